@@ -1,0 +1,102 @@
+"""The door: Hydra composes the configuration, the pipeline runs it. Heavy imports stay behind it."""
+
+import difflib
+import os
+import re
+import sys
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from kegnet_pl.errors import Interrupted, UserError
+
+_entered = False
+
+
+@hydra.main(version_base="1.3", config_path="pkg://kegnet_pl.conf", config_name="config")
+def _run(cfg: DictConfig) -> float | None:
+    global _entered
+    _entered = True
+    from kegnet_pl.pipeline import run
+
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        return run(cfg)
+    except KeyboardInterrupt:
+        _leave(
+            Interrupted(
+                f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to go on from "
+                f"where this one was."
+            ),
+            code=130,
+        )
+    except UserError as error:
+        if multirun:
+            raise
+        _leave(error, code=1)
+    except ValueError as error:
+        # Checks of our own losses, plans and data say what to do; a traceback would hide it.
+        if multirun or os.environ.get("HYDRA_FULL_ERROR") or not str(error).startswith("Expected "):
+            raise
+        _leave(error, code=1)
+    return None
+
+
+def _leave(error: Exception, code: int) -> None:
+    if os.environ.get("HYDRA_FULL_ERROR"):
+        raise error
+    sys.stdout.flush()
+    print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        _run()
+    except SystemExit as stop:
+        if stop.code == 1 and not _entered:
+            _explain_overrides(sys.argv[1:])
+        raise
+
+
+def _explain_overrides(arguments: list[str]) -> None:
+    """Say what exists where an override names what does not."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    overrides = [argument for argument in arguments if re.match(r"[~+]{0,2}[\w.@/]+=", argument)]
+    wrong = [override for override in overrides if not override.startswith(("+", "~", "hydra."))]
+    experiment = [override for override in overrides if override.startswith("+experiment=") and "," not in override]
+    GlobalHydra.instance().clear()
+    with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
+        try:
+            cfg = compose("config", overrides=experiment)
+        except HydraException:
+            cfg = compose("config")
+    for override in wrong:
+        key = override.split("=", 1)[0]
+        missing = _first_missing(cfg, key)
+        if missing is None:
+            continue
+        parent, known = missing
+        close = difflib.get_close_matches(key.rsplit(".", 1)[-1] if parent else key.split(".")[0], known, n=1)
+        hint = f" Did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
+        what = f"`{parent}` has" if parent else "The configuration has"
+        print(f"\n{key!r} does not exist.{hint}\n{what}: {', '.join(known)}", file=sys.stderr)  # noqa: T201
+
+
+def _first_missing(cfg: Any, key: str) -> tuple[str, list[str]] | None:
+    """Return where a dotted key leaves the configuration, and what there is; None if it exists."""
+    node, seen = cfg, []
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+            return ".".join(seen), known
+        seen.append(part)
+        node = OmegaConf.to_container(node).get(part) if OmegaConf.is_missing(node, part) else node[part]  # type: ignore[union-attr]
+    return None

@@ -1,0 +1,296 @@
+"""Which layers to compress, and how far."""
+
+import copy
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from torch import nn
+
+from kegnet_pl.compression.evbmf import evbmf
+from kegnet_pl.compression.ledger import Ledger, LedgerRow, count_parameters, measure_cost
+from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, sides
+
+SideRank = int | float | str
+"""One side's rank: a number of components, a fraction in (0, 1), ``"evbmf"``, ``"full"`` or ``"target"``."""
+
+WhenLarger = Literal["keep", "compress"]
+
+_WORDS = ("evbmf", "full", "target")
+
+
+def _check_side(rank: object) -> SideRank:
+    if isinstance(rank, str) and rank in _WORDS:
+        return rank
+    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
+        return rank
+    if isinstance(rank, float) and 0 < rank <= 1:
+        return rank
+    raise ValueError(
+        f"Expected `rank` to be one of {_WORDS}, a whole number from 1, a fraction in (0, 1], "
+        f"or a pair {{in: ..., out: ...}} of these, but got {rank!r}."
+    )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which ranks some layers get.
+
+    Attributes:
+        layers: Pattern of layer names, as in a shell (``conv3``, ``layers3.*.conv1``, ``*``), or several of them.
+        rank: For both sides, or ``{"in": ..., "out": ...}``. A whole number is a number of components, a fraction in
+            (0, 1] a share of the side, ``"evbmf"`` asks the layer's weights, ``"full"`` leaves the side as it is,
+            ``"target"`` is chosen so that the whole network reaches the plan's ``target``.
+
+    Raises:
+        ValueError: If a rank is none of these.
+    """
+
+    layers: str | Sequence[str]
+    rank: SideRank | Mapping[str, SideRank]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, Mapping):
+            if set(self.rank) != {"in", "out"}:
+                raise ValueError(f"Expected `rank` as a pair {{in: ..., out: ...}}, but got {dict(self.rank)!r}.")
+            for rank in self.rank.values():
+                _check_side(rank)
+        else:
+            _check_side(self.rank)
+        if not self.patterns:
+            raise ValueError("Expected `layers` to hold at least one pattern, but got none.")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """All patterns."""
+        return (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
+
+    @property
+    def sides(self) -> tuple[SideRank, SideRank]:
+        """Rank of the input side, rank of the output side."""
+        if isinstance(self.rank, Mapping):
+            return self.rank["in"], self.rank["out"]
+        return self.rank, self.rank
+
+    def matches(self, name: str) -> bool:
+        """Whether the rule speaks of a layer."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed network and its books.
+
+    Attributes:
+        network: The smaller network, a copy; it shares no tensor with the original.
+        ledger: What every layer cost before and after.
+    """
+
+    network: nn.Module
+    ledger: Ledger
+
+
+@dataclass
+class _Candidate:
+    """One layer on its way through a plan."""
+
+    name: str
+    layer: Factorisable
+    ranks: tuple[SideRank, SideRank]
+    notes: list[str] = field(default_factory=list)
+
+    def unfolding(self, side: int) -> np.ndarray:
+        """Matrix with the input (0) or output (1) side as rows."""
+        weight = self.layer.weight.detach().to("cpu").double().numpy()
+        return np.moveaxis(weight, 1 - side, 0).reshape(weight.shape[1 - side], -1)
+
+    def fixed(self, side: int) -> int | None:
+        """Rank of one side, None where it depends on the target."""
+        rank, full = self.ranks[side], sides(self.layer)[side]
+        word = ("in", "out")[side]
+        if rank == "target":
+            return None
+        if rank == "full":
+            return full
+        if rank == "evbmf":
+            found = evbmf(self.unfolding(side)).rank
+            if found == 0:
+                self.notes.append(f"EVBMF found {word} rank 0, raised to 1")
+            return max(found, 1)
+        if isinstance(rank, float):
+            return max(1, round(rank * full))
+        if isinstance(rank, int) and rank > full:
+            kind = "channels" if isinstance(self.layer, nn.Conv2d) else "units"
+            raise ValueError(
+                f"Expected `rank` between 1 and {full} for layer {self.name!r} ({full} {word}put {kind}), but got "
+                f"{rank}. Lower it, or write 'full' to leave that side as it is."
+            )
+        return int(rank)
+
+    def energy(self, side: int) -> np.ndarray:
+        """Share of the squared singular values that the first r components hold, r = 1, 2, ..."""
+        squares = np.linalg.svd(self.unfolding(side), compute_uv=False) ** 2
+        total = squares.sum()
+        return np.cumsum(squares) / total if total > 0 else np.ones_like(squares)
+
+
+def _parameters(layer: Factorisable, ranks: Ranks) -> int:
+    """Parameters of a layer once it is factorised at these ranks."""
+    (n_in, n_out), (r_in, r_out) = sides(layer), ranks
+    kernel = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
+    return n_in * r_in + r_in * r_out * kernel + r_out * n_out + (0 if layer.bias is None else n_out)
+
+
+class CompressionPlan:
+    """Names layers and ranks, and makes a smaller network of any network.
+
+    Args:
+        rules: The first rule that matches a layer decides; layers that none matches stay as they are.
+        target: Compression ratio of the whole network (parameters before / after), above 1, which the sides of rank
+            ``"target"`` are chosen for: they all keep the same share of their squared singular values, the largest
+            share that reaches the ratio.
+        when_larger: What to do with a layer that its factorisation would enlarge: ``"keep"`` it (with a note in the
+            ledger) or ``"compress"`` it all the same, as the paper does with the outer layers of its MLP.
+
+    Raises:
+        ValueError: If there is no rule, ``when_larger`` is unknown, or ``target`` and ``"target"`` ranks do not come
+            together.
+    """
+
+    def __init__(self, rules: Sequence[Rule], target: float | None = None, when_larger: WhenLarger = "keep") -> None:
+        if not rules:
+            raise ValueError("Expected `rules` to hold at least one rule, but got none.")
+        if when_larger not in get_args(WhenLarger):
+            raise ValueError(f"Expected `when_larger` to be one of {get_args(WhenLarger)}, but got {when_larger!r}.")
+        if target is not None and not (target > 1 and math.isfinite(target)):
+            raise ValueError(f"Expected `target` to be a compression ratio above 1, but got {target}.")
+        wanted = any("target" in rule.sides for rule in rules)
+        if wanted and target is None:
+            raise ValueError("Expected `target`, a compression ratio, since a rule has the rank 'target'; got None.")
+        if target is not None and not wanted:
+            raise ValueError(f"Expected a rule with the rank 'target' to reach target={target}, but there is none.")
+        self.rules = tuple(rules)
+        self.target = target
+        self.when_larger = when_larger
+
+    def apply(self, network: nn.Module, input_shape: Sequence[int]) -> Compressed:
+        """Compress a copy of a network.
+
+        Args:
+            network: Any network; it stays as it is.
+            input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
+
+        Returns:
+            The smaller network and its ledger.
+
+        Raises:
+            ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, or the target is
+                out of reach.
+        """
+        network = copy.deepcopy(network)
+        layers = {
+            name: layer
+            for name, layer in network.named_modules()
+            if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
+        }
+        self._check_patterns(layers)
+        rule_of = {name: next((rule for rule in self.rules if rule.matches(name)), None) for name in layers}
+
+        notes: dict[str, str] = {}
+        candidates: list[_Candidate] = []
+        for name, layer in layers.items():
+            rule = rule_of[name]
+            if rule is None:
+                notes[name] = "left alone: no rule names it"
+            elif not isinstance(layer, Factorisable):
+                notes[name] = f"left alone: {type(layer).__name__} cannot be factorised here"
+            elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
+                notes[name] = f"left alone: grouped convolution (groups={layer.groups})"
+            else:
+                candidates.append(_Candidate(name, layer, rule.sides))
+
+        chosen = self._choose(candidates, count_parameters(network))
+        before = measure_cost(network, input_shape)
+        parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
+        for candidate in candidates:
+            ranks = chosen[candidate.name]
+            if self._enlarges(candidate.layer, ranks):
+                larger = _parameters(candidate.layer, ranks) - parameters_before[candidate.name]
+                candidate.notes.append(
+                    f"left alone: ranks in {ranks[0]}, out {ranks[1]} would add {larger} parameters or save none"
+                )
+                del chosen[candidate.name]
+            else:
+                network.set_submodule(candidate.name, factorise(candidate.layer, ranks))
+            notes[candidate.name] = "; ".join(candidate.notes)
+
+        after = measure_cost(network, input_shape)
+        rows = tuple(
+            LedgerRow(
+                layer=name,
+                kind={nn.Conv2d: "conv", nn.Linear: "linear"}.get(type(layer), type(layer).__name__),
+                in_rank=chosen[name][0] if name in chosen else None,
+                out_rank=chosen[name][1] if name in chosen else None,
+                parameters_before=parameters_before[name],
+                parameters_after=count_parameters(network.get_submodule(name)),
+                macs_before=before.layer_macs.get(name, 0),
+                macs_after=after.layer_macs.get(name, 0),
+                note=notes[name],
+            )
+            for name, layer in layers.items()
+        )
+        return Compressed(network, Ledger(rows, before.parameters, after.parameters, before.macs, after.macs))
+
+    def _check_patterns(self, layers: Mapping[str, nn.Module]) -> None:
+        for rule in self.rules:
+            for pattern in rule.patterns:
+                if not fnmatch.filter(layers, pattern):
+                    raise ValueError(
+                        f"Expected `layers` to name layers of the network, but {pattern!r} matches none of: "
+                        f"{', '.join(layers) or '(the network has no convolution or dense layer)'}."
+                    )
+
+    def _enlarges(self, layer: Factorisable, ranks: Ranks) -> bool:
+        return self.when_larger == "keep" and _parameters(layer, ranks) >= count_parameters(layer)
+
+    def _choose(self, candidates: Sequence[_Candidate], parameters: int) -> dict[str, Ranks]:
+        """Ranks of every candidate."""
+        fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
+        free = {
+            (c.name, side): c.energy(side) for c in candidates for side in (0, 1) if fixed[c.name][side] is None
+        }
+
+        def at(share: float) -> dict[str, Ranks]:
+            def rank(name: str, side: int) -> int:
+                known = fixed[name][side]
+                return known if known is not None else 1 + int(np.searchsorted(free[name, side][:-1], share))
+
+            return {c.name: (rank(c.name, 0), rank(c.name, 1)) for c in candidates}
+
+        def ratio(ranks: Mapping[str, Ranks]) -> float:
+            saved = sum(
+                count_parameters(c.layer) - _parameters(c.layer, ranks[c.name])
+                for c in candidates
+                if not self._enlarges(c.layer, ranks[c.name])
+            )
+            return parameters / (parameters - saved)
+
+        if self.target is None:
+            return at(1.0)
+        # Every share at which some rank grows; the ratio falls from one to the next.
+        shares = np.unique(np.concatenate([[0.0], *free.values()]))
+        low, high = 0, len(shares) - 1
+        if ratio(at(shares[0])) < self.target:
+            raise ValueError(
+                f"Expected `target` of at most {ratio(at(shares[0])):.2f}, the ratio with every rank at 1, but got "
+                f"{self.target}. Name more layers in `rules`, or lower the target."
+            )
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if ratio(at(shares[middle])) >= self.target else (low, middle - 1)
+        return at(shares[low])
+
+

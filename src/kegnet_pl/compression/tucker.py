@@ -1,0 +1,190 @@
+"""Tucker-2 factorisation of convolutions and Tucker factorisation of dense layers (PAPER section 4)."""
+
+import math
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+import tensorly
+import torch
+from tensorly.decomposition import partial_tucker, tucker
+from torch import Tensor, nn
+
+Ranks = tuple[int, int]
+"""``(in_rank, out_rank)``: dimensions left of the input side and of the output side."""
+
+Factorisable = nn.Conv2d | nn.Linear
+
+
+def sides(layer: Factorisable) -> Ranks:
+    """Return the full ranks of a layer: its input and output channels or units."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels, layer.out_channels
+    return layer.in_features, layer.out_features
+
+
+def _check_ranks(layer: Factorisable, ranks: Ranks) -> None:
+    for side, rank, full in zip(("in", "out"), ranks, sides(layer), strict=True):
+        if not 1 <= rank <= full:
+            raise ValueError(f"Expected the {side} rank between 1 and {full} for {layer}, but got {rank}.")
+
+
+def _complete(factor: np.ndarray, columns: int) -> np.ndarray:
+    """Add orthonormal columns to a factor with orthonormal columns."""
+    basis = np.linalg.svd(factor, full_matrices=True)[0]
+    return np.hstack([factor, basis[:, factor.shape[1] : columns]])
+
+
+def _decompose(weight: Tensor, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Core ``(r_out, r_in, ...)``, input factor ``(in, r_in)`` and output factor ``(out, r_out)`` of a weight.
+
+    A side can hold no more components than the other side and the kernel have values; ranks beyond that get further
+    orthonormal directions with zeros in the core: the same function, and all of them can learn.
+    """
+    values = weight.detach().to("cpu", torch.float64).numpy()
+    in_rank, out_rank = ranks
+    kernel = math.prod(values.shape[2:])
+    out_real = min(out_rank, in_rank * kernel)
+    in_real = min(in_rank, out_real * kernel)
+    with tensorly.backend_context("numpy", local_threadsafe=True):
+        if values.ndim == 2:
+            core, (out_factor, in_factor) = tucker(values, rank=[out_real, in_real], init="svd")
+        else:
+            (core, (out_factor, in_factor)), _ = partial_tucker(
+                values, rank=[out_real, in_real], modes=[0, 1], init="svd"
+            )
+    padding = [(0, out_rank - out_real), (0, in_rank - in_real)] + [(0, 0)] * (values.ndim - 2)
+    return np.pad(core, padding), _complete(in_factor, in_rank), _complete(out_factor, out_rank)
+
+
+def _factorise_into(new: nn.Sequential, layer: Factorisable, ranks: Ranks) -> None:
+    """Write the factors of a layer's weight, and its bias, into the three layers that replace it."""
+    core, in_factor, out_factor = _decompose(layer.weight, ranks)
+    with torch.no_grad():
+        for part, values in zip(new, (in_factor.T, core, out_factor), strict=True):
+            weight = torch.from_numpy(np.ascontiguousarray(values)).reshape(part.weight.shape)  # type: ignore[arg-type]
+            part.weight.copy_(weight)  # type: ignore[operator, union-attr]
+        if layer.bias is not None:
+            new[-1].bias.copy_(layer.bias)  # type: ignore[operator, union-attr]
+
+
+class TuckerConv2d(nn.Sequential):
+    """A ``k x k`` convolution as 1x1 (in -> r_in), k x k core (r_in -> r_out), 1x1 (r_out -> out, the bias).
+
+    Stride, padding and dilation are the core's.
+
+    Args:
+        conv: The convolution to replace; its shape is read, its weights are not (see :meth:`from_layer`).
+        ranks: ``(in_rank, out_rank)``.
+
+    Shapes:
+        Those of ``conv``.
+
+    Raises:
+        ValueError: If a rank is out of range or the convolution is grouped.
+
+    Source:
+        Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile Applications", 2016.
+    """
+
+    def __init__(self, conv: nn.Conv2d, ranks: Ranks) -> None:
+        _check_ranks(conv, ranks)
+        if conv.groups != 1:
+            raise ValueError(f"Expected a convolution with groups=1, but got {conv}: leave grouped ones alone.")
+        in_rank, out_rank = ranks
+        like = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        super().__init__(
+            nn.Conv2d(conv.in_channels, in_rank, 1, bias=False, **like),
+            nn.Conv2d(
+                in_rank,
+                out_rank,
+                conv.kernel_size,  # type: ignore[arg-type]
+                stride=conv.stride,  # type: ignore[arg-type]
+                padding=conv.padding,  # type: ignore[arg-type]
+                dilation=conv.dilation,  # type: ignore[arg-type]
+                padding_mode=conv.padding_mode,
+                bias=False,
+                **like,
+            ),
+            nn.Conv2d(out_rank, conv.out_channels, 1, bias=conv.bias is not None, **like),
+        )
+
+    @classmethod
+    def from_layer(cls, conv: nn.Conv2d, ranks: Ranks) -> Self:
+        """Factorise the weights of ``conv`` by a partial Tucker decomposition over its channel modes."""
+        new = cls(conv, ranks)
+        _factorise_into(new, conv, ranks)
+        return new
+
+
+class TuckerLinear(nn.Sequential):
+    """A dense layer as Linear(in, r_in), Linear(r_in, r_out), Linear(r_out, out, the bias).
+
+    Args:
+        linear: The layer to replace; its shape is read, its weights are not (see :meth:`from_layer`).
+        ranks: ``(in_rank, out_rank)``.
+
+    Shapes:
+        Those of ``linear``.
+
+    Raises:
+        ValueError: If a rank is out of range.
+
+    Source:
+        KegNet, experiments on unstructured data (PAPER section 4).
+    """
+
+    def __init__(self, linear: nn.Linear, ranks: Ranks) -> None:
+        _check_ranks(linear, ranks)
+        in_rank, out_rank = ranks
+        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        super().__init__(
+            nn.Linear(linear.in_features, in_rank, bias=False, **like),
+            nn.Linear(in_rank, out_rank, bias=False, **like),
+            nn.Linear(out_rank, linear.out_features, bias=linear.bias is not None, **like),
+        )
+
+    @classmethod
+    def from_layer(cls, linear: nn.Linear, ranks: Ranks) -> Self:
+        """Factorise the weights of ``linear`` by a Tucker decomposition of its matrix."""
+        new = cls(linear, ranks)
+        _factorise_into(new, linear, ranks)
+        return new
+
+
+def factorise(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinear:
+    """Return the Tucker factorisation of a convolution or dense layer.
+
+    Args:
+        layer: The layer; it is not changed.
+        ranks: ``(in_rank, out_rank)``.
+
+    Returns:
+        A new module with the same input and output shapes.
+
+    Raises:
+        ValueError: If a rank is out of range or a convolution is grouped.
+    """
+    if isinstance(layer, nn.Conv2d):
+        return TuckerConv2d.from_layer(layer, ranks)
+    return TuckerLinear.from_layer(layer, ranks)
+
+
+def restore_structure(network: nn.Module, ranks: Mapping[str, Ranks]) -> nn.Module:
+    """Give a network the layers of its compressed form, with weights still to be loaded.
+
+    Args:
+        network: The uncompressed network; changed in place.
+        ranks: ``(in_rank, out_rank)`` by layer name, as a ledger holds them.
+
+    Returns:
+        The same network.
+
+    Raises:
+        AttributeError: If there is no layer of such a name.
+    """
+    for name, pair in ranks.items():
+        layer = network.get_submodule(name)
+        compressed = TuckerConv2d(layer, pair) if isinstance(layer, nn.Conv2d) else TuckerLinear(layer, pair)  # type: ignore[arg-type]
+        network.set_submodule(name, compressed)
+    return network

@@ -1,0 +1,25 @@
+"""Real data to train a teacher and to report accuracy, synthetic data to train a student."""
+
+from kegnet_pl.data.base import RealDataModule, Split
+from kegnet_pl.data.digits import DigitsDataModule
+from kegnet_pl.data.images import SVHN, FashionMNIST, ImageDataModule, MNIST
+from kegnet_pl.data.synthetic import GeneratorSource, NoiseSource, SyntheticDataModule, SyntheticSource
+from kegnet_pl.data.tables import Letter, Pendigits, Shuttle, TableDataModule
+
+__all__ = [
+    "MNIST",
+    "SVHN",
+    "DigitsDataModule",
+    "FashionMNIST",
+    "GeneratorSource",
+    "ImageDataModule",
+    "Letter",
+    "NoiseSource",
+    "Pendigits",
+    "RealDataModule",
+    "Shuttle",
+    "Split",
+    "SyntheticDataModule",
+    "SyntheticSource",
+    "TableDataModule",
+]

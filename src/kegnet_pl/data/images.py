@@ -1,0 +1,199 @@
+"""MNIST, Fashion-MNIST and SVHN in their published layouts."""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torchvision
+from scipy.io import loadmat
+from torch import Tensor
+from torchvision.transforms.v2 import functional as vision
+
+from kegnet_pl.data.base import RealDataModule, Split, find_file, hold_out
+
+
+class ImageDataModule(RealDataModule):
+    """Images resized to 32x32 and normalised by fixed statistics (PAPER section 6).
+
+    Args:
+        root: Folder that holds the files in the published layout, or a folder above it.
+        mean: Mean of every channel, of values in [0, 1].
+        std: Standard deviation of every channel.
+        validation: Samples of the shuffled training set that are held out; where the set is a subset with no more
+            than twice as many, a tenth of it.
+        download: Whether to download what is missing.
+        name, input_shape, classes, options: See :class:`RealDataModule`.
+
+    Raises:
+        ValueError: If ``mean`` and ``std`` do not fit the channels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        input_shape: Sequence[int],
+        classes: int,
+        *,
+        root: str | Path,
+        mean: Sequence[float],
+        std: Sequence[float],
+        validation: int = 5000,
+        download: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, input_shape, classes, **options)
+        if not len(mean) == len(std) == self.input_shape[0]:
+            raise ValueError(
+                f"Expected one `mean` and `std` for each of {self.input_shape[0]} channels, but got {mean} and {std}."
+            )
+        self.root = Path(root)
+        self.mean = torch.tensor(list(mean))[:, None, None]
+        self.std = torch.tensor(list(std))[:, None, None]
+        self.validation = validation
+        self.download = download
+
+    def _read_part(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Return images ``(N, C, H, W)`` uint8 and labels ``(N,)`` int64."""
+        raise NotImplementedError
+
+    def available(self) -> bool:
+        """Whether the test files are there or may be downloaded."""
+        try:
+            self._locate(train=False)
+        except FileNotFoundError:
+            return self.download
+        return True
+
+    def _locate(self, train: bool) -> Path:
+        """Return where the files of one part are, or raise FileNotFoundError."""
+        raise NotImplementedError
+
+    def _prepare(self, part: tuple[Tensor, Tensor]) -> Split:
+        images, labels = part
+        if images.shape[-2:] != self.input_shape[-2:]:
+            # On 8-bit values, as the authors resized pictures.
+            size = list(self.input_shape[-2:])
+            images = vision.resize(images, size, interpolation=vision.InterpolationMode.BILINEAR, antialias=True)
+        return Split((images.float() / 255 - self.mean) / self.std, labels)
+
+    def read(self) -> dict[str, Split]:
+        """Read both files, hold out the validation split."""
+        whole, test = self._prepare(self._read_part(train=True)), self._prepare(self._read_part(train=False))
+        size = self.validation if len(whole) > 2 * self.validation else len(whole) // 10
+        train, val = hold_out(whole, size, self.seed)
+        return {"train": train, "val": val, "test": test}
+
+
+class _IdxDataModule(ImageDataModule):
+    """Grey 28x28 images in the IDX files of MNIST and its look-alikes, read by torchvision.
+
+    A training file cut short on purpose (with a header that says so) is accepted.
+    """
+
+    dataset: ClassVar[type[torchvision.datasets.MNIST]]
+
+    def _locate(self, train: bool) -> Path:
+        kind = self.dataset.__name__
+        file = f"{kind}/raw/{'train' if train else 't10k'}-images-idx3-ubyte"
+        folders = (".", self.name, self.name.split("-")[0])
+        found = find_file(
+            self.root,
+            [f"{folder}/{file}" for folder in folders],
+            f"the {self.name} files",
+            "Get them with data.download=true.",
+        )
+        return found.parents[2]
+
+    def _read_part(self, train: bool) -> tuple[Tensor, Tensor]:
+        try:
+            folder = self._locate(train)
+        except FileNotFoundError:
+            if not self.download:
+                raise
+            self.dataset(str(self.root), train=train, download=True)
+            folder = self.root
+        try:
+            data = self.dataset(str(folder), train=train, download=False)
+        except (ValueError, RuntimeError, OSError, AssertionError, struct.error) as error:
+            raise ValueError(
+                f"Expected whole {self.name} files below {folder}, but they cannot be read ({error}). Delete them and "
+                f"run again with data.download=true."
+            ) from error
+        if len(data.data) != len(data.targets):
+            raise ValueError(
+                f"Expected as many images as labels below {folder}, but got {len(data.data)} and {len(data.targets)}."
+            )
+        return data.data[:, None], data.targets.long()
+
+
+class MNIST(_IdxDataModule):
+    """Handwritten digits (LeCun et al., 1998); see :class:`ImageDataModule`."""
+
+    dataset = torchvision.datasets.MNIST
+
+    def __init__(
+        self, name: str = "mnist", input_shape: Sequence[int] = (1, 32, 32), classes: int = 10, **options: Any
+    ) -> None:
+        super().__init__(name, input_shape, classes, **options)
+
+
+class FashionMNIST(_IdxDataModule):
+    """Pieces of clothing (Xiao, Rasul, Vollgraf, 2017); see :class:`ImageDataModule`."""
+
+    dataset = torchvision.datasets.FashionMNIST
+
+    def __init__(
+        self, name: str = "fashion", input_shape: Sequence[int] = (1, 32, 32), classes: int = 10, **options: Any
+    ) -> None:
+        super().__init__(name, input_shape, classes, **options)
+
+
+class SVHN(ImageDataModule):
+    """Street View House Numbers, format 2 (Netzer et al., 2011): ``train_32x32.mat`` and ``test_32x32.mat``.
+
+    A subset in the same layout is accepted. For non-commercial use. See :class:`ImageDataModule`.
+    """
+
+    published = 26_032
+
+    def __init__(
+        self, name: str = "svhn", input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, **options: Any
+    ) -> None:
+        super().__init__(name, input_shape, classes, **options)
+
+    @property
+    def test_set(self) -> str:
+        """The test data in words; a shorter file is called what it is."""
+        count = len(self.splits["test"])
+        return super().test_set if count == self.published else f"svhn: a subset of {count:,} test samples"
+
+    def _locate(self, train: bool) -> Path:
+        file = f"{'train' if train else 'test'}_32x32.mat"
+        return find_file(self.root, [file, f"svhn/{file}"], "the SVHN file", "Get it with data.download=true.")
+
+    def _read_part(self, train: bool) -> tuple[Tensor, Tensor]:
+        try:
+            path = self._locate(train)
+        except FileNotFoundError:
+            if not self.download:
+                raise
+            torchvision.datasets.SVHN(str(self.root), split="train" if train else "test", download=True)
+            path = self._locate(train)
+        try:
+            content = loadmat(path)
+            images, labels = np.asarray(content["X"]), np.asarray(content["y"]).reshape(-1)
+        except Exception as error:  # scipy raises many kinds for damaged files
+            raise ValueError(
+                f"Expected a MATLAB file with `X` and `y` at {path}, but it cannot be read ({error}). Delete it and run "
+                f"again with data.download=true."
+            ) from error
+        if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.shape[3] != len(labels):
+            raise ValueError(
+                f"Expected `X` of shape (32, 32, 3, N) and N labels in {path}, but got {images.shape} and "
+                f"{len(labels)} labels."
+            )
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(3, 2, 0, 1)))
+        return x, torch.from_numpy(labels.astype(np.int64) % 10)  # the digit 0 is written as 10

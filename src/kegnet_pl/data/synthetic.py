@@ -1,0 +1,218 @@
+"""Synthetic data: samples from frozen generators or from noise, labelled by the teacher."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kegnet_pl.data.base import Split
+from kegnet_pl.data.loading import TensorLoader
+from kegnet_pl.networks import FrozenModule
+from kegnet_pl.seeds import derive_seed, stream
+
+Noise = Literal["uniform", "normal"]
+
+
+class SyntheticSource(nn.Module, ABC):
+    """Something that samples can be drawn from."""
+
+    @abstractmethod
+    def draw(self, n: int, seed: int) -> Tensor:
+        """Draw samples.
+
+        Args:
+            n: Number of samples.
+            seed: The same seed gives the same samples.
+
+        Returns:
+            Samples ``(n, *input_shape)``, on the CPU.
+        """
+
+
+def draw_labels_and_noise(
+    n: int, classes: int, noise_dim: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw what a generator is fed with (PAPER section 2), on the device of ``generator``.
+
+    Args:
+        n: Number of pairs.
+        classes: Number of classes.
+        noise_dim: Dimensions of the noise.
+        generator: Where the random numbers come from.
+
+    Returns:
+        Noise ``(n, noise_dim)``, standard normal, and one-hot labels ``(n, classes)``, classes uniform.
+    """
+    device = generator.device
+    labels = torch.randint(classes, (n,), generator=generator, device=device)
+    z = torch.randn(n, noise_dim, generator=generator, device=device)
+    return z, functional.one_hot(labels, classes).to(z.dtype)
+
+
+class GeneratorSource(SyntheticSource):
+    """Frozen generators: the same labels and noise pass through each of them (PAPER section 1).
+
+    Args:
+        generators: One or more, with attributes ``noise_dim`` and ``classes``. They are copied and frozen.
+        device: Where they compute.
+        chunk: Samples at a time.
+
+    Raises:
+        ValueError: If there is no generator.
+    """
+
+    def __init__(
+        self, generators: Sequence[nn.Module], device: torch.device | str = "cpu", chunk: int = 1024
+    ) -> None:
+        super().__init__()
+        if not generators:
+            raise ValueError("Expected at least one generator, but got none.")
+        self.generators = nn.ModuleList(FrozenModule(generator) for generator in generators).to(device)
+        self.noise_dim = int(generators[0].noise_dim)  # type: ignore[arg-type]
+        self.classes = int(generators[0].classes)  # type: ignore[arg-type]
+        self.device = torch.device(device)
+        self.chunk = chunk
+
+    @torch.no_grad()
+    def draw(self, n: int, seed: int) -> Tensor:
+        """Draw ``n`` samples, the same number from each generator.
+
+        Raises:
+            ValueError: If ``n`` cannot be shared out evenly.
+        """
+        count = len(self.generators)
+        if n < count or n % count:
+            raise ValueError(
+                f"Expected the number of samples to be a multiple of the {count} generators, but got {n}. "
+                f"Try {max(1, round(n / count)) * count}."
+            )
+        z, y = draw_labels_and_noise(n // count, self.classes, self.noise_dim, stream(seed, "synthetic"))
+        return torch.cat([self.generate(index, z, y) for index in range(count)])
+
+    @torch.no_grad()
+    def generate(self, index: int, z: Tensor, y: Tensor) -> Tensor:
+        """Pass noise ``(N, Z)`` and labels ``(N, C)`` through one generator; samples ``(N, *input_shape)`` on the CPU."""
+        network = self.generators[index].network
+        pieces = zip(z.split(self.chunk), y.split(self.chunk), strict=True)
+        return torch.cat([network(a.to(self.device), b.to(self.device)).cpu() for a, b in pieces])  # type: ignore[operator]
+
+
+class NoiseSource(SyntheticSource):
+    """The paper's baselines: inputs from U(-1, 1) or N(0, 1), independent of everything.
+
+    Args:
+        distribution: ``"uniform"`` or ``"normal"``.
+        input_shape: Shape of one sample.
+
+    Raises:
+        ValueError: If ``distribution`` is unknown.
+    """
+
+    def __init__(self, distribution: Noise, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        if distribution not in get_args(Noise):
+            raise ValueError(f"Expected `distribution` to be one of {get_args(Noise)}, but got {distribution!r}.")
+        self.distribution = distribution
+        self.input_shape = tuple(input_shape)
+
+    def draw(self, n: int, seed: int) -> Tensor:
+        """Draw ``n`` samples ``(n, *input_shape)``."""
+        generator = stream(seed, "synthetic")
+        shape = (n, *self.input_shape)
+        if self.distribution == "uniform":
+            return torch.rand(shape, generator=generator) * 2 - 1
+        return torch.randn(shape, generator=generator)
+
+
+class SyntheticDataModule(LightningDataModule):
+    """Samples of a source with the teacher's logits as labels: all the student ever sees.
+
+    Batches are ``(x, teacher_logits)`` of shapes ``(B, *input_shape)`` and ``(B, C)``. The validation split is drawn
+    from the same source with another seed.
+
+    Args:
+        source: Where samples come from.
+        teacher: Labels them, in evaluation mode. It is copied and frozen.
+        samples: Training samples.
+        validation_samples: Validation samples; 0 for none.
+        real_validation: Real validation samples in place of synthetic ones: only to select an epoch as the authors'
+            release does. Validation batches are then ``(x, y)`` with classes ``(B,)``.
+        batch_size: Samples of one optimiser step, over all processes.
+        shuffle: Whether to shuffle every epoch; the paper's release visits them in their order.
+        seed: Seed of the draw and of the order.
+        device: Where the teacher labels.
+
+    Raises:
+        ValueError: If a count is out of range.
+    """
+
+    def __init__(
+        self,
+        source: SyntheticSource,
+        teacher: nn.Module,
+        *,
+        samples: int,
+        validation_samples: int = 0,
+        real_validation: Split | None = None,
+        batch_size: int = 64,
+        shuffle: bool = True,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("samples", samples, 1),
+            ("validation_samples", validation_samples, 0),
+            ("batch_size", batch_size, 1),
+        ):
+            if value < least:
+                raise ValueError(f"Expected `{name}` of at least {least}, but got {value}.")
+        self.source = source
+        self.teacher = FrozenModule(teacher).to(device)
+        self.device = torch.device(device)
+        self.samples = samples
+        self.validation_samples = validation_samples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self.seconds = {"draw": 0.0, "label": 0.0}
+        self.real_validation = real_validation
+
+    @torch.no_grad()
+    def label(self, x: Tensor) -> Tensor:
+        """Return the teacher's logits ``(N, C)`` for samples ``(N, *input_shape)``, on the CPU."""
+        return torch.cat([self.teacher(piece.to(self.device)).cpu() for piece in x.split(1024)])
+
+    def setup(self, stage: str | None = None) -> None:
+        """Draw and label once; every process draws the same and trains on its share."""
+        if self.splits:
+            return
+        for part, count in (("train", self.samples), ("val", self.validation_samples)):
+            if count:
+                start = time.perf_counter()
+                x = self.source.draw(count, derive_seed(self.seed, part))
+                drawn = time.perf_counter()
+                self.splits[part] = (x, self.label(x))
+                self.seconds["draw"] += drawn - start
+                self.seconds["label"] += time.perf_counter() - drawn
+        if self.real_validation is not None:
+            self.splits["val"] = (self.real_validation.x, self.real_validation.y)
+
+    def _loader(self, part: str, **options: Any) -> TensorLoader:
+        return TensorLoader(
+            *self.splits[part], batch_size=self.batch_size, trainer=self.trainer, seed=self.seed, **options
+        )
+
+    def train_dataloader(self) -> TensorLoader:
+        """Training batches ``(x, teacher_logits)``."""
+        return self._loader("train", shuffle=self.shuffle, train=True)
+
+    def val_dataloader(self) -> TensorLoader | list[Any]:
+        """Validation batches ``(x, teacher_logits)``, none where there are no validation samples."""
+        return self._loader("val") if "val" in self.splits else []

@@ -1,0 +1,73 @@
+"""Loggers of a stage, from the configuration's ``logger`` group."""
+
+import os
+import sys
+from collections.abc import Mapping
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+
+def has_wandb_key() -> bool:
+    """Whether Weights & Biases could log in without asking."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def make_loggers(
+    specifications: Mapping[str, Mapping[str, Any]],
+    *,
+    stage: str,
+    name: str,
+    folder: Path,
+    run_folder: Path,
+    group: str,
+    hyperparameters: Mapping[str, Any],
+) -> list[Logger]:
+    """Build the loggers of one fit.
+
+    Args:
+        specifications: Logger name -> ``_target_`` and arguments.
+        stage: Stage, the W&B job type.
+        name: Tells the fits of a stage apart.
+        folder: The stage's folder: csv and TensorBoard files go there.
+        run_folder: The run's folder: W&B files go there.
+        group: W&B group, the same for all stages of a pipeline.
+        hyperparameters: Resolved configuration to log.
+
+    Returns:
+        One logger for each specification.
+    """
+    loggers: list[Logger] = []
+    for specification in specifications.values():
+        target = specification["_target_"].rsplit(".", 1)[-1]
+        if target == WandbLogger.__name__:
+            # Without a key the client would ask for one; with WANDB_MODE the user has decided.
+            offline = not has_wandb_key() and "WANDB_MODE" not in os.environ
+            options: dict[str, Any] = {
+                "save_dir": str(run_folder), "name": f"{stage}/{name}", "group": group, "job_type": stage,
+            }  # fmt: skip
+            options |= {"offline": True} if offline and "offline" not in specification else {}
+        elif target in (CSVLogger.__name__, TensorBoardLogger.__name__):
+            options = {"save_dir": str(folder), "name": f"logs/{name}"}
+        else:
+            options = {}
+        logger = instantiate(specification, **options, _convert_="all")
+        if target != CSVLogger.__name__:  # the manifest beside the csv file has them already
+            logger.log_hyperparams(dict(hyperparameters))
+        loggers.append(logger)
+    return loggers
+
+
+def finish_loggers() -> None:
+    """Close what would otherwise be reused by the next stage: W&B keeps one run a process."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(quiet=True)

@@ -1,0 +1,18 @@
+"""One loss term a file (PAPER section 2 and 5)."""
+
+from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss
+from kegnet_pl.losses.classifier import ClassifierLoss
+from kegnet_pl.losses.decoder import DecoderLoss
+from kegnet_pl.losses.distillation import DistillationLoss
+from kegnet_pl.losses.diversity import DiversityLoss
+from kegnet_pl.losses.objective import GeneratorObjective
+
+__all__ = [
+    "ClassifierLoss",
+    "DecoderLoss",
+    "DistillationLoss",
+    "DiversityLoss",
+    "GeneratedBatch",
+    "GeneratorLoss",
+    "GeneratorObjective",
+]

@@ -1,0 +1,57 @@
+"""Training a teacher on real data."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kegnet_pl.modules.base import OptimizerFactory, SeededModule, accuracy
+
+
+class TeacherModule(SeededModule):
+    """An ordinary classifier trained by cross-entropy, for users who have no teacher yet.
+
+    Logs ``train/loss`` (nats), ``train/accuracy``, ``val/loss``, ``val/accuracy``, ``test/accuracy`` (in [0, 1]).
+
+    Args:
+        network: Returns logits ``(B, C)``.
+        optimizer: Takes parameters, returns an optimiser.
+        seed: The run's seed.
+
+    Shapes:
+        Batches ``(x, y)`` of ``(B, *input_shape)`` and ``(B,)``.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: OptimizerFactory, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.save_hyperparameters("seed")
+        self.network = network
+        self._optimizer = optimizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B, C)``."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the cross-entropy of a batch."""
+        x, y = batch
+        logits = self(x)
+        loss = functional.cross_entropy(logits.float(), y)
+        self.log_epoch({"train/loss": loss.detach(), "train/accuracy": accuracy(logits, y)}, len(x))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy on the validation split."""
+        x, y = batch
+        logits = self(x)
+        loss = functional.cross_entropy(logits.float(), y)
+        self.log_epoch({"val/loss": loss, "val/accuracy": accuracy(logits, y)}, len(x))
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log accuracy on the test split."""
+        x, y = batch
+        self.log_epoch({"test/accuracy": accuracy(self(x), y)}, len(x))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Optimise the network."""
+        return self._optimizer(list(self.network.parameters()))

@@ -1,0 +1,19 @@
+"""Plain networks of the paper (PAPER section 3): teachers, generators, decoder, and the frozen teacher."""
+
+from kegnet_pl.networks.decoder import Decoder
+from kegnet_pl.networks.frozen import FrozenModule, TeacherNorm
+from kegnet_pl.networks.generator import DenseGenerator, ImageGenerator
+from kegnet_pl.networks.lenet import LeNet5
+from kegnet_pl.networks.mlp import MLP
+from kegnet_pl.networks.resnet import ResNet14
+
+__all__ = [
+    "MLP",
+    "Decoder",
+    "DenseGenerator",
+    "FrozenModule",
+    "ImageGenerator",
+    "LeNet5",
+    "ResNet14",
+    "TeacherNorm",
+]

@@ -1,0 +1,56 @@
+"""A network that is used but never trained."""
+
+import copy
+from typing import Literal, Self, get_args
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+TeacherNorm = Literal["batch", "running"]
+
+
+class FrozenModule(nn.Module):
+    """Hold a copy of a network that never changes, whatever mode its parent is in.
+
+    Its weights have no gradients and its running statistics never move; gradients do flow through it to its input.
+    ``train()`` keeps evaluation mode, so dropout stays off.
+
+    Args:
+        network: Network to freeze. It is copied: the caller's own stays as it is.
+        teacher_norm: ``"running"`` normalises by the stored statistics of the batch-norm layers, ``"batch"`` by those
+            of the batch at hand, as the authors' release does while it trains generators (PAPER section 2).
+
+    Shapes:
+        Those of ``network``.
+
+    Raises:
+        ValueError: If ``teacher_norm`` is unknown.
+    """
+
+    def __init__(self, network: nn.Module, teacher_norm: TeacherNorm = "running") -> None:
+        super().__init__()
+        if teacher_norm not in get_args(TeacherNorm):
+            raise ValueError(f"Expected `teacher_norm` to be one of {get_args(TeacherNorm)}, but got {teacher_norm!r}.")
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.teacher_norm = teacher_norm
+        if teacher_norm == "batch":
+            for layer in self._norm_layers():
+                # In training mode such a layer normalises by the batch and has no statistics to move.
+                layer.track_running_stats = False
+        self.train()
+
+    def _norm_layers(self) -> list[nn.Module]:
+        return [layer for layer in self.network.modules() if isinstance(layer, _BatchNorm)]
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode; only the batch-norm layers of ``teacher_norm="batch"`` look at the batch."""
+        super().train(False)
+        if self.teacher_norm == "batch":
+            for layer in self._norm_layers():
+                layer.train(True)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the network returns."""
+        out: Tensor = self.network(x)
+        return out

@@ -1,0 +1,218 @@
+"""The whole story: teacher -> generators -> synthetic data -> student -> report."""
+
+import functools
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from kegnet_pl.compression import Ledger, LedgerRow, measure_cost
+from kegnet_pl.data import RealDataModule
+from kegnet_pl.errors import ConfigError
+from kegnet_pl.loggers import finish_loggers, make_loggers
+from kegnet_pl.progress import make_console
+from kegnet_pl.reporting import Row, make_ledger_table, make_results_table, write_results
+from kegnet_pl.schema import check
+from kegnet_pl.stages import (
+    Workshop,
+    build,
+    compression_stage,
+    evaluation_stage,
+    generators_stage,
+    student_stage,
+    teacher_stage,
+)
+from kegnet_pl.store import Stage, Store, command_line, fingerprint, versions
+from kegnet_pl.training import Training, device_of, quiet_lightning
+
+_TITLES = {"uniform": "Uniform", "normal": "Normal", "kegnet": "KegNet"}
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Run the pipeline of a composed configuration.
+
+    Args:
+        cfg: What Hydra composed.
+
+    Returns:
+        Test accuracy of the last student in [0, 1], None where there is no test data: what a sweep compares.
+
+    Raises:
+        UserError: If something is wrong that the user can mend.
+    """
+    config = to_plain(cfg)
+    check(config)
+    shop = open_workshop(config, Path(HydraConfig.get().runtime.output_dir))
+
+    teacher, network = teacher_stage(shop)
+    initial, _ = compression_stage(shop, teacher, network)
+    generators: Stage | None = None
+    if "kegnet" in config["methods"]:
+        generators, _ = generators_stage(shop, teacher, network)
+    letter = "T" if config["student"]["network"] is None else "S"
+    made: dict[str, list[Stage]] = {"teacher": [teacher], letter: [teacher, initial]}
+    for method in config["methods"]:
+        source = generators if method == "kegnet" else None
+        student = student_stage(shop, method, (teacher, network), initial, source)
+        parents = [teacher, initial, *([source] if source is not None else [])]
+        made[f"{letter}+{_TITLES[method]}"] = [*parents, student]
+
+    rows = [describe(shop, method, stages, network) for method, stages in made.items()]
+    if rank_zero_only.rank == 0:
+        report(shop, rows, made, generators, Path(HydraConfig.get().runtime.output_dir))
+    return rows[-1].accuracy
+
+
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve a configuration into plain dicts, lists and scalars."""
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(
+            f"Expected a value for `{error.full_key}`, but got none. Add {error.full_key}=... to the command."
+        ) from error
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def open_workshop(config: dict[str, Any], run_folder: Path) -> Workshop:
+    """Gather what all stages work with."""
+    quiet_lightning()
+    console = make_console()
+    store = Store(config["store"], config["resume"], tell=console.print)
+    group = f"{config['data']['name']}-{fingerprint('pipeline', _result_settings(config), [])}"
+    training = Training(
+        make_trainer=functools.partial(build, config["trainer"]),
+        make_callbacks=lambda folder: [
+            build(callback, **({"dirpath": str(folder)} if name == "resume" else {}))
+            for name, callback in config["callbacks"].items()
+        ],
+        make_loggers=lambda stage, name, folder: make_loggers(
+            config["logger"],
+            stage=stage,
+            name=name,
+            folder=folder,
+            run_folder=run_folder,
+            group=group,
+            hyperparameters=config,
+        ),
+        finish_loggers=finish_loggers,
+    )
+    return Workshop(config, store, training, console, device_of(config["trainer"]), open_data(config, console.print))
+
+
+def _result_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that say where and how, not what."""
+    settings = {key: value for key, value in config.items() if key not in ("store", "resume", "logger", "callbacks")}
+    settings["data"] = {key: value for key, value in config["data"].items() if key not in ("root", "download")}
+    settings["trainer"] = {key: config["trainer"][key] for key in ("precision", "devices", "num_nodes")}
+    return settings
+
+
+def open_data(config: Mapping[str, Any], tell: Any) -> RealDataModule | None:
+    """Return the real data, None where there is none and none is needed."""
+    specification = config["data"]
+    if specification["_target_"] is None:
+        return None
+    data: RealDataModule = build(specification)
+    if data.available():
+        return data
+    if config["teacher"]["weights"] is None or config["student"]["selection"] == "real":
+        data.setup()  # raises, and says what is missing
+    tell(f"No {data.name} test data at data.root={specification['root']}: accuracy is not measured.")
+    return None
+
+
+def describe(shop: Workshop, method: str, stages: list[Stage], teacher: nn.Module) -> Row:
+    """Gather what is known about one network.
+
+    Args:
+        shop: What all stages work with.
+        method: Name of the row.
+        stages: The stages behind it; the last one holds the network.
+        teacher: The teacher.
+    """
+    config = shop.config
+    cost = measure_cost(teacher, shop.input_shape)
+    mine = {"parameters": cost.parameters, "macs": cost.macs} if method == "teacher" else stages[1].metrics
+    tested = evaluation_stage(shop, stages[-1], method)
+    teacher_tested = evaluation_stage(shop, stages[0], "teacher")
+    trained = stages[-1].name == "student"
+    seconds = {stage.name: stage.seconds for stage in stages}
+    if tested is not None:
+        seconds["evaluation"] = tested.seconds
+    student = config["compression"]["name"] if config["student"]["network"] is None else _target(config["student"])
+    return Row(
+        dataset=config["data"]["name"],
+        test_set=tested.metrics["test_set"] if tested is not None else None,
+        teacher=config["teacher"]["name"],
+        student=None if method == "teacher" else student,
+        method=method,
+        seed=shop.seed,
+        selection=config["student"]["selection"] if trained else None,
+        accuracy=tested.metrics["test/accuracy"] if tested is not None else None,
+        teacher_accuracy=teacher_tested.metrics["test/accuracy"] if teacher_tested is not None else None,
+        parameters=mine["parameters"],
+        teacher_parameters=cost.parameters,
+        compression_ratio=round(cost.parameters / mine["parameters"], 4),
+        macs=mine["macs"],
+        teacher_macs=cost.macs,
+        samples=config["student"]["samples"] if trained else None,
+        precision=config["trainer"]["precision"],
+        seconds=stages[-1].seconds,
+        stage_seconds=seconds,
+        fingerprint=stages[-1].fingerprint,
+        command=command_line(),
+        versions=versions(),
+    )
+
+
+def _target(student: Mapping[str, Any]) -> str:
+    return str(student["network"]["_target_"]).rsplit(".", 1)[-1]
+
+
+def report(
+    shop: Workshop, rows: list[Row], made: Mapping[str, list[Stage]], generators: Stage | None, folder: Path
+) -> None:
+    """Print the tables, write ``results.json``, and say where everything lies."""
+    say = functools.partial(shop.console.print, soft_wrap=True)
+    initial = next(stages[1] for method, stages in made.items() if method != "teacher")
+    ledger = read_ledger(initial)
+    say()
+    if ledger is not None:
+        shop.console.print(make_ledger_table(ledger))
+        say()
+    shop.console.print(make_results_table(rows))
+    spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}
+    spent |= {row.method: row.seconds for row in rows if row.samples is not None}
+    spent["evaluation"] = sum(row.stage_seconds.get("evaluation", 0.0) for row in rows)
+    say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
+
+    write_results(rows, folder / "results.json")
+    say()
+    say(f"student       {_shown(list(made.values())[-1][-1].folder)}  (kegnet_pl.artefacts.load_network reads it)")
+    if generators is not None:
+        shutil.copyfile(generators.folder / "samples.png", folder / "samples.png")
+        say(f"sample sheet  {_shown(folder / 'samples.png')}")
+    say(f"results       {_shown(folder / 'results.json')}")
+
+
+def read_ledger(stage: Stage) -> Ledger | None:
+    """Return the ledger of a compression stage, None where another network was built."""
+    path = stage.folder / "ledger.json"
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    content.pop("compression_ratio")
+    return Ledger(rows=tuple(LedgerRow(**row) for row in content.pop("rows")), **content)
+
+
+def _shown(path: Path) -> Path:
+    """Return a path as seen from the folder the user is in, where it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

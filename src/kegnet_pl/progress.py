@@ -1,0 +1,125 @@
+"""One live bar a stage on a terminal, a line now and then in a log file."""
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_SECONDS = 10.0
+"""Seconds between two lines where there is no terminal."""
+
+
+def make_console() -> Console:
+    """Return the console that everything is printed on; silent on all ranks but 0."""
+    console = Console(quiet=rank_zero_only.rank != 0, highlight=False)
+    if not console.is_terminal:
+        console = Console(quiet=console.quiet, highlight=False, width=140)
+    return console
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class StageProgress(Callback):
+    """Shows how far a stage is, its losses, and the time left.
+
+    Use it as a context around the stage and as a callback of each of its fits.
+
+    Args:
+        title: Name of the stage.
+        console: Where to show it.
+        fits: How many times a network is fitted in the stage (once a generator).
+    """
+
+    def __init__(self, title: str, console: Console, fits: int = 1) -> None:
+        self.title = title
+        self.console = console
+        self.fits = fits
+        self.fit = 0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._start = 0.0
+        self._first = 0.0
+        self._last_line = 0.0
+        self._done = 0.0
+        self._losses = ""
+
+    def __enter__(self) -> Self:
+        self._start = self._last_line = time.monotonic()
+        if self.console.is_terminal and not self.console.quiet:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description:<22}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("[dim]{task.fields[losses]}"),
+                TimeElapsedColumn(),
+                TextColumn("[dim]left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=1.0, losses="")
+        else:
+            self.console.print(f"{self.title}: started")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds = time.monotonic() - self._start
+        if self._bar is not None and self._task is not None:
+            if kind is None:
+                self._bar.update(self._task, completed=1.0)
+            self._bar.stop()
+        elif kind is None:
+            self.console.print(f"{self.title}: finished in {_clock(seconds)}  {self._losses}")
+
+    def next_fit(self, index: int) -> None:
+        """Say which fit of the stage comes now, from 0."""
+        self.fit = index
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting where a resumed fit goes on."""
+        self._first = self._share(trainer)
+
+    def _share(self, trainer: Trainer) -> float:
+        """Share of the whole stage that is done, in [0, 1]."""
+        epochs = max(trainer.max_epochs or 1, 1)
+        steps = max(int(trainer.num_training_batches), 1)
+        within = (trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_progress.current.ready / steps) / epochs
+        return (self.fit + min(within, 1.0)) / self.fits
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        self._done = self._share(trainer)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done)
+        elif time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._line()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the losses of the epoch."""
+        parts = [f"{self.fit + 1}/{self.fits}"] if self.fits > 1 else []
+        parts.append(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+        for name, value in sorted(trainer.callback_metrics.items()):
+            short = name.removeprefix("train/").removeprefix("loss_")
+            parts.append(f"{short} {float(value):.3f}")
+        self._losses = "  ".join(parts)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, losses=self._losses)
+
+    def _line(self) -> None:
+        self._last_line = now = time.monotonic()
+        gained = self._done - self._first
+        left = (now - self._start) * (1 - self._done) / gained if gained > 0 else None
+        text = f"{self.title}: {self._done:4.0%}  {self._losses}"
+        self.console.print(text + (f"  about {_clock(left)} left" if left is not None else ""))

@@ -1,0 +1,7 @@
+"""What a run shows: the table, the sample sheet, ``results.json``."""
+
+from kegnet_pl.reporting.results import Row, write_results
+from kegnet_pl.reporting.sheet import draw_sample_sheet
+from kegnet_pl.reporting.table import make_ledger_table, make_results_table
+
+__all__ = ["Row", "draw_sample_sheet", "make_ledger_table", "make_results_table", "write_results"]

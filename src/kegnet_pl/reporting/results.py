@@ -1,0 +1,65 @@
+"""Rows of ``results.json``."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of one run; ``results.schema.json`` describes the file.
+
+    Attributes:
+        dataset: Name of the data.
+        test_set: What accuracy was measured on, None where it was not.
+        teacher: Name of the teacher.
+        student: Name of the compression, or of the student's network.
+        method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), and those trained on
+            synthetic data: ``T+KegNet``, ``T+Uniform``, ``T+Normal`` (``S+...``).
+        seed: The run's seed.
+        selection: Which epoch of the student was kept: ``last``, ``synthetic`` or ``real``; None without training.
+        accuracy: On the test set, in [0, 1]; None where there is no test data.
+        teacher_accuracy: The same of the teacher.
+        parameters: Weights and biases.
+        teacher_parameters: The same of the teacher.
+        compression_ratio: ``teacher_parameters / parameters``.
+        macs: Multiply-accumulates for one sample.
+        teacher_macs: The same of the teacher.
+        samples: Synthetic samples the student was trained on; None without training.
+        precision: Of the training.
+        seconds: Wall-clock seconds that made this network once its parents were there; evaluation does not count.
+        stage_seconds: Wall-clock seconds of every stage behind this row, and of its evaluation.
+        fingerprint: Of the stage that holds the network.
+        command: What ran.
+        versions: Of Python and packages.
+    """
+
+    dataset: str
+    test_set: str | None
+    teacher: str
+    student: str | None
+    method: str
+    seed: int
+    selection: str | None
+    accuracy: float | None
+    teacher_accuracy: float | None
+    parameters: int
+    teacher_parameters: int
+    compression_ratio: float
+    macs: int
+    teacher_macs: int
+    samples: int | None
+    precision: str
+    seconds: float
+    stage_seconds: dict[str, float]
+    fingerprint: str
+    command: str
+    versions: dict[str, str]
+
+
+def write_results(rows: Sequence[Row], path: Path) -> None:
+    """Write rows as JSON, whole or not at all."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    draft.replace(path)

@@ -1,0 +1,68 @@
+"""Tables for the terminal."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from kegnet_pl.compression import Ledger
+from kegnet_pl.reporting.results import Row
+
+
+def make_results_table(rows: Sequence[Row]) -> Table:
+    """Lay out the rows of one run.
+
+    Args:
+        rows: At least one.
+    """
+    first = rows[0]
+    selections = sorted({row.selection for row in rows if row.selection is not None})
+    where = first.test_set or f"{first.dataset}: accuracy not measured, no test data"
+    table = Table(
+        title=f"{where}; seed {first.seed}; epoch kept: {', '.join(selections) or 'none trained'}", title_justify="left"
+    )
+    table.add_column("network")
+    for column in ("accuracy", "parameters", "ratio", "MACs", "seconds"):
+        table.add_column(column, justify="right")
+    best = max((row.accuracy or 0 for row in rows if row.method != "teacher"), default=0)
+    for row in rows:
+        accuracy = "not run" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
+        strong = row.method != "teacher" and row.accuracy == best and row.accuracy
+        table.add_row(
+            row.method,
+            f"[bold green]{accuracy}[/]" if strong else accuracy,
+            f"{row.parameters:,}",
+            f"{row.compression_ratio:.2f}x",
+            f"{row.macs:,}",
+            f"{row.seconds:.1f}",
+            end_section=row.method == "teacher",
+        )
+    return table
+
+
+def make_ledger_table(ledger: Ledger) -> Table:
+    """Lay out what every layer cost before and after."""
+    table = Table(title="Compression, layer by layer", title_justify="left")
+    for column in ("layer", "kind"):
+        table.add_column(column)
+    for column in ("ranks in, out", "parameters", "MACs"):
+        table.add_column(column, justify="right")
+    table.add_column("note")
+    for row in ledger.rows:
+        table.add_row(
+            row.layer,
+            row.kind,
+            "" if row.ranks is None else f"{row.in_rank}, {row.out_rank}",
+            _change(row.parameters_before, row.parameters_after),
+            _change(row.macs_before, row.macs_after),
+            row.note,
+            end_section=row is ledger.rows[-1],
+        )
+    table.add_row(
+        "network", "", "", _change(ledger.parameters_before, ledger.parameters_after),
+        _change(ledger.macs_before, ledger.macs_after), f"{ledger.compression_ratio:.2f}x smaller",
+    )  # fmt: skip
+    return table
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"

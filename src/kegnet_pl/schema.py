@@ -1,0 +1,128 @@
+"""One check of the scalars this project owns: a wrong one fails before anything is loaded."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kegnet_pl.errors import ConfigError
+
+RESUME = ("auto", "never", "require")
+METHODS = ("uniform", "normal", "kegnet")
+SELECTION = ("last", "synthetic", "real")
+PRECISION = ("32-true", "bf16-mixed", "16-mixed")
+NORM = ("batch", "running")
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Reads settings by their dotted names and complains about wrong ones."""
+
+    config: Mapping[str, Any]
+
+    def value(self, name: str) -> Any:
+        found: Any = self.config
+        for part in name.split("."):
+            found = found[part]
+        return found
+
+    def whole(self, name: str, least: int, *, optional: bool = False) -> None:
+        value = self.value(name)
+        if value is None and optional:
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"Expected `{name}` to be a whole number of at least {least}, but got {value!r}.")
+
+    def number(self, name: str, *, above: float | None = None, least: float | None = None) -> None:
+        value = self.value(name)
+        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not good or (above is not None and not value > above) or (least is not None and not value >= least):
+            bound = f"above {above}" if above is not None else f"of at least {least}"
+            raise ConfigError(f"Expected `{name}` to be a number {bound}, but got {value!r}.")
+
+    def choice(self, name: str, allowed: Sequence[Any]) -> None:
+        value = self.value(name)
+        if value not in allowed:
+            raise ConfigError(f"Expected `{name}` to be one of {', '.join(map(str, allowed))}, but got {value!r}.")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Check a resolved configuration.
+
+    Args:
+        config: Plain dicts, lists and scalars.
+
+    Raises:
+        ConfigError: The message names the setting, what is allowed and what came.
+    """
+    c = _Check(config)
+    c.whole("seed", 0)
+    c.choice("resume", RESUME)
+    methods = c.value("methods")
+    if not isinstance(methods, list) or not set(methods) <= set(METHODS) or len(set(methods)) != len(methods):
+        raise ConfigError(f"Expected `methods` to be a list of some of {', '.join(METHODS)}, but got {methods!r}.")
+
+    shape = c.value("data.input_shape")
+    if not isinstance(shape, list) or len(shape) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ConfigError(
+            f"Expected `data.input_shape` to be [channels, height, width] or [features], but got {shape!r}."
+        )
+    c.whole("data.classes", 2)
+    _check_training(c, "teacher")
+    if c.value("teacher.patience") is None and c.value("teacher.min_epochs") is not None:
+        raise ConfigError("Expected `teacher.patience` beside `teacher.min_epochs`, but got null.")
+    if c.value("data._target_") is None and c.value("teacher.weights") is None:
+        raise ConfigError(
+            "Expected `teacher.weights`, a file of trained weights, since data=none leaves nothing to train a teacher "
+            "on, but got null. Add teacher.weights=FILE, or choose data=..."
+        )
+
+    _check_training(c, "generator", stopping=False)
+    for name in ("count", "noise_dim", "steps_per_epoch"):
+        c.whole(f"generator.{name}", 1)
+    c.choice("generator.teacher_norm", NORM)
+    for name in c.value("generator.objective"):
+        c.number(f"generator.objective.{name}.weight", least=0)
+    if not any(term["weight"] for term in c.value("generator.objective").values()):
+        raise ConfigError("Expected a positive weight for one term of `generator.objective`, but got only zeros.")
+
+    _check_training(c, "student")
+    c.whole("student.samples", 1)
+    c.whole("student.validation_samples", 1)
+    c.number("student.temperature", above=0)
+    c.choice("student.selection", SELECTION)
+    selection = c.value("student.selection")
+    if c.value("student.patience") is not None and selection == "last":
+        raise ConfigError(
+            "Expected `student.selection` to be synthetic or real where `student.patience` is set, but got 'last'."
+        )
+    if selection == "real" and c.value("data._target_") is None:
+        raise ConfigError("Expected real data for student.selection=real, but got data=none.")
+    if "kegnet" in methods:
+        for name in ("samples", "validation_samples"):
+            if c.value(f"student.{name}") % c.value("generator.count"):
+                raise ConfigError(
+                    f"Expected `student.{name}` to be a multiple of generator.count={c.value('generator.count')}, "
+                    f"but got {c.value(f'student.{name}')}."
+                )
+
+    c.choice("trainer.precision", PRECISION)
+    for name in ("devices", "num_nodes"):
+        c.whole(f"trainer.{name}", 1)
+
+
+def _check_training(c: _Check, part: str, *, stopping: bool = True) -> None:
+    c.whole(f"{part}.epochs", 1)
+    c.whole(f"{part}.batch_size", 1)
+    c.number(f"{part}.optimizer.lr", above=0)
+    world = c.value("trainer.devices") * c.value("trainer.num_nodes") if isinstance(c.value("trainer.devices"), int) else 1
+    if c.value(f"{part}.batch_size") % world:
+        raise ConfigError(
+            f"Expected `{part}.batch_size` to be a multiple of the {world} processes (trainer.devices x "
+            f"trainer.num_nodes), but got {c.value(f'{part}.batch_size')}."
+        )
+    if stopping:
+        c.whole(f"{part}.patience", 1, optional=True)
+        c.whole(f"{part}.min_epochs", 1, optional=True)
+
+

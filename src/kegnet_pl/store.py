@@ -1,0 +1,312 @@
+"""Finished stages on disk: fingerprint, lock, manifest, atomic publish, resume (HOUSE section 4)."""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from filelock import FileLock, Timeout
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from kegnet_pl.errors import StoreError
+
+Resume = Literal["auto", "never", "require"]
+
+FORMAT = 1
+"""Version of what stages compute and write; a change makes all fingerprints new."""
+
+_DECISIONS = "KEGNET_STAGES"
+"""Environment variable by which the main process tells the processes it starts what it found in the store."""
+
+_PACKAGES = ("kegnet_pl", "torch", "torchvision", "pytorch-lightning", "tensorly", "hydra-core", "numpy", "scipy")
+
+
+def fingerprint(stage: str, config: Mapping[str, Any], parents: Sequence[str]) -> str:
+    """Return what names a stage: a hash of all that its result depends on.
+
+    Args:
+        stage: Name of the stage.
+        config: Its settings, without those that do not change the result (paths, devices, workers, loggers).
+        parents: Fingerprints of the stages it reads.
+    """
+    content = json.dumps([FORMAT, stage, config, list(parents)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        name: Name of the stage.
+        fingerprint: What it depends on, hashed.
+        folder: Where its files lie.
+        manifest: Content of ``manifest.json``.
+        found: Whether it was finished before this run.
+    """
+
+    name: str
+    fingerprint: str
+    folder: Path
+    manifest: dict[str, Any]
+    found: bool = field(compare=False, default=False)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the stage measured."""
+        metrics: dict[str, Any] = self.manifest["metrics"]
+        return metrics
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds that made it, over all attempts."""
+        return float(self.manifest["seconds"])
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Return commit and dirty flag of the source that runs; None where it is no checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie inside somebody else's checkout: only tracked source has a commit.
+    commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "store.py") is not None else None
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain")) if commit else None}
+
+
+def peak_memory() -> dict[str, float]:
+    """Return the peak memory of this process, and of its GPU where it uses one, in megabytes."""
+    peak = {"host_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["device_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peak
+
+
+def command_line() -> str:
+    """Return the command that runs, without the folder of the interpreter or of the program."""
+    return " ".join(["python -m kegnet_pl", *sys.argv[1:]])
+
+
+class Store:
+    """A folder of finished stages; a stage is built once for all runs that need it.
+
+    A stage is built in a hidden folder and published by one rename, so what is visible is whole. An interrupted build
+    leaves its hidden folder, from which the next one goes on.
+
+    Args:
+        root: The folder; created where it is missing.
+        resume: ``"auto"`` finds finished stages and goes on with begun ones, ``"never"`` builds all anew,
+            ``"require"`` refuses to build.
+        tell: Called with messages for the user.
+
+    Raises:
+        StoreError: If the folder cannot be written, or ``resume`` is unknown.
+    """
+
+    def __init__(self, root: str | Path, resume: Resume = "auto", tell: Callable[[str], None] = print) -> None:
+        if resume not in get_args(Resume):
+            raise StoreError(f"Expected `resume` to be one of {get_args(Resume)}, but got {resume!r}.")
+        self.root = Path(root).absolute()
+        self.resume = resume
+        self.tell = tell
+        try:
+            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if not os.access(self.root, os.W_OK):
+            raise self._unwritable(PermissionError(13, "Permission denied"))
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"Expected to write to the store {self.root}, but got: {error.strerror or error}. Free some space, or choose "
+            f"another folder with store=FOLDER. Finished stages are untouched; run the same command again to go on."
+        )
+
+    def get(
+        self,
+        stage: str,
+        config: Mapping[str, Any],
+        parents: Sequence[Stage],
+        build: Callable[[Path], Mapping[str, Any]],
+        *,
+        collective: bool = False,
+    ) -> Stage:
+        """Return a finished stage; build it if there is none.
+
+        Args:
+            stage: Name of the stage.
+            config: Its settings (see :func:`fingerprint`).
+            parents: The stages it reads.
+            build: Called with the hidden folder, writes the stage's files there and returns its metrics. What it finds
+                there is from an interrupted build.
+            collective: Whether every rank calls ``build`` (it trains, and only rank 0 writes) or rank 0 alone.
+
+        Raises:
+            StoreError: If the stage is missing under ``resume="require"``, damaged, or cannot be written.
+        """
+        mark = fingerprint(stage, config, [parent.fingerprint for parent in parents])
+        final = self.root / f"{stage}-{mark}"
+        if rank_zero_only.rank != 0:
+            if not _decided(mark, final):
+                if collective:
+                    build(self._hidden(final))
+                _barrier()
+            return self._load(stage, mark, final, found=False)
+
+        lock = FileLock(self.root / ".locks" / f"{final.name}.lock")
+        try:
+            self._acquire(lock, final)
+            try:
+                hit = final.is_dir() and self.resume != "never"
+                if not hit and self.resume == "require":
+                    raise StoreError(
+                        f"Expected the stage {stage!r} ({mark}) in the store {self.root}, since resume=require, but it is "
+                        f"not there. Run with resume=auto to build it, or check store=FOLDER."
+                    )
+                _decide(mark, hit)
+                if not hit:
+                    self._build(stage, mark, config, parents, build, final)
+                    if not _distributed():  # ranks started from now on find it
+                        _decide(mark, True)
+            finally:
+                lock.release()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return self._load(stage, mark, final, found=hit)
+
+    def _hidden(self, final: Path) -> Path:
+        return final.with_name(f".{final.name}.building")
+
+    def _acquire(self, lock: FileLock, final: Path) -> None:
+        owner = Path(lock.lock_file).with_suffix(".owner")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            who = owner.read_text() if owner.exists() else "another process"
+            self.tell(f"Waiting for {who}, which is building {final.name}.")
+            lock.acquire()
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+
+    def _build(
+        self,
+        stage: str,
+        mark: str,
+        config: Mapping[str, Any],
+        parents: Sequence[Stage],
+        build: Callable[[Path], Mapping[str, Any]],
+        final: Path,
+    ) -> None:
+        hidden = self._hidden(final)
+        if self.resume == "never":
+            shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir(exist_ok=True)
+        clock = hidden / "seconds.txt"
+        before = float(clock.read_text()) if clock.exists() else 0.0
+        start = time.perf_counter()
+        try:
+            metrics = build(hidden)
+        except BaseException:
+            _write(clock, str(before + time.perf_counter() - start))
+            raise
+        manifest = {
+            "stage": stage,
+            "fingerprint": mark,
+            "format": FORMAT,
+            "config": config,
+            "parents": {parent.name: parent.fingerprint for parent in parents},
+            "metrics": metrics,
+            "seconds": round(before + time.perf_counter() - start, 3),
+            "peak_memory": peak_memory(),
+            "versions": versions(),
+            "git": git_state(),
+            "command": command_line(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        clock.unlink(missing_ok=True)
+        shutil.rmtree(hidden / "checkpoints", ignore_errors=True)
+        _write(hidden / "manifest.json", json.dumps(manifest, indent=2))
+        if final.exists():  # resume=never: the old one steps aside, then goes
+            old = final.with_name(f".{final.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+            hidden.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            hidden.rename(final)
+        _barrier()
+
+    def _load(self, stage: str, mark: str, final: Path, found: bool) -> Stage:
+        try:
+            manifest = json.loads((final / "manifest.json").read_text())
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"Expected a whole stage in {final}, but its manifest.json cannot be read ({error}). Delete that folder "
+                f"and run the same command again."
+            ) from error
+        return Stage(stage, mark, final, manifest, found)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _barrier() -> None:
+    if _distributed():
+        torch.distributed.barrier()
+
+
+def _decide(mark: str, hit: bool) -> None:
+    """Rank 0 tells the other ranks, running or yet to be started, whether a stage is there."""
+    if _distributed():
+        torch.distributed.broadcast_object_list([hit], src=0)
+    else:
+        known = json.loads(os.environ.get(_DECISIONS, "{}"))
+        os.environ[_DECISIONS] = json.dumps(known | {mark: hit})
+
+
+def _decided(mark: str, final: Path) -> bool:
+    """Other ranks ask what rank 0 found."""
+    known = json.loads(os.environ.get(_DECISIONS, "{}"))
+    if mark in known:
+        return bool(known[mark])
+    if _distributed():
+        answer: list[Any] = [None]
+        torch.distributed.broadcast_object_list(answer, src=0)
+        return bool(answer[0])
+    return final.is_dir()

@@ -1,0 +1,135 @@
+"""Running Lightning: one trainer a fit, resumable, selected as the user says, and quiet."""
+
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.warnings import PossibleUserWarning
+
+Selection = Literal["last", "synthetic", "real"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and which epoch to keep.
+
+    Attributes:
+        epochs: Epochs at most.
+        select_best: Keep the epoch with the highest ``val/accuracy`` instead of the last.
+        patience: Stop so many epochs after the best; None never stops early. Needs ``select_best``.
+        min_epochs: Epochs at least.
+    """
+
+    epochs: int
+    select_best: bool = False
+    patience: int | None = None
+    min_epochs: int | None = None
+
+
+def quiet_lightning() -> None:
+    """Turn off what Lightning tells about features that are not in use, at its loggers; warnings still come through."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What all stages train with.
+
+    Attributes:
+        make_trainer: Returns a trainer for given ``max_epochs``, ``min_epochs``, ``callbacks`` and ``logger``.
+        make_callbacks: Returns the user's callbacks for a checkpoint folder.
+        make_loggers: Returns the user's loggers for a stage, a name, and the stage's folder.
+        finish_loggers: Called after every fit.
+    """
+
+    make_trainer: Callable[..., Trainer]
+    make_callbacks: Callable[[Path], list[Callback]]
+    make_loggers: Callable[[str, str, Path], list[Logger]]
+    finish_loggers: Callable[[], None]
+
+    def fit(
+        self,
+        module: LightningModule,
+        datamodule: LightningDataModule | None,
+        schedule: Schedule,
+        folder: Path,
+        *,
+        stage: str,
+        name: str,
+        callbacks: Sequence[Callback] = (),
+    ) -> dict[str, float]:
+        """Train a module, from where an interrupted fit stopped if there was one.
+
+        Args:
+            module: What to train; holds the selected weights afterwards.
+            datamodule: Its data, None where the module has its own.
+            schedule: How long, and which epoch to keep.
+            folder: The stage's hidden folder; checkpoints and curves go there.
+            stage: Job type for loggers.
+            name: Tells the fits of a stage apart.
+            callbacks: Further callbacks.
+
+        Returns:
+            The metrics of the last epoch, and ``epochs`` trained.
+
+        Raises:
+            KeyboardInterrupt: If the user stopped it.
+        """
+        checkpoints = folder / "checkpoints" / name
+        best: ModelCheckpoint | None = None
+        selecting: list[Callback] = []
+        if schedule.select_best:
+            best = ModelCheckpoint(
+                dirpath=checkpoints, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False
+            )
+            selecting.append(best)
+            if schedule.patience is not None:
+                selecting.append(EarlyStopping("val/accuracy", mode="max", patience=schedule.patience))
+        trainer = self.make_trainer(
+            max_epochs=schedule.epochs,
+            min_epochs=schedule.min_epochs,
+            callbacks=[*callbacks, *selecting, *self.make_callbacks(checkpoints)],
+            logger=self.make_loggers(stage, name, folder),
+            limit_val_batches=None if schedule.select_best else 0,
+        )
+        begun = checkpoints / "resume.ckpt"
+        try:
+            with warnings.catch_warnings():
+                # The teacher is in evaluation mode on purpose.
+                warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
+                # Our own checkpoints are there on purpose: they are what a resumed fit starts from.
+                warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
+                trainer.fit(
+                    module, datamodule=datamodule, ckpt_path=str(begun) if begun.exists() else None, weights_only=True
+                )
+        except SystemExit as stop:
+            # Lightning answers Ctrl-C by leaving the program, deaf to a second one.
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            self.finish_loggers()
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        if best is not None and best.best_model_path:
+            content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+            module.load_state_dict(content["state_dict"])
+            metrics["val/accuracy"] = float(best.best_model_score)  # type: ignore[arg-type]
+        module.to("cpu")
+        return metrics | {"epochs": trainer.current_epoch}
+
+
+def device_of(trainer_config: dict[str, Any]) -> torch.device:
+    """Return where drawing and evaluation compute: the GPU of this process if trainers use one, else the CPU."""
+    if trainer_config.get("accelerator") in ("gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
