@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -11,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kegnet_pl.errors import Interrupted, UserError
+from kegnet_pl.errors import UserError
+from kegnet_pl.schema import check, to_plain
 
 _entered = False
 
@@ -20,36 +22,31 @@ _entered = False
 def _run(cfg: DictConfig) -> float | None:
     global _entered
     _entered = True
-    from kegnet_pl.pipeline import run
-
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        return run(cfg)
+        config = to_plain(cfg)
+        check(config)
+        from kegnet_pl.pipeline import run
+
+        return run(config, Path(HydraConfig.get().runtime.output_dir))
     except KeyboardInterrupt:
         _leave(
-            Interrupted(
-                f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to go on from "
-                f"where this one was."
-            ),
+            f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to go on from "
+            f"where this one was.",
             code=130,
         )
-    except UserError as error:
-        if multirun:
+    except (UserError, ValueError, FileNotFoundError) as error:
+        # Our own checks say what to do, and a traceback would hide it. A sweep goes on, and names the job.
+        mine = isinstance(error, UserError) or str(error).startswith("Expected ")
+        if multirun or not mine or os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        _leave(error, code=1)
-    except ValueError as error:
-        # Checks of our own losses, plans and data say what to do; a traceback would hide it.
-        if multirun or os.environ.get("HYDRA_FULL_ERROR") or not str(error).startswith("Expected "):
-            raise
-        _leave(error, code=1)
+        _leave(f"Error: {error}", code=1)
     return None
 
 
-def _leave(error: Exception, code: int) -> None:
-    if os.environ.get("HYDRA_FULL_ERROR"):
-        raise error
+def _leave(message: str, code: int) -> None:
     sys.stdout.flush()
-    print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+    print(f"\n{message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 
@@ -92,7 +89,8 @@ def _explain_overrides(arguments: list[str]) -> None:
 
 def _first_missing(cfg: Any, key: str) -> tuple[str, list[str]] | None:
     """Return where a dotted key leaves the configuration, and what there is; None if it exists."""
-    node, seen = cfg, []
+    node: Any = cfg
+    seen: list[str] = []
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:
             known = [str(name) for name in node] if isinstance(node, DictConfig) else []

@@ -15,7 +15,3 @@ class WeightsError(UserError):
 
 class StoreError(UserError):
     """The store cannot be read or written, or holds less than was required."""
-
-
-class Interrupted(UserError):
-    """The user stopped the run."""

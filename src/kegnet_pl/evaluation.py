@@ -18,7 +18,9 @@ def digest(split: Split) -> str:
 
 
 @torch.no_grad()
-def measure_accuracy(network: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int = 500) -> float:
+def measure_accuracy(
+    network: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int = 500
+) -> float:
     """Return the share of samples, in [0, 1], that a network puts into their class.
 
     In float32 and evaluation mode, whatever precision the network was trained in.

@@ -7,19 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from kegnet_pl.compression import Ledger, LedgerRow, measure_cost
 from kegnet_pl.data import RealDataModule
-from kegnet_pl.errors import ConfigError
 from kegnet_pl.loggers import finish_loggers, make_loggers
 from kegnet_pl.progress import make_console
-from kegnet_pl.reporting import Row, make_ledger_table, make_results_table, write_results
-from kegnet_pl.schema import check
+from kegnet_pl.ranks import rank
+from kegnet_pl.reporting import Row, describe_results, make_ledger_table, make_results_table, write_results
 from kegnet_pl.stages import (
     Workshop,
     build,
@@ -35,11 +30,12 @@ from kegnet_pl.training import Training, device_of, quiet_lightning
 _TITLES = {"uniform": "Uniform", "normal": "Normal", "kegnet": "KegNet"}
 
 
-def run(cfg: DictConfig) -> float | None:
-    """Run the pipeline of a composed configuration.
+def run(config: dict[str, Any], folder: Path) -> float | None:
+    """Run the pipeline.
 
     Args:
-        cfg: What Hydra composed.
+        config: A resolved and checked configuration (:mod:`kegnet_pl.schema`).
+        folder: Where the run leaves its results.
 
     Returns:
         Test accuracy of the last student in [0, 1], None where there is no test data: what a sweep compares.
@@ -47,9 +43,7 @@ def run(cfg: DictConfig) -> float | None:
     Raises:
         UserError: If something is wrong that the user can mend.
     """
-    config = to_plain(cfg)
-    check(config)
-    shop = open_workshop(config, Path(HydraConfig.get().runtime.output_dir))
+    shop = open_workshop(config, folder)
 
     teacher, network = teacher_stage(shop)
     initial, _ = compression_stage(shop, teacher, network)
@@ -65,20 +59,9 @@ def run(cfg: DictConfig) -> float | None:
         made[f"{letter}+{_TITLES[method]}"] = [*parents, student]
 
     rows = [describe(shop, method, stages, network) for method, stages in made.items()]
-    if rank_zero_only.rank == 0:
-        report(shop, rows, made, generators, Path(HydraConfig.get().runtime.output_dir))
+    if rank() == 0:
+        report(shop, rows, made, generators, folder)
     return rows[-1].accuracy
-
-
-def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """Resolve a configuration into plain dicts, lists and scalars."""
-    try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(
-            f"Expected a value for `{error.full_key}`, but got none. Add {error.full_key}=... to the command."
-        ) from error
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
 def open_workshop(config: dict[str, Any], run_folder: Path) -> Workshop:
@@ -121,12 +104,14 @@ def open_data(config: Mapping[str, Any], tell: Any) -> RealDataModule | None:
     if specification["_target_"] is None:
         return None
     data: RealDataModule = build(specification)
-    if data.available():
-        return data
-    if config["teacher"]["weights"] is None or config["student"]["selection"] == "real":
-        data.setup()  # raises, and says what is missing
-    tell(f"No {data.name} test data at data.root={specification['root']}: accuracy is not measured.")
-    return None
+    try:
+        data.prepare_data()
+    except FileNotFoundError as error:
+        if config["teacher"]["weights"] is None or config["student"]["selection"] == "real":
+            raise
+        tell(f"Accuracy will not be measured: {error}")
+        return None
+    return data
 
 
 def describe(shop: Workshop, method: str, stages: list[Stage], teacher: nn.Module) -> Row:
@@ -186,8 +171,10 @@ def report(
     ledger = read_ledger(initial)
     say()
     if ledger is not None:
+        say(f"Compression ({rows[-1].student}), layer by layer")
         shop.console.print(make_ledger_table(ledger))
         say()
+    say(describe_results(rows))
     shop.console.print(make_results_table(rows))
     spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}
     spent |= {row.method: row.seconds for row in rows if row.samples is not None}

@@ -5,9 +5,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kegnet_pl.ranks import rank
 
 _LINE_SECONDS = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -15,7 +16,7 @@ _LINE_SECONDS = 10.0
 
 def make_console() -> Console:
     """Return the console that everything is printed on; silent on all ranks but 0."""
-    console = Console(quiet=rank_zero_only.rank != 0, highlight=False)
+    console = Console(quiet=rank() != 0, highlight=False)
     if not console.is_terminal:
         console = Console(quiet=console.quiet, highlight=False, width=140)
     return console

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
 from kegnet_pl.errors import ConfigError
 
 RESUME = ("auto", "never", "require")
@@ -46,6 +49,23 @@ class _Check:
             raise ConfigError(f"Expected `{name}` to be one of {', '.join(map(str, allowed))}, but got {value!r}.")
 
 
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve a composed configuration into plain dicts, lists and scalars.
+
+    Raises:
+        ConfigError: If a value is missing or refers to nothing.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(
+            f"Expected a value for `{error.full_key}`, but got none. Add {error.full_key}=... to the command."
+        ) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"Expected every setting to resolve, but got: {str(error).splitlines()[0]}") from error
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
 def check(config: Mapping[str, Any]) -> None:
     """Check a resolved configuration.
 
@@ -58,6 +78,8 @@ def check(config: Mapping[str, Any]) -> None:
     c = _Check(config)
     c.whole("seed", 0)
     c.choice("resume", RESUME)
+    for name in ("devices", "num_nodes"):
+        c.whole(f"trainer.{name}", 1)
     methods = c.value("methods")
     if not isinstance(methods, list) or not set(methods) <= set(METHODS) or len(set(methods)) != len(methods):
         raise ConfigError(f"Expected `methods` to be a list of some of {', '.join(METHODS)}, but got {methods!r}.")
@@ -107,15 +129,15 @@ def check(config: Mapping[str, Any]) -> None:
                 )
 
     c.choice("trainer.precision", PRECISION)
-    for name in ("devices", "num_nodes"):
-        c.whole(f"trainer.{name}", 1)
 
 
 def _check_training(c: _Check, part: str, *, stopping: bool = True) -> None:
     c.whole(f"{part}.epochs", 1)
     c.whole(f"{part}.batch_size", 1)
     c.number(f"{part}.optimizer.lr", above=0)
-    world = c.value("trainer.devices") * c.value("trainer.num_nodes") if isinstance(c.value("trainer.devices"), int) else 1
+    world = (
+        c.value("trainer.devices") * c.value("trainer.num_nodes") if isinstance(c.value("trainer.devices"), int) else 1
+    )
     if c.value(f"{part}.batch_size") % world:
         raise ConfigError(
             f"Expected `{part}.batch_size` to be a multiple of the {world} processes (trainer.devices x "
@@ -124,5 +146,3 @@ def _check_training(c: _Check, part: str, *, stopping: bool = True) -> None:
     if stopping:
         c.whole(f"{part}.patience", 1, optional=True)
         c.whole(f"{part}.min_epochs", 1, optional=True)
-
-

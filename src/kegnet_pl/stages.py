@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from pytorch_lightning import seed_everything
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kegnet_pl.artefacts import load_network, save_network
@@ -24,6 +22,7 @@ from kegnet_pl.evaluation import digest, measure_accuracy
 from kegnet_pl.losses import DistillationLoss, GeneratorObjective
 from kegnet_pl.modules import GeneratorModule, StudentModule, TeacherModule
 from kegnet_pl.progress import StageProgress
+from kegnet_pl.ranks import rank
 from kegnet_pl.reporting import draw_sample_sheet
 from kegnet_pl.seeds import derive_seed
 from kegnet_pl.store import Stage, Store
@@ -129,10 +128,7 @@ def teacher_stage(shop: Workshop) -> tuple[Stage, nn.Module]:
     """Train the teacher on real data, or take it from the user's file."""
     config = shop.config["teacher"]
     weights = config["weights"]
-    if weights is None:
-        stage = _train_teacher(shop)
-    else:
-        stage = _import_teacher(shop, Path(weights))
+    stage = _train_teacher(shop) if weights is None else _import_teacher(shop, Path(weights))
     return shop.tell("teacher", stage), load_network(stage.folder)
 
 
@@ -145,7 +141,7 @@ def _train_teacher(shop: Workshop) -> Stage:
     }
 
     def make(folder: Path) -> Config:
-        assert shop.data is not None  # noqa: S101  # schema.check has seen to it
+        assert shop.data is not None  # schema.check has seen to it
         seed_everything(derive_seed(shop.seed, "teacher") % 2**32, verbose=False)
         network = build(config["network"])
         check_network(network, "teacher", shop.input_shape, shop.classes)
@@ -161,7 +157,7 @@ def _train_teacher(shop: Workshop) -> Stage:
                 name="teacher",
                 callbacks=[progress],
             )
-        if rank_zero_only.rank == 0:
+        if rank() == 0:
             save_network(network, folder, "network", config["network"])
         return metrics
 
@@ -199,11 +195,11 @@ def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> tupl
                 finished = folder / f"generator_{index}.metrics.json"
                 if not finished.exists():
                     metrics[str(index)] = _train_generator(shop, network, folder, index, progress)
-                    if rank_zero_only.rank == 0:
+                    if rank() == 0:
                         finished.write_text(json.dumps(metrics[str(index)]))
                 else:
                     metrics[str(index)] = json.loads(finished.read_text())
-        if rank_zero_only.rank == 0:
+        if rank() == 0:
             confidence = _draw_sheet(shop, folder, network)
             return {"generators": metrics, "confidence": confidence}
         return {}
@@ -243,7 +239,7 @@ def _train_generator(
         name=f"generator_{index}",
         callbacks=[progress],
     )
-    if rank_zero_only.rank == 0:
+    if rank() == 0:
         save_network(module.decoder, folder, f"decoder_{index}", config["decoder"])
         save_network(module.generator, folder, f"generator_{index}", config["network"])
     return metrics
@@ -360,7 +356,7 @@ def student_stage(
                 name=method,
                 callbacks=[progress],
             )
-        if rank_zero_only.rank == 0:
+        if rank() == 0:
             recipe = json.loads((initial.folder / "network.json").read_text())
             save_network(network, folder, "network", recipe["network"], recipe["ranks"])
         return metrics | {f"seconds_{name}": round(value, 3) for name, value in data.seconds.items()}
@@ -405,5 +401,3 @@ def evaluation_stage(shop: Workshop, stage: Stage, name: str) -> Stage | None:
 @functools.cache
 def _test_digest(data: RealDataModule) -> str:
     return digest(data.splits["test"])
-
-

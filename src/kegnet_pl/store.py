@@ -19,9 +19,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from filelock import FileLock, Timeout
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from kegnet_pl.errors import StoreError
+from kegnet_pl.ranks import rank
 
 Resume = Literal["auto", "never", "require"]
 
@@ -147,8 +147,8 @@ class Store:
 
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
-            f"Expected to write to the store {self.root}, but got: {error.strerror or error}. Free some space, or choose "
-            f"another folder with store=FOLDER. Finished stages are untouched; run the same command again to go on."
+            f"Expected to write to the store {self.root}, but got: {error.strerror or error}. Free some space, or "
+            f"choose another folder with store=FOLDER. Finished stages are untouched; run the command again to go on."
         )
 
     def get(
@@ -175,7 +175,7 @@ class Store:
         """
         mark = fingerprint(stage, config, [parent.fingerprint for parent in parents])
         final = self.root / f"{stage}-{mark}"
-        if rank_zero_only.rank != 0:
+        if rank() != 0:
             if not _decided(mark, final):
                 if collective:
                     build(self._hidden(final))
@@ -189,8 +189,8 @@ class Store:
                 hit = final.is_dir() and self.resume != "never"
                 if not hit and self.resume == "require":
                     raise StoreError(
-                        f"Expected the stage {stage!r} ({mark}) in the store {self.root}, since resume=require, but it is "
-                        f"not there. Run with resume=auto to build it, or check store=FOLDER."
+                        f"Expected the stage {stage!r} ({mark}) in the store {self.root}, since resume=require, but it "
+                        f"is not there. Run with resume=auto to build it, or check store=FOLDER."
                     )
                 _decide(mark, hit)
                 if not hit:
@@ -269,8 +269,8 @@ class Store:
             manifest = json.loads((final / "manifest.json").read_text())
         except (OSError, ValueError) as error:
             raise StoreError(
-                f"Expected a whole stage in {final}, but its manifest.json cannot be read ({error}). Delete that folder "
-                f"and run the same command again."
+                f"Expected a whole stage in {final}, but its manifest.json cannot be read ({error}). Delete that "
+                f"folder and run the same command again."
             ) from error
         return Stage(stage, mark, final, manifest, found)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.warnings import PossibleUserWarning
 
 Selection = Literal["last", "synthetic", "real"]
 
@@ -106,6 +106,8 @@ class Training:
             with warnings.catch_warnings():
                 # The teacher is in evaluation mode on purpose.
                 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
+                # Lightning 2.6 asks torch in an old way.
+                warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
                 # Our own checkpoints are there on purpose: they are what a resumed fit starts from.
                 warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
                 trainer.fit(

@@ -2,7 +2,8 @@ r"""Analytic empirical variational Bayes matrix factorisation (EVBMF).
 
 It decides how many singular values of a noisy matrix are signal, with no threshold to choose.
 
-Notation of the source: an :math:`L \times M` matrix, :math:`\alpha = L / M`, singular values :math:`\gamma_h`, noise variance :math:`\sigma^2` and :math:`x_h = \gamma_h^2 / (M \sigma^2)`. A component is kept if
+Notation of the source: an :math:`L \times M` matrix, :math:`\alpha = L / M`, singular values :math:`\gamma_h`, noise
+variance :math:`\sigma^2` and :math:`x_h = \gamma_h^2 / (M \sigma^2)`. A component is kept if
 :math:`x_h` exceeds :math:`\bar x = (1 + \bar\tau)(1 + \alpha / \bar\tau)` with
 :math:`\bar\tau \approx 2.5129 \sqrt\alpha`.
 

@@ -259,9 +259,7 @@ class CompressionPlan:
     def _choose(self, candidates: Sequence[_Candidate], parameters: int) -> dict[str, Ranks]:
         """Ranks of every candidate."""
         fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
-        free = {
-            (c.name, side): c.energy(side) for c in candidates for side in (0, 1) if fixed[c.name][side] is None
-        }
+        free = {(c.name, side): c.energy(side) for c in candidates for side in (0, 1) if fixed[c.name][side] is None}
 
         def at(share: float) -> dict[str, Ranks]:
             def rank(name: str, side: int) -> int:
@@ -292,5 +290,3 @@ class CompressionPlan:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if ratio(at(shares[middle])) >= self.target else (low, middle - 1)
         return at(shares[low])
-
-

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import tensorly
@@ -63,9 +63,9 @@ def _factorise_into(new: nn.Sequential, layer: Factorisable, ranks: Ranks) -> No
     with torch.no_grad():
         for part, values in zip(new, (in_factor.T, core, out_factor), strict=True):
             weight = torch.from_numpy(np.ascontiguousarray(values)).reshape(part.weight.shape)  # type: ignore[arg-type]
-            part.weight.copy_(weight)  # type: ignore[operator, union-attr]
+            part.weight.copy_(weight)  # type: ignore[operator]
         if layer.bias is not None:
-            new[-1].bias.copy_(layer.bias)  # type: ignore[operator, union-attr]
+            new[-1].bias.copy_(layer.bias)  # type: ignore[operator]
 
 
 class TuckerConv2d(nn.Sequential):
@@ -84,7 +84,8 @@ class TuckerConv2d(nn.Sequential):
         ValueError: If a rank is out of range or the convolution is grouped.
 
     Source:
-        Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile Applications", 2016.
+        Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile Applications",
+        2016.
     """
 
     def __init__(self, conv: nn.Conv2d, ranks: Ranks) -> None:
@@ -92,7 +93,7 @@ class TuckerConv2d(nn.Sequential):
         if conv.groups != 1:
             raise ValueError(f"Expected a convolution with groups=1, but got {conv}: leave grouped ones alone.")
         in_rank, out_rank = ranks
-        like = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        like: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         super().__init__(
             nn.Conv2d(conv.in_channels, in_rank, 1, bias=False, **like),
             nn.Conv2d(
@@ -137,7 +138,7 @@ class TuckerLinear(nn.Sequential):
     def __init__(self, linear: nn.Linear, ranks: Ranks) -> None:
         _check_ranks(linear, ranks)
         in_rank, out_rank = ranks
-        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        like: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
         super().__init__(
             nn.Linear(linear.in_features, in_rank, bias=False, **like),
             nn.Linear(in_rank, out_rank, bias=False, **like),

@@ -2,7 +2,7 @@
 
 from kegnet_pl.data.base import RealDataModule, Split
 from kegnet_pl.data.digits import DigitsDataModule
-from kegnet_pl.data.images import SVHN, FashionMNIST, ImageDataModule, MNIST
+from kegnet_pl.data.images import MNIST, SVHN, FashionMNIST, ImageDataModule
 from kegnet_pl.data.synthetic import GeneratorSource, NoiseSource, SyntheticDataModule, SyntheticSource
 from kegnet_pl.data.tables import Letter, Pendigits, Shuttle, TableDataModule
 

@@ -35,7 +35,7 @@ class Split:
 class RealDataModule(LightningDataModule):
     """Real data, in memory: to train a teacher and to report accuracy, never to train a student.
 
-    Subclasses say how to read their files (:meth:`read`) and whether those are there (:meth:`available`).
+    Subclasses say how to read their files (:meth:`read`) and see that those are there (:meth:`prepare_data`).
 
     Args:
         name: Name of the data set in tables.
@@ -72,16 +72,20 @@ class RealDataModule(LightningDataModule):
         self.flip = flip
         self.splits: dict[str, Split] = {}
 
-    def available(self) -> bool:
-        """Whether the data can be read, now and here."""
+    def prepare_data(self) -> None:
+        """See that the files are there; download what may be downloaded.
+
+        Raises:
+            FileNotFoundError: If files are missing; the message says which, where they were looked for, and how to
+                get them.
+        """
         raise NotImplementedError
 
     def read(self) -> dict[str, Split]:
         """Read and normalise the splits ``train``, ``val`` and ``test``.
 
         Raises:
-            FileNotFoundError: If files are missing; the message says which, where they were looked for, and how to
-                get them.
+            FileNotFoundError: If files are missing (see :meth:`prepare_data`).
             ValueError: If files are damaged or of another kind.
         """
         raise NotImplementedError
@@ -154,7 +158,7 @@ def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
         ValueError: If nothing would be left.
     """
     if not 0 < size < len(split):
-        raise ValueError(f"Expected to hold out between 1 and {len(split) - 1} of {len(split)} samples, but got {size}.")
+        raise ValueError(f"Expected to hold out 1 to {len(split) - 1} of {len(split)} samples, but got {size}.")
     order = torch.randperm(len(split), generator=stream(seed, "split"))
     return split[order[:-size]], split[order[-size:]]
 

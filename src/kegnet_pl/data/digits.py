@@ -27,9 +27,8 @@ class DigitsDataModule(RealDataModule):
     ) -> None:
         super().__init__(name, input_shape, classes, **options)
 
-    def available(self) -> bool:
-        """Return True: the data ships with scikit-learn."""
-        return True
+    def prepare_data(self) -> None:
+        """Do nothing: the data ships with scikit-learn."""
 
     def read(self) -> dict[str, Split]:
         """Read, resize, normalise and split the digits; the split does not depend on the seed."""

@@ -59,13 +59,22 @@ class ImageDataModule(RealDataModule):
         """Return images ``(N, C, H, W)`` uint8 and labels ``(N,)`` int64."""
         raise NotImplementedError
 
-    def available(self) -> bool:
-        """Whether the test files are there or may be downloaded."""
-        try:
-            self._locate(train=False)
-        except FileNotFoundError:
-            return self.download
-        return True
+    def prepare_data(self) -> None:
+        """See that both parts are there; download what is not if ``download`` is set."""
+        for train in (True, False):
+            try:
+                self._locate(train)
+            except FileNotFoundError as missing:
+                if not self.download:
+                    raise
+                try:
+                    self._fetch(train)
+                except (OSError, RuntimeError, ValueError) as error:
+                    raise FileNotFoundError(f"{missing} (The download failed: {str(error).splitlines()[0]})") from error
+
+    def _fetch(self, train: bool) -> None:
+        """Download one part to ``root``."""
+        raise NotImplementedError
 
     def _locate(self, train: bool) -> Path:
         """Return where the files of one part are, or raise FileNotFoundError."""
@@ -98,7 +107,7 @@ class _IdxDataModule(ImageDataModule):
     def _locate(self, train: bool) -> Path:
         kind = self.dataset.__name__
         file = f"{kind}/raw/{'train' if train else 't10k'}-images-idx3-ubyte"
-        folders = (".", self.name, self.name.split("-")[0])
+        folders = (".", self.name)
         found = find_file(
             self.root,
             [f"{folder}/{file}" for folder in folders],
@@ -107,14 +116,11 @@ class _IdxDataModule(ImageDataModule):
         )
         return found.parents[2]
 
+    def _fetch(self, train: bool) -> None:
+        self.dataset(str(self.root), train=train, download=True)
+
     def _read_part(self, train: bool) -> tuple[Tensor, Tensor]:
-        try:
-            folder = self._locate(train)
-        except FileNotFoundError:
-            if not self.download:
-                raise
-            self.dataset(str(self.root), train=train, download=True)
-            folder = self.root
+        folder = self._locate(train)
         try:
             data = self.dataset(str(folder), train=train, download=False)
         except (ValueError, RuntimeError, OSError, AssertionError, struct.error) as error:
@@ -174,21 +180,18 @@ class SVHN(ImageDataModule):
         file = f"{'train' if train else 'test'}_32x32.mat"
         return find_file(self.root, [file, f"svhn/{file}"], "the SVHN file", "Get it with data.download=true.")
 
+    def _fetch(self, train: bool) -> None:
+        torchvision.datasets.SVHN(str(self.root), split="train" if train else "test", download=True)
+
     def _read_part(self, train: bool) -> tuple[Tensor, Tensor]:
-        try:
-            path = self._locate(train)
-        except FileNotFoundError:
-            if not self.download:
-                raise
-            torchvision.datasets.SVHN(str(self.root), split="train" if train else "test", download=True)
-            path = self._locate(train)
+        path = self._locate(train)
         try:
             content = loadmat(path)
             images, labels = np.asarray(content["X"]), np.asarray(content["y"]).reshape(-1)
         except Exception as error:  # scipy raises many kinds for damaged files
             raise ValueError(
-                f"Expected a MATLAB file with `X` and `y` at {path}, but it cannot be read ({error}). Delete it and run "
-                f"again with data.download=true."
+                f"Expected a MATLAB file with `X` and `y` at {path}, but it cannot be read ({error}). Delete it and "
+                f"run again with data.download=true."
             ) from error
         if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.shape[3] != len(labels):
             raise ValueError(

@@ -34,9 +34,7 @@ class SyntheticSource(nn.Module, ABC):
         """
 
 
-def draw_labels_and_noise(
-    n: int, classes: int, noise_dim: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def draw_labels_and_noise(n: int, classes: int, noise_dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw what a generator is fed with (PAPER section 2), on the device of ``generator``.
 
     Args:
@@ -66,9 +64,7 @@ class GeneratorSource(SyntheticSource):
         ValueError: If there is no generator.
     """
 
-    def __init__(
-        self, generators: Sequence[nn.Module], device: torch.device | str = "cpu", chunk: int = 1024
-    ) -> None:
+    def __init__(self, generators: Sequence[nn.Module], device: torch.device | str = "cpu", chunk: int = 1024) -> None:
         super().__init__()
         if not generators:
             raise ValueError("Expected at least one generator, but got none.")
@@ -96,7 +92,7 @@ class GeneratorSource(SyntheticSource):
 
     @torch.no_grad()
     def generate(self, index: int, z: Tensor, y: Tensor) -> Tensor:
-        """Pass noise ``(N, Z)`` and labels ``(N, C)`` through one generator; samples ``(N, *input_shape)`` on the CPU."""
+        """Return samples ``(N, *input_shape)``, on the CPU, of one generator for ``z (N, Z)`` and ``y (N, C)``."""
         network = self.generators[index].network
         pieces = zip(z.split(self.chunk), y.split(self.chunk), strict=True)
         return torch.cat([network(a.to(self.device), b.to(self.device)).cpu() for a, b in pieces])  # type: ignore[operator]

@@ -39,14 +39,10 @@ class TableDataModule(RealDataModule):
             "Download it from the UCI Machine Learning Repository (archive.ics.uci.edu) and unpack it.",
         )
 
-    def available(self) -> bool:
-        """Whether all files are there."""
-        try:
-            for file in filter(None, (self.train_file, self.test_file)):
-                self._locate(file)
-        except FileNotFoundError:
-            return False
-        return True
+    def prepare_data(self) -> None:
+        """See that all files are there."""
+        for file in filter(None, (self.train_file, self.test_file)):
+            self._locate(file)
 
     def _parse(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return features ``(N, F)`` and classes ``(N,)`` from 0; the class is the last column unless overridden."""
@@ -96,7 +92,7 @@ class Shuttle(TableDataModule):
 
 
 class Pendigits(TableDataModule):
-    """Pen-Based Recognition of Handwritten Digits, UCI id 81: 16 features, 10 classes, ``pendigits.tra`` and ``.tes``."""
+    """Pen-Based Recognition of Handwritten Digits, UCI id 81: 16 features, 10 classes, ``pendigits.tra``, ``.tes``."""
 
     train_file, test_file, delimiter = "pendigits.tra", "pendigits.tes", ","
 

@@ -63,9 +63,7 @@ class GeneratorModule(SeededModule):
     def on_train_epoch_start(self) -> None:
         """Open the epoch's stream of noise; it differs by generator, rank and epoch."""
         super().on_train_epoch_start()
-        self._noise = stream(
-            self.seed, "noise", self.index, self.global_rank, self.current_epoch, device=self.device
-        )
+        self._noise = stream(self.seed, "noise", self.index, self.global_rank, self.current_epoch, device=self.device)
 
     def train_dataloader(self) -> range:
         """Count the steps of an epoch: batches are drawn in the training step."""
@@ -88,6 +86,8 @@ class GeneratorModule(SeededModule):
         # Exponentials and means of bfloat16 would lose what the losses differ in.
         with torch.autocast(self.device.type, enabled=False):
             seen = GeneratedBatch(z, y, at_least_float32(x), at_least_float32(logits), decoded)
+            loss: Tensor
+            parts: dict[str, Tensor]
             loss, parts = self.objective(seen)
         metrics = {f"train/loss_{name}": part.detach() for name, part in parts.items()}
         metrics |= {"train/loss": loss.detach(), "train/accuracy": accuracy(logits, y.argmax(dim=1))}
@@ -99,7 +99,7 @@ class GeneratorModule(SeededModule):
         trained = [*self.generator.parameters(), *self.decoder.parameters()]
         return self._optimizer([parameter for parameter in trained if parameter.requires_grad])
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return everything but the teacher, which is not this module's to save."""
         return frozen_keys_left_out(super().state_dict(*args, **kwargs), "teacher.")
 

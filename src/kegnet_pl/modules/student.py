@@ -20,8 +20,8 @@ class StudentModule(SeededModule):
         seed: The run's seed.
 
     Shapes:
-        Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``; validation batches the same, or
-        with classes ``(B,)`` as test batches have.
+        Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``; validation batches the same,
+        or with classes ``(B,)`` as test batches have.
     """
 
     def __init__(

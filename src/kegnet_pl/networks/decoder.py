@@ -1,5 +1,6 @@
 """The decoder: reads the noise back from a generated sample."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ class Decoder(nn.Module):
         super().__init__()
         sides = [math.prod(input_shape)] + [width] * (blocks + 1)
         layers: list[nn.Module] = []
-        for before, after in zip(sides[:-1], sides[1:], strict=True):
+        for before, after in itertools.pairwise(sides):
             layers += [nn.Linear(before, after), nn.ELU(), nn.BatchNorm1d(after)]
         self.layers = nn.Sequential(*layers, nn.Linear(width, noise_dim))
 

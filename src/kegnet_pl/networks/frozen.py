@@ -39,10 +39,10 @@ class FrozenModule(nn.Module):
                 layer.track_running_stats = False
         self.train()
 
-    def _norm_layers(self) -> list[nn.Module]:
+    def _norm_layers(self) -> list[_BatchNorm]:
         return [layer for layer in self.network.modules() if isinstance(layer, _BatchNorm)]
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Stay in evaluation mode; only the batch-norm layers of ``teacher_norm="batch"`` look at the batch."""
         super().train(False)
         if self.teacher_norm == "batch":

@@ -1,5 +1,7 @@
 """Generators: from a label and noise to a sample that the teacher knows."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +88,7 @@ class DenseGenerator(nn.Module):
         self.classes = classes
         sides = [noise_dim + classes] + [width] * blocks
         layers: list[nn.Module] = []
-        for before, after in zip(sides[:-1], sides[1:], strict=True):
+        for before, after in itertools.pairwise(sides):
             layers += [nn.Linear(before, after), nn.ELU(), nn.BatchNorm1d(after)]
         self.layers = nn.Sequential(*layers, nn.Linear(sides[-1], features))
         self.adjust = nn.BatchNorm1d(features, affine=False)

@@ -1,5 +1,7 @@
 """The multi-layer perceptron, the teacher for the UCI tables."""
 
+import itertools
+
 from torch import Tensor, nn
 
 
@@ -24,7 +26,7 @@ class MLP(nn.Module):
         super().__init__()
         sides = [features] + [width] * blocks
         layers: list[nn.Module] = []
-        for before, after in zip(sides[:-1], sides[1:], strict=True):
+        for before, after in itertools.pairwise(sides):
             layers += [nn.Linear(before, after), nn.ELU(), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear(width, classes))
 

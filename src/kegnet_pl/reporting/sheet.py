@@ -40,13 +40,16 @@ def draw_sample_sheet(samples: Sequence[Tensor], path: str | Path, title: str, c
             else:
                 axis.imshow(_picture(x[row]), cmap="gray", interpolation="nearest")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", y=0.99, va="top")
-    figure.subplots_adjust(left=0.04 if tabular else 0.01, right=0.99, bottom=0.01, top=1 - 0.78 / height, wspace=0.06, hspace=0.06)
+    figure.subplots_adjust(
+        left=0.04 if tabular else 0.01, right=0.99, bottom=0.01, top=1 - 0.78 / height, wspace=0.06, hspace=0.06
+    )
     figure.savefig(path, metadata={"Software": "kegnet_pl"})
 
 
 def _picture(x: Tensor) -> np.ndarray:
     """Return one image ``(C, H, W)`` as ``(H, W)`` or ``(H, W, 3)`` in [0, 1]."""
-    values = x.numpy()
+    values: np.ndarray = x.numpy()
     low, high = values.min(), values.max()
-    values = (values - low) / max(high - low, 1e-6)
-    return values[0] if len(values) != 3 else values.transpose(1, 2, 0)
+    scaled: np.ndarray = (values - low) / max(high - low, 1e-6)
+    picture: np.ndarray = scaled[0] if len(scaled) != 3 else scaled.transpose(1, 2, 0)
+    return picture

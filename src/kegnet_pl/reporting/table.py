@@ -8,18 +8,21 @@ from kegnet_pl.compression import Ledger
 from kegnet_pl.reporting.results import Row
 
 
+def describe_results(rows: Sequence[Row]) -> str:
+    """Say what the accuracies of one run were measured on and how epochs were selected."""
+    first = rows[0]
+    selections = sorted({row.selection for row in rows if row.selection is not None})
+    where = first.test_set or f"{first.dataset}: no test data, accuracy not measured"
+    return f"{where}; seed {first.seed}; epoch kept: {', '.join(selections) or 'nothing was trained'}"
+
+
 def make_results_table(rows: Sequence[Row]) -> Table:
     """Lay out the rows of one run.
 
     Args:
         rows: At least one.
     """
-    first = rows[0]
-    selections = sorted({row.selection for row in rows if row.selection is not None})
-    where = first.test_set or f"{first.dataset}: accuracy not measured, no test data"
-    table = Table(
-        title=f"{where}; seed {first.seed}; epoch kept: {', '.join(selections) or 'none trained'}", title_justify="left"
-    )
+    table = Table()
     table.add_column("network")
     for column in ("accuracy", "parameters", "ratio", "MACs", "seconds"):
         table.add_column(column, justify="right")
@@ -41,7 +44,7 @@ def make_results_table(rows: Sequence[Row]) -> Table:
 
 def make_ledger_table(ledger: Ledger) -> Table:
     """Lay out what every layer cost before and after."""
-    table = Table(title="Compression, layer by layer", title_justify="left")
+    table = Table()
     for column in ("layer", "kind"):
         table.add_column(column)
     for column in ("ranks in, out", "parameters", "MACs"):
