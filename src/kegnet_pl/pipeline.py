@@ -13,6 +13,7 @@ from kegnet_pl.compression import Ledger, LedgerRow, measure_cost
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.loggers import finish_loggers, make_loggers
 from kegnet_pl.progress import make_console
+from kegnet_pl.provenance import command_line, versions
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting import Row, describe_results, make_ledger_table, make_results_table, write_results
 from kegnet_pl.stages import (
@@ -24,7 +25,7 @@ from kegnet_pl.stages import (
     student_stage,
     teacher_stage,
 )
-from kegnet_pl.store import Stage, Store, command_line, fingerprint, versions
+from kegnet_pl.store import Stage, Store, fingerprint
 from kegnet_pl.training import Training, device_of, quiet_lightning
 
 _TITLES = {"uniform": "Uniform", "normal": "Normal", "kegnet": "KegNet"}

@@ -3,35 +3,25 @@
 import hashlib
 import json
 import os
-import platform
-import resource
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from filelock import FileLock, Timeout
 
 from kegnet_pl.errors import StoreError
-from kegnet_pl.ranks import rank
+from kegnet_pl.provenance import command_line, git_state, peak_memory, versions
+from kegnet_pl.ranks import barrier, decide, decided, distributed, rank
 
 Resume = Literal["auto", "never", "require"]
 
 FORMAT = 1
 """Version of what stages compute and write; a change makes all fingerprints new."""
-
-_DECISIONS = "KEGNET_STAGES"
-"""Environment variable by which the main process tells the processes it starts what it found in the store."""
-
-_PACKAGES = ("kegnet_pl", "torch", "torchvision", "pytorch-lightning", "tensorly", "hydra-core", "numpy", "scipy")
 
 
 def fingerprint(stage: str, config: Mapping[str, Any], parents: Sequence[str]) -> str:
@@ -74,46 +64,6 @@ class Stage:
     def seconds(self) -> float:
         """Wall-clock seconds that made it, over all attempts."""
         return float(self.manifest["seconds"])
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a result may depend on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def git_state() -> dict[str, Any]:
-    """Return commit and dirty flag of the source that runs; None where it is no checkout."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    # An installed package may lie inside somebody else's checkout: only tracked source has a commit.
-    commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "store.py") is not None else None
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain")) if commit else None}
-
-
-def peak_memory() -> dict[str, float]:
-    """Return the peak memory of this process, and of its GPU where it uses one, in megabytes."""
-    peak = {"host_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        peak["device_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return peak
-
-
-def command_line() -> str:
-    """Return the command that runs, without the folder of the interpreter or of the program."""
-    return " ".join(["python -m kegnet_pl", *sys.argv[1:]])
 
 
 class Store:
@@ -176,10 +126,10 @@ class Store:
         mark = fingerprint(stage, config, [parent.fingerprint for parent in parents])
         final = self.root / f"{stage}-{mark}"
         if rank() != 0:
-            if not _decided(mark, final):
+            if not decided(mark, final):
                 if collective:
                     build(self._hidden(final))
-                _barrier()
+                barrier()
             return self._load(stage, mark, final, found=False)
 
         lock = FileLock(self.root / ".locks" / f"{final.name}.lock")
@@ -192,11 +142,11 @@ class Store:
                         f"Expected the stage {stage!r} ({mark}) in the store {self.root}, since resume=require, but it "
                         f"is not there. Run with resume=auto to build it, or check store=FOLDER."
                     )
-                _decide(mark, hit)
+                decide(mark, hit)
                 if not hit:
                     self._build(stage, mark, config, parents, build, final)
-                    if not _distributed():  # ranks started from now on find it
-                        _decide(mark, True)
+                    if not distributed():  # ranks started from now on find it
+                        decide(mark, True)
             finally:
                 lock.release()
         except OSError as error:
@@ -262,7 +212,7 @@ class Store:
             shutil.rmtree(old, ignore_errors=True)
         else:
             hidden.rename(final)
-        _barrier()
+        barrier()
 
     def _load(self, stage: str, mark: str, final: Path, found: bool) -> Stage:
         try:
@@ -280,33 +230,3 @@ def _write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text)
     draft.replace(path)
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _barrier() -> None:
-    if _distributed():
-        torch.distributed.barrier()
-
-
-def _decide(mark: str, hit: bool) -> None:
-    """Rank 0 tells the other ranks, running or yet to be started, whether a stage is there."""
-    if _distributed():
-        torch.distributed.broadcast_object_list([hit], src=0)
-    else:
-        known = json.loads(os.environ.get(_DECISIONS, "{}"))
-        os.environ[_DECISIONS] = json.dumps(known | {mark: hit})
-
-
-def _decided(mark: str, final: Path) -> bool:
-    """Other ranks ask what rank 0 found."""
-    known = json.loads(os.environ.get(_DECISIONS, "{}"))
-    if mark in known:
-        return bool(known[mark])
-    if _distributed():
-        answer: list[Any] = [None]
-        torch.distributed.broadcast_object_list(answer, src=0)
-        return bool(answer[0])
-    return final.is_dir()

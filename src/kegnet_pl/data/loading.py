@@ -27,6 +27,8 @@ class TensorLoader:
         ValueError: If lengths differ, there are no rows, or a batch cannot be shared out evenly.
     """
 
+    batch_sampler = None  # Lightning looks for one where it finds a sampler
+
     def __init__(
         self,
         *tensors: Tensor,

@@ -1,0 +1,47 @@
+# make help lists what can be made. One virtual environment, .venv, for everything.
+.DEFAULT_GOAL := help
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))) python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help install demo test test-all lint format types check clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# Made anew only when the dependencies change.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "kegnet_pl needs Python 3.11, 3.12 or 3.13; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $(READY)
+
+install: $(READY) ## Create the virtual environment and install kegnet_pl into it
+
+demo: $(READY) ## Compress a network for handwritten digits, without its data: about two minutes
+	$(BIN)/python -m kegnet_pl
+
+test: $(READY) ## Run the test suite (real data: see CONTRIBUTING.md)
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-all: $(READY) ## Run all tests, those that need a GPU too
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## Check style and formatting
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+types: $(READY) ## Check types
+	$(BIN)/mypy
+
+check: lint types test ## What CI runs
+
+clean: ## Remove what builds and tests leave behind; results and the virtual environment stay
+	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find src tests conf -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,19 @@
+"""The stages: what each computes, from what, and what it leaves in the store."""
+
+from kegnet_pl.stages.compression import compression_stage
+from kegnet_pl.stages.evaluation import evaluation_stage
+from kegnet_pl.stages.generators import generators_stage
+from kegnet_pl.stages.student import student_stage
+from kegnet_pl.stages.teacher import teacher_stage
+from kegnet_pl.stages.workshop import Workshop, build, check_network
+
+__all__ = [
+    "Workshop",
+    "build",
+    "check_network",
+    "compression_stage",
+    "evaluation_stage",
+    "generators_stage",
+    "student_stage",
+    "teacher_stage",
+]

@@ -1,0 +1,50 @@
+"""The student before any training: the teacher compressed, or another network."""
+
+import json
+from pathlib import Path
+
+from pytorch_lightning import seed_everything
+from torch import nn
+
+from kegnet_pl.artefacts import load_network, save_network
+from kegnet_pl.compression import CompressionPlan, Rule, measure_cost
+from kegnet_pl.seeds import derive_seed
+from kegnet_pl.stages.workshop import Config, Workshop, build, check_network, without
+from kegnet_pl.store import Stage
+
+
+def compression_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> tuple[Stage, nn.Module]:
+    """Compress the teacher, or build another network: the student before any training."""
+    other = shop.config["student"]["network"]
+    plan_config = shop.config["compression"]
+    if other is not None:
+        settings: Config = {"network": other, "seed": shop.seed}
+    else:
+        settings = {"compression": without(plan_config, "name"), "input_shape": shop.input_shape}
+
+    def make(folder: Path) -> Config:
+        if other is not None:
+            seed_everything(derive_seed(shop.seed, "student") % 2**32, verbose=False)
+            student = build(other)
+            check_network(student, "student", shop.input_shape, shop.classes)
+            save_network(student, folder, "network", other)
+            return _cost(student, shop.input_shape)
+        plan = CompressionPlan(
+            [Rule(rule["layers"], rule["rank"]) for rule in plan_config["rules"]],
+            plan_config["target"],
+            plan_config["when_larger"],
+        )
+        compressed = plan.apply(network, shop.input_shape)
+        recipe = shop.config["teacher"]["network"]
+        save_network(compressed.network, folder, "network", recipe, compressed.ledger.ranks)
+        (folder / "ledger.json").write_text(json.dumps(compressed.ledger.to_dict(), indent=2))
+        return _cost(compressed.network, shop.input_shape)
+
+    stage = shop.store.get("compression", settings, [teacher], make)
+    shop.tell("compression", stage)
+    return stage, load_network(stage.folder)
+
+
+def _cost(network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
+    cost = measure_cost(network, input_shape)
+    return {"parameters": cost.parameters, "macs": cost.macs}

@@ -1,0 +1,35 @@
+"""Accuracy of a finished network: no part of training, and never what a student is selected by."""
+
+import functools
+from pathlib import Path
+
+from kegnet_pl.artefacts import load_network
+from kegnet_pl.data import RealDataModule
+from kegnet_pl.evaluation import digest, measure_accuracy
+from kegnet_pl.stages.workshop import Config, Workshop
+from kegnet_pl.store import Stage
+
+
+def evaluation_stage(shop: Workshop, stage: Stage, name: str) -> Stage | None:
+    """Measure a finished network on the real test data; None where there is none."""
+    data = shop.data
+    if data is None:
+        return None
+    data.setup()
+    test = data.splits["test"]
+    settings = {"test_data": _test_digest(data)}
+
+    def make(folder: Path) -> Config:
+        value = measure_accuracy(load_network(stage.folder), test, shop.device)
+        for logger in shop.training.make_loggers("evaluation", name, folder):
+            logger.log_metrics({"test/accuracy": value}, step=0)
+            logger.save()
+        shop.training.finish_loggers()
+        return {"test/accuracy": value, "test_set": data.test_set, "samples": len(test)}
+
+    return shop.store.get("evaluation", settings, [stage], make)
+
+
+@functools.cache
+def _test_digest(data: RealDataModule) -> str:
+    return digest(data.splits["test"])

@@ -1,0 +1,81 @@
+"""The students: one a source of synthetic data."""
+
+import json
+from pathlib import Path
+
+from pytorch_lightning import seed_everything
+from torch import nn
+
+from kegnet_pl.artefacts import load_network, save_network
+from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule, SyntheticSource
+from kegnet_pl.losses import DistillationLoss
+from kegnet_pl.modules import StudentModule
+from kegnet_pl.progress import StageProgress
+from kegnet_pl.ranks import rank
+from kegnet_pl.seeds import derive_seed
+from kegnet_pl.stages.workshop import Config, Workshop, build, schedule_of, without
+from kegnet_pl.store import Stage
+
+_INDEX = {"uniform": 0, "normal": 1, "kegnet": 2}
+"""Tells the random streams of the methods apart."""
+
+
+def student_stage(
+    shop: Workshop, method: str, teacher: tuple[Stage, nn.Module], initial: Stage, generators: Stage | None
+) -> Stage:
+    """Train the compressed network on synthetic data: from generators, or noise for the baselines."""
+    config = shop.config["student"]
+    settings: Config = {
+        "student": without(config, "network"),
+        "source": method,
+        "input_shape": shop.input_shape,
+        **shop.trained(),
+    }
+    real = config["selection"] == "real"
+    if real:
+        settings["data"] = without(shop.config["data"], "root", "download")
+    title = f"student ({method})"
+
+    def make(folder: Path) -> Config:
+        seed_everything(derive_seed(shop.seed, "student", _INDEX[method]) % 2**32, verbose=False)
+        if real and shop.data is not None:
+            shop.data.setup()
+        data = SyntheticDataModule(
+            _source(shop, method, generators),
+            teacher[1],
+            samples=config["samples"],
+            validation_samples=config["validation_samples"] if config["selection"] == "synthetic" else 0,
+            real_validation=shop.data.splits["val"] if real and shop.data is not None else None,
+            batch_size=config["batch_size"],
+            shuffle=config["shuffle"],
+            seed=shop.seed,
+            device=shop.device,
+        )
+        network = load_network(initial.folder)
+        module = StudentModule(
+            network, DistillationLoss(config["temperature"]), build(config["optimizer"]), seed=shop.seed
+        )
+        with StageProgress(title, shop.console) as progress:
+            metrics = shop.training.fit(
+                module,
+                data,
+                schedule_of(config, select_best=config["selection"] != "last"),
+                folder,
+                stage="student",
+                name=method,
+                callbacks=[progress],
+            )
+        if rank() == 0:
+            recipe = json.loads((initial.folder / "network.json").read_text())
+            save_network(network, folder, "network", recipe["network"], recipe["ranks"])
+        return metrics | {f"seconds_{name}": round(value, 3) for name, value in data.seconds.items()}
+
+    parents = [teacher[0], initial, *([generators] if generators is not None else [])]
+    return shop.tell(title, shop.store.get("student", settings, parents, make, collective=True))
+
+
+def _source(shop: Workshop, method: str, generators: Stage | None) -> SyntheticSource:
+    if generators is None:
+        return NoiseSource("uniform" if method == "uniform" else "normal", shop.input_shape)
+    count = shop.config["generator"]["count"]
+    return GeneratorSource([load_network(generators.folder, f"generator_{i}") for i in range(count)], shop.device)

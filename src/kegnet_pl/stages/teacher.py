@@ -1,0 +1,71 @@
+"""The teacher: trained on real data, or read from the user's file."""
+
+import hashlib
+from pathlib import Path
+
+from pytorch_lightning import seed_everything
+from torch import nn
+
+from kegnet_pl.artefacts import load_network, save_network
+from kegnet_pl.modules import TeacherModule
+from kegnet_pl.progress import StageProgress
+from kegnet_pl.ranks import rank
+from kegnet_pl.seeds import derive_seed
+from kegnet_pl.stages.workshop import Config, Workshop, build, check_network, schedule_of, without
+from kegnet_pl.store import Stage
+from kegnet_pl.weights import load_weights
+
+
+def teacher_stage(shop: Workshop) -> tuple[Stage, nn.Module]:
+    """Train the teacher on real data, or take it from the user's file."""
+    config = shop.config["teacher"]
+    weights = config["weights"]
+    stage = _train_teacher(shop) if weights is None else _import_teacher(shop, Path(weights))
+    return shop.tell("teacher", stage), load_network(stage.folder)
+
+
+def _train_teacher(shop: Workshop) -> Stage:
+    config, data = shop.config["teacher"], shop.config["data"]
+    settings = {
+        "teacher": without(config, "name", "weights"),
+        "data": without(data, "root", "download"),
+        **shop.trained(),
+    }
+
+    def make(folder: Path) -> Config:
+        assert shop.data is not None  # schema.check has seen to it
+        seed_everything(derive_seed(shop.seed, "teacher") % 2**32, verbose=False)
+        network = build(config["network"])
+        check_network(network, "teacher", shop.input_shape, shop.classes)
+        shop.data.setup()
+        module = TeacherModule(network, build(config["optimizer"]), seed=shop.seed)
+        with StageProgress("teacher", shop.console) as progress:
+            metrics = shop.training.fit(
+                module,
+                shop.data,
+                schedule_of(config, select_best=config["patience"] is not None),
+                folder,
+                stage="teacher",
+                name="teacher",
+                callbacks=[progress],
+            )
+        if rank() == 0:
+            save_network(network, folder, "network", config["network"])
+        return metrics
+
+    return shop.store.get("teacher", settings, [], make, collective=True)
+
+
+def _import_teacher(shop: Workshop, weights: Path) -> Stage:
+    config = shop.config["teacher"]
+    network = build(config["network"])
+    check_network(network, "teacher", shop.input_shape, shop.classes)
+    load_weights(network, weights)
+    settings = {"network": config["network"], "weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
+
+    def make(folder: Path) -> Config:
+        save_network(network, folder, "network", config["network"])
+        shop.console.print(f"teacher: read from {weights}")
+        return {}
+
+    return shop.store.get("teacher", settings, [], make)

@@ -1,0 +1,105 @@
+"""What all stages work with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from rich.console import Console
+from torch import Tensor, nn
+
+from kegnet_pl.data import RealDataModule
+from kegnet_pl.errors import ConfigError
+from kegnet_pl.store import Stage, Store
+from kegnet_pl.training import Schedule, Training
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What all stages work with.
+
+    Attributes:
+        config: The resolved configuration, plain.
+        store: Finished stages.
+        training: Runs Lightning.
+        console: Where progress is shown.
+        device: Where drawing and evaluation compute.
+        data: Real data, None where there is none.
+    """
+
+    config: Config
+    store: Store
+    training: Training
+    console: Console
+    device: torch.device
+    data: RealDataModule | None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.config["data"]["input_shape"])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.config["data"]["classes"])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.config["seed"])
+
+    def trained(self) -> Config:
+        """Return the settings that change the result of anything trained."""
+        trainer = self.config["trainer"]
+        return {
+            "seed": self.seed,
+            "precision": trainer["precision"],
+            "processes": trainer["devices"] * trainer["num_nodes"],
+        }
+
+    def tell(self, name: str, stage: Stage) -> Stage:
+        """Show that a stage was there already."""
+        if stage.found:
+            self.console.print(f"{name}: found ({stage.fingerprint}), {stage.seconds:.1f} s when it was made")
+        return stage
+
+
+def without(config: Mapping[str, Any], *keys: str) -> Config:
+    """Return a part of the configuration without some of its keys."""
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def schedule_of(config: Mapping[str, Any], select_best: bool) -> Schedule:
+    """Return how long the teacher or the student trains."""
+    return Schedule(config["epochs"], select_best, config["patience"], config["min_epochs"])
+
+
+def build(specification: Mapping[str, Any], **arguments: Any) -> Any:
+    """Instantiate a ``_target_`` of the configuration from plain values."""
+    return instantiate(dict(specification), **arguments, _convert_="all")
+
+
+def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], classes: int) -> None:
+    """Pass a blank batch through a network.
+
+    Raises:
+        ConfigError: If it does not take such samples, or does not return logits of so many classes.
+    """
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, *input_shape))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"Expected the {name} {type(network).__name__} to take samples of shape {input_shape}, but it failed: "
+            f"{str(error).splitlines()[0]} Choose data and network that fit: data=..., {name}=..., data.input_shape."
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(
+            f"Expected the {name} {type(network).__name__} to return logits of shape (2, {classes}) for 2 samples, but "
+            f"got {came}. Set data.classes to the number of its classes; a network must return logits alone."
+        )

@@ -1,0 +1,42 @@
+"""Fixtures of all tests."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+
+def _folder(variable: str) -> Path:
+    """Return the folder that an environment variable names; skip where it is not set, fail where it leads nowhere."""
+    value = os.environ.get(variable)
+    if value is None:
+        pytest.skip(f"{variable} is not set (see CONTRIBUTING.md, tests)")
+    folder = Path(value)
+    assert folder.is_dir(), f"{variable}={value} is not a folder"
+    return folder
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """Folder with real data: mnist/, fashion/, svhn/, uci/, unpacked."""
+    return _folder("KEGNET_DATA_DIR")
+
+
+@pytest.fixture
+def reference_dir() -> Path:
+    """Folder with golden/ (reference numbers) and teachers/ (the authors' released weights)."""
+    return _folder("KEGNET_REFERENCE_DIR")
+
+
+@pytest.fixture(autouse=True)
+def _clean_state() -> Iterator[None]:
+    """Leave no Hydra, no process group and no decisions of a run behind."""
+    torch.manual_seed(0)
+    yield
+    GlobalHydra.instance().clear()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.pop("KEGNET_STAGES", None)

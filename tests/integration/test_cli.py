@@ -1,0 +1,172 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import FAST, Command
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_help_is_quick(command: Command, arguments: list[str]) -> None:
+    seconds = []
+    for _ in range(3):  # the best of three: other tests may keep the machine busy
+        start = time.perf_counter()
+        done = command(*arguments)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 2
+    wanted = ["+experiment=", "compression=", "svhn_resnet", "teacher.weights=FILE"]
+    assert all(word in done.stdout for word in wanted) or "optimizer:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typo", "answer"),
+    [
+        ("generator.epoch=2", "Did you mean generator.epochs?"),
+        ("generator.epoch=2", "`generator` has: count, noise_dim"),
+        ("sed=1", "Did you mean seed?"),
+        ("generator.objective.diversty.weight=1", "`generator.objective` has: classifier, decoder, diversity"),
+        ("+experiment=svhn", "svhn_resnet"),
+        ("compression=option4", "option3"),
+    ],
+)
+def test_a_typo_lists_what_exists(command: Command, typo: str, answer: str) -> None:
+    done = command(typo, expect=1)
+    assert answer in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["seed=-1"], "Expected `seed` to be a whole number of at least 0, but got -1."),
+        (["generator.objective.decoder.weight=-1"], "Expected `generator.objective.decoder.weight`"),
+        (["data=none"], "Expected a value for `data.input_shape`"),
+        (["teacher.weights=nowhere.pt"], "Expected a weight file at nowhere.pt"),
+        (["data=shuttle", "teacher=mlp", "generator=dense", "compression=option1", "data.root=here"], "shuttle.trn"),
+        (["store=/proc/nowhere"], "Expected to write to the store /proc/nowhere"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(command: Command, arguments: list[str], answer: str) -> None:
+    done = command(*arguments, expect=1)
+    assert answer in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_default_run_shows_everything(command: Command, tmp_path: Path) -> None:
+    done = command(FAST, "logger=[wandb,tensorboard]")
+    text = done.stdout
+    for word in ("teacher", "T+Uniform", "T+Normal", "T+KegNet", "accuracy", "ratio", "MACs", "seconds"):
+        assert word in text
+    # A log file gets lines, not a bar that is drawn again and again.
+    assert "\x1b[" not in text and "\r" not in text
+    for noise in ("Tip:", "does not have many workers", "GPU available", "deprecated"):
+        assert noise not in text + done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    (results,) = tmp_path.glob("outputs/runs/*/results.json")
+    shown = re.search(r"results\s+(\S+)", text)
+    assert shown is not None and tmp_path / shown[1] == results
+    assert len(json.loads(results.read_text())) == 5
+
+    store = tmp_path / "outputs" / "debug_store"
+    assert len(list(store.glob("*/logs/**/metrics.csv"))) == 1 + 2 + 3 + 5  # teacher, generators, students, evaluations
+    assert len(list(store.glob("*/logs/**/events.out.tfevents.*"))) == 1 + 2 + 3 + 5
+    assert len(list(results.parent.glob("wandb/offline-run-*"))) == 1 + 2 + 3 + 5, "offline by itself, a run a fit"
+
+
+def test_metric_names(command: Command, tmp_path: Path) -> None:
+    command(FAST, "methods=[kegnet]", "generator.objective.diversity.weight=1", "student.selection=synthetic")
+    names: dict[str, set[str]] = {}
+    for file in tmp_path.glob("outputs/debug_store/*/logs/**/metrics.csv"):
+        stage = file.relative_to(tmp_path).parts[2].split("-")[0]
+        names.setdefault(stage, set()).update(file.read_text().splitlines()[0].split(","))
+    common = {"epoch", "step"}
+    losses = {"train/loss", "train/accuracy"}
+    assert names == {
+        "teacher": common | losses,
+        "generators": common | losses | {"train/loss_classifier", "train/loss_decoder", "train/loss_diversity"},
+        "student": common | losses | {"val/loss", "val/accuracy"},
+        "evaluation": common | {"test/accuracy"},
+    }
+
+
+def test_multirun_builds_teacher_and_generators_once(command: Command, tmp_path: Path) -> None:
+    command("-m", FAST, "methods=[kegnet]", "compression=option2,fraction")
+    kinds = [path.name.split("-")[0] for path in (tmp_path / "outputs" / "debug_store").glob("[!.]*")]
+    assert kinds.count("teacher") == kinds.count("generators") == 1
+    assert kinds.count("compression") == kinds.count("student") == 2
+    assert len(list(tmp_path.glob("outputs/sweeps/*/*/results.json"))) == 2
+
+
+@pytest.mark.ddp
+def test_two_processes_through_the_command_line(command: Command, tmp_path: Path) -> None:
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    done = command(FAST, *ddp)
+    assert done.stdout.count("T+KegNet") >= 1 and done.stdout.count("teacher: finished") == 1
+    (results,) = tmp_path.glob("outputs/runs/*/results.json")
+    assert len(json.loads(results.read_text())) == 5
+    # A second run finds all, a third goes on below what is there: some stages found, others trained by both processes.
+    again = command(FAST, *ddp, "resume=require")
+    assert "finished" not in again.stdout
+    more = command(FAST, *ddp, "student.optimizer.lr=0.002", "methods=[kegnet]")
+    assert "generators: found" in more.stdout and "student (kegnet): finished" in more.stdout
+
+
+def test_bfloat16(command: Command, tmp_path: Path) -> None:
+    command(FAST, "trainer.precision=bf16-mixed")
+    (results,) = tmp_path.glob("outputs/runs/*/results.json")
+    rows = json.loads(results.read_text())
+    assert {row["precision"] for row in rows} == {"bf16-mixed"}
+    assert all(row["accuracy"] is not None for row in rows)
+
+
+def test_float16(command: Command, tmp_path: Path) -> None:
+    command(FAST, "trainer.precision=16-mixed", "methods=[kegnet]")
+    assert len(list(tmp_path.glob("outputs/runs/*/results.json"))) == 1
+
+
+def test_ctrl_c_keeps_finished_stages_and_says_how_to_go_on(tmp_path: Path) -> None:
+    arguments = [FAST, "methods=[kegnet]", "generator.epochs=500", "teacher.epochs=1"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "kegnet_pl", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    deadline = time.monotonic() + 120
+    begun = tmp_path / "outputs" / "debug_store"
+    while not list(begun.glob(".generators-*/checkpoints/generator_0/resume.ckpt")):
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, out + err
+    assert "run the same command again" in err and "Traceback" not in err
+    assert [path.name.split("-")[0] for path in sorted(begun.glob("[!.]*"))] == ["compression", "teacher"]
+
+
+def test_two_commands_at_once_build_every_stage_once(tmp_path: Path) -> None:
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-m", "kegnet_pl", FAST, "methods=[kegnet]", "teacher.epochs=5"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    texts = [process.communicate(timeout=300)[0] for process in commands]
+    assert [process.returncode for process in commands] == [0, 0], texts
+    for stage in ("teacher", "generators", "student (kegnet)"):
+        assert sum(f"{stage}: finished" in text for text in texts) == 1, texts
+    assert len(list(tmp_path.glob("outputs/runs/*/results.json"))) == 2

@@ -1,0 +1,123 @@
+"""Every shipped configuration composes, and every experiment starts."""
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from kegnet_pl.pipeline import open_data, run
+from kegnet_pl.schema import check, to_plain
+from kegnet_pl.stages import build
+from tests.integration.conftest import FAST, configure
+
+ROOT = Path(str(importlib.resources.files("kegnet_pl.conf")))
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
+GROUPS = ["callbacks", "compression", "data", "generator", "logger", "student", "teacher", "trainer"]
+
+
+def test_all_six_paper_experiments_are_there() -> None:
+    paper = {"mnist_lenet", "fashion_resnet", "svhn_resnet", "shuttle_mlp", "pendigits_mlp", "letter_mlp"}
+    assert paper <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("option", ["option1", "option2", "option3"])
+def test_experiment_composes(name: str, option: str) -> None:
+    if name.endswith("mlp") and option == "option3":
+        pytest.skip("the paper has two options for tables")
+    config = configure(f"+experiment={name}", f"compression={option}")
+    assert config["compression"]["name"] == option
+    for part in ("data", "generator", "student"):
+        assert config[part]
+    build(config["teacher"]["network"])
+    build(config["generator"]["network"])
+    build(config["generator"]["decoder"])
+    for term in config["generator"]["objective"].values():
+        build(term["term"])
+    assert build(config["data"]).input_shape == tuple(config["data"]["input_shape"])
+
+
+PAPER = {
+    # learning rates of teacher, generator, student; decoder blocks; alpha, beta (PAPER sections 2, 5, 6)
+    "mnist_lenet": (1e-5, 1e-3, 1e-5, 1, 1, 0),
+    "fashion_resnet": (1e-2, 1e-2, 1e-4, 3, 1, 10),
+    "svhn_resnet": (1e-4, 1e-2, 1e-4, 3, 1, 1),
+    "shuttle_mlp": (1e-3, 1e-4, 1e-4, 2, 1, 0),
+    "pendigits_mlp": (1e-3, 1e-4, 1e-4, 2, 1, 0),
+    "letter_mlp": (1e-3, 1e-4, 1e-4, 2, 1, 0),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_experiment_has_the_papers_settings(name: str) -> None:
+    config = configure(f"+experiment={name}")
+    generator, student = config["generator"], config["student"]
+    found = (
+        config["teacher"]["optimizer"]["lr"],
+        generator["optimizer"]["lr"],
+        student["optimizer"]["lr"],
+        generator["decoder"]["blocks"],
+        generator["objective"]["decoder"]["weight"],
+        generator["objective"]["diversity"]["weight"],
+    )
+    assert found == PAPER[name]
+    schedule = (generator["count"], generator["epochs"], generator["steps_per_epoch"], generator["batch_size"])
+    assert schedule == (5, 200, 100, 256)
+    assert (student["samples"], student["epochs"], student["batch_size"], student["shuffle"]) == (
+        32_000,
+        400,
+        64,
+        False,
+    )
+    assert student["selection"] == "last", "no real data in selection unless it is asked for"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_option_of_a_group_composes(group: str) -> None:
+    for path in sorted((ROOT / group).glob("*.yaml")):
+        more = ["data.input_shape=[1,32,32]", "data.classes=3", "teacher.weights=w"] if path.stem == "none" else []
+        more += ["trainer.devices=2"] if path.stem == "ddp" else []
+        config = configure(f"{group}={path.stem}", *more)
+        assert config[group]
+
+
+def test_every_key_is_explained() -> None:
+    """A YAML file starts by saying what it is for."""
+    for path in ROOT.rglob("*.yaml"):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+        assert lines[0].startswith("# "), path
+
+
+def test_struct_mode() -> None:
+    with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
+        cfg = compose("config")
+    with pytest.raises(Exception, match="Key 'colour' is not in struct"):
+        cfg.generator.colour = "red"
+    check(to_plain(cfg))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_starts_on_real_data(name: str, data_dir: Path, reference_dir: Path, tmp_path: Path) -> None:
+    released = {"mnist_lenet": "mnist", "fashion_resnet": "fashion", "svhn_resnet": "svhn"}
+    weights = f"teacher.weights={reference_dir / 'teachers' / released[name]}.pth.tar" if name in released else "seed=1"
+    config = configure(f"+experiment={name}", FAST, f"data.root={data_dir}", f"store={tmp_path / 'store'}", weights)
+    run(config, tmp_path)
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "results.json").read_text())
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+Uniform", "T+Normal", "T+KegNet"]
+    assert all(row["accuracy"] is not None for row in rows)
+    if name in released:
+        assert rows[0]["accuracy"] > 0.9
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_missing_test_data_is_said_and_does_no_harm(tmp_path: Path) -> None:
+    said: list[str] = []
+    config = configure("data=mnist", "data.download=false", f"data.root={tmp_path}", "teacher.weights=given.pt")
+    assert open_data(config, said.append) is None
+    assert "Accuracy will not be measured" in said[0] and str(tmp_path) in said[0]
+    with pytest.raises(FileNotFoundError, match=r"data\.download=true"):
+        open_data(configure("data=mnist", "data.download=false", f"data.root={tmp_path}"), said.append)

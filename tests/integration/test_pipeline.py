@@ -1,0 +1,182 @@
+"""The stages in a row, and what the store finds again."""
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from safetensors.torch import load_file
+
+from kegnet_pl.artefacts import load_network
+from kegnet_pl.errors import ConfigError, StoreError, WeightsError
+from kegnet_pl.pipeline import run
+from tests.integration.conftest import FAST, configure
+
+SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results.schema.json").read_text())
+
+
+def go(folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Run the pipeline on next to nothing; return the rows of results.json."""
+    config = configure(FAST, f"store={folder / 'store'}", *overrides)
+    out = folder / "run"
+    out.mkdir(parents=True, exist_ok=True)
+    run(config, out)
+    rows: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
+    jsonschema.validate(rows, SCHEMA)
+    return rows
+
+
+def stages(folder: Path) -> dict[str, float]:
+    """Return the finished stages of a store, and when each was published."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "store").glob("[!.]*/manifest.json")}
+
+
+def kinds(names: set[str]) -> list[str]:
+    return sorted(name.split("-")[0] for name in names)
+
+
+def test_rows_and_artefacts(tmp_path: Path) -> None:
+    rows = go(tmp_path)
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+Uniform", "T+Normal", "T+KegNet"]
+    teacher, compressed, *students = rows
+    assert teacher["compression_ratio"] == 1 and teacher["parameters"] == 61_706
+    for row in (compressed, *students):
+        assert row["teacher_accuracy"] == teacher["accuracy"]
+        assert row["compression_ratio"] == pytest.approx(61_706 / row["parameters"], abs=1e-4)
+        assert row["macs"] < row["teacher_macs"] == teacher["macs"]
+    assert {row["selection"] for row in students} == {"last"}
+    assert set(students[-1]["stage_seconds"]) == {"teacher", "compression", "generators", "student", "evaluation"}
+    assert "generators" not in students[0]["stage_seconds"], "noise needs no generators"
+
+    folder = tmp_path / "store" / f"student-{students[-1]['fingerprint']}"
+    student = load_network(folder)
+    assert sum(parameter.numel() for parameter in student.parameters()) == students[-1]["parameters"]
+    assert student(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+    assert (tmp_path / "run" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    curves = sorted(path.parent.parent.name for path in (tmp_path / "store").glob("generators-*/logs/*/*/metrics.csv"))
+    assert curves == ["generator_0", "generator_1"]
+
+
+def test_second_run_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = go(tmp_path)
+    before = stages(tmp_path)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a trainer was started")
+
+    monkeypatch.setattr(Trainer, "fit", refuse)
+    second = go(tmp_path, "resume=require", "trainer.log_every_n_steps=7", "callbacks.resume.every_n_epochs=2")
+    assert stages(tmp_path) == before
+    assert [row["accuracy"] for row in second] == [row["accuracy"] for row in first]
+    assert [row["seconds"] for row in second] == [row["seconds"] for row in first]
+
+
+@pytest.mark.parametrize(
+    ("override", "rebuilt"),
+    [
+        ("student.optimizer.lr=0.002", ["evaluation", "student"]),
+        ("generator.optimizer.lr=0.002", ["evaluation", "generators", "student"]),
+        ("compression.target=null", []),
+        ("compression=fraction", ["compression", "evaluation", "evaluation", "student"]),
+        (
+            "teacher.optimizer.lr=0.002",
+            ["compression", "evaluation", "evaluation", "evaluation", "generators", "student", "teacher"],
+        ),
+    ],
+)
+def test_a_change_rebuilds_the_stage_and_its_children_only(tmp_path: Path, override: str, rebuilt: list[str]) -> None:
+    go(tmp_path, "methods=[kegnet]")
+    before = stages(tmp_path)
+    go(tmp_path, "methods=[kegnet]", override)
+    after = stages(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert kinds(set(after) - set(before)) == rebuilt
+
+
+class StopAt(Callback):
+    """Stands for a crash at the end of an epoch of one fit."""
+
+    def __init__(self, kind: str, epoch: int) -> None:
+        self.kind, self.epoch = kind, epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if type(pl_module).__name__ == self.kind and trainer.current_epoch == self.epoch:
+            raise RuntimeError("the power went out")
+
+
+@pytest.mark.parametrize("kind", ["TeacherModule", "GeneratorModule", "StudentModule"])
+@pytest.mark.parametrize("more", ["data=digits", "student.selection=synthetic"])
+def test_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, kind: str, more: str) -> None:
+    long = ("methods=[kegnet]", "teacher.epochs=3", "generator.epochs=3", "student.epochs=3", more)
+    go(tmp_path / "unbroken", *long)
+    target = "{_target_: tests.integration.test_pipeline.StopAt, kind: " + kind + ", epoch: 2}"
+    with pytest.raises(RuntimeError, match="power"):
+        go(tmp_path / "broken", *long, f"+callbacks.crash={target}")
+    published = kinds(set(stages(tmp_path / "broken")))
+    assert {"TeacherModule": "teacher", "GeneratorModule": "generators", "StudentModule": "student"}[
+        kind
+    ] not in published
+    go(tmp_path / "broken", *long)
+    for name in stages(tmp_path / "unbroken"):
+        for file in (tmp_path / "unbroken" / "store" / name).glob("*.safetensors"):
+            mine, other = load_file(file), load_file(tmp_path / "broken" / "store" / name / file.name)
+            assert mine.keys() == other.keys()
+            for key, value in mine.items():
+                assert torch.equal(value, other[key]), f"{name}/{file.name}: {key}"
+
+
+def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
+    def weights(folder: Path, seed: int) -> torch.Tensor:
+        rows = go(folder, "methods=[kegnet]", f"seed={seed}")
+        return load_file(folder / "store" / f"student-{rows[-1]['fingerprint']}" / "network.safetensors")[
+            "conv1.weight"
+        ]
+
+    first = weights(tmp_path / "a", 0)
+    assert torch.equal(first, weights(tmp_path / "b", 0))
+    assert not torch.equal(first, weights(tmp_path / "a", 1))
+
+
+def test_another_network_as_student(tmp_path: Path) -> None:
+    rows = go(tmp_path, "methods=[kegnet]", "student=lenet5")
+    assert [row["method"] for row in rows] == ["teacher", "S", "S+KegNet"]
+    assert rows[-1]["student"] == "LeNet5" and rows[-1]["compression_ratio"] == 1
+
+
+@pytest.mark.parametrize("selection", ["synthetic", "real"])
+def test_selection_is_named(tmp_path: Path, selection: str) -> None:
+    rows = go(tmp_path, "methods=[normal]", f"student.selection={selection}", "student.patience=1")
+    assert rows[-1]["selection"] == selection
+
+
+def test_without_any_real_data(tmp_path: Path) -> None:
+    trained = go(tmp_path / "with", "methods=[kegnet]")
+    weights = tmp_path / "with" / "store" / f"teacher-{trained[0]['fingerprint']}" / "network.safetensors"
+    shape = ["data=none", "data.input_shape=[1,32,32]", "data.classes=10"]
+    rows = go(tmp_path / "without", *shape, "methods=[kegnet]", f"teacher.weights={weights}")
+    assert all(row["accuracy"] is None and row["test_set"] is None for row in rows)
+
+
+def test_wrong_input_is_named_before_training(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="Expected a weight file at"):
+        go(tmp_path, f"teacher.weights={tmp_path / 'nowhere.pt'}")
+    with pytest.raises(ConfigError, match=r"to take samples of shape \(1, 32, 32\), but it failed"):
+        go(tmp_path, "teacher.network.channels=3")
+    with pytest.raises(ConfigError, match=r"logits of shape \(2, 10\).*got \(2, 7\)"):
+        go(tmp_path, "teacher.network.classes=7")
+    with pytest.raises(StoreError, match="resume=require"):
+        go(tmp_path, "resume=require")
+    with pytest.raises(ValueError, match="'conv9' matches none of: conv1, conv2"):
+        go(tmp_path, "compression.rules=[{layers: conv9, rank: 2}]")
+    with pytest.raises(ValueError, match=r"between 1 and 16 for layer 'conv2' \(16 output channels\), but got 20"):
+        go(tmp_path, "compression.rules=[{layers: conv2, rank: {in: 2, out: 20}}]")
+
+
+def test_a_stopped_run_keeps_finished_stages(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="matches none of"):
+        go(tmp_path, "compression.rules=[{layers: conv9, rank: 2}]")
+    assert kinds(set(stages(tmp_path))) == ["teacher"]

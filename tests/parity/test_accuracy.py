@@ -1,0 +1,60 @@
+"""Accuracy on real data: the teachers and the T rows of the paper's table."""
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+
+from kegnet_pl.data import RealDataModule, Split
+from kegnet_pl.evaluation import measure_accuracy
+from tests.parity.conftest import Teachers, shipped, shipped_plan
+
+pytestmark = pytest.mark.data
+
+
+def _test_split(name: str, data_dir: Path) -> Split:
+    """The test split as the shipped experiment reads it."""
+    config = shipped(name, 1, f"data.root={data_dir}", "data.download=false")
+    data: RealDataModule = instantiate(config.data)
+    data.setup()
+    return data.splits["test"]
+
+
+def _table(name: str, teacher: Teachers, split: Split) -> tuple[float, list[float]]:
+    """Accuracy in percent: the teacher, and its Tucker students before any training; printed."""
+    network = teacher(name)
+    accuracy = 100 * measure_accuracy(network, split)
+    students = []
+    for option in (1, 2, 3):
+        small = shipped_plan(shipped(name, option)).apply(network, tuple(split.x.shape[1:])).network
+        students.append(100 * measure_accuracy(small, split))
+    row = " / ".join(f"{value:.2f}" for value in students)
+    print(f"\n{name}: {len(split):,} test images, teacher {accuracy:.2f}, T {row}")  # noqa: T201
+    return accuracy, students
+
+
+def test_mnist(data_dir: Path, teacher: Teachers) -> None:
+    split = _test_split("mnist", data_dir)
+    accuracy, students = _table("mnist", teacher, split)
+
+    assert len(split) == 10_000
+    assert accuracy == pytest.approx(98.91, abs=0.02)
+    assert students == pytest.approx([85.18, 67.35, 50.01], abs=0.02)
+
+
+def test_fashion(data_dir: Path, teacher: Teachers) -> None:
+    split = _test_split("fashion", data_dir)
+    accuracy, students = _table("fashion", teacher, split)
+
+    assert len(split) == 10_000
+    assert accuracy == pytest.approx(92.50, abs=0.02)
+    assert max(students) < accuracy  # the paper: 65.09 / 75.80 / 46.55
+
+
+def test_svhn(data_dir: Path, teacher: Teachers) -> None:
+    split = _test_split("svhn", data_dir)
+    accuracy, students = _table("svhn", teacher, split)
+
+    assert len(split) >= 5_000
+    assert accuracy > 92
+    assert max(students) < accuracy  # the paper: 19.31 / 11.02 / 11.07

@@ -1,0 +1,279 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.compression import Compressed, CompressionPlan, LedgerRow, Rule, TuckerConv2d, TuckerLinear, evbmf
+from tests.unit.compression.networks import LAYERS, Small, count, equal, storages, tensors
+
+CONVOLUTIONS = ["blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2"]
+
+
+def _apply(*rules: Rule, network: nn.Module | None = None, **options: Any) -> Compressed:
+    return CompressionPlan(rules, **options).apply(network or Small(), Small.input_shape)
+
+
+def _row(result: Compressed, layer: str) -> LedgerRow:
+    return next(row for row in result.ledger.rows if row.layer == layer)
+
+
+def test_the_first_rule_that_matches_decides() -> None:
+    rules = [Rule("blocks.1.conv1", 3), Rule("blocks.1.*", 2), Rule("blocks.*", 4)]
+    ranks = _apply(*rules).ledger.ranks
+
+    assert ranks == dict(zip(CONVOLUTIONS, [(4, 4), (4, 4), (3, 3), (2, 2)], strict=True))
+    assert _apply(*reversed(rules)).ledger.ranks == dict.fromkeys(CONVOLUTIONS, (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "named"),
+    [
+        ("blocks.*.conv1", ["blocks.0.conv1", "blocks.1.conv1"]),
+        ("blocks.0.*", ["blocks.0.conv1", "blocks.0.conv2"]),
+        ("*conv[2]", ["blocks.0.conv2", "blocks.1.conv2"]),
+        ("blocks.?.conv1", ["blocks.0.conv1", "blocks.1.conv1"]),
+        (["blocks.0.conv1", "*1.conv2"], ["blocks.0.conv1", "blocks.1.conv2"]),
+        ("*", ["stem", *CONVOLUTIONS, "fc1", "fc2"]),
+    ],
+)
+def test_patterns(patterns: str | list[str], named: list[str]) -> None:
+    result = _apply(Rule(patterns, 1))
+
+    assert list(result.ledger.ranks) == named
+    for name in named:
+        assert isinstance(result.network.get_submodule(name), TuckerConv2d | TuckerLinear)
+
+
+@pytest.mark.parametrize("pattern", ["conv1", "blocks", "STEM", "blocks.0.norm", "blocks.*.conv3"])
+def test_a_pattern_that_matches_nothing_is_refused_and_the_layers_are_listed(pattern: str) -> None:
+    with pytest.raises(ValueError) as error:
+        _apply(Rule("*", 1), Rule(["fc1", pattern], 1))
+
+    assert f"`layers` to name layers of the network, but {pattern!r} matches none of: " in str(error.value)
+    assert str(error.value).endswith(f"{', '.join(LAYERS)}.")
+
+
+@pytest.mark.parametrize(
+    ("rank", "ranks"),
+    [
+        (3, (3, 3)),
+        ({"in": 2, "out": 5}, (2, 5)),
+        ({"in": "full", "out": 1}, (12, 1)),
+        (0.25, (3, 3)),
+        (0.01, (1, 1)),  # never a layer of rank 0
+        ({"in": 0.5, "out": 2}, (6, 2)),
+        ({"in": 1, "out": 1.0}, (1, 12)),
+    ],
+)
+def test_ranks(rank: int | float | dict[str, int | float | str], ranks: tuple[int, int]) -> None:
+    result = _apply(Rule("blocks.0.conv1", rank))
+    row = _row(result, "blocks.0.conv1")
+
+    assert (row.in_rank, row.out_rank, row.note) == (*ranks, "")
+    assert row.parameters_after == 12 * ranks[0] + 9 * ranks[0] * ranks[1] + 12 * ranks[1] + 12
+    first, core, last = result.network.get_submodule("blocks.0.conv1")
+    assert (first.out_channels, core.in_channels, core.out_channels, last.in_channels) == (ranks[0], *ranks, ranks[1])
+
+
+def test_fractions_follow_each_side() -> None:
+    ranks = _apply(Rule("fc1", 0.5), Rule("stem", {"in": 0.4, "out": 0.5}), when_larger="compress").ledger.ranks
+
+    assert ranks == {"stem": (1, 6), "fc1": (3, 10)}
+
+
+def _low_rank_network() -> Small:
+    """Input side of blocks.0.conv1 of rank 2, output side of rank 3, and a little noise."""
+    network, chance = Small(), torch.Generator().manual_seed(5)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=chance)
+
+    weight = torch.einsum("op,pqhw,qi->oihw", normal(12, 3), normal(3, 2, 3, 3), normal(2, 12))
+    network.blocks[0].conv1.weight.data.copy_(weight + 0.02 * normal(12, 12, 3, 3))
+    network.blocks[1].conv1.weight.data.copy_(normal(12, 12, 3, 3))  # noise alone
+    return network
+
+
+def test_evbmf_asks_both_unfoldings() -> None:
+    network = _low_rank_network()
+    weight = network.blocks[0].conv1.weight.detach().double()
+    result = _apply(Rule("blocks.0.conv1", "evbmf"), network=network)
+
+    assert result.ledger.ranks == {"blocks.0.conv1": (2, 3)}
+    assert _row(result, "blocks.0.conv1").note == ""
+    assert evbmf(weight.transpose(0, 1).flatten(1).numpy()).rank == 2
+    assert evbmf(weight.flatten(1).numpy()).rank == 3
+
+
+def test_evbmf_rank_zero_is_raised_to_one_with_a_note() -> None:
+    network = _low_rank_network()
+    assert evbmf(network.blocks[1].conv1.weight.detach().flatten(1).double().numpy()).rank == 0
+    result = _apply(Rule("blocks.1.conv1", "evbmf"), network=network)
+    row = _row(result, "blocks.1.conv1")
+
+    assert row.ranks == (1, 1)
+    assert row.note == "EVBMF found in rank 0, raised to 1; EVBMF found out rank 0, raised to 1"
+
+
+def test_evbmf_on_one_side() -> None:
+    result = _apply(Rule("blocks.0.conv1", {"in": 5, "out": "evbmf"}), network=_low_rank_network())
+    assert result.ledger.ranks == {"blocks.0.conv1": (5, 3)}
+
+
+def test_what_cannot_be_factorised_is_left_alone_with_a_reason() -> None:
+    result = _apply(Rule("*", 1), when_larger="compress")
+
+    assert _row(result, "depthwise").note == "left alone: grouped convolution (groups=12)"
+    assert _row(result, "up").note == "left alone: ConvTranspose2d cannot be factorised here"
+    for name in ("depthwise", "up"):
+        row = _row(result, name)
+        assert row.ranks is None
+        assert (row.parameters_after, row.macs_after) == (row.parameters_before, row.macs_before)
+        assert type(result.network.get_submodule(name)) is type(Small().get_submodule(name))
+
+
+def test_what_no_rule_names_is_left_alone_with_a_reason() -> None:
+    result = _apply(Rule("blocks.*", 1))
+    assert {row.note for row in result.ledger.rows if row.ranks is None} == {"left alone: no rule names it"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "ranks", "larger"),
+    [
+        ("blocks.0.conv1", (12, 12), 2 * 12 * 12),
+        ("blocks.0.conv1", (11, 11), 9 * 11 * 11 + 2 * 11 * 12 - 9 * 12 * 12),
+        ("fc1", (4, 4), 0),  # 6 * 4 + 4 * 4 + 4 * 20 = 6 * 20: it saves none
+    ],
+)
+def test_a_layer_that_would_grow_is_kept_with_a_reason(layer: str, ranks: tuple[int, int], larger: int) -> None:
+    network = Small()
+    result = _apply(Rule(layer, {"in": ranks[0], "out": ranks[1]}), network=network, when_larger="keep")
+    row = _row(result, layer)
+
+    assert row.ranks is None
+    assert row.note == f"left alone: ranks in {ranks[0]}, out {ranks[1]} would add {larger} parameters or save none"
+    assert equal(tensors(result.network), tensors(network))
+
+
+def test_a_layer_that_would_shrink_by_little_is_compressed() -> None:
+    row = _row(_apply(Rule("fc1", {"in": 4, "out": 3})), "fc1")
+
+    assert row.ranks == (4, 3)
+    assert row.parameters_before - row.parameters_after == 24
+
+
+def test_a_layer_that_would_grow_is_compressed_on_request() -> None:
+    network = Small()
+    result = _apply(Rule("blocks.0.conv1", "full"), network=network, when_larger="compress")
+    row = _row(result, "blocks.0.conv1")
+    x = torch.randn(2, *Small.input_shape)
+
+    assert row.ranks == (12, 12)
+    assert row.parameters_after == row.parameters_before + 2 * 12 * 12
+    assert result.ledger.compression_ratio < 1
+    torch.testing.assert_close(result.network.eval()(x), network.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_keep_is_the_default() -> None:
+    assert _apply(Rule("blocks.0.conv1", "full")).ledger.ranks == {}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_original_stays_as_it_is_and_nothing_is_shared(training: bool) -> None:
+    network = Small().train(training)
+    before, structure = tensors(network), str(network)
+    result = _apply(Rule("blocks.*", 2), network=network)
+    modes = {module.training for module in network.modules()}
+    with torch.no_grad():
+        for tensor in [*result.network.parameters(), *result.network.buffers()]:
+            tensor.zero_()
+
+    assert equal(tensors(network), before)
+    assert str(network) == structure
+    assert modes == {training}
+    assert not storages(network) & storages(result.network)
+
+
+def test_what_is_left_alone_keeps_weights_and_statistics() -> None:
+    network = Small()
+    network(torch.randn(8, *Small.input_shape))
+    kept = {name: tensor for name, tensor in tensors(network).items() if ".conv" not in name}
+    after = tensors(_apply(Rule("blocks.*", 2), network=network).network)
+
+    assert all(torch.equal(after[name], tensor) for name, tensor in kept.items())
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_a_rank_beyond_the_side_is_refused_by_name(side: str) -> None:
+    ranks = {"in": 1, "out": 1} | {side: 21}
+    full = {"in": 6, "out": 20}[side]
+    message = rf"`rank` between 1 and {full} for layer 'fc1' \({full} {side}put units\), but got 21\. Lower it, or"
+    with pytest.raises(ValueError, match=message):
+        _apply(Rule("fc1", ranks))
+    with pytest.raises(ValueError, match=r"for layer 'stem' \(3 input channels\), but got 4"):
+        _apply(Rule("stem", 4))
+
+
+@pytest.mark.parametrize("rank", [0, -1, 0.0, -0.5, 1.5, True, "half", None, float("nan"), [2, 3]])
+def test_bad_ranks_are_refused(rank: Any) -> None:
+    for wrong in (rank, {"in": 1, "out": rank}):
+        with pytest.raises(
+            ValueError, match=r"`rank` to be one of .*'evbmf', 'full', 'target'.* whole number"
+        ) as error:
+            Rule("*", wrong)
+        assert f"but got {rank!r}." in str(error.value)
+
+
+@pytest.mark.parametrize("rank", [{"in": 1}, {"in": 1, "out": 2, "both": 3}, {}, {"input": 1, "output": 2}])
+def test_bad_pairs_are_refused(rank: Mapping[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"`rank` as a pair \{in: \.\.\., out: \.\.\.\}, but got"):
+        Rule("*", rank)
+
+
+def test_bad_plans_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`layers` to hold at least one pattern"):
+        Rule([], 1)
+    with pytest.raises(ValueError, match=r"`rules` to hold at least one rule"):
+        CompressionPlan([])
+    with pytest.raises(ValueError, match=r"`when_larger` to be one of \('keep', 'compress'\), but got 'grow'"):
+        CompressionPlan([Rule("*", 1)], when_larger="grow")  # type: ignore[arg-type]
+
+
+class Shared(nn.Module):
+    """One dense layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(30, 30)
+        self.second = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+def test_a_layer_under_two_names_stays_one_layer() -> None:
+    network = CompressionPlan([Rule("*", 3)]).apply(Shared(), (30,)).network
+
+    assert network.first is network.second
+    assert count(network) <= count(Shared())
+
+
+class Attention(nn.Module):
+    """Its inner layer is a Linear whose weight is read, not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.attention(x, x, x)[0].mean(dim=1))
+
+
+def test_a_layer_that_is_not_called_is_left_alone() -> None:
+    result = CompressionPlan([Rule("*", 2)]).apply(Attention(), (5, 16))
+
+    assert list(result.ledger.ranks) == ["fc"]
+    assert result.network(torch.randn(2, 5, 16)).shape == (2, 16)

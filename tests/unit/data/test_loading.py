@@ -1,0 +1,119 @@
+"""Batches of tensors in memory."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kegnet_pl.data.loading import TensorLoader, local_batch_size
+
+
+def _rows(loader: TensorLoader) -> list[int]:
+    return torch.cat([batch[0] for batch in loader]).tolist()
+
+
+def _loader(count: int = 10, world: int = 1, rank: int = 0, **options: Any) -> TensorLoader:
+    trainer: Any = SimpleNamespace(world_size=world, global_rank=rank) if world > 1 else None
+    options.setdefault("batch_size", 4)
+    return TensorLoader(torch.arange(count), trainer=trainer, **options)
+
+
+def test_all_rows_once_in_order() -> None:
+    loader = _loader()
+    assert _rows(loader) == list(range(10))
+    assert [len(batch[0]) for batch in loader] == [4, 4, 2]
+    assert len(loader) == 3
+
+
+def test_rows_of_all_tensors_stay_together() -> None:
+    x, y = torch.arange(12.0).view(6, 2), torch.arange(6)
+    for a, b in TensorLoader(x, y, batch_size=4, shuffle=True, seed=2):
+        assert torch.equal(a, x[b])
+
+
+def test_shuffling_takes_all_rows_once() -> None:
+    rows = _rows(_loader(100, shuffle=True))
+    assert sorted(rows) == list(range(100))
+    assert rows != list(range(100))
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        loader = _loader(50, shuffle=True, seed=seed)
+        loader.sampler.set_epoch(epoch)
+        torch.manual_seed(epoch + seed * 10)
+        return _rows(loader)
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+    assert order(2**40 + 1, 0) == order(2**40 + 1, 0)
+
+
+def test_one_loader_changes_its_order_with_the_epoch() -> None:
+    loader = _loader(50, shuffle=True)
+    first = _rows(loader)
+    loader.sampler.set_epoch(1)
+    second = _rows(loader)
+    loader.sampler.set_epoch(0)
+    assert first != second
+    assert first == _rows(loader)
+
+
+def test_unshuffled_rows_keep_their_order_in_every_epoch() -> None:
+    loader = _loader()
+    loader.sampler.set_epoch(5)
+    assert _rows(loader) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("count", "train", "sizes"),
+    [
+        (10, True, [4, 4]),
+        (10, False, [4, 4, 2]),
+        (8, True, [4, 4]),
+        (4, True, [4]),
+        (3, True, [3]),
+        (9, False, [4, 4, 1]),
+    ],
+)
+def test_last_small_batch_is_left_out_in_training_only(count: int, train: bool, sizes: list[int]) -> None:
+    loader = _loader(count, train=train)
+    assert [len(batch[0]) for batch in loader] == sizes
+    assert len(loader) == len(sizes)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_two_ranks_share_the_rows_out(shuffle: bool) -> None:
+    shares = [_rows(_loader(24, world=2, rank=rank, shuffle=shuffle)) for rank in (0, 1)]
+    assert not set(shares[0]) & set(shares[1])
+    assert sorted(shares[0] + shares[1]) == list(range(24))
+
+
+def test_two_ranks_see_half_a_batch_each() -> None:
+    loader = _loader(24, world=2, rank=1)
+    assert [len(batch[0]) for batch in loader] == [2] * 6
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_ranks_take_the_same_number_of_steps(train: bool) -> None:
+    lengths = [len(list(_loader(13, world=2, rank=rank, train=train))) for rank in (0, 1)]
+    assert lengths[0] == lengths[1] == len(_loader(13, world=2, train=train))
+
+
+def test_batch_that_cannot_be_shared_out() -> None:
+    trainer: Any = SimpleNamespace(world_size=4, global_rank=0)
+    with pytest.raises(ValueError, match=r"`batch_size`.*multiple of the 4 processes.*got 6.*Set it to 4"):
+        TensorLoader(torch.arange(8), batch_size=6, trainer=trainer)
+    with pytest.raises(ValueError, match="Set it to 4"):
+        local_batch_size(3, trainer)
+    assert local_batch_size(8, trainer) == 2
+    assert local_batch_size(7, None) == 7
+
+
+@pytest.mark.parametrize("tensors", [(torch.zeros(2), torch.zeros(3)), (torch.zeros(0),)])
+def test_tensors_must_have_one_length(tensors: tuple[Tensor, ...]) -> None:
+    with pytest.raises(ValueError, match="one length above 0"):
+        TensorLoader(*tensors, batch_size=1)

@@ -1,0 +1,232 @@
+"""Synthetic data: what is drawn, how it is labelled, what never changes."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.data import GeneratorSource, NoiseSource, Split, SyntheticDataModule
+from kegnet_pl.data.synthetic import draw_labels_and_noise
+from kegnet_pl.networks import DenseGenerator
+
+
+class _Echo(nn.Module):
+    """A generator whose samples are what it was fed with, and its own number."""
+
+    def __init__(self, number: int, noise_dim: int = 4, classes: int = 3) -> None:
+        super().__init__()
+        self.noise_dim, self.classes = noise_dim, classes
+        self.number = nn.Parameter(torch.tensor([[float(number)]]))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([z, y, self.number.expand(len(z), 1)], dim=1)
+
+
+def _teacher(features: int = 8, classes: int = 3) -> nn.Module:
+    """A network that answers otherwise in training mode, left in that mode."""
+    network = nn.Sequential(
+        nn.Linear(features, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, classes)
+    )
+    with torch.no_grad():
+        network(torch.randn(64, features) * 2 + 1)  # moves the running statistics
+    return network.train()
+
+
+def _generators(count: int = 2) -> list[nn.Module]:
+    networks = [DenseGenerator(8, 3, noise_dim=4, blocks=1, width=8) for _ in range(count)]
+    for network in networks:
+        network(torch.randn(32, 4), torch.eye(3)[torch.arange(32) % 3])
+    return networks
+
+
+def _data(source: Any = None, teacher: nn.Module | None = None, **options: Any) -> SyntheticDataModule:
+    data = SyntheticDataModule(
+        source or GeneratorSource(_generators()), teacher or _teacher(), **({"samples": 40, "seed": 3} | options)
+    )
+    data.setup()
+    return data
+
+
+def test_labels_are_one_hot_and_uniform_and_noise_is_normal() -> None:
+    z, y = draw_labels_and_noise(30_000, 5, 7, torch.Generator().manual_seed(0))
+    assert z.shape == (30_000, 7)
+    assert y.shape == (30_000, 5)
+    assert torch.equal(y.sum(dim=1), torch.ones(30_000))
+    assert set(y.unique().tolist()) == {0.0, 1.0}
+    assert float((y.mean(dim=0) - 0.2).abs().max()) < 0.01
+    assert float(z.mean(dim=0).abs().max()) < 0.03
+    assert float((z.std(dim=0) - 1).abs().max()) < 0.03
+    assert float((torch.corrcoef(torch.cat([z, y[:, :1]], dim=1).T) - torch.eye(8)).abs().max()) < 0.03
+
+
+def test_the_same_pairs_pass_through_every_generator_in_turn() -> None:
+    x = GeneratorSource([_Echo(number) for number in range(3)]).draw(30, seed=1)
+    pieces = x.split(10)
+    for number, piece in enumerate(pieces):
+        assert torch.equal(piece[:, -1], torch.full((10,), float(number)))
+        assert torch.equal(piece[:, :-1], pieces[0][:, :-1])
+    assert len(pieces[0].unique(dim=0)) == 10
+
+
+def test_samples_do_not_depend_on_the_size_of_pieces() -> None:
+    networks = [_Echo(0), _Echo(1)]
+    whole = GeneratorSource(networks).draw(20, seed=1)
+    assert torch.equal(GeneratorSource(networks, chunk=3).draw(20, seed=1), whole)
+
+
+@pytest.mark.parametrize(
+    "source", [GeneratorSource([_Echo(0), _Echo(1)]), NoiseSource("uniform", (6,)), NoiseSource("normal", (6,))]
+)
+def test_samples_depend_on_the_seed_alone(source: Any) -> None:
+    first = source.draw(8, seed=1)
+    torch.manual_seed(99)
+    assert torch.equal(source.draw(8, seed=1), first)
+    assert not torch.equal(source.draw(8, seed=2), first)
+
+
+@pytest.mark.parametrize(("count", "advice"), [(7, 8), (1, 2), (0, 2)])
+def test_samples_must_be_a_multiple_of_the_generators(count: int, advice: int) -> None:
+    with pytest.raises(ValueError, match=rf"multiple of the 2 generators, but got {count}\. Try {advice}\."):
+        GeneratorSource([_Echo(0), _Echo(1)]).draw(count, seed=0)
+
+
+def test_no_generator() -> None:
+    with pytest.raises(ValueError, match="at least one generator"):
+        GeneratorSource([])
+
+
+def test_generators_compute_in_evaluation_mode_and_never_change() -> None:
+    networks = _generators()
+    for network in networks:
+        network.train()
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    source = GeneratorSource(networks)
+    source.train()
+    x = source.draw(40, seed=1)
+    source.generate(1, torch.randn(5, 4), torch.eye(3)[torch.zeros(5, dtype=torch.long)])
+    for network, frozen, state in zip(networks, source.generators, before, strict=True):
+        assert network.training, "the caller's generator was touched"
+        for key, value in state.items():
+            assert torch.equal(network.state_dict()[key], value), key
+            assert torch.equal(frozen.state_dict()[f"network.{key}"], value), key
+    z_and_y = GeneratorSource([_Echo(0)]).draw(20, seed=1)
+    for index, piece in enumerate(x.split(20)):
+        expected = networks[index].eval()(z_and_y[:, :4], z_and_y[:, 4:7]).detach()
+        assert torch.allclose(piece, expected, atol=1e-6)
+
+
+def test_uniform_noise() -> None:
+    x = NoiseSource("uniform", (3, 8, 8)).draw(500, seed=1)
+    assert x.shape == (500, 3, 8, 8)
+    assert -1 <= float(x.min()) < -0.99
+    assert 0.99 < float(x.max()) < 1
+    assert float(x.mean()) == pytest.approx(0, abs=0.01)
+    assert float(x.var()) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_normal_noise() -> None:
+    x = NoiseSource("normal", (3, 8, 8)).draw(500, seed=1)
+    assert x.shape == (500, 3, 8, 8)
+    assert float(x.mean()) == pytest.approx(0, abs=0.02)
+    assert float(x.var()) == pytest.approx(1, abs=0.02)
+    assert float(x.pow(4).mean()) == pytest.approx(3, abs=0.15)
+
+
+def test_unknown_noise() -> None:
+    with pytest.raises(ValueError, match=r"`distribution`.*uniform.*normal.*'laplace'"):
+        NoiseSource("laplace", (2,))  # type: ignore[arg-type]
+
+
+def test_labels_are_what_the_teacher_answers_in_evaluation_mode() -> None:
+    teacher = _teacher()
+    data = _data(teacher=teacher, samples=3000, validation_samples=40)
+    reference = copy.deepcopy(teacher).eval()
+    for x, logits in data.splits.values():
+        assert torch.allclose(logits, reference(x).detach(), atol=1e-6)
+        assert not logits.requires_grad
+    assert not torch.allclose(data.splits["val"][1], teacher(data.splits["val"][0]).detach(), atol=1e-3)
+
+
+def test_teacher_never_changes() -> None:
+    teacher = _teacher()
+    before = copy.deepcopy(teacher.state_dict())
+    data = _data(teacher=teacher)
+    data.teacher.train()
+    data.label(torch.randn(64, 8))
+    assert teacher.training, "the caller's teacher was touched"
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    for key, value in before.items():
+        assert torch.equal(teacher.state_dict()[key], value), key
+        assert torch.equal(data.teacher.state_dict()[f"network.{key}"], value), key
+
+
+def test_validation_is_drawn_with_another_seed() -> None:
+    data = _data(validation_samples=40)
+    train, val = data.splits["train"][0], data.splits["val"][0]
+    assert train.shape == val.shape
+    assert not {tuple(row) for row in train.tolist()} & {tuple(row) for row in val.tolist()}
+
+
+def test_samples_do_not_depend_on_whether_there_is_validation() -> None:
+    networks, teacher = _generators(), _teacher()
+    with_it = _data(GeneratorSource(networks), teacher, validation_samples=20)
+    without = _data(GeneratorSource(networks), teacher)
+    assert torch.equal(with_it.splits["train"][0], without.splits["train"][0])
+    assert without.val_dataloader() == []
+
+
+def test_draw_depends_on_the_seed_of_the_module() -> None:
+    networks, teacher = _generators(), _teacher()
+    first, again, other = (_data(GeneratorSource(networks), teacher, seed=seed).splits["train"] for seed in (1, 1, 2))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_drawn_once() -> None:
+    data = _data()
+    first = data.splits["train"][0]
+    data.setup("fit")
+    assert data.splits["train"][0] is first
+    assert all(seconds > 0 for seconds in data.seconds.values())
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batches_visit_all_samples_with_their_labels(shuffle: bool) -> None:
+    data = _data(batch_size=8, shuffle=shuffle)
+    x, logits = (torch.cat(part) for part in zip(*data.train_dataloader(), strict=True))
+    stored = data.splits["train"]
+    assert torch.equal(x, stored[0]) is not shuffle
+    assert torch.equal(x.sort(dim=0).values, stored[0].sort(dim=0).values)
+    assert torch.allclose(data.label(x), logits, atol=1e-6)
+
+
+def test_real_validation_takes_the_place_of_the_synthetic() -> None:
+    real = Split(torch.randn(9, 8), torch.arange(9) % 3)
+    data = _data(real_validation=real, batch_size=4)
+    batches = list(data.val_dataloader())
+    assert [len(y) for _, y in batches] == [4, 4, 1]
+    assert torch.equal(torch.cat([x for x, _ in batches]), real.x)
+    assert torch.equal(torch.cat([y for _, y in batches]), real.y)
+    assert len(data.splits["train"][0]) == 40
+
+
+def test_validation_samples_are_not_shuffled() -> None:
+    data = _data(validation_samples=20, batch_size=8)
+    x, logits = (torch.cat(part) for part in zip(*data.val_dataloader(), strict=True))
+    assert torch.equal(x, data.splits["val"][0])
+    assert torch.equal(logits, data.splits["val"][1])
+
+
+@pytest.mark.parametrize(("name", "value"), [("samples", 0), ("validation_samples", -1), ("batch_size", 0)])
+def test_wrong_counts(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"`{name}` of at least {value + 1}, but got {value}"):
+        _data(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["samples", "validation_samples"])
+def test_counts_that_generators_cannot_share(name: str) -> None:
+    with pytest.raises(ValueError, match="multiple of the 2 generators, but got 41"):
+        _data(**{name: 41})

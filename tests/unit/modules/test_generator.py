@@ -1,0 +1,229 @@
+"""Training a generator against a frozen teacher."""
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kegnet_pl.data.synthetic import draw_labels_and_noise
+from kegnet_pl.losses import GeneratedBatch, GeneratorLoss, GeneratorObjective
+from kegnet_pl.modules import GeneratorModule
+from kegnet_pl.seeds import stream
+from tests.unit.modules.tiny import (
+    CLASSES,
+    NOISE,
+    QUIET,
+    changed,
+    fit_at_once,
+    fit_in_two_sittings,
+    make_checkpoint,
+    make_classifier,
+    make_generator_module,
+    make_objective,
+    make_trainer,
+    snapshot,
+)
+
+pytestmark = QUIET
+
+
+def _no_data() -> None:
+    return None
+
+
+def test_metrics_are_those_of_the_house(tmp_path: Path) -> None:
+    _, trainer = fit_at_once(make_generator_module, _no_data, tmp_path, epochs=1)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert set(metrics) == {
+        "train/loss", "train/loss_classifier", "train/loss_decoder", "train/loss_diversity", "train/accuracy",
+    }  # fmt: skip
+    total = metrics["train/loss_classifier"] + 0.5 * metrics["train/loss_decoder"] + 2 * metrics["train/loss_diversity"]
+    assert metrics["train/loss"] == pytest.approx(total, rel=1e-5)
+    assert 0 <= metrics["train/accuracy"] <= 1
+
+
+def test_terms_of_weight_zero_are_not_logged(tmp_path: Path) -> None:
+    make = functools.partial(make_generator_module, objective=make_objective(decoder=0, diversity=0))
+    _, trainer = fit_at_once(make, _no_data, tmp_path, epochs=1)
+    assert set(trainer.callback_metrics) == {"train/loss", "train/loss_classifier", "train/accuracy"}
+
+
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_teacher_never_changes_and_the_others_do(tmp_path: Path, norm: Any) -> None:
+    given = make_classifier()
+    original = snapshot(given)
+    module = make_generator_module(teacher=given, teacher_norm=norm)
+    teacher, generator, decoder = snapshot(module.teacher), snapshot(module.generator), snapshot(module.decoder)
+    module.train()
+    make_trainer(2, tmp_path, [make_checkpoint(tmp_path)]).fit(module)
+    module.train()
+    assert changed(teacher, module.teacher) == set()
+    assert changed(generator, module.generator) == set(generator)
+    assert changed(decoder, module.decoder) == set(decoder)
+    resumed = make_generator_module(init=1, teacher=given, teacher_norm=norm)
+    make_trainer(3, tmp_path).fit(resumed, ckpt_path=str(tmp_path / "resume.ckpt"), weights_only=True)
+    assert changed(teacher, resumed.teacher) == set()
+    assert changed(original, given) == set(), "the caller's teacher was touched"
+    assert given.training
+    assert all(parameter.requires_grad for parameter in given.parameters())
+
+
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_teacher_keeps_evaluation_mode(norm: Any) -> None:
+    module = make_generator_module(teacher_norm=norm).train()
+    modes = {type(layer): layer.training for layer in module.teacher.network.modules()}
+    assert modes[nn.Dropout] is modes[nn.Linear] is False
+    assert modes[nn.BatchNorm1d] is (norm == "batch")
+    assert not any(parameter.requires_grad for parameter in module.teacher.parameters())
+    assert module.generator.training
+
+
+def test_teacher_is_not_in_the_checkpoint(tmp_path: Path) -> None:
+    fit_at_once(make_generator_module, _no_data, tmp_path, epochs=1, callbacks=[make_checkpoint(tmp_path)])
+    content = torch.load(tmp_path / "resume.ckpt", weights_only=True)
+    module = make_generator_module()
+    owned = {f"generator.{key}" for key in module.generator.state_dict()}
+    owned |= {f"decoder.{key}" for key in module.decoder.state_dict()}
+    assert set(content["state_dict"]) == owned
+    trained = [*module.generator.parameters(), *module.decoder.parameters()]
+    assert len(content["optimizer_states"][0]["state"]) == len(trained)
+    assert content["hyper_parameters"].keys() == {"batch_size", "steps_per_epoch", "teacher_norm", "seed", "index"}
+
+
+def test_a_state_of_another_teacher_is_not_taken_over() -> None:
+    source, target = make_generator_module(init=1), make_generator_module(teacher=make_classifier(seed=5))
+    teacher = snapshot(target.teacher)
+    target.load_state_dict(source.state_dict())
+    assert changed(teacher, target.teacher) == set()
+    assert changed(snapshot(source.generator), target.generator) == set()
+
+
+@pytest.mark.parametrize("part", ["generator", "decoder"])
+@pytest.mark.parametrize("damage", ["missing", "unknown", "misspelt"])
+def test_other_keys_are_checked(part: str, damage: str) -> None:
+    module = make_generator_module()
+    state = dict(module.state_dict())
+    key = next(key for key in state if key.startswith(part))
+    value = state[key]
+    if damage != "unknown":
+        del state[key]
+    if damage != "missing":
+        state[key.replace("layers", "layer")] = value
+    with pytest.raises(RuntimeError, match=r"Missing key|Unexpected key"):
+        module.load_state_dict(state)
+
+
+class _Traced(GeneratorModule):
+    """Keeps the gradients of its only step."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.gradients = {name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_one_step_equals_one_written_by_hand(tmp_path: Path, norm: Any) -> None:
+    teacher = make_classifier(dropout=0.0)
+    module = make_generator_module(
+        teacher=teacher, teacher_norm=norm, steps_per_epoch=1, seed=9, index=2,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.1),
+    )  # fmt: skip
+    module.__class__ = _Traced
+    generator, decoder = copy.deepcopy(module.generator).double(), copy.deepcopy(module.decoder).double()
+    make_trainer(1, tmp_path).fit(module)
+
+    z, y = draw_labels_and_noise(12, CLASSES, NOISE, stream(9, "noise", 2, 0, 0))
+    z, y = z.double(), y.double()
+    x = generator.train()(z, y)
+    network = copy.deepcopy(teacher).double().train(norm == "batch")
+    logits = network(x)
+    classifier = -(y * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
+    decoding = (decoder.train()(x) - z).square().mean()
+    pairs = [(z[i] - z[j]).square().mean() * (x[i] - x[j]).abs().mean() for i in range(12) for j in range(12)]
+    loss = classifier + 0.5 * decoding + 2 * torch.exp(-torch.stack(pairs).sum() / 144)
+    loss.backward()
+
+    expected = {f"generator.{name}": p for name, p in generator.named_parameters()}
+    expected |= {f"decoder.{name}": p for name, p in decoder.named_parameters()}
+    assert set(module.gradients) == set(expected)
+    for name, parameter in expected.items():
+        assert parameter.grad is not None
+        torch.testing.assert_close(module.gradients[name].double(), parameter.grad, rtol=1e-3, atol=1e-5)
+        stepped = (parameter - 0.1 * parameter.grad).detach()
+        torch.testing.assert_close(dict(module.named_parameters())[name].double(), stepped, rtol=1e-3, atol=1e-5)
+
+
+def test_unused_decoder_is_left_alone(tmp_path: Path) -> None:
+    module = make_generator_module(objective=make_objective(decoder=0))
+    before = snapshot(module.decoder)
+    make_trainer(2, tmp_path).fit(module)
+    assert changed(before, module.decoder) == set()
+    assert all(parameter.grad is None for parameter in module.decoder.parameters())
+
+
+def test_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
+    first, _ = fit_at_once(make_generator_module, _no_data, tmp_path, epochs=2)
+    torch.rand(17)
+    again, _ = fit_at_once(make_generator_module, _no_data, tmp_path, epochs=2)
+    assert changed(snapshot(first), again) == set()
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"index": 1}])
+def test_seed_and_index_matter(tmp_path: Path, other: dict[str, int]) -> None:
+    first, _ = fit_at_once(make_generator_module, _no_data, tmp_path, epochs=1)
+    second, _ = fit_at_once(functools.partial(make_generator_module, **other), _no_data, tmp_path, epochs=1)
+    assert changed(snapshot(first), second)
+
+
+def test_every_step_and_epoch_draws_anew(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    class Watch(GeneratorLoss):
+        def forward(self, batch: GeneratedBatch) -> Tensor:
+            seen.append(batch.z)
+            return batch.x.mean()
+
+    module = make_generator_module(objective=GeneratorObjective({"watch": Watch()}, {"watch": 1.0}))
+    make_trainer(3, tmp_path).fit(module)
+    assert len(seen) == 6
+    assert all(z.shape == (12, NOISE) for z in seen)
+    assert len(torch.cat(seen).unique(dim=0)) == 72
+
+
+def test_resumed_equals_unbroken(tmp_path: Path) -> None:
+    whole, unbroken = fit_at_once(make_generator_module, _no_data, tmp_path / "whole")
+    parts, resumed = fit_in_two_sittings(make_generator_module, _no_data, tmp_path / "parts")
+    assert resumed.current_epoch == unbroken.current_epoch == 4
+    assert resumed.global_step == unbroken.global_step == 8
+    assert changed(snapshot(whole), parts) == set()
+    for name, value in unbroken.callback_metrics.items():
+        assert torch.equal(value, resumed.callback_metrics[name]), name
+
+
+def test_losses_see_float32_under_autocast(tmp_path: Path) -> None:
+    seen: list[tuple[set[torch.dtype], bool]] = []
+
+    class Watch(GeneratorLoss):
+        uses_decoder = True
+
+        def forward(self, batch: GeneratedBatch) -> Tensor:
+            assert batch.z_decoded is not None
+            tensors = (batch.z, batch.y, batch.x, batch.logits, batch.z_decoded)
+            seen.append(({tensor.dtype for tensor in tensors}, torch.is_autocast_enabled("cpu")))
+            return batch.logits.square().mean() + (batch.z - batch.z_decoded).square().mean()
+
+    module = make_generator_module(objective=GeneratorObjective({"watch": Watch()}, {"watch": 1.0}))
+    halves: list[torch.dtype] = []
+    module.teacher.register_forward_hook(lambda layer, inputs, output: halves.append(output.dtype))
+    make_trainer(1, tmp_path, precision="bf16-mixed").fit(module)
+    assert set(halves) == {torch.bfloat16}, "autocast was not on"
+    assert seen == [({torch.float32}, False)] * 2
+
+
+def test_step_outside_of_a_trainer() -> None:
+    with pytest.raises(RuntimeError, match="run the module in a Trainer"):
+        make_generator_module().training_step(0, 0)

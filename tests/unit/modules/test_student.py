@@ -1,0 +1,201 @@
+"""Training a student on the teacher's answers."""
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kegnet_pl.data import NoiseSource, Split, SyntheticDataModule
+from kegnet_pl.data.loading import TensorLoader
+from kegnet_pl.evaluation import measure_accuracy
+from kegnet_pl.losses import DistillationLoss
+from kegnet_pl.modules import StudentModule
+from tests.unit.modules.tiny import (
+    CLASSES,
+    FEATURES,
+    QUIET,
+    adam,
+    changed,
+    fit_at_once,
+    fit_in_two_sittings,
+    make_checkpoint,
+    make_classifier,
+    make_trainer,
+    snapshot,
+)
+
+pytestmark = QUIET
+
+
+def _student(init: int = 0, seed: int = 0, temperature: float = 1.0, optimizer: Any = adam) -> StudentModule:
+    return StudentModule(make_classifier(seed=100 + init), DistillationLoss(temperature), optimizer, seed=seed)
+
+
+def _data(teacher: nn.Module | None = None, **options: Any) -> SyntheticDataModule:
+    source = NoiseSource("normal", (FEATURES,))
+    return SyntheticDataModule(
+        source, teacher or make_classifier(), **({"samples": 40, "validation_samples": 20, "batch_size": 8} | options)
+    )
+
+
+def test_metrics_of_a_fit_with_synthetic_validation(tmp_path: Path) -> None:
+    _, trainer = fit_at_once(_student, _data, tmp_path, epochs=1)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert set(metrics) == {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
+    assert 0 <= metrics["train/accuracy"] <= 1
+    assert 0 <= metrics["val/accuracy"] <= 1
+
+
+def test_metrics_of_a_fit_without_validation(tmp_path: Path) -> None:
+    make = functools.partial(_data, validation_samples=0)
+    _, trainer = fit_at_once(_student, make, tmp_path, epochs=1)
+    assert set(trainer.callback_metrics) == {"train/loss", "train/accuracy"}
+
+
+def test_validation_measures_agreement_with_the_teacher(tmp_path: Path) -> None:
+    module, data = _student(), _data(batch_size=8)  # 20 samples: the last batch is smaller
+    metrics = make_trainer(1, tmp_path).validate(module, data, verbose=False)[0]
+    x, logits = data.splits["val"]
+    answer = copy.deepcopy(module.network).eval()(x)
+    assert set(metrics) == {"val/loss", "val/accuracy"}
+    assert metrics["val/accuracy"] == pytest.approx(float((answer.argmax(1) == logits.argmax(1)).float().mean()))
+    expected = functional.kl_div(
+        answer.log_softmax(1), logits.log_softmax(1), reduction="batchmean", log_target=True
+    )  # fmt: skip
+    assert metrics["val/loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_real_validation_measures_true_classes(tmp_path: Path) -> None:
+    real = Split(torch.randn(20, FEATURES), torch.arange(20) % CLASSES)
+    module, data = _student(), _data(real_validation=real)
+    metrics = make_trainer(1, tmp_path).validate(module, data, verbose=False)[0]
+    assert metrics == {"val/accuracy": pytest.approx(measure_accuracy(module.network, real))}
+
+
+def test_student_changes_and_teacher_does_not(tmp_path: Path) -> None:
+    given = make_classifier()
+    original, data, module = snapshot(given), _data(given), _student()
+    teacher, student = snapshot(data.teacher), snapshot(module.network)
+    trainer = make_trainer(2, tmp_path, [make_checkpoint(tmp_path)])
+    trainer.fit(module, data)
+    trainer.validate(module, data, verbose=False)
+    module.train()
+    data.teacher.train()
+    assert changed(student, module.network) == set(student)
+    assert changed(teacher, data.teacher) == set()
+    resumed = _student(init=1)
+    make_trainer(3, tmp_path).fit(resumed, data, ckpt_path=str(tmp_path / "resume.ckpt"), weights_only=True)
+    assert changed(teacher, data.teacher) == set()
+    assert changed(original, given) == set()
+
+
+def test_checkpoint_holds_the_student_alone(tmp_path: Path) -> None:
+    module, _ = fit_at_once(_student, _data, tmp_path, epochs=1, callbacks=[make_checkpoint(tmp_path)])
+    content = torch.load(tmp_path / "resume.ckpt", weights_only=True)
+    assert set(content["state_dict"]) == {f"network.{key}" for key in module.network.state_dict()}
+    assert content["hyper_parameters"] == {"seed": 0}
+
+
+def test_validation_changes_nothing_in_the_student(tmp_path: Path) -> None:
+    module, data = _student(), _data()
+    before = snapshot(module)
+    make_trainer(1, tmp_path).validate(module, data, verbose=False)
+    assert changed(before, module) == set()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_one_step_equals_one_written_by_hand(tmp_path: Path, temperature: float) -> None:
+    sgd = functools.partial(torch.optim.SGD, lr=0.1)
+    module = _student(temperature=temperature, optimizer=sgd)
+    module.network[2] = nn.Identity()  # dropout has a test of its own
+    network = copy.deepcopy(module.network).double().train()
+    data = _data(samples=8, batch_size=8, shuffle=False, validation_samples=0)
+    make_trainer(1, tmp_path).fit(module, data)
+    x, logits = data.splits["train"]
+    p = (logits.double() / temperature).softmax(dim=1)
+    q = (network(x.double()) / temperature).softmax(dim=1)
+    loss = temperature**2 * (p * (p.log() - q.log())).sum(dim=1).mean()
+    loss.backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        stepped = (parameter - 0.1 * parameter.grad).detach()
+        found = dict(module.network.named_parameters())[name].detach().double()
+        torch.testing.assert_close(found, stepped, rtol=1e-4, atol=1e-6)
+
+
+def test_student_trains_in_training_mode(tmp_path: Path) -> None:
+    module = _student()
+    modes: list[bool] = []
+    module.network.register_forward_hook(lambda layer, inputs, output: modes.append(layer.training))
+    make_trainer(1, tmp_path).fit(module, _data())
+    assert modes == [True] * 5 + [False] * 3
+
+
+def test_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
+    first, _ = fit_at_once(_student, _data, tmp_path, epochs=2)
+    again, _ = fit_at_once(_student, _data, tmp_path, epochs=2)
+    assert changed(snapshot(first), again) == set()
+
+
+def test_seed_decides_what_is_dropped(tmp_path: Path) -> None:
+    first, _ = fit_at_once(_student, _data, tmp_path, epochs=1)
+    other, _ = fit_at_once(functools.partial(_student, seed=1), _data, tmp_path, epochs=1)
+    assert changed(snapshot(first), other)
+
+
+def test_every_epoch_drops_other_units(tmp_path: Path) -> None:
+    module, masks = _student(), []
+    module.network[2].register_forward_hook(lambda layer, inputs, output: masks.append(output == 0))
+    data = _data(samples=8, batch_size=8, shuffle=False, validation_samples=0)
+    make_trainer(2, tmp_path).fit(module, data)
+    assert len(masks) == 2
+    assert not torch.equal(masks[0], masks[1])
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("validation", [0, 20])
+def test_resumed_equals_unbroken(tmp_path: Path, shuffle: bool, validation: int) -> None:
+    data = functools.partial(_data, shuffle=shuffle, validation_samples=validation)
+    whole, unbroken = fit_at_once(_student, data, tmp_path / "whole")
+    parts, resumed = fit_in_two_sittings(_student, data, tmp_path / "parts")
+    assert resumed.current_epoch == unbroken.current_epoch == 4
+    assert changed(snapshot(whole), parts) == set()
+    for name, value in unbroken.callback_metrics.items():
+        assert torch.equal(value, resumed.callback_metrics[name]), name
+
+
+def test_losses_see_float32_under_autocast(tmp_path: Path) -> None:
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    class Watch(DistillationLoss):
+        def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+            loss = super().forward(student_logits, teacher_logits)
+            seen.append((student_logits.detach(), teacher_logits, loss.detach()))
+            return loss
+
+    module = StudentModule(make_classifier(100), Watch(temperature=3.0), adam)
+    make_trainer(1, tmp_path, precision="bf16-mixed").fit(module, _data(validation_samples=0))
+    assert len(seen) == 5
+    for student, teacher, loss in seen:
+        assert student.dtype == torch.bfloat16, "autocast was not on"
+        assert loss.dtype == torch.float32
+        p, q = (teacher.double() / 3).softmax(dim=1), (student.double() / 3).softmax(dim=1)
+        exact = 9 * (p * (p.log() - q.log())).sum(dim=1).mean()
+        # bfloat16 would be off by a hundredth.
+        assert float(loss) == pytest.approx(float(exact), rel=1e-4)
+
+
+def test_trainer_and_evaluation_agree(tmp_path: Path) -> None:
+    module, _ = fit_at_once(_student, _data, tmp_path, epochs=1)
+    test = Split(torch.randn(30, FEATURES), torch.arange(30) % CLASSES)
+    loader = TensorLoader(test.x, test.y, batch_size=7)
+    found = make_trainer(1, tmp_path).test(module, loader, verbose=False)[0]
+    assert set(found) == {"test/accuracy"}
+    accuracy = measure_accuracy(module.network, test, batch_size=4)
+    assert found["test/accuracy"] == pytest.approx(accuracy)
+    assert 0 < accuracy < 1

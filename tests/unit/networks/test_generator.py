@@ -1,0 +1,139 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from kegnet_pl.networks import DenseGenerator, ImageGenerator
+from kegnet_pl.networks.generator import standardise_images
+
+
+def _noise(count: int, classes: int, noise_dim: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    y = functional.one_hot(torch.randint(classes, (count,)), classes).float()
+    return torch.randn(count, noise_dim), y
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("training", [True, False])
+def test_images_have_zero_mean_and_unit_unbiased_deviation(channels: int, training: bool) -> None:
+    x = ImageGenerator(channels, 10).train(training)(*_noise(16, 10))
+
+    assert x.shape == (16, channels, 32, 32)
+    torch.testing.assert_close(x.mean(dim=(2, 3)), torch.zeros(16, channels), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x.std(dim=(2, 3), correction=1), torch.ones(16, channels), rtol=1e-5, atol=0)
+    # With 1,024 pixels the biased deviation differs by 5e-4: far more than the tolerance above.
+    assert (x.std(dim=(2, 3), correction=0) < 0.9996).all()
+
+
+def test_standardises_every_image_and_channel_on_its_own() -> None:
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64) * torch.tensor([1.0, 50.0])[:, None, None] + 7
+    out = standardise_images(x)
+
+    for image in range(3):
+        for channel in range(2):
+            one = x[image, channel]
+            torch.testing.assert_close(out[image, channel], (one - one.mean()) / one.std())
+
+
+def test_without_adjust_the_images_are_those_of_tanh() -> None:
+    adjusted, plain = ImageGenerator(2, 4).eval(), ImageGenerator(2, 4, adjust=False).eval()
+    plain.load_state_dict(adjusted.state_dict())
+    z, y = _noise(8, 4)
+
+    assert plain(z, y).abs().max() < 1
+    torch.testing.assert_close(standardise_images(plain(z, y)), adjusted(z, y))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, -1.0])
+def test_a_flat_image_keeps_finite_values_and_gradients(value: float) -> None:
+    x = torch.randn(3, 2, 8, 8)
+    x[1] = value
+    x.requires_grad_()
+    out = standardise_images(x)
+    (out * torch.randn_like(out)).sum().backward()
+
+    assert out.isfinite().all()
+    assert (out[1] == 0).all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert (x.grad[[0, 2]] != 0).any()
+
+
+def test_a_generator_of_flat_images_can_be_trained() -> None:
+    generator = ImageGenerator(1, 3)
+    nn.init.zeros_(generator.conv[-2].weight)
+    generator(*_noise(8, 3)).square().sum().backward()
+
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in generator.parameters())
+
+
+def test_gradcheck_of_the_standardisation() -> None:
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    assert torch.autograd.gradcheck(standardise_images, (x,))
+
+
+def test_noise_comes_before_the_label() -> None:
+    generator = ImageGenerator(1, 4, noise_dim=6).eval()
+    z, y = _noise(8, 4, 6)
+    hidden = generator.fc(torch.cat([z, y], dim=1))
+
+    torch.testing.assert_close(generator(z, y), standardise_images(generator.conv(hidden[:, :, None, None])))
+    assert not torch.allclose(generator(z, y), generator(z, y.roll(1, dims=1)))
+    assert not torch.allclose(generator(z, y), generator(z.roll(1, dims=0), y))
+
+
+def test_layers_of_the_image_generator() -> None:
+    generator = ImageGenerator(3, 10)
+    convolutions = [layer for layer in generator.conv if isinstance(layer, nn.ConvTranspose2d)]
+
+    assert [layer.out_channels for layer in convolutions] == [64, 16, 4, 3]
+    assert [layer.padding for layer in convolutions] == [(0, 0), (1, 1), (1, 1), (1, 1)]
+    assert {(layer.kernel_size, layer.stride, layer.bias) for layer in convolutions} == {((4, 4), (2, 2), None)}
+    assert [layer.out_features for layer in generator.fc if isinstance(layer, nn.Linear)] == [256, 128]
+
+
+def test_half_precision_images_are_standardised_in_float32() -> None:
+    generator = ImageGenerator(1, 10).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = generator(*_noise(8, 10))
+
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x.std(dim=(2, 3)), torch.ones(8, 1), rtol=1e-4, atol=0)
+
+
+def test_dense_generator_adjusts_without_parameters() -> None:
+    generator = DenseGenerator(9, 7)
+    x = generator(*_noise(64, 7))
+
+    assert list(generator.adjust.parameters()) == []
+    torch.testing.assert_close(x.mean(dim=0), torch.zeros(9), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x.var(dim=0, correction=0), torch.ones(9), rtol=2e-3, atol=0)  # epsilon of the norm
+
+
+def test_dense_generator_uses_running_statistics_in_evaluation() -> None:
+    generator = DenseGenerator(5, 3)
+    for _ in range(3):
+        generator(*_noise(32, 3))
+    generator.eval()
+    z, y = _noise(8, 3)
+    raw = generator.layers(torch.cat([z, y], dim=1))
+    norm = generator.adjust
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    by_hand = (raw - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+
+    torch.testing.assert_close(generator(z, y), by_hand)
+    torch.testing.assert_close(generator(z[:1], y[:1]), by_hand[:1])
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3])
+def test_blocks_of_the_dense_generator(blocks: int) -> None:
+    generator = DenseGenerator(9, 7, noise_dim=4, blocks=blocks, width=20)
+
+    assert [type(layer) for layer in generator.layers] == [nn.Linear, nn.ELU, nn.BatchNorm1d] * blocks + [nn.Linear]
+    assert generator(*_noise(16, 7, 4)).shape == (16, 9)
+
+
+@pytest.mark.parametrize("generator", [ImageGenerator(1, 5, noise_dim=3), DenseGenerator(9, 5, noise_dim=3)])
+def test_says_what_it_wants_to_be_called_with(generator: ImageGenerator | DenseGenerator) -> None:
+    assert (generator.noise_dim, generator.classes) == (3, 5)

@@ -1,0 +1,77 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.networks import ResNet14
+from kegnet_pl.networks.resnet import BasicBlock
+
+
+@pytest.mark.parametrize(("channels", "parameters"), [(3, 172_970), (1, 172_682)])
+def test_size(channels: int, parameters: int) -> None:
+    network = ResNet14(channels)
+
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert network(torch.randn(2, channels, 32, 32)).shape == (2, 10)
+
+
+def test_other_classes() -> None:
+    assert ResNet14(3, classes=4)(torch.randn(2, 3, 32, 32)).shape == (2, 4)
+
+
+def _without_residual(block: BasicBlock) -> BasicBlock:
+    """Silence the convolutions of a block: what is left is relu(shortcut)."""
+    nn.init.zeros_(block.bn2.weight)
+    nn.init.zeros_(block.bn2.bias)
+    return block
+
+
+@pytest.mark.parametrize(("before", "after", "stride"), [(16, 32, 2), (4, 6, 1), (5, 5, 2), (3, 3, 1)])
+def test_shortcut_subsamples_and_appends_zero_channels(before: int, after: int, stride: int) -> None:
+    block = _without_residual(BasicBlock(before, after, stride))
+    x = torch.rand(2, before, 8, 8) + 0.1
+    out = block(x)
+
+    assert out.shape == (2, after, 8 // stride, 8 // stride)
+    for row in range(8 // stride):
+        for column in range(8 // stride):
+            assert torch.equal(out[:, :before, row, column], x[:, :, stride * row, stride * column])
+    assert (out[:, before:] == 0).all()
+
+
+def test_shortcut_has_no_parameters() -> None:
+    names = {name.split(".")[0] for name, _ in BasicBlock(16, 32, 2).named_parameters()}
+
+    assert names == {"conv1", "bn1", "conv2", "bn2"}
+
+
+def test_shortcut_is_added_before_the_last_relu() -> None:
+    block = BasicBlock(3, 3, 1).eval()
+    nn.init.zeros_(block.conv2.weight)
+    nn.init.constant_(block.conv2.bias, -0.5)  # the residual, up to the epsilon of batch norm
+    x = torch.randn(2, 3, 4, 4)
+
+    torch.testing.assert_close(block(x), (x - 0.5 / (1 + block.bn2.eps) ** 0.5).relu())
+
+
+def test_stages() -> None:
+    network = ResNet14()
+    shapes: list[tuple[int, ...]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shapes.append(tuple(output.shape[1:]))
+
+    for stage in (network.norm1, network.layers1, network.layers2, network.layers3):
+        stage.register_forward_hook(note)
+    network(torch.randn(1, 3, 32, 32))
+
+    assert shapes == [(16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    assert all(conv.bias is not None for conv in network.modules() if isinstance(conv, nn.Conv2d))
+
+
+def test_pools_the_mean_of_the_last_stage() -> None:
+    network = ResNet14().eval()
+    seen: list[Tensor] = []
+    network.layers3.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    logits = network(torch.randn(2, 3, 32, 32))
+
+    torch.testing.assert_close(logits, network.linear(seen[0].mean(dim=(2, 3))))
