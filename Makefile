@@ -24,10 +24,10 @@ demo: $(READY) ## Compress a network for handwritten digits, without its data: a
 	$(BIN)/python -m kegnet_pl
 
 test: $(READY) ## Run the test suite (real data: see CONTRIBUTING.md)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -n auto -m "not gpu"
 
 test-all: $(READY) ## Run all tests, those that need a GPU too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check src tests

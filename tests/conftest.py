@@ -8,6 +8,10 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+# The networks are tiny, and the processes of a test are several: more threads than cores only wait for each other.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def _folder(variable: str) -> Path:
     """Return the folder that an environment variable names; skip where it is not set, fail where it leads nowhere."""

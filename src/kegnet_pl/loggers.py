@@ -70,4 +70,4 @@ def finish_loggers() -> None:
     """Close what would otherwise be reused by the next stage: W&B keeps one run a process."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
-        wandb.finish(quiet=True)
+        wandb.finish()

@@ -189,6 +189,8 @@ def report(
         shutil.copyfile(generators.folder / "samples.png", folder / "samples.png")
         say(f"sample sheet  {_shown(folder / 'samples.png')}")
     say(f"results       {_shown(folder / 'results.json')}")
+    if any((folder / "wandb").glob("offline-run-*")):
+        say(f"W&B           offline, as there is no API key; later: wandb sync {_shown(folder)}/wandb/offline-run-*")
 
 
 def read_ledger(stage: Stage) -> Ledger | None:

@@ -93,7 +93,7 @@ def test_metric_names(command: Command, tmp_path: Path) -> None:
         "teacher": common | losses,
         "generators": common | losses | {"train/loss_classifier", "train/loss_decoder", "train/loss_diversity"},
         "student": common | losses | {"val/loss", "val/accuracy"},
-        "evaluation": common | {"test/accuracy"},
+        "evaluation": {"step", "test/accuracy"},
     }
 
 

@@ -104,10 +104,11 @@ def test_struct_mode() -> None:
 def test_experiment_starts_on_real_data(name: str, data_dir: Path, reference_dir: Path, tmp_path: Path) -> None:
     released = {"mnist_lenet": "mnist", "fashion_resnet": "fashion", "svhn_resnet": "svhn"}
     weights = f"teacher.weights={reference_dir / 'teachers' / released[name]}.pth.tar" if name in released else "seed=1"
-    config = configure(f"+experiment={name}", FAST, f"data.root={data_dir}", f"store={tmp_path / 'store'}", weights)
+    few = "methods=[kegnet]"  # ResNet14 on 10,000 test images takes seconds enough
+    config = configure(f"+experiment={name}", FAST, f"data.root={data_dir}", f"store={tmp_path / 'store'}", weights, few)
     run(config, tmp_path)
     rows: list[dict[str, Any]] = json.loads((tmp_path / "results.json").read_text())
-    assert [row["method"] for row in rows] == ["teacher", "T", "T+Uniform", "T+Normal", "T+KegNet"]
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+KegNet"]
     assert all(row["accuracy"] is not None for row in rows)
     if name in released:
         assert rows[0]["accuracy"] > 0.9

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
@@ -35,6 +36,13 @@ EXPERIMENTS = {
 @functools.cache
 def _read(path: Path) -> dict[str, Tensor]:
     return load_file(path)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads gain nothing on matrices this small, and cost a hundredfold where the cores are shared."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture

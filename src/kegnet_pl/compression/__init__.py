@@ -2,7 +2,8 @@
 
 from kegnet_pl.compression.evbmf import EVBMF, evbmf
 from kegnet_pl.compression.ledger import Cost, Ledger, LedgerRow, measure_cost
-from kegnet_pl.compression.plan import Compressed, CompressionPlan, Rule
+from kegnet_pl.compression.plan import Compressed, CompressionPlan
+from kegnet_pl.compression.rules import Rule
 from kegnet_pl.compression.tucker import TuckerConv2d, TuckerLinear, factorise, restore_structure
 
 __all__ = [

@@ -91,7 +91,7 @@ def evbmf(matrix: Array, noise_variance: float | None = None) -> EVBMF:
         raise ValueError(f"Expected `matrix` with two dimensions, none of them empty, but got shape {values.shape}.")
     if not np.isfinite(values).all():
         raise ValueError("Expected `matrix` to be finite, but got NaN or infinite entries.")
-    if noise_variance is not None and not noise_variance > 0:
+    if noise_variance is not None and not (noise_variance > 0 and math.isfinite(noise_variance)):
         raise ValueError(f"Expected `noise_variance` to be positive, but got {noise_variance}.")
 
     rows, columns = values.shape

@@ -3,81 +3,21 @@
 import copy
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from kegnet_pl.compression.evbmf import evbmf
 from kegnet_pl.compression.ledger import Ledger, LedgerRow, count_parameters, measure_cost
-from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, sides
-
-SideRank = int | float | str
-"""One side's rank: a number of components, a fraction in (0, 1), ``"evbmf"``, ``"full"`` or ``"target"``."""
+from kegnet_pl.compression.rules import Rule, SideRank
+from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, replace_layer, sides
 
 WhenLarger = Literal["keep", "compress"]
-
-_WORDS = ("evbmf", "full", "target")
-
-
-def _check_side(rank: object) -> SideRank:
-    if isinstance(rank, str) and rank in _WORDS:
-        return rank
-    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
-        return rank
-    if isinstance(rank, float) and 0 < rank <= 1:
-        return rank
-    raise ValueError(
-        f"Expected `rank` to be one of {_WORDS}, a whole number from 1, a fraction in (0, 1], "
-        f"or a pair {{in: ..., out: ...}} of these, but got {rank!r}."
-    )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Which ranks some layers get.
-
-    Attributes:
-        layers: Pattern of layer names, as in a shell (``conv3``, ``layers3.*.conv1``, ``*``), or several of them.
-        rank: For both sides, or ``{"in": ..., "out": ...}``. A whole number is a number of components, a fraction in
-            (0, 1] a share of the side, ``"evbmf"`` asks the layer's weights, ``"full"`` leaves the side as it is,
-            ``"target"`` is chosen so that the whole network reaches the plan's ``target``.
-
-    Raises:
-        ValueError: If a rank is none of these.
-    """
-
-    layers: str | Sequence[str]
-    rank: SideRank | Mapping[str, SideRank]
-
-    def __post_init__(self) -> None:
-        if isinstance(self.rank, Mapping):
-            if set(self.rank) != {"in", "out"}:
-                raise ValueError(f"Expected `rank` as a pair {{in: ..., out: ...}}, but got {dict(self.rank)!r}.")
-            for rank in self.rank.values():
-                _check_side(rank)
-        else:
-            _check_side(self.rank)
-        if not self.patterns:
-            raise ValueError("Expected `layers` to hold at least one pattern, but got none.")
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """All patterns."""
-        return (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
-
-    @property
-    def sides(self) -> tuple[SideRank, SideRank]:
-        """Rank of the input side, rank of the output side."""
-        if isinstance(self.rank, Mapping):
-            return self.rank["in"], self.rank["out"]
-        return self.rank, self.rank
-
-    def matches(self, name: str) -> bool:
-        """Whether the rule speaks of a layer."""
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
 
 
 @dataclass(frozen=True)
@@ -134,7 +74,8 @@ class _Candidate:
         """Share of the squared singular values that the first r components hold, r = 1, 2, ..."""
         squares = np.linalg.svd(self.unfolding(side), compute_uv=False) ** 2
         total = squares.sum()
-        return np.cumsum(squares) / total if total > 0 else np.ones_like(squares)
+        # Rounded, so that equal spectra give equal ranks on any machine.
+        return np.cumsum(squares / total).round(12) if total > 0 else np.ones_like(squares)
 
 
 def _parameters(layer: Factorisable, ranks: Ranks) -> int:
@@ -176,6 +117,7 @@ class CompressionPlan:
         self.target = target
         self.when_larger = when_larger
 
+    @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # many small decompositions: threads only wait
     def apply(self, network: nn.Module, input_shape: Sequence[int]) -> Compressed:
         """Compress a copy of a network.
 
@@ -184,29 +126,39 @@ class CompressionPlan:
             input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
 
         Returns:
-            The smaller network and its ledger.
+            The smaller network and its ledger; all its weights can be trained, also where the original's are frozen.
 
         Raises:
             ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, or the target is
                 out of reach.
         """
-        network = copy.deepcopy(network)
+        mode = network.training
+        network = copy.deepcopy(network).requires_grad_(True)
         layers = {
             name: layer
             for name, layer in network.named_modules()
             if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
         }
+        if "" in layers:
+            raise ValueError(
+                f"Expected a network with layers in it, but got a bare {type(network).__name__}: wrap it in "
+                f"nn.Sequential."
+            )
         self._check_patterns(layers)
         rule_of = {name: next((rule for rule in self.rules if rule.matches(name)), None) for name in layers}
 
+        uses = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
         notes: dict[str, str] = {}
         candidates: list[_Candidate] = []
         for name, layer in layers.items():
             rule = rule_of[name]
             if rule is None:
                 notes[name] = "left alone: no rule names it"
-            elif not isinstance(layer, Factorisable):
+            elif not isinstance(layer, Factorisable) or type(layer) not in (nn.Conv2d, nn.Linear):
+                # Subclasses may use their weight in other ways than by a call.
                 notes[name] = f"left alone: {type(layer).__name__} cannot be factorised here"
+            elif uses[id(layer.weight)] > 1:
+                notes[name] = "left alone: its weight is shared with another layer"
             elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
                 notes[name] = f"left alone: grouped convolution (groups={layer.groups})"
             else:
@@ -224,9 +176,10 @@ class CompressionPlan:
                 )
                 del chosen[candidate.name]
             else:
-                network.set_submodule(candidate.name, factorise(candidate.layer, ranks))
+                replace_layer(network, candidate.name, factorise(candidate.layer, ranks))
             notes[candidate.name] = "; ".join(candidate.notes)
 
+        network.train(mode)
         after = measure_cost(network, input_shape)
         rows = tuple(
             LedgerRow(
@@ -281,10 +234,11 @@ class CompressionPlan:
         # Every share at which some rank grows; the ratio falls from one to the next.
         shares = np.unique(np.concatenate([[0.0], *free.values()]))
         low, high = 0, len(shares) - 1
-        if ratio(at(shares[0])) < self.target:
+        most = ratio(at(shares[0]))
+        if most < self.target:
             raise ValueError(
-                f"Expected `target` of at most {ratio(at(shares[0])):.2f}, the ratio with every rank at 1, but got "
-                f"{self.target}. Name more layers in `rules`, or lower the target."
+                f"Expected `target` of at most {math.floor(100 * most) / 100:.2f}, the ratio with every rank 'target' "
+                f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."
             )
         while low < high:
             middle = (low + high + 1) // 2

@@ -171,6 +171,13 @@ def factorise(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinear:
     return TuckerLinear.from_layer(layer, ranks)
 
 
+def replace_layer(network: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module in the place of a layer, under every name that the layer has in the network."""
+    old = network.get_submodule(name)
+    for place in [place for place, layer in network.named_modules(remove_duplicate=False) if layer is old]:
+        network.set_submodule(place, new)
+
+
 def restore_structure(network: nn.Module, ranks: Mapping[str, Ranks]) -> nn.Module:
     """Give a network the layers of its compressed form, with weights still to be loaded.
 
@@ -187,5 +194,5 @@ def restore_structure(network: nn.Module, ranks: Mapping[str, Ranks]) -> nn.Modu
     for name, pair in ranks.items():
         layer = network.get_submodule(name)
         compressed = TuckerConv2d(layer, pair) if isinstance(layer, nn.Conv2d) else TuckerLinear(layer, pair)  # type: ignore[arg-type]
-        network.set_submodule(name, compressed)
+        replace_layer(network, name, compressed)
     return network

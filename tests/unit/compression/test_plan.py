@@ -62,6 +62,7 @@ def test_a_pattern_that_matches_nothing_is_refused_and_the_layers_are_listed(pat
         ({"in": 2, "out": 5}, (2, 5)),
         ({"in": "full", "out": 1}, (12, 1)),
         (0.25, (3, 3)),
+        (0.65, (8, 8)),  # 7.8, rounded
         (0.01, (1, 1)),  # never a layer of rank 0
         ({"in": 0.5, "out": 2}, (6, 2)),
         ({"in": 1, "out": 1.0}, (1, 12)),

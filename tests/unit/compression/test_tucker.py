@@ -153,6 +153,7 @@ def test_ranks_beyond_what_the_other_side_supports(
     assert (first.shape[0], last.shape[1], tuple(core.shape[:2])) == (ranks[0], ranks[1], (ranks[1], ranks[0]))
     assert all(part.weight.isfinite().all() for part in small)
     torch.testing.assert_close(_weight(small), _weight(factorise(layer, real)), rtol=1e-8, atol=1e-10)
+    assert equal(tensors(factorise(layer, ranks)), tensors(small))  # nothing random fills the space
 
 
 @pytest.mark.parametrize(("layer", "ranks", "real"), BEYOND, ids=str)

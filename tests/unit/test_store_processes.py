@@ -1,0 +1,139 @@
+"""Finished stages on disk, seen from several processes."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kegnet_pl.store import Store, fingerprint
+
+_BUILDER = textwrap.dedent(
+    """
+    import json, os, sys, time
+    from pathlib import Path
+    from kegnet_pl.store import Store
+
+    root, signals, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+
+    def build(folder):
+        with (signals / "builds").open("a") as log:
+            log.write(f"{os.getpid()}\\n")
+        (folder / "half.txt").write_text("begun")
+        (signals / f"building.{os.getpid()}").touch()
+        time.sleep(seconds)
+        return {"pid": os.getpid()}
+
+    stage = Store(root).get("teacher", {"lr": 0.1}, [], build)
+    print(json.dumps({"pid": os.getpid(), "found": stage.found, "metrics": stage.metrics}))
+    """
+)
+
+
+class _Process:
+    """A process that needs the stage."""
+
+    def __init__(self, root: Path, signals: Path, seconds: float) -> None:
+        signals.mkdir(exist_ok=True)
+        self.signals = signals
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", _BUILDER, str(root), str(signals), str(seconds)], stdout=subprocess.PIPE, text=True
+        )
+
+    def wait_until_it_builds(self) -> None:
+        deadline = time.monotonic() + 60
+        while not (self.signals / f"building.{self.popen.pid}").exists():
+            assert self.popen.poll() is None, "the builder has ended"
+            assert time.monotonic() < deadline, "the builder does not start"
+            time.sleep(0.02)
+
+    def finish(self) -> tuple[list[str], dict[str, Any]]:
+        out, _ = self.popen.communicate(timeout=60)
+        assert self.popen.returncode == 0
+        *messages, result = out.splitlines()
+        return messages, json.loads(result)
+
+
+def _visible(root: Path) -> list[str]:
+    return [path.name for path in root.iterdir() if not path.name.startswith(".")]
+
+
+def test_two_need_a_stage_and_one_builds_it(tmp_path: Path) -> None:
+    root, signals = tmp_path / "store", tmp_path / "signals"
+    first = _Process(root, signals, seconds=2)
+    first.wait_until_it_builds()
+    said: list[str] = []
+    stage = Store(root, tell=said.append).get("teacher", {"lr": 0.1}, [], lambda folder: pytest.fail("built twice"))
+    messages, result = first.finish()
+    assert messages == []
+    assert result["found"] is False
+    assert stage.found is True
+    assert stage.metrics == result["metrics"] == {"pid": first.popen.pid}
+    assert len(said) == 1
+    assert said[0].startswith("Waiting for ")
+    assert f"process {first.popen.pid} on " in said[0]
+    assert f"teacher-{stage.fingerprint}" in said[0]
+
+
+def _need(root: Path, log: Path, gate: Barrier) -> None:
+    """Need the stage at the same moment as the others do."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} ")
+        time.sleep(0.3)
+        return {"pid": os.getpid()}
+
+    gate.wait(30)
+    stage = Store(root, tell=lambda message: None).get("teacher", {"lr": 0.1}, [], build)
+    log.with_name(f"seen.{os.getpid()}").write_text(str(stage.metrics["pid"]))
+
+
+def test_four_that_start_together(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")  # no import of torch four times
+    log, gate = tmp_path / "builds", context.Barrier(4)
+    processes = [context.Process(target=_need, args=(tmp_path / "store", log, gate)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    builders = log.read_text().split()
+    assert len(builders) == 1
+    assert [path.read_text() for path in tmp_path.glob("seen.*")] == builders * 4
+
+
+def test_killed_builder_leaves_nothing_published_and_no_lock(tmp_path: Path) -> None:
+    root, signals = tmp_path / "store", tmp_path / "signals"
+    process = _Process(root, signals, seconds=60)
+    process.wait_until_it_builds()
+    said: list[str] = []
+    Store(root, tell=said.append).get("other", {}, [], lambda folder: {})
+    assert said == [], "another stage was waited for"
+    assert process.popen.poll() is None
+    os.kill(process.popen.pid, signal.SIGKILL)
+    process.popen.communicate(timeout=30)
+    assert process.popen.returncode == -signal.SIGKILL
+    assert _visible(root) == ["other-" + fingerprint("other", {}, [])]
+
+    found: list[str] = []
+
+    def build(folder: Path) -> dict[str, Any]:
+        found.extend(path.name for path in folder.iterdir())
+        return {}
+
+    start = time.monotonic()
+    stage = Store(root, tell=said.append).get("teacher", {"lr": 0.1}, [], build)
+    assert time.monotonic() - start < 5
+    assert said == [], "a dead process was waited for"
+    assert found == ["half.txt"], "the interrupted build was not found"
+    assert stage.found is False
+    assert stage.folder.name in _visible(root)
