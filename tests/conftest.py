@@ -44,3 +44,12 @@ def _clean_state() -> Iterator[None]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     os.environ.pop("KEGNET_STAGES", None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests recorded: figures that are measured, not only compared."""
+    recorded = [line for report in terminalreporter.stats.get("passed", []) for line in report.user_properties]
+    if recorded:
+        terminalreporter.section("measured")
+        for name, value in recorded:
+            terminalreporter.write_line(f"{name}: {value}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from kegnet_pl.compression import restore_structure
@@ -30,7 +30,8 @@ def save_network(
         ranks: ``(in_rank, out_rank)`` of its compressed layers, by name.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    save_file(state, Path(folder) / f"{name}.safetensors")
+    # Written by us, so that a full disk is an OSError like any other.
+    (Path(folder) / f"{name}.safetensors").write_bytes(save(state))
     content = {"network": dict(recipe), "ranks": dict(ranks or {})}
     (Path(folder) / f"{name}.json").write_text(json.dumps(content, indent=2))
 

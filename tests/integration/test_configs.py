@@ -105,7 +105,8 @@ def test_experiment_starts_on_real_data(name: str, data_dir: Path, reference_dir
     released = {"mnist_lenet": "mnist", "fashion_resnet": "fashion", "svhn_resnet": "svhn"}
     weights = f"teacher.weights={reference_dir / 'teachers' / released[name]}.pth.tar" if name in released else "seed=1"
     few = "methods=[kegnet]"  # ResNet14 on 10,000 test images takes seconds enough
-    config = configure(f"+experiment={name}", FAST, f"data.root={data_dir}", f"store={tmp_path / 'store'}", weights, few)
+    store = f"store={tmp_path / 'store'}"
+    config = configure(f"+experiment={name}", FAST, f"data.root={data_dir}", store, weights, few)
     run(config, tmp_path)
     rows: list[dict[str, Any]] = json.loads((tmp_path / "results.json").read_text())
     assert [row["method"] for row in rows] == ["teacher", "T", "T+KegNet"]

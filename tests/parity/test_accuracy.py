@@ -1,5 +1,6 @@
 """Accuracy on real data: the teachers and the T rows of the paper's table."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from hydra.utils import instantiate
 from kegnet_pl.data import RealDataModule, Split
 from kegnet_pl.evaluation import measure_accuracy
 from tests.parity.conftest import Teachers, shipped, shipped_plan
+
+Record = Callable[[str, object], None]
 
 pytestmark = pytest.mark.data
 
@@ -20,8 +23,8 @@ def _test_split(name: str, data_dir: Path) -> Split:
     return data.splits["test"]
 
 
-def _table(name: str, teacher: Teachers, split: Split) -> tuple[float, list[float]]:
-    """Accuracy in percent: the teacher, and its Tucker students before any training; printed."""
+def _table(name: str, teacher: Teachers, split: Split, record: Record) -> tuple[float, list[float]]:
+    """Accuracy in percent: the teacher, and its Tucker students before any training; printed at the end."""
     network = teacher(name)
     accuracy = 100 * measure_accuracy(network, split, batch_size=100)
     students = []
@@ -29,13 +32,13 @@ def _table(name: str, teacher: Teachers, split: Split) -> tuple[float, list[floa
         small = shipped_plan(shipped(name, option)).apply(network, tuple(split.x.shape[1:])).network
         students.append(100 * measure_accuracy(small, split, batch_size=100))
     row = " / ".join(f"{value:.2f}" for value in students)
-    print(f"\n{name}: {len(split):,} test images, teacher {accuracy:.2f}, T {row}")  # noqa: T201
+    record(f"{name}, {len(split):,} test images", f"teacher {accuracy:.2f} %, T of options 1 / 2 / 3: {row} %")
     return accuracy, students
 
 
-def test_mnist(data_dir: Path, teacher: Teachers) -> None:
+def test_mnist(data_dir: Path, teacher: Teachers, record_property: Record) -> None:
     split = _test_split("mnist", data_dir)
-    accuracy, students = _table("mnist", teacher, split)
+    accuracy, students = _table("mnist", teacher, split, record_property)
 
     assert len(split) == 10_000
     assert accuracy == pytest.approx(98.91, abs=0.02)
@@ -43,17 +46,17 @@ def test_mnist(data_dir: Path, teacher: Teachers) -> None:
 
 
 @pytest.mark.slow
-def test_fashion(data_dir: Path, teacher: Teachers) -> None:
+def test_fashion(data_dir: Path, teacher: Teachers, record_property: Record) -> None:
     split = _test_split("fashion", data_dir)
-    accuracy, _ = _table("fashion", teacher, split)  # the paper's T row: 65.09 / 75.80 / 46.55
+    accuracy, _ = _table("fashion", teacher, split, record_property)  # the paper's T row: 65.09 / 75.80 / 46.55
 
     assert len(split) == 10_000
     assert accuracy == pytest.approx(92.50, abs=0.02)
 
 
-def test_svhn(data_dir: Path, teacher: Teachers) -> None:
+def test_svhn(data_dir: Path, teacher: Teachers, record_property: Record) -> None:
     split = _test_split("svhn", data_dir)
-    accuracy, _ = _table("svhn", teacher, split)  # the paper's T row: 19.31 / 11.02 / 11.07
+    accuracy, _ = _table("svhn", teacher, split, record_property)  # the paper's T row: 19.31 / 11.02 / 11.07
 
     assert len(split) >= 5_000
     assert accuracy > 92
