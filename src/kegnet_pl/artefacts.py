@@ -29,7 +29,8 @@ def save_network(
         recipe: ``_target_`` and arguments of the uncompressed network.
         ranks: ``(in_rank, out_rank)`` of its compressed layers, by name.
     """
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
     # Written by us, so that a full disk is an OSError like any other.
     (Path(folder) / f"{name}.safetensors").write_bytes(save(state))
     content = {"network": dict(recipe), "ranks": dict(ranks or {})}

@@ -59,7 +59,8 @@ def run(config: dict[str, Any], folder: Path) -> float | None:
         parents = [teacher, initial, *([source] if source is not None else [])]
         made[f"{letter}+{_TITLES[method]}"] = [*parents, student]
 
-    rows = [describe(shop, method, stages, network) for method, stages in made.items()]
+    tested = {method: evaluation_stage(shop, stages[-1], method) for method, stages in made.items()}
+    rows = [describe(shop, method, stages, network, tested) for method, stages in made.items()]
     if rank() == 0:
         report(shop, rows, made, generators, folder)
     return rows[-1].accuracy
@@ -115,7 +116,9 @@ def open_data(config: Mapping[str, Any], tell: Any) -> RealDataModule | None:
     return data
 
 
-def describe(shop: Workshop, method: str, stages: list[Stage], teacher: nn.Module) -> Row:
+def describe(
+    shop: Workshop, method: str, stages: list[Stage], teacher: nn.Module, evaluations: Mapping[str, Stage | None]
+) -> Row:
     """Gather what is known about one network.
 
     Args:
@@ -123,12 +126,12 @@ def describe(shop: Workshop, method: str, stages: list[Stage], teacher: nn.Modul
         method: Name of the row.
         stages: The stages behind it; the last one holds the network.
         teacher: The teacher.
+        evaluations: Evaluation of every row, None where there is no test data.
     """
     config = shop.config
     cost = measure_cost(teacher, shop.input_shape)
     mine = {"parameters": cost.parameters, "macs": cost.macs} if method == "teacher" else stages[1].metrics
-    tested = evaluation_stage(shop, stages[-1], method)
-    teacher_tested = evaluation_stage(shop, stages[0], "teacher")
+    tested, teacher_tested = evaluations[method], evaluations["teacher"]
     trained = stages[-1].name == "student"
     seconds = {stage.name: stage.seconds for stage in stages}
     if tested is not None:

@@ -88,7 +88,7 @@ class StageProgress(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting where a resumed fit goes on."""
-        self._first = self._share(trainer)
+        self._first = (self.fit + trainer.current_epoch / max(trainer.max_epochs or 1, 1)) / self.fits
 
     def _share(self, trainer: Trainer) -> float:
         """Share of the whole stage that is done, in [0, 1]."""

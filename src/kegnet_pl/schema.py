@@ -81,18 +81,18 @@ def check(config: Mapping[str, Any]) -> None:
     for name in ("devices", "num_nodes"):
         c.whole(f"trainer.{name}", 1)
     methods = c.value("methods")
-    if not isinstance(methods, list) or not set(methods) <= set(METHODS) or len(set(methods)) != len(methods):
+    listed = isinstance(methods, list) and all(method in METHODS for method in methods)
+    if not listed or len(set(methods)) != len(methods):
         raise ConfigError(f"Expected `methods` to be a list of some of {', '.join(METHODS)}, but got {methods!r}.")
 
     shape = c.value("data.input_shape")
-    if not isinstance(shape, list) or len(shape) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
+    whole = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
+    if not whole or len(shape) not in (1, 3):
         raise ConfigError(
             f"Expected `data.input_shape` to be [channels, height, width] or [features], but got {shape!r}."
         )
     c.whole("data.classes", 2)
     _check_training(c, "teacher")
-    if c.value("teacher.patience") is None and c.value("teacher.min_epochs") is not None:
-        raise ConfigError("Expected `teacher.patience` beside `teacher.min_epochs`, but got null.")
     if c.value("data._target_") is None and c.value("teacher.weights") is None:
         raise ConfigError(
             "Expected `teacher.weights`, a file of trained weights, since data=none leaves nothing to train a teacher "
@@ -121,7 +121,7 @@ def check(config: Mapping[str, Any]) -> None:
     if selection == "real" and c.value("data._target_") is None:
         raise ConfigError("Expected real data for student.selection=real, but got data=none.")
     if "kegnet" in methods:
-        for name in ("samples", "validation_samples"):
+        for name in ("samples", "validation_samples") if selection == "synthetic" else ("samples",):
             if c.value(f"student.{name}") % c.value("generator.count"):
                 raise ConfigError(
                     f"Expected `student.{name}` to be a multiple of generator.count={c.value('generator.count')}, "
@@ -135,9 +135,7 @@ def _check_training(c: _Check, part: str, *, stopping: bool = True) -> None:
     c.whole(f"{part}.epochs", 1)
     c.whole(f"{part}.batch_size", 1)
     c.number(f"{part}.optimizer.lr", above=0)
-    world = (
-        c.value("trainer.devices") * c.value("trainer.num_nodes") if isinstance(c.value("trainer.devices"), int) else 1
-    )
+    world = c.value("trainer.devices") * c.value("trainer.num_nodes")
     if c.value(f"{part}.batch_size") % world:
         raise ConfigError(
             f"Expected `{part}.batch_size` to be a multiple of the {world} processes (trainer.devices x "
@@ -146,3 +144,5 @@ def _check_training(c: _Check, part: str, *, stopping: bool = True) -> None:
     if stopping:
         c.whole(f"{part}.patience", 1, optional=True)
         c.whole(f"{part}.min_epochs", 1, optional=True)
+        if c.value(f"{part}.patience") is None and c.value(f"{part}.min_epochs") is not None:
+            raise ConfigError(f"Expected `{part}.patience` beside `{part}.min_epochs`, but got null.")

@@ -1,5 +1,6 @@
 """Finished stages on disk: fingerprint, lock, manifest, atomic publish, resume (HOUSE section 4)."""
 
+import errno
 import hashlib
 import json
 import os
@@ -95,6 +96,13 @@ class Store:
         if not os.access(self.root, os.W_OK):
             raise self._unwritable(PermissionError(13, "Permission denied"))
 
+    def _concerns_store(self, error: OSError) -> bool:
+        """Whether an error is about writing here, and not about something that a stage reads."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            return True
+        inside = error.filename is not None and Path(os.fsdecode(error.filename)).absolute().is_relative_to(self.root)
+        return error.errno in (errno.EACCES, errno.EPERM) and inside
+
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
             f"Expected to write to the store {self.root}, but got: {error.strerror or error}. Free some space, or "
@@ -150,7 +158,9 @@ class Store:
             finally:
                 lock.release()
         except OSError as error:
-            raise self._unwritable(error) from error
+            if self._concerns_store(error):
+                raise self._unwritable(error) from error
+            raise
         return self._load(stage, mark, final, found=hit)
 
     def _hidden(self, final: Path) -> Path:
@@ -217,6 +227,8 @@ class Store:
     def _load(self, stage: str, mark: str, final: Path, found: bool) -> Stage:
         try:
             manifest = json.loads((final / "manifest.json").read_text())
+            if not isinstance(manifest, dict) or not {"metrics", "seconds", "config"} <= set(manifest):
+                raise ValueError("keys are missing")
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"Expected a whole stage in {final}, but its manifest.json cannot be read ({error}). Delete that "

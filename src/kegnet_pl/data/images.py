@@ -105,15 +105,14 @@ class _IdxDataModule(ImageDataModule):
     dataset: ClassVar[type[torchvision.datasets.MNIST]]
 
     def _locate(self, train: bool) -> Path:
-        kind = self.dataset.__name__
-        file = f"{kind}/raw/{'train' if train else 't10k'}-images-idx3-ubyte"
-        folders = (".", self.name)
-        found = find_file(
-            self.root,
-            [f"{folder}/{file}" for folder in folders],
-            f"the {self.name} files",
-            "Get them with data.download=true.",
-        )
+        part = f"{self.dataset.__name__}/raw/{'train' if train else 't10k'}"
+        for kind in ("images-idx3", "labels-idx1"):
+            found = find_file(
+                self.root,
+                [f"{folder}/{part}-{kind}-ubyte" for folder in (".", self.name)],
+                f"the {self.name} files",
+                "Get them with data.download=true.",
+            )
         return found.parents[2]
 
     def _fetch(self, train: bool) -> None:
@@ -128,6 +127,10 @@ class _IdxDataModule(ImageDataModule):
                 f"Expected whole {self.name} files below {folder}, but they cannot be read ({error}). Delete them and "
                 f"run again with data.download=true."
             ) from error
+        if self.input_shape[0] != 1:
+            raise ValueError(
+                f"Expected data.input_shape=[1, ...] for {self.name!r}, which is grey, but got {self.input_shape}."
+            )
         if len(data.data) != len(data.targets):
             raise ValueError(
                 f"Expected as many images as labels below {folder}, but got {len(data.data)} and {len(data.targets)}."
@@ -198,5 +201,7 @@ class SVHN(ImageDataModule):
                 f"Expected `X` of shape (32, 32, 3, N) and N labels in {path}, but got {images.shape} and "
                 f"{len(labels)} labels."
             )
+        if len(labels) and not (labels.min() >= 1 and labels.max() <= 10):
+            raise ValueError(f"Expected labels 1 to 10 in {path}, but got {labels.min()} to {labels.max()}.")
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(3, 2, 0, 1)))
         return x, torch.from_numpy(labels.astype(np.int64) % 10)  # the digit 0 is written as 10

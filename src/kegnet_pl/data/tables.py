@@ -58,6 +58,11 @@ class TableDataModule(RealDataModule):
                 f"Expected rows of {self.input_shape[0]} numbers and a class in {path}, but it cannot be read "
                 f"({error}). Download it again."
             ) from error
+        if not len(x) or (x.shape[1],) != self.input_shape:
+            raise ValueError(
+                f"Expected rows of {self.input_shape[0]} numbers and a class in {path}, but got {len(x)} rows of "
+                f"{x.shape[1]} numbers. Download it again, or set data.input_shape."
+            )
         return Split(torch.from_numpy(x), torch.from_numpy(y))
 
     def read(self) -> dict[str, Split]:
