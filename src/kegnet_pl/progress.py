@@ -47,7 +47,7 @@ class StageProgress(Callback):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._start = 0.0
-        self._first = 0.0
+        self._first: float | None = None
         self._last_line = 0.0
         self._done = 0.0
         self._losses = ""
@@ -87,8 +87,9 @@ class StageProgress(Callback):
         self.fit = index
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting where a resumed fit goes on."""
-        self._first = (self.fit + trainer.current_epoch / max(trainer.max_epochs or 1, 1)) / self.fits
+        """Start counting where a resumed stage goes on; later fits of the stage count on."""
+        if self._first is None:
+            self._first = (self.fit + trainer.current_epoch / max(trainer.max_epochs or 1, 1)) / self.fits
 
     def _share(self, trainer: Trainer) -> float:
         """Share of the whole stage that is done, in [0, 1]."""
@@ -120,7 +121,7 @@ class StageProgress(Callback):
 
     def _line(self) -> None:
         self._last_line = now = time.monotonic()
-        gained = self._done - self._first
+        gained = self._done - (self._first or 0.0)
         left = (now - self._start) * (1 - self._done) / gained if gained > 0 else None
         text = f"{self.title}: {self._done:4.0%}  {self._losses}"
         self.console.print(text + (f"  about {_clock(left)} left" if left is not None else ""))

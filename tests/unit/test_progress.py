@@ -123,6 +123,15 @@ def test_time_left_counts_what_this_run_gained(monkeypatch: pytest.MonkeyPatch) 
     assert lines[3].startswith("teacher: finished in 1:01:05")
 
 
+def test_time_left_counts_the_whole_stage_not_the_fit(tmp_path: Path) -> None:
+    console, _ = _console()
+    with StageProgress("generators", console, fits=2) as progress:
+        for index in range(2):
+            progress.next_fit(index)
+            _fit(progress, tmp_path, epochs=1)
+    assert progress._first == 0.0
+
+
 @pytest.mark.usefixtures("every_batch")
 def test_failed_stage_is_not_called_finished(tmp_path: Path) -> None:
     console, file = _console()

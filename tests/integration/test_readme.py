@@ -1,0 +1,91 @@
+"""What README.md tells to type works."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from kegnet_pl.compression import CompressionPlan, Rule
+from kegnet_pl.networks import ResNet14
+from kegnet_pl.reporting import Row
+from tests.integration.conftest import Command
+from tests.integration.test_pipeline import SCHEMA
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").split("\n")
+    found = [line.split("  #")[0].strip() for line in lines if line.startswith("python -m kegnet_pl")]
+    return sorted({command for command in found if "--help" not in command})
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) >= 8
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_composes(command: Command, line: str) -> None:
+    arguments = shlex.split(line)[3:]
+    if "-m" in arguments:  # a sweep: its first job
+        arguments = [argument.split(",")[0] for argument in arguments if argument != "-m"]
+    assert "_target_" in command(*arguments, "--cfg", "job", "--resolve").stdout
+
+
+def test_own_network(command: Command, tmp_path: Path) -> None:
+    """The YAML file for a network of one's own, as the README has it."""
+    content = next(block for block in blocks("yaml") if "mypackage.MyNet" in block)
+    folder = tmp_path / "myconf" / "teacher"
+    folder.mkdir(parents=True)
+    (folder / "mynet.yaml").write_text(content.replace("mypackage.MyNet", "kegnet_pl.networks.LeNet5"))
+    done = command("--config-dir", "myconf", "teacher=mynet", "+debug=fast", "methods=[]")
+    assert "8.1" in done.stdout or "x smaller" in done.stdout
+
+
+def test_the_example_of_a_plan() -> None:
+    import yaml
+
+    content = yaml.safe_load(next(block for block in blocks("yaml") if block.startswith("rules:")))
+    rules = [Rule(rule["layers"].replace("fc1", "linear"), rule["rank"]) for rule in content["rules"]]
+    rules[1] = Rule("linear", {"in": 20, "out": 0.5})
+    plan = CompressionPlan(rules, content["target"], content["when_larger"])
+    assert plan.apply(ResNet14(), (3, 32, 32)).ledger.compression_ratio == pytest.approx(4, rel=0.05)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"make ([a-z-]+)", TEXT)) <= targets
+
+
+def test_every_key_of_results_is_explained() -> None:
+    section = TEXT[TEXT.index("## results.json") :]
+    for key in Row.__dataclass_fields__:
+        assert f"`{key}`" in section, key
+    assert set(SCHEMA["items"]["properties"]) == set(SCHEMA["items"]["required"]) == set(Row.__dataclass_fields__)
+
+
+def test_stored_results_follow_the_schema_and_are_what_the_readme_shows() -> None:
+    files = sorted((ROOT / "results" / "digits").glob("*/results.json"))
+    assert len(files) == 3
+    for file in files:
+        rows = json.loads(file.read_text())
+        jsonschema.validate(rows, SCHEMA)
+        accuracy = {row["method"]: row["accuracy"] for row in rows}
+        assert accuracy["T+KegNet"] > max(accuracy["T+Uniform"], accuracy["T+Normal"])
+        for value in accuracy.values():
+            assert f"{100 * value:.2f}" in TEXT
+
+
+def test_pictures_exist() -> None:
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,36 @@
+"""The built wheel runs from another directory, configuration and all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_wheel_runs_from_another_directory(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    source = tmp_path / "source"  # a copy, so that building leaves nothing in the checkout
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, files):
+        if name.startswith(("src/", "conf/", "README", "LICENSE", "pyproject")) and (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("kegnet_pl-*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    where = "import kegnet_pl, kegnet_pl.conf; print(kegnet_pl.__file__, kegnet_pl.conf.__file__)"
+    run = {"cwd": elsewhere, "env": environment, "capture_output": True, "text": True, "check": True}
+    places = subprocess.run([sys.executable, "-c", where], **run).stdout.split()  # type: ignore[call-overload]
+    assert all(place.startswith(str(site)) for place in places)
+    done = subprocess.run([sys.executable, "-m", "kegnet_pl", "+debug=fast", "methods=[kegnet]"], **run)  # type: ignore[call-overload]
+    assert "T+KegNet" in done.stdout
+    assert list(elsewhere.glob("outputs/runs/*/results.json"))
