@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kegnet_pl.errors import UserError
+from kegnet_pl.errors import ConfigError, UserError
 from kegnet_pl.schema import check, to_plain
 
 _entered = False
@@ -26,6 +26,11 @@ def _run(cfg: DictConfig) -> float | None:
     try:
         config = to_plain(cfg)
         check(config)
+        if multirun and config["trainer"]["devices"] * config["trainer"]["num_nodes"] > 1:
+            raise ConfigError(
+                "Expected one process a job in a sweep (-m), but got several: the processes of one job would start the "
+                "whole sweep again. Use trainer=gpu or trainer=cpu, or run the jobs one by one without -m."
+            )
         from kegnet_pl.pipeline import run
 
         return run(config, Path(HydraConfig.get().runtime.output_dir))

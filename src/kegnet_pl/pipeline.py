@@ -19,6 +19,7 @@ from kegnet_pl.reporting import Row, describe_results, make_ledger_table, make_r
 from kegnet_pl.stages import (
     Workshop,
     build,
+    check_generator,
     compression_stage,
     evaluation_stage,
     generators_stage,
@@ -45,6 +46,8 @@ def run(config: dict[str, Any], folder: Path) -> float | None:
         UserError: If something is wrong that the user can mend.
     """
     shop = open_workshop(config, folder)
+    if "kegnet" in config["methods"]:
+        check_generator(shop)
 
     teacher, network = teacher_stage(shop)
     initial, _ = compression_stage(shop, teacher, network)

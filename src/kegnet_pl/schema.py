@@ -26,6 +26,8 @@ class _Check:
     def value(self, name: str) -> Any:
         found: Any = self.config
         for part in name.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                raise ConfigError(f"Expected a setting `{name}`, but got {found!r} where `{part}` should be.")
             found = found[part]
         return found
 
@@ -80,6 +82,8 @@ def check(config: Mapping[str, Any]) -> None:
     c.choice("resume", RESUME)
     for name in ("devices", "num_nodes"):
         c.whole(f"trainer.{name}", 1)
+    if not isinstance(c.value("store"), str) or not c.value("store"):
+        raise ConfigError(f"Expected `store` to be a folder, but got {c.value('store')!r}.")
     methods = c.value("methods")
     listed = isinstance(methods, list) and all(method in METHODS for method in methods)
     if not listed or len(set(methods)) != len(methods):
@@ -100,12 +104,17 @@ def check(config: Mapping[str, Any]) -> None:
         )
 
     _check_training(c, "generator", stopping=False)
+    c.whole("generator.batch_size", 2 * c.value("trainer.devices") * c.value("trainer.num_nodes"))  # batch norm
     for name in ("count", "noise_dim", "steps_per_epoch"):
         c.whole(f"generator.{name}", 1)
     c.choice("generator.teacher_norm", NORM)
-    for name in c.value("generator.objective"):
+    objective = c.value("generator.objective")
+    if not isinstance(objective, Mapping):
+        raise ConfigError(f"Expected `generator.objective` to be terms by name, but got {objective!r}.")
+    for name in objective:
+        c.value(f"generator.objective.{name}.term._target_")
         c.number(f"generator.objective.{name}.weight", least=0)
-    if not any(term["weight"] for term in c.value("generator.objective").values()):
+    if not any(term["weight"] for term in objective.values()):
         raise ConfigError("Expected a positive weight for one term of `generator.objective`, but got only zeros.")
 
     _check_training(c, "student")
@@ -113,6 +122,7 @@ def check(config: Mapping[str, Any]) -> None:
     c.whole("student.validation_samples", 1)
     c.number("student.temperature", above=0)
     c.choice("student.selection", SELECTION)
+    c.choice("student.shuffle", (True, False))
     selection = c.value("student.selection")
     if c.value("student.patience") is not None and selection == "last":
         raise ConfigError(
@@ -128,7 +138,20 @@ def check(config: Mapping[str, Any]) -> None:
                     f"but got {c.value(f'student.{name}')}."
                 )
 
+    if c.value("compression.target") is not None:
+        c.number("compression.target", above=1)
+    rules = c.value("compression.rules")
+    keys = [set(rule) if isinstance(rule, Mapping) else None for rule in rules] if isinstance(rules, list) else [None]
+    if any(found != {"layers", "rank"} for found in keys):
+        raise ConfigError(
+            f"Expected `compression.rules` to be a list of {{layers: ..., rank: ...}}, but got {rules!r}."
+        )
+
     c.choice("trainer.precision", PRECISION)
+    if c.value("trainer.precision") == "16-mixed" and c.value("trainer.accelerator") == "cpu":
+        raise ConfigError(
+            "Expected `trainer.precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed', which needs a GPU."
+        )
 
 
 def _check_training(c: _Check, part: str, *, stopping: bool = True) -> None:

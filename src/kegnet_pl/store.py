@@ -63,7 +63,7 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds that made it, over all attempts."""
+        """Wall-clock seconds that made it, over all attempts but killed ones, which leave no clock."""
         return float(self.manifest["seconds"])
 
 
@@ -213,6 +213,7 @@ class Store:
         }
         clock.unlink(missing_ok=True)
         shutil.rmtree(hidden / "checkpoints", ignore_errors=True)
+        manifest["files"] = {path.name: path.stat().st_size for path in sorted(hidden.iterdir()) if path.is_file()}
         _write(hidden / "manifest.json", json.dumps(manifest, indent=2))
         if final.exists():  # resume=never: the old one steps aside, then goes
             old = final.with_name(f".{final.name}.old")
@@ -227,11 +228,15 @@ class Store:
     def _load(self, stage: str, mark: str, final: Path, found: bool) -> Stage:
         try:
             manifest = json.loads((final / "manifest.json").read_text())
-            if not isinstance(manifest, dict) or not {"metrics", "seconds", "config"} <= set(manifest):
-                raise ValueError("keys are missing")
+            if not isinstance(manifest, dict) or not {"metrics", "seconds", "config", "files"} <= set(manifest):
+                raise ValueError("keys are missing in manifest.json")
+            for name, size in manifest["files"].items():
+                if (final / name).stat().st_size != size:
+                    raise ValueError(f"{name} has another size than when it was made")
         except (OSError, ValueError) as error:
+            what = f"manifest.json: {error}" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
             raise StoreError(
-                f"Expected a whole stage in {final}, but its manifest.json cannot be read ({error}). Delete that "
+                f"Expected a whole stage in {final}, but it is damaged ({what}). Delete that "
                 f"folder and run the same command again."
             ) from error
         return Stage(stage, mark, final, manifest, found)

@@ -14,6 +14,8 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
+from kegnet_pl.networks import FrozenModule
+
 Selection = Literal["last", "synthetic", "real"]
 
 
@@ -102,10 +104,13 @@ class Training:
             limit_val_batches=None if schedule.select_best else 0,
         )
         begun = checkpoints / "resume.ckpt"
+        # Lightning trains in whatever mode it is given, and networks come from disk in evaluation mode. What is frozen
+        # stays in that mode by its type.
+        module.train()
         try:
             with warnings.catch_warnings():
-                # The teacher is in evaluation mode on purpose.
-                warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
+                if any(isinstance(part, FrozenModule) for part in module.modules()):
+                    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
                 # Lightning 2.6 asks torch in an old way.
                 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
                 # Our own checkpoints are there on purpose: they are what a resumed fit starts from.

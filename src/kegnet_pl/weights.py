@@ -98,8 +98,15 @@ def _strip_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
         for name in expected:
             if key.endswith(f".{name}"):
                 candidates.add(key.removesuffix(name))
-    best = max(sorted(candidates, key=len), key=lambda prefix: sum(f"{prefix}{name}" in state for name in expected))
-    return {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}
+    found = {prefix: sum(f"{prefix}{name}" in state for name in expected) for prefix in candidates}
+    best = [prefix for prefix, count in found.items() if count == max(found.values())]
+    if len(best) > 1:
+        raise WeightsError(
+            f"Expected the weights of one network in the file, but it fits below each of {sorted(best)}. Save the one "
+            f"that is meant: torch.save(model.state_dict(), FILE)."
+        )
+    (prefix,) = best
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
@@ -133,5 +140,14 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             f"Expected the weights of {type(network).__name__} in {path}, but they are another network's. "
             f"{'; '.join(problems)}. Choose the network that made the file (teacher=..., data.classes, "
             f"data.input_shape)."
+        )
+    wrong = [
+        key for key, value in state.items() if value.is_floating_point() != expected[key].is_floating_point()
+        or (value.is_floating_point() and not bool(torch.isfinite(value).all()))
+    ]  # fmt: skip
+    if wrong:
+        raise WeightsError(
+            f"Expected finite real numbers in {path}, but got NaN, infinite or other values in: {', '.join(wrong[:8])}"
+            f". Check how the network was trained and saved."
         )
     network.load_state_dict(state, strict=False)

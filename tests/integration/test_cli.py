@@ -130,9 +130,15 @@ def test_bfloat16(command: Command, tmp_path: Path) -> None:
     assert all(row["accuracy"] is not None for row in rows)
 
 
-def test_float16(command: Command, tmp_path: Path) -> None:
-    command(FAST, "trainer.precision=16-mixed", "methods=[kegnet]")
-    assert len(list(tmp_path.glob("outputs/runs/*/results.json"))) == 1
+def test_float16_is_refused_on_a_cpu_which_would_run_bfloat16(command: Command) -> None:
+    assert "bf16-mixed on a CPU" in command(FAST, "trainer.precision=16-mixed", expect=1).stderr
+
+
+@pytest.mark.ddp
+def test_a_sweep_over_several_processes_is_refused(command: Command) -> None:
+    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    done = command("-m", FAST, *several, "seed=0,1", expect=1)
+    assert "one process a job in a sweep" in done.stderr
 
 
 def test_ctrl_c_keeps_finished_stages_and_says_how_to_go_on(tmp_path: Path) -> None:

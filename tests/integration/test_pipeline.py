@@ -8,11 +8,12 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Trainer
 from safetensors.torch import load_file
 
 from kegnet_pl.artefacts import load_network
 from kegnet_pl.errors import ConfigError, StoreError, WeightsError
+from kegnet_pl.modules.base import SeededModule
 from kegnet_pl.pipeline import run
 from tests.integration.conftest import FAST, configure
 
@@ -97,25 +98,23 @@ def test_a_change_rebuilds_the_stage_and_its_children_only(tmp_path: Path, overr
     assert kinds(set(after) - set(before)) == rebuilt
 
 
-class StopAt(Callback):
-    """Stands for a crash at the end of an epoch of one fit."""
-
-    def __init__(self, kind: str, epoch: int) -> None:
-        self.kind, self.epoch = kind, epoch
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if type(pl_module).__name__ == self.kind and trainer.current_epoch == self.epoch:
-            raise RuntimeError("the power went out")
-
-
 @pytest.mark.parametrize("kind", ["TeacherModule", "GeneratorModule", "StudentModule"])
 @pytest.mark.parametrize("more", ["data=digits", "student.selection=synthetic"])
-def test_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, kind: str, more: str) -> None:
+def test_interrupted_run_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, more: str
+) -> None:
     long = ("methods=[kegnet]", "teacher.epochs=3", "generator.epochs=3", "student.epochs=3", more)
     go(tmp_path / "unbroken", *long)
-    target = "{_target_: tests.integration.test_pipeline.StopAt, kind: " + kind + ", epoch: 2}"
-    with pytest.raises(RuntimeError, match="power"):
-        go(tmp_path / "broken", *long, f"+callbacks.crash={target}")
+    start_epoch = SeededModule.on_train_epoch_start
+
+    def crash(module: SeededModule) -> None:
+        if type(module).__name__ == kind and module.current_epoch == 2:
+            raise RuntimeError("the power went out")
+        start_epoch(module)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
+        patch.setattr(SeededModule, "on_train_epoch_start", crash)
+        go(tmp_path / "broken", *long)
     published = kinds(set(stages(tmp_path / "broken")))
     assert {"TeacherModule": "teacher", "GeneratorModule": "generators", "StudentModule": "student"}[
         kind
@@ -139,6 +138,34 @@ def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
     first = weights(tmp_path / "a", 0)
     assert torch.equal(first, weights(tmp_path / "b", 0))
     assert not torch.equal(first, weights(tmp_path / "a", 1))
+
+
+def test_batch_norm_learns_statistics_in_teacher_and_student(tmp_path: Path) -> None:
+    """Networks come from disk in evaluation mode; Lightning does not change the mode it is given."""
+    rows = go(tmp_path, "methods=[normal]", "teacher=resnet14", "compression=fraction")
+    initial = {key: torch.zeros(16) for key in ("norm1.running_mean",)}
+    teacher = load_file(tmp_path / "store" / f"teacher-{rows[0]['fingerprint']}" / "network.safetensors")
+    student = load_file(tmp_path / "store" / f"student-{rows[-1]['fingerprint']}" / "network.safetensors")
+    for key, value in initial.items():
+        assert not torch.equal(teacher[key], value)
+        assert not torch.equal(student[key], teacher[key])
+    assert student["norm1.num_batches_tracked"] > teacher["norm1.num_batches_tracked"] > 0
+
+
+@pytest.mark.parametrize(
+    "override", ["+trainer.gradient_clip_val=0.1", "+callbacks.stop._target_=pytorch_lightning.callbacks.Timer"]
+)
+def test_a_setting_that_may_change_the_result_makes_other_stages(tmp_path: Path, override: str) -> None:
+    first = go(tmp_path, "methods=[normal]")
+    second = go(tmp_path, "methods=[normal]", override)
+    assert first[0]["fingerprint"] != second[0]["fingerprint"]
+
+
+def test_a_damaged_stage_says_so(tmp_path: Path) -> None:
+    rows = go(tmp_path, "methods=[normal]")
+    (tmp_path / "store" / f"student-{rows[-1]['fingerprint']}" / "network.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"damaged .*Delete that folder"):
+        go(tmp_path, "methods=[normal]")
 
 
 def test_another_network_as_student(tmp_path: Path) -> None:
@@ -166,6 +193,8 @@ def test_wrong_input_is_named_before_training(tmp_path: Path) -> None:
         go(tmp_path, f"teacher.weights={tmp_path / 'nowhere.pt'}")
     with pytest.raises(ConfigError, match=r"to take samples of shape \(1, 32, 32\), but it failed"):
         go(tmp_path, "teacher.network.channels=3")
+    with pytest.raises(ConfigError, match=r"generator=image for"):
+        go(tmp_path, "generator=dense")
     with pytest.raises(ConfigError, match=r"logits of shape \(2, 10\).*got \(2, 7\)"):
         go(tmp_path, "teacher.network.classes=7")
     with pytest.raises(StoreError, match="resume=require"):

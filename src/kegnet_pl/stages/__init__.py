@@ -2,7 +2,7 @@
 
 from kegnet_pl.stages.compression import compression_stage
 from kegnet_pl.stages.evaluation import evaluation_stage
-from kegnet_pl.stages.generators import generators_stage
+from kegnet_pl.stages.generators import check_generator, generators_stage
 from kegnet_pl.stages.student import student_stage
 from kegnet_pl.stages.teacher import teacher_stage
 from kegnet_pl.stages.workshop import Workshop, build, check_network
@@ -10,6 +10,7 @@ from kegnet_pl.stages.workshop import Workshop, build, check_network
 __all__ = [
     "Workshop",
     "build",
+    "check_generator",
     "check_network",
     "compression_stage",
     "evaluation_stage",

@@ -8,6 +8,7 @@ from pytorch_lightning import seed_everything
 from torch import nn
 
 from kegnet_pl.artefacts import load_network, save_network
+from kegnet_pl.errors import ConfigError
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.modules import GeneratorModule
 from kegnet_pl.progress import StageProgress
@@ -47,6 +48,33 @@ def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> tupl
     stage = shop.store.get("generators", settings, [teacher], make, collective=True)
     shop.tell("generators", stage)
     return stage, [load_network(stage.folder, f"generator_{index}") for index in range(config["count"])]
+
+
+def check_generator(shop: Workshop) -> None:
+    """Pass a batch through a new generator and its decoder.
+
+    Raises:
+        ConfigError: If the samples have another shape than the data, or the decoder does not take them.
+    """
+    config = shop.config["generator"]
+    state = torch.random.get_rng_state()
+    z, y = torch.zeros(2, config["noise_dim"]), torch.eye(shop.classes)[:2]
+    try:
+        x = build(config["network"])(z, y)
+        decoded = build(config["decoder"])(x)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"Expected generator.network and generator.decoder to take {config['noise_dim']} noise dimensions, "
+            f"{shop.classes} classes and samples of shape {shop.input_shape}, but: {str(error).splitlines()[0]}. "
+            f"Choose generator=image for images, generator=dense for tables."
+        ) from error
+    torch.random.set_rng_state(state)
+    if tuple(x.shape[1:]) != shop.input_shape or decoded.shape != z.shape:
+        raise ConfigError(
+            f"Expected generator.network to make samples of shape {shop.input_shape} and generator.decoder to read "
+            f"{config['noise_dim']} noise dimensions, but got {tuple(x.shape[1:])} and {tuple(decoded.shape[1:])}. "
+            f"Choose generator=image for 32x32 images, generator=dense for tables."
+        )
 
 
 def _train_generator(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from rich.console import Console
 from torch import Tensor, nn
@@ -15,6 +16,12 @@ from kegnet_pl.store import Stage, Store
 from kegnet_pl.training import Schedule, Training
 
 Config = dict[str, Any]
+
+_NEUTRAL = (
+    "accelerator", "devices", "num_nodes", "strategy", "deterministic", "enable_model_summary", "enable_progress_bar",
+    "num_sanity_val_steps", "log_every_n_steps", "use_distributed_sampler",
+)  # fmt: skip
+"""Settings of the trainer that do not change a result; all others, also those a user adds, do."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,9 @@ class Workshop:
         trainer = self.config["trainer"]
         return {
             "seed": self.seed,
-            "precision": trainer["precision"],
             "processes": trainer["devices"] * trainer["num_nodes"],
+            "trainer": without(trainer, *_NEUTRAL),
+            "callbacks": without(self.config["callbacks"], "resume"),
         }
 
     def tell(self, name: str, stage: Stage) -> Stage:
@@ -80,7 +88,13 @@ def schedule_of(config: Mapping[str, Any], select_best: bool) -> Schedule:
 
 def build(specification: Mapping[str, Any], **arguments: Any) -> Any:
     """Instantiate a ``_target_`` of the configuration from plain values."""
-    return instantiate(dict(specification), **arguments, _convert_="all")
+    try:
+        return instantiate(dict(specification), **arguments, _convert_="all")
+    except InstantiationException as error:
+        reason = error.__cause__ or error
+        raise ConfigError(
+            f"Expected `{specification.get('_target_')}` to be built from the settings, but: {reason}"
+        ) from error
 
 
 def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], classes: int) -> None:
@@ -89,6 +103,7 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], c
     Raises:
         ConfigError: If it does not take such samples, or does not return logits of so many classes.
     """
+    mode = network.training
     try:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, *input_shape))
@@ -97,6 +112,8 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], c
             f"Expected the {name} {type(network).__name__} to take samples of shape {input_shape}, but it failed: "
             f"{str(error).splitlines()[0]} Choose data and network that fit: data=..., {name}=..., data.input_shape."
         ) from error
+    finally:
+        network.train(mode)
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
