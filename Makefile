@@ -43,5 +43,5 @@ types: $(READY) ## Check types
 check: lint types test ## What CI runs
 
 clean: ## Remove what builds and tests leave behind; results and the virtual environment stay
-	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find src tests conf -name __pycache__ -type d -prune -exec rm -rf {} +

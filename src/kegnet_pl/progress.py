@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from kegnet_pl.ranks import rank
 
@@ -56,14 +57,16 @@ class StageProgress(Callback):
         self._start = self._last_line = time.monotonic()
         if self.console.is_terminal and not self.console.quiet:
             self._bar = Progress(
-                TextColumn("[bold]{task.description:<22}"),
-                BarColumn(bar_width=24),
+                TextColumn("[bold]{task.description:<17}"),
+                BarColumn(bar_width=12),
                 TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("[dim]{task.fields[losses]}"),
-                TimeElapsedColumn(),
+                TextColumn(
+                    "[dim]{task.fields[losses]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+                ),
                 TextColumn("[dim]left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
                 console=self.console,
+                expand=True,  # losses give way on a narrow terminal, time left does not
             )
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=1.0, losses="")
@@ -112,7 +115,8 @@ class StageProgress(Callback):
         """Show the losses of the epoch."""
         parts = [f"{self.fit + 1}/{self.fits}"] if self.fits > 1 else []
         parts.append(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
-        for name, value in sorted(trainer.callback_metrics.items()):
+        # The loss first: on a narrow terminal the rest is cut.
+        for name, value in sorted(trainer.callback_metrics.items(), key=lambda item: ("loss" not in item[0], item[0])):
             short = name.removeprefix("train/").removeprefix("loss_")
             parts.append(f"{short} {float(value):.3f}")
         self._losses = "  ".join(parts)

@@ -14,6 +14,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
+from kegnet_pl.errors import ConfigError
 from kegnet_pl.networks import FrozenModule
 
 Selection = Literal["last", "synthetic", "real"]
@@ -136,7 +137,13 @@ class Training:
 
 
 def device_of(trainer_config: dict[str, Any]) -> torch.device:
-    """Return where drawing and evaluation compute: the GPU of this process if trainers use one, else the CPU."""
-    if trainer_config.get("accelerator") in ("gpu", "cuda") and torch.cuda.is_available():
+    """Return where drawing and evaluation compute: the GPU of this process if trainers use one, else the CPU.
+
+    Raises:
+        ConfigError: If trainers shall use a GPU and there is none.
+    """
+    if trainer_config.get("accelerator") in ("gpu", "cuda"):
+        if not torch.cuda.is_available():
+            raise ConfigError("Expected a GPU for trainer.accelerator=gpu, but torch finds none here. Use trainer=cpu.")
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

@@ -46,16 +46,17 @@ def test_own_network(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "myconf" / "teacher"
     folder.mkdir(parents=True)
     (folder / "mynet.yaml").write_text(content.replace("mypackage.MyNet", "kegnet_pl.networks.LeNet5"))
+    network = command("--config-dir", "myconf", "teacher=mynet", "--cfg", "job", "--package", "teacher.network").stdout
+    assert "channels" not in network, "no argument that a stranger's network may not have"
     done = command("--config-dir", "myconf", "teacher=mynet", "+debug=fast", "methods=[]")
-    assert "8.1" in done.stdout or "x smaller" in done.stdout
+    assert "x smaller" in done.stdout
 
 
 def test_the_example_of_a_plan() -> None:
     import yaml
 
-    content = yaml.safe_load(next(block for block in blocks("yaml") if block.startswith("rules:")))
-    rules = [Rule(rule["layers"].replace("fc1", "linear"), rule["rank"]) for rule in content["rules"]]
-    rules[1] = Rule("linear", {"in": 20, "out": 0.5})
+    content = yaml.safe_load(next(block for block in blocks("yaml") if "rules:" in block))
+    rules = [Rule(rule["layers"], rule["rank"]) for rule in content["rules"]]
     plan = CompressionPlan(rules, content["target"], content["when_larger"])
     assert plan.apply(ResNet14(), (3, 32, 32)).ledger.compression_ratio == pytest.approx(4, rel=0.05)
 
