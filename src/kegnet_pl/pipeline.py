@@ -50,10 +50,10 @@ def run(config: dict[str, Any], folder: Path) -> float | None:
         check_generator(shop)
 
     teacher, network = teacher_stage(shop)
-    initial, _ = compression_stage(shop, teacher, network)
+    initial = compression_stage(shop, teacher, network)
     generators: Stage | None = None
     if "kegnet" in config["methods"]:
-        generators, _ = generators_stage(shop, teacher, network)
+        generators = generators_stage(shop, teacher, network)
     letter = "T" if config["student"]["network"] is None else "S"
     made: dict[str, list[Stage]] = {"teacher": [teacher], letter: [teacher, initial]}
     for method in config["methods"]:

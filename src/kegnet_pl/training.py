@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
@@ -16,8 +16,6 @@ from pytorch_lightning.loggers import Logger
 
 from kegnet_pl.errors import ConfigError
 from kegnet_pl.networks import FrozenModule
-
-Selection = Literal["last", "synthetic", "real"]
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from pathlib import Path
 from pytorch_lightning import seed_everything
 from torch import nn
 
-from kegnet_pl.artefacts import load_network, save_network
+from kegnet_pl.artefacts import save_network
 from kegnet_pl.compression import CompressionPlan, Rule, measure_cost
 from kegnet_pl.seeds import derive_seed
 from kegnet_pl.stages.workshop import Config, Workshop, build, check_network, without
 from kegnet_pl.store import Stage
 
 
-def compression_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> tuple[Stage, nn.Module]:
+def compression_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stage:
     """Compress the teacher, or build another network: the student before any training."""
     other = shop.config["student"]["network"]
     plan_config = shop.config["compression"]
@@ -40,9 +40,7 @@ def compression_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> tup
         (folder / "ledger.json").write_text(json.dumps(compressed.ledger.to_dict(), indent=2))
         return _cost(compressed.network, shop.input_shape)
 
-    stage = shop.store.get("compression", settings, [teacher], make)
-    shop.tell("compression", stage)
-    return stage, load_network(stage.folder)
+    return shop.tell("compression", shop.store.get("compression", settings, [teacher], make))
 
 
 def _cost(network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:

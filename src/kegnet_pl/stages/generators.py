@@ -23,7 +23,7 @@ _SHEET_ROWS = 8
 _CONFIDENCE_SAMPLES = 100
 
 
-def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> tuple[Stage, list[nn.Module]]:
+def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stage:
     """Train the generators, one after another, against the frozen teacher."""
     config = shop.config["generator"]
     settings = {"generator": config, "input_shape": shop.input_shape, "classes": shop.classes, **shop.trained()}
@@ -45,9 +45,7 @@ def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> tupl
             return {"generators": metrics, "confidence": confidence}
         return {}
 
-    stage = shop.store.get("generators", settings, [teacher], make, collective=True)
-    shop.tell("generators", stage)
-    return stage, [load_network(stage.folder, f"generator_{index}") for index in range(config["count"])]
+    return shop.tell("generators", shop.store.get("generators", settings, [teacher], make, collective=True))
 
 
 def check_generator(shop: Workshop) -> None:
