@@ -11,37 +11,74 @@ from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss
 Distance = Literal["l1", "l2", "cosine"]
 
 
-class _PairwiseL1(torch.autograd.Function):
-    """Pairwise sums of absolute differences ``(B, B)`` of rows ``(B, D)``.
+class _WeightedL1(torch.autograd.Function):
+    r"""Sum over pairs :math:`\sum_{ij} |z_i - z_j|^2 \, |x_i - x_j|_1`, without looking at pairs.
 
-    Forward is torch's; its backward on a GPU would hold ``(B, B, D)`` values inside, so that one goes a few rows at a
-    time. Two equal rows pull at each other with zero, the middle of the subgradients.
+    The gradient with respect to :math:`x_{id}` is :math:`2 \sum_j w_{ij} sign(x_{id} - x_{jd})`, and the weights
+    :math:`w_{ij} = |z_i|^2 + |z_j|^2 - 2 z_i z_j` are a sum of Z + 2 products of something of i and something of j.
+    So every column d is sorted once, and what lies below and above a value are running sums: B log B + B Z steps a
+    column in place of B^2. The sum itself is the product of x with its gradient, as it is proportional to x.
+    Equal values pull at each other with zero, the middle of the subgradients.
+
+    Inputs may have further dimensions in front: one batch each (generators that are trained together).
     """
 
-    rows = 16
-    """Rows at a time; memory of the backward pass is ``rows * B * D`` values."""
+    @staticmethod
+    def forward(z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum ``(...)`` and its gradient along ``x``, for ``z (..., B, Z)`` and ``x (..., B, D)``."""
+        z, x = z - z.mean(dim=-2, keepdim=True), x - x.mean(dim=-2, keepdim=True)
+        squares = z.square().sum(dim=-1, keepdim=True)
+        ones = torch.ones_like(squares)
+        mine, theirs = torch.cat([squares, ones, -2 * z], dim=-1), torch.cat([ones, squares, z], dim=-1)
+
+        values, order = x.mT.contiguous().sort(dim=-1)
+        below, above = _ends_of_equals(values)
+        signed, running = torch.zeros_like(values), functional.pad(torch.zeros_like(values), (1, 0))
+        for a, b in zip(mine.split(1, dim=-1), theirs.split(1, dim=-1), strict=True):
+            running[..., 1:] = b.mT.expand_as(values).gather(-1, order).cumsum(dim=-1)
+            difference = running.gather(-1, below).add_(running.gather(-1, above)).sub_(running[..., -1:])
+            signed.addcmul_(a.mT.expand_as(values).gather(-1, order), difference)
+        gradient = 2 * torch.zeros_like(signed).scatter_(-1, order, signed).mT
+        return (x * gradient).sum(dim=(-2, -1)), gradient
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.cdist(x, x, p=1)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        z, x = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(z, x, output[1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        weights = gradients[0] + gradients[0].T
-        pieces = [
-            torch.einsum("ij,ijd->id", w, torch.sign(part[:, None] - x[None]))
-            for w, part in zip(weights.split(_PairwiseL1.rows), x.split(_PairwiseL1.rows), strict=True)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        z, x, gradient = ctx.saved_tensors
+        outer = gradients[0][..., None, None]
+        of_z = None
+        if ctx.needs_input_grad[0]:  # noise is drawn, not learned: rare enough to look at pairs
+            distances = torch.cdist(x, x, p=1)
+            of_z = 4 * outer * (z * distances.sum(dim=-1, keepdim=True) - distances @ z)
+        return of_z, outer * gradient if ctx.needs_input_grad[1] else None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+        batched = [
+            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip(inputs, in_dims, strict=True)
         ]
-        return torch.cat(pieces)
+        return _WeightedL1.apply(*batched), (0, 0)
 
 
-def _mean_absolute_difference(x: Tensor) -> Tensor:
-    """Pairwise mean absolute difference ``(B, B)`` of rows ``(B, D)``, without a ``(B, B, D)`` tensor."""
-    # The CPU's own backward pass holds nothing and is faster than ours.
-    total: Tensor = _PairwiseL1.apply(x) if x.is_cuda else torch.cdist(x, x, p=1)
-    return total / x.shape[1]
+def _ends_of_equals(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for every entry of sorted rows how many entries of its row are smaller, and how many are not larger."""
+    place = torch.arange(values.shape[-1], device=values.device)
+    new = functional.pad(values[..., 1:] != values[..., :-1], (1, 0), value=True)
+    below = torch.where(new, place, 0).cummax(dim=-1).values
+    equals = torch.zeros_like(below).scatter_add_(-1, below, torch.ones_like(below))
+    return below, below + equals.gather(-1, below)
+
+
+def _l1(z: Tensor, x: Tensor) -> Tensor:
+    """Mean over pairs of squared difference of noise times mean absolute difference of samples."""
+    total: Tensor = _WeightedL1.apply(z, x)[0]
+    return total / (z.numel() * x.numel())
 
 
 def _mean_squared_difference(x: Tensor) -> Tensor:
@@ -61,7 +98,17 @@ def _cosine_distance(x: Tensor) -> Tensor:
     return 1 - unit @ unit.T
 
 
-_DISTANCES = {"l1": _mean_absolute_difference, "l2": _mean_squared_difference, "cosine": _cosine_distance}
+def _l2(z: Tensor, x: Tensor) -> Tensor:
+    """The same with the mean squared difference of samples."""
+    return (_mean_squared_difference(z) * _mean_squared_difference(x)).mean()
+
+
+def _cosine(z: Tensor, x: Tensor) -> Tensor:
+    """The same with the cosine distance of samples."""
+    return (_mean_squared_difference(z) * _cosine_distance(x)).mean()
+
+
+_MEAN_PRODUCTS = {"l1": _l1, "l2": _l2, "cosine": _cosine}
 
 
 class DiversityLoss(GeneratorLoss):
@@ -70,7 +117,7 @@ class DiversityLoss(GeneratorLoss):
     .. math:: L_{div} = \exp\Big(-\frac{1}{B^2} \sum_{ij} d_z(z_i, z_j)\, d_x(x_i, x_j)\Big)
 
     :math:`d_z` is the mean squared difference over the noise dimensions. Memory grows with ``B * B + B * D``, never
-    with ``B * B * D``.
+    with ``B * B * D``; time, for ``"l1"``, with ``D * B * (log B + Z)``.
 
     Args:
         distance: :math:`d_x` over all values of a sample: ``"l1"`` mean absolute difference (the paper's), ``"l2"``
@@ -94,6 +141,4 @@ class DiversityLoss(GeneratorLoss):
 
     def forward(self, batch: GeneratedBatch) -> Tensor:
         """Return the loss; the mean includes the pairs i = j."""
-        d_z = _mean_squared_difference(batch.z)
-        d_x = _DISTANCES[self.distance](batch.x.flatten(1))
-        return torch.exp(-(d_z * d_x).mean())
+        return torch.exp(-_MEAN_PRODUCTS[self.distance](batch.z, batch.x.flatten(1)))

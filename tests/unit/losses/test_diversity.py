@@ -112,6 +112,31 @@ def test_equal_rows_give_finite_and_right_gradients(distance: Distance, equal: s
 
 
 @each_distance
+def test_equal_values_here_and_there_give_the_right_gradients(distance: Distance) -> None:
+    # Few different values, so that most columns hold groups of equal ones between others.
+    batch = random_batch(count=40, shape=(30,))
+    z, x = batch.z.clone().requires_grad_(), batch.x.mul(2).round().requires_grad_()
+    loss, expected = DiversityLoss(distance)(replace(batch, z=z, x=x)), direct(z, x, distance)
+    for actual, wanted in zip(_gradients(loss, z, x), _gradients(expected, z, x), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-12)
+
+
+@each_distance
+def test_several_batches_at_once_equal_one_after_another(distance: Distance) -> None:
+    batches = [random_batch(seed=seed) for seed in range(3)]
+    z = torch.stack([batch.z for batch in batches]).requires_grad_()
+    x = torch.stack([batch.x for batch in batches]).requires_grad_()
+
+    def loss(z: Tensor, x: Tensor) -> Tensor:
+        return DiversityLoss(distance)(replace(batches[0], z=z, x=x))
+
+    together, separate = torch.func.vmap(loss)(z, x), torch.stack([loss(*pair) for pair in zip(z, x, strict=True)])
+    torch.testing.assert_close(together, separate)
+    for actual, wanted in zip(_gradients(together.sum(), z, x), _gradients(separate.sum(), z, x), strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+@each_distance
 def test_flat_samples_give_finite_gradients(distance: Distance) -> None:
     batch = random_batch(count=6)
     x = batch.x.clone()
