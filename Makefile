@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-all lint format types check clean
+.PHONY: help install demo test test-all lint format types check bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,17 +30,21 @@ test-all: $(READY) ## Run all tests, those that need a GPU too
 	$(BIN)/python -m pytest -n auto
 
 lint: $(READY) ## Check style and formatting
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 
 format: $(READY) ## Format the code
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
 
 types: $(READY) ## Check types
 	$(BIN)/mypy
 
 check: lint types test ## What CI runs
+
+bench: $(READY) ## Measure speed and memory beside a direct implementation: results/bench.json, half an hour
+	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.bench --choices
 
 clean: ## Remove what builds and tests leave behind; results and the virtual environment stay
 	rm -rf build dist *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from kegnet_pl.data import Split
-from kegnet_pl.networks import FrozenModule
+from kegnet_pl.data.loading import chunk_size
+from kegnet_pl.networks import FrozenModule, prefer_channels_last
 
 
 def digest(split: Split) -> str:
@@ -19,7 +20,7 @@ def digest(split: Split) -> str:
 
 @torch.no_grad()
 def measure_accuracy(
-    network: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int = 500
+    network: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None
 ) -> float:
     """Return the share of samples, in [0, 1], that a network puts into their class.
 
@@ -29,10 +30,13 @@ def measure_accuracy(
         network: Returns logits ``(B, C)``; it is copied.
         split: Samples ``(N, *input_shape)`` and classes ``(N,)``.
         device: Where to compute.
-        batch_size: Samples at a time.
+        batch_size: Samples at a time; None for what suits the device.
     """
-    frozen = FrozenModule(network).to(device)
-    right = 0
-    for x, y in zip(split.x.split(batch_size), split.y.split(batch_size), strict=True):
-        right += int((frozen(x.to(device)).argmax(dim=1).cpu() == y).sum())
-    return right / len(split)
+    device = torch.device(device)
+    shape = split.x.shape[1:]
+    frozen = prefer_channels_last(FrozenModule(network).to(device), shape)
+    size = batch_size or chunk_size(shape, device)
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
+        right += (frozen(x.to(device)).argmax(dim=1) == y.to(device)).sum()
+    return int(right) / len(split)

@@ -1,7 +1,6 @@
 """Loggers of a stage, from the configuration's ``logger`` group."""
 
 import os
-import sys
 from collections.abc import Mapping
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -10,6 +9,9 @@ from urllib.parse import urlparse
 
 from hydra.utils import instantiate
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+_open_runs: list[Any] = []
+"""Loggers of W&B runs that :func:`finish_loggers` will close."""
 
 
 def has_wandb_key() -> bool:
@@ -55,6 +57,7 @@ def make_loggers(
             offline = not has_wandb_key() and "WANDB_MODE" not in os.environ
             options: dict[str, Any] = {
                 "save_dir": str(run_folder), "name": f"{stage}/{name}", "group": group, "job_type": stage,
+                "reinit": "create_new",  # generators that are trained together have runs at the same time
             }  # fmt: skip
             options |= {"offline": True} if offline and "offline" not in specification else {}
         elif target in (CSVLogger.__name__, TensorBoardLogger.__name__):
@@ -65,11 +68,12 @@ def make_loggers(
         if target != CSVLogger.__name__:  # the manifest beside the csv file has them already
             logger.log_hyperparams(dict(hyperparameters))
         loggers.append(logger)
+        if isinstance(logger, WandbLogger):
+            _open_runs.append(logger)
     return loggers
 
 
 def finish_loggers() -> None:
-    """Close what would otherwise be reused by the next stage: W&B keeps one run a process."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
+    """Close the W&B runs of a stage: they end with it, not with the program."""
+    while _open_runs:
+        _open_runs.pop().experiment.finish()

@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 
 from kegnet_pl.compression import Ledger, LedgerRow, measure_cost
+from kegnet_pl.costs import add_up
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.loggers import finish_loggers, make_loggers
+from kegnet_pl.memory import keep_freed_memory
 from kegnet_pl.progress import make_console
 from kegnet_pl.provenance import command_line, versions
 from kegnet_pl.ranks import rank
@@ -72,6 +74,8 @@ def run(config: dict[str, Any], folder: Path) -> float | None:
 def open_workshop(config: dict[str, Any], run_folder: Path) -> Workshop:
     """Gather what all stages work with."""
     quiet_lightning()
+    if config["trainer"]["accelerator"] == "cpu":
+        keep_freed_memory()
     console = make_console()
     store = Store(config["store"], config["resume"], tell=console.print)
     group = f"{config['data']['name']}-{fingerprint('pipeline', _result_settings(config), [])}"
@@ -159,6 +163,7 @@ def describe(
         precision=config["trainer"]["precision"],
         seconds=stages[-1].seconds,
         stage_seconds=seconds,
+        costs=add_up([stage.manifest for stage in (*stages, *([tested] if tested is not None else []))]),
         fingerprint=stages[-1].fingerprint,
         command=command_line(),
         versions=versions(),

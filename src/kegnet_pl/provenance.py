@@ -1,14 +1,11 @@
-"""What made a result: versions, source, command, memory."""
+"""What made a result: versions, source, command."""
 
 import platform
-import resource
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 _PACKAGES = ("kegnet_pl", "torch", "torchvision", "pytorch-lightning", "tensorly", "hydra-core", "numpy", "scipy")
 
@@ -38,14 +35,6 @@ def git_state() -> dict[str, Any]:
     # An installed package may lie inside somebody else's checkout: only tracked source has a commit.
     commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "store.py") is not None else None
     return {"commit": commit, "dirty": bool(git("status", "--porcelain")) if commit else None}
-
-
-def peak_memory() -> dict[str, float]:
-    """Return the peak memory of this process, and of its GPU where it uses one, in megabytes."""
-    peak = {"host_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        peak["device_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return peak
 
 
 def command_line() -> str:

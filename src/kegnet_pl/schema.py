@@ -108,6 +108,8 @@ def check(config: Mapping[str, Any]) -> None:
     for name in ("count", "noise_dim", "steps_per_epoch"):
         c.whole(f"generator.{name}", 1)
     c.choice("generator.teacher_norm", NORM)
+    c.choice("generator.training", ("auto", "together", "one_by_one"))
+    c.choice("generator.compile", (True, False))
     objective = c.value("generator.objective")
     if not isinstance(objective, Mapping):
         raise ConfigError(f"Expected `generator.objective` to be terms by name, but got {objective!r}.")
@@ -123,6 +125,7 @@ def check(config: Mapping[str, Any]) -> None:
     c.number("student.temperature", above=0)
     c.choice("student.selection", SELECTION)
     c.choice("student.shuffle", (True, False))
+    c.choice("student.compile", (True, False))
     selection = c.value("student.selection")
     if c.value("student.patience") is not None and selection == "last":
         raise ConfigError(

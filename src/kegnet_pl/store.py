@@ -15,14 +15,23 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
+from kegnet_pl.costs import Costs
 from kegnet_pl.errors import StoreError
-from kegnet_pl.provenance import command_line, git_state, peak_memory, versions
+from kegnet_pl.memory import forget_peak_memory, peak_memory
+from kegnet_pl.provenance import command_line, git_state, versions
 from kegnet_pl.ranks import barrier, decide, decided, distributed, rank
 
 Resume = Literal["auto", "never", "require"]
 
-FORMAT = 1
+Build = Callable[[Path, Costs], Mapping[str, Any]]
+"""Computes a stage in a folder, adds to its costs, returns its metrics."""
+
+FORMAT = 2
 """Version of what stages compute and write; a change makes all fingerprints new."""
+
+
+_KEYS = {"metrics", "seconds", "costs", "peak_memory", "config", "files"}
+"""What is read of a manifest."""
 
 
 def fingerprint(stage: str, config: Mapping[str, Any], parents: Sequence[str]) -> str:
@@ -114,7 +123,7 @@ class Store:
         stage: str,
         config: Mapping[str, Any],
         parents: Sequence[Stage],
-        build: Callable[[Path], Mapping[str, Any]],
+        build: Build,
         *,
         collective: bool = False,
     ) -> Stage:
@@ -124,8 +133,8 @@ class Store:
             stage: Name of the stage.
             config: Its settings (see :func:`fingerprint`).
             parents: The stages it reads.
-            build: Called with the hidden folder, writes the stage's files there and returns its metrics. What it finds
-                there is from an interrupted build.
+            build: Called with the hidden folder and the stage's costs; writes files there, adds to these, and returns
+                metrics. What it finds there is from an interrupted build.
             collective: Whether every rank calls ``build`` (it trains, and only rank 0 writes) or rank 0 alone.
 
         Raises:
@@ -136,7 +145,7 @@ class Store:
         if rank() != 0:
             if not decided(mark, final):
                 if collective:
-                    build(self._hidden(final))
+                    build(self._hidden(final), Costs())
                 barrier()
             return self._load(stage, mark, final, found=False)
 
@@ -182,21 +191,24 @@ class Store:
         mark: str,
         config: Mapping[str, Any],
         parents: Sequence[Stage],
-        build: Callable[[Path], Mapping[str, Any]],
+        build: Build,
         final: Path,
     ) -> None:
         hidden = self._hidden(final)
         if self.resume == "never":
             shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir(exist_ok=True)
-        clock = hidden / "seconds.txt"
-        before = float(clock.read_text()) if clock.exists() else 0.0
+        bill = hidden / "costs.json"
+        costs = Costs.load(bill)
+        forget_peak_memory()
         start = time.perf_counter()
         try:
-            metrics = build(hidden)
+            metrics = build(hidden, costs)
         except BaseException:
-            _write(clock, str(before + time.perf_counter() - start))
+            costs.total += time.perf_counter() - start
+            costs.save(bill)
             raise
+        costs.total += time.perf_counter() - start
         manifest = {
             "stage": stage,
             "fingerprint": mark,
@@ -204,14 +216,15 @@ class Store:
             "config": config,
             "parents": {parent.name: parent.fingerprint for parent in parents},
             "metrics": metrics,
-            "seconds": round(before + time.perf_counter() - start, 3),
+            "seconds": round(costs.total, 3),
+            "costs": costs.to_dict(),
             "peak_memory": peak_memory(),
             "versions": versions(),
             "git": git_state(),
             "command": command_line(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        clock.unlink(missing_ok=True)
+        bill.unlink(missing_ok=True)
         shutil.rmtree(hidden / "checkpoints", ignore_errors=True)
         manifest["files"] = {path.name: path.stat().st_size for path in sorted(hidden.iterdir()) if path.is_file()}
         _write(hidden / "manifest.json", json.dumps(manifest, indent=2))
@@ -228,7 +241,7 @@ class Store:
     def _load(self, stage: str, mark: str, final: Path, found: bool) -> Stage:
         try:
             manifest = json.loads((final / "manifest.json").read_text())
-            if not isinstance(manifest, dict) or not {"metrics", "seconds", "config", "files"} <= set(manifest):
+            if not isinstance(manifest, dict) or not set(manifest) >= _KEYS:
                 raise ValueError("keys are missing in manifest.json")
             for name, size in manifest["files"].items():
                 if (final / name).stat().st_size != size:

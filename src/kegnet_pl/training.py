@@ -1,7 +1,9 @@
 """Running Lightning: one trainer a fit, resumable, selected as the user says, and quiet."""
 
 import logging
+import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
+from kegnet_pl.costs import Costs, Work
 from kegnet_pl.errors import ConfigError
+from kegnet_pl.modules.base import SteppedModule
 from kegnet_pl.networks import FrozenModule
 
 
@@ -65,7 +69,10 @@ class Training:
         folder: Path,
         *,
         stage: str,
-        name: str,
+        names: Sequence[str],
+        costs: Costs,
+        work: Work,
+        samples_per_step: int = 0,
         callbacks: Sequence[Callback] = (),
     ) -> dict[str, float]:
         """Train a module, from where an interrupted fit stopped if there was one.
@@ -76,7 +83,10 @@ class Training:
             schedule: How long, and which epoch to keep.
             folder: The stage's hidden folder; checkpoints and curves go there.
             stage: Job type for loggers.
-            name: Tells the fits of a stage apart.
+            names: Tells the fits of a stage apart: a name for each network that is trained, each with its own curves.
+            costs: The stage's cost ledger.
+            work: What to count the training as.
+            samples_per_step: Samples that a step of the module makes and shows to the teacher.
             callbacks: Further callbacks.
 
         Returns:
@@ -85,7 +95,7 @@ class Training:
         Raises:
             KeyboardInterrupt: If the user stopped it.
         """
-        checkpoints = folder / "checkpoints" / name
+        checkpoints = folder / "checkpoints" / "-".join(names)
         best: ModelCheckpoint | None = None
         selecting: list[Callback] = []
         if schedule.select_best:
@@ -98,10 +108,12 @@ class Training:
         trainer = self.make_trainer(
             max_epochs=schedule.epochs,
             min_epochs=schedule.min_epochs,
-            callbacks=[*callbacks, *selecting, *self.make_callbacks(checkpoints)],
-            logger=self.make_loggers(stage, name, folder),
+            callbacks=[Meter(costs, work, samples_per_step), *callbacks, *selecting, *self.make_callbacks(checkpoints)],
+            logger=[logger for name in names for logger in self.make_loggers(stage, name, folder)],
             limit_val_batches=None if schedule.select_best else 0,
         )
+        if isinstance(module, SteppedModule):
+            module.take_clipping(trainer)
         begun = checkpoints / "resume.ckpt"
         # Lightning trains in whatever mode it is given, and networks come from disk in evaluation mode. What is frozen
         # stays in that mode by its type.
@@ -114,6 +126,9 @@ class Training:
                 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
                 # Our own checkpoints are there on purpose: they are what a resumed fit starts from.
                 warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
+                if isinstance(module, SteppedModule):
+                    # It is told of the end of an epoch in its last training step, which returns no loss.
+                    warnings.filterwarnings("ignore", r".*`training_step` returned `None`")
                 trainer.fit(
                     module, datamodule=datamodule, ckpt_path=str(begun) if begun.exists() else None, weights_only=True
                 )
@@ -134,6 +149,54 @@ class Training:
         return metrics | {"epochs": trainer.current_epoch}
 
 
+class Meter(Callback):
+    """Adds what a fit costs to a ledger; validation counts as evaluation.
+
+    Args:
+        costs: The ledger.
+        work: What to count training as.
+        samples_per_step: Samples that a step makes and shows to the teacher.
+    """
+
+    def __init__(self, costs: Costs, work: Work, samples_per_step: int = 0) -> None:
+        self.costs = costs
+        self.work = work
+        self.samples_per_step = samples_per_step
+        self._since: float | None = None
+        self._steps = 0
+
+    def _count(self, trainer: Trainer, work: Work | None) -> None:
+        now = time.perf_counter()
+        if work is not None and self._since is not None:
+            self.costs.seconds[work] += now - self._since
+        self._since = now
+        made = (trainer.global_step - self._steps) * self.samples_per_step
+        self._steps = trainer.global_step
+        self.costs.samples_made += made
+        self.costs.teacher_forwards += made
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, where a resumed fit goes on."""
+        self._steps = trainer.global_step
+        self._count(trainer, None)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop counting as training."""
+        self._count(trainer, self.work)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop counting as evaluation."""
+        self._count(trainer, "evaluation")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._count(trainer, self.work)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop the clock of a fit that is broken off."""
+        self._count(trainer, self.work)
+
+
 def device_of(trainer_config: dict[str, Any]) -> torch.device:
     """Return where drawing and evaluation compute: the GPU of this process if trainers use one, else the CPU.
 
@@ -143,5 +206,6 @@ def device_of(trainer_config: dict[str, Any]) -> torch.device:
     if trainer_config.get("accelerator") in ("gpu", "cuda"):
         if not torch.cuda.is_available():
             raise ConfigError("Expected a GPU for trainer.accelerator=gpu, but torch finds none here. Use trainer=cpu.")
-        return torch.device("cuda", torch.cuda.current_device())
+        # Lightning tells the processes it starts which GPU is theirs, before they choose it.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")

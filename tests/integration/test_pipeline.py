@@ -128,6 +128,82 @@ def test_interrupted_run_goes_on_to_the_same_bits(
                 assert torch.equal(value, other[key]), f"{name}/{file.name}: {key}"
 
 
+def _files(folder: Path, stage: str) -> set[str]:
+    (found,) = (folder / "store").glob(f"{stage}-*")
+    return {str(path.relative_to(found)) for path in found.rglob("*") if path.is_file()}
+
+
+def test_generators_together_leave_what_one_by_one_leaves(tmp_path: Path) -> None:
+    """The same files, nearly the same weights (rounding differs), so another fingerprint."""
+    rows = {}
+    for training in ("together", "one_by_one", "auto"):
+        rows[training] = go(tmp_path / training, "methods=[kegnet]", f"generator.training={training}")
+    assert _files(tmp_path / "together", "generators") == _files(tmp_path / "one_by_one", "generators")
+    marks = {name: next(stage for stage in stages(tmp_path / name) if stage.startswith("generators")) for name in rows}
+    assert marks["auto"] == marks["one_by_one"] != marks["together"]
+    manifests = {
+        name: json.loads((tmp_path / name / "store" / marks[name] / "manifest.json").read_text()) for name in rows
+    }
+    mine, other = (manifests[name]["metrics"]["generators"] for name in ("together", "one_by_one"))
+    assert mine.keys() == other.keys() == {"0", "1"}
+    for index in mine:
+        assert mine[index] == pytest.approx(other[index], rel=1e-3)
+    assert mine["0"] != mine["1"]
+
+
+def test_one_generator_is_never_stacked(tmp_path: Path) -> None:
+    rows = go(tmp_path, "methods=[kegnet]", "generator.count=1", "generator.training=together")
+    again = go(tmp_path, "methods=[kegnet]", "generator.count=1", "generator.training=one_by_one")
+    assert rows[-1]["fingerprint"] == again[-1]["fingerprint"]
+
+
+def test_interrupted_together_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_interrupted_run_goes_on_to_the_same_bits(
+        tmp_path, monkeypatch, "GeneratorModule", "generator.training=together"
+    )
+
+
+@pytest.mark.parametrize("selection", ["last", "synthetic"])
+def test_costs_are_told_apart(tmp_path: Path, selection: str) -> None:
+    rows = go(tmp_path, f"student.selection={selection}")
+    config = configure(FAST)
+    generator, student = config["generator"], config["student"]
+    trained = generator["count"] * generator["epochs"] * generator["steps_per_epoch"] * generator["batch_size"]
+    sheet = 100 * 10 * generator["count"]
+    drawn = student["samples"] + (student["validation_samples"] if selection == "synthetic" else 0)
+    teacher, _, uniform, _, kegnet = (row["costs"] for row in rows)
+    assert (teacher["samples_made"], teacher["teacher_forwards"]) == (0, 539)
+    assert (uniform["samples_made"], uniform["teacher_forwards"]) == (drawn, drawn)
+    assert kegnet["samples_made"] == kegnet["teacher_forwards"] == trained + sheet + drawn
+    for work in ("teacher_training", "compression", "generator_training", "drawing", "labelling", "student_training"):
+        assert kegnet["seconds"][work] > 0, work
+    assert kegnet["seconds"]["evaluation"] > 0
+    assert uniform["seconds"]["generator_training"] == 0
+    assert kegnet["peak_memory"]["host_mb"] > 100 and kegnet["peak_memory"]["device_mb"] == 0
+    stage = tmp_path / "store" / f"student-{rows[-1]['fingerprint']}" / "manifest.json"
+    seconds = json.loads(stage.read_text())["costs"]["seconds"]
+    assert (seconds["evaluation"] > 0) is (selection == "synthetic"), "validation between epochs is no training"
+    assert sum(seconds.values()) == pytest.approx(json.loads(stage.read_text())["seconds"], abs=0.02)
+
+
+def test_costs_of_an_interrupted_stage_are_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_epoch = SeededModule.on_train_epoch_start
+
+    def crash(module: SeededModule) -> None:
+        if type(module).__name__ == "GeneratorModule" and module.current_epoch == 1:
+            raise RuntimeError("the power went out")
+        start_epoch(module)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
+        patch.setattr(SeededModule, "on_train_epoch_start", crash)
+        go(tmp_path, "methods=[kegnet]")
+    go(tmp_path, "methods=[kegnet]")
+    (path,) = (tmp_path / "store").glob("generators-*/manifest.json")
+    config = configure(FAST)["generator"]
+    made = config["count"] * (config["epochs"] * config["steps_per_epoch"] * config["batch_size"] + 100 * 10)
+    assert json.loads(path.read_text())["costs"]["samples_made"] == made
+
+
 def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
     def weights(folder: Path, seed: int) -> torch.Tensor:
         rows = go(folder, "methods=[kegnet]", f"seed={seed}")

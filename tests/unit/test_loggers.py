@@ -198,18 +198,29 @@ def test_other_loggers_get_their_own_arguments_alone(tmp_path: Path) -> None:
 
 
 def test_every_stage_has_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "run").mkdir()
     seen = []
     for stage in ("teacher", "student"):
         (logger,) = _make({"wandb": WANDB}, tmp_path, stage, stage)
         logger.log_metrics({"train/loss": 0.5}, step=0)
         seen.append(logger.experiment)
-        assert sys.modules["wandb"].run is seen[-1]
         finish_loggers()
-        assert sys.modules["wandb"].run is None
-    assert seen[0] is not seen[1]
+        with pytest.raises(Exception, match="finished"):
+            seen[-1].log({"train/loss": 0.5})
     assert seen[0].id != seen[1].id
+
+
+def test_fits_that_run_together_have_wandb_runs_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    loggers = [_make({"wandb": WANDB}, tmp_path, "generators", f"generator_{i}")[0] for i in range(2)]
+    for value, logger in enumerate(loggers):
+        logger.log_metrics({"train/loss": float(value)}, step=10)
+    first, second = (logger.experiment for logger in loggers)
+    assert (first.name, second.name) == ("generators/generator_0", "generators/generator_1")
+    assert (first.summary["train/loss"], second.summary["train/loss"]) == (0, 1)
+    finish_loggers()
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
 
 
 def test_a_wandb_run_without_a_key_is_written_to_disk(tmp_path: Path) -> None:

@@ -1,18 +1,16 @@
 """What made a result."""
 
 import platform
-import resource
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import kegnet_pl
 from kegnet_pl import provenance
-from kegnet_pl.provenance import command_line, git_state, peak_memory, versions
+from kegnet_pl.provenance import command_line, git_state, versions
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,10 +69,3 @@ def test_git_state_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_command_line_holds_no_folder_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/home/somebody/kegnet_pl/__main__.py", "+experiment=svhn_resnet", "seed=1"])
     assert command_line() == "python -m kegnet_pl +experiment=svhn_resnet seed=1"
-
-
-def test_peak_memory_is_in_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 50 < peak_memory()["host_mb"] < 1_000_000
-    # Linux counts in kibibytes.
-    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
-    assert peak_memory()["host_mb"] == 3072

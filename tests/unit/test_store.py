@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import nn
 
 from kegnet_pl import store as store_module
 from kegnet_pl.artefacts import save_network
+from kegnet_pl.costs import Costs
 from kegnet_pl.errors import StoreError
 from kegnet_pl.provenance import git_state, versions
-from kegnet_pl.store import Stage, Store, fingerprint
+from kegnet_pl.store import Build, Stage, Store, fingerprint
 
 CONFIG = {"lr": 0.1, "network": {"width": 3, "depth": 2}}
 
@@ -31,7 +32,7 @@ class Builder:
         self.calls = 0
         self.found: list[str] = []
 
-    def __call__(self, folder: Path) -> Mapping[str, Any]:
+    def __call__(self, folder: Path, costs: Costs) -> Mapping[str, Any]:
         self.calls += 1
         self.found = sorted(path.name for path in folder.iterdir())
         (folder / "half.txt").write_text("begun")
@@ -42,9 +43,7 @@ class Builder:
         return {"accuracy": 0.5, "call": self.calls}
 
 
-def _get(
-    root: Path, build: Callable[[Path], Mapping[str, Any]], config: Any = None, parents: Any = (), **options: Any
-) -> Stage:
+def _get(root: Path, build: Build, config: Any = None, parents: Any = (), **options: Any) -> Stage:
     return Store(root, **options).get("teacher", CONFIG if config is None else config, list(parents), build)
 
 
@@ -113,7 +112,7 @@ def test_build_that_raises_publishes_nothing_and_is_gone_on_with(tmp_path: Path,
 
 
 def test_checkpoints_and_clock_are_not_published(tmp_path: Path) -> None:
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path, costs: Costs) -> dict[str, Any]:
         (folder / "checkpoints" / "teacher").mkdir(parents=True)
         (folder / "checkpoints" / "teacher" / "resume.ckpt").touch()
         return {}
@@ -227,7 +226,7 @@ def test_full_disk_at_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_full_disk_while_weights_are_written(tmp_path: Path) -> None:
     """The library that writes weights has errors of its own; a limit on file sizes stands for the disk."""
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path, costs: Costs) -> dict[str, Any]:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
         try:

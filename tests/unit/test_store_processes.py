@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from kegnet_pl.costs import Costs
 from kegnet_pl.store import Store, fingerprint
 
 _BUILDER = textwrap.dedent(
@@ -24,7 +25,7 @@ _BUILDER = textwrap.dedent(
 
     root, signals, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 
-    def build(folder):
+    def build(folder, costs):
         with (signals / "builds").open("a") as log:
             log.write(f"{os.getpid()}\\n")
         (folder / "half.txt").write_text("begun")
@@ -71,7 +72,9 @@ def test_two_need_a_stage_and_one_builds_it(tmp_path: Path) -> None:
     first = _Process(root, signals, seconds=2)
     first.wait_until_it_builds()
     said: list[str] = []
-    stage = Store(root, tell=said.append).get("teacher", {"lr": 0.1}, [], lambda folder: pytest.fail("built twice"))
+    stage = Store(root, tell=said.append).get(
+        "teacher", {"lr": 0.1}, [], lambda folder, costs: pytest.fail("built twice")
+    )
     messages, result = first.finish()
     assert messages == []
     assert result["found"] is False
@@ -86,7 +89,7 @@ def test_two_need_a_stage_and_one_builds_it(tmp_path: Path) -> None:
 def _need(root: Path, log: Path, gate: Barrier) -> None:
     """Need the stage at the same moment as the others do."""
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path, costs: Costs) -> dict[str, Any]:
         with log.open("a") as file:
             file.write(f"{os.getpid()} ")
         time.sleep(0.3)
@@ -116,7 +119,7 @@ def test_killed_builder_leaves_nothing_published_and_no_lock(tmp_path: Path) -> 
     process = _Process(root, signals, seconds=60)
     process.wait_until_it_builds()
     said: list[str] = []
-    Store(root, tell=said.append).get("other", {}, [], lambda folder: {})
+    Store(root, tell=said.append).get("other", {}, [], lambda folder, costs: {})
     assert said == [], "another stage was waited for"
     assert process.popen.poll() is None
     os.kill(process.popen.pid, signal.SIGKILL)
@@ -126,7 +129,7 @@ def test_killed_builder_leaves_nothing_published_and_no_lock(tmp_path: Path) -> 
 
     found: list[str] = []
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path, costs: Costs) -> dict[str, Any]:
         found.extend(path.name for path in folder.iterdir())
         return {}
 

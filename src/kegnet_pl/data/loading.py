@@ -1,15 +1,21 @@
 """Batches of tensors that are already in memory."""
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+STEPS_PER_BATCH = 10
+"""Optimiser steps of one Lightning batch: enough to make Lightning's work a batch small, few enough to see progress."""
+
 
 class TensorLoader:
-    """Iterates over batches of tensors, one gather a tensor and batch, with no worker and no call a row.
+    """Iterates over batches of tensors, with no worker and no call a row; batches are on the tensors' own device.
 
     Lightning tells ``sampler`` the epoch, so the order of an epoch depends on ``seed`` and the epoch alone, and a
     resumed run sees what an unbroken one would have seen.
@@ -22,6 +28,7 @@ class TensorLoader:
         shuffle: Whether to shuffle every epoch.
         train: Whether steps must be of one size: the last, smaller batch is left out if there is another, as batch
             norm cannot normalise a batch of one.
+        steps: Batches handed out at a time, as a list; None hands out one by one, not in a list.
 
     Raises:
         ValueError: If lengths differ, there are no rows, or a batch cannot be shared out evenly.
@@ -37,6 +44,7 @@ class TensorLoader:
         seed: int = 0,
         shuffle: bool = False,
         train: bool = False,
+        steps: int | None = None,
     ) -> None:
         lengths = {len(tensor) for tensor in tensors}
         if len(lengths) != 1 or 0 in lengths:
@@ -52,15 +60,40 @@ class TensorLoader:
             seed=seed % 2**32,
         )
         self.drop_last = train and len(self.sampler) > self.batch_size
+        self.steps = steps
 
-    def __len__(self) -> int:
+    @property
+    def _batches(self) -> int:
         count = len(self.sampler)
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        order = torch.tensor(list(self.sampler))
-        for rows in order.split(self.batch_size)[: len(self)]:
-            yield tuple(tensor[rows] for tensor in self.tensors)
+    def __len__(self) -> int:
+        return -(-self._batches // (self.steps or 1))
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.sampler.shuffle or self.sampler.num_replicas > 1:
+            order = torch.tensor(list(self.sampler)).to(self.tensors[0].device)
+            batches: Iterator[tuple[Tensor, ...]] = (
+                tuple(tensor[rows] for tensor in self.tensors) for rows in order.split(self.batch_size)[: self._batches]
+            )
+        else:  # nothing to copy
+            batches = itertools.islice(
+                zip(*(tensor.split(self.batch_size) for tensor in self.tensors), strict=True), self._batches
+            )
+        if self.steps is None:
+            yield from batches
+        else:
+            while several := list(itertools.islice(batches, self.steps)):
+                yield several
+
+
+def chunk_size(sample: Sequence[int], device: torch.device) -> int:
+    """Return how many samples of a shape to compute at a time where no batch size is given.
+
+    Activations of a chunk should stay in a CPU's cache, and fill a GPU.
+    """
+    values = 2**20 if device.type == "cpu" else 2**25
+    return min(max(values // math.prod(sample), 64), 8192)
 
 
 def local_batch_size(batch_size: int, trainer: Trainer | None) -> int:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kegnet_pl.data.base import Split
-from kegnet_pl.data.loading import TensorLoader
-from kegnet_pl.networks import FrozenModule
+from kegnet_pl.data.loading import STEPS_PER_BATCH, TensorLoader, chunk_size
+from kegnet_pl.networks import FrozenModule, prefer_channels_last
 from kegnet_pl.seeds import derive_seed, stream
 
 Noise = Literal["uniform", "normal"]
@@ -30,7 +30,7 @@ class SyntheticSource(nn.Module, ABC):
             seed: The same seed gives the same samples.
 
         Returns:
-            Samples ``(n, *input_shape)``, on the CPU.
+            Samples ``(n, *input_shape)``, on the source's device.
         """
 
 
@@ -58,13 +58,15 @@ class GeneratorSource(SyntheticSource):
     Args:
         generators: One or more, with attributes ``noise_dim`` and ``classes``. They are copied and frozen.
         device: Where they compute.
-        chunk: Samples at a time.
+        chunk: Samples at a time; None for what suits the device.
 
     Raises:
         ValueError: If there is no generator.
     """
 
-    def __init__(self, generators: Sequence[nn.Module], device: torch.device | str = "cpu", chunk: int = 1024) -> None:
+    def __init__(
+        self, generators: Sequence[nn.Module], device: torch.device | str = "cpu", chunk: int | None = None
+    ) -> None:
         super().__init__()
         if not generators:
             raise ValueError("Expected at least one generator, but got none.")
@@ -87,15 +89,18 @@ class GeneratorSource(SyntheticSource):
                 f"Expected the number of samples to be a multiple of the {count} generators, but got {n}. "
                 f"Try {max(1, round(n / count)) * count}."
             )
+        # Noise from the CPU, as it is not the same on another device.
         z, y = draw_labels_and_noise(n // count, self.classes, self.noise_dim, stream(seed, "synthetic"))
         return torch.cat([self.generate(index, z, y) for index in range(count)])
 
     @torch.no_grad()
     def generate(self, index: int, z: Tensor, y: Tensor) -> Tensor:
-        """Return samples ``(N, *input_shape)``, on the CPU, of one generator for ``z (N, Z)`` and ``y (N, C)``."""
+        """Return one generator's samples ``(N, *input_shape)``, on its device, for ``z (N, Z)`` and ``y (N, C)``."""
         network = self.generators[index].network
-        pieces = zip(z.split(self.chunk), y.split(self.chunk), strict=True)
-        return torch.cat([network(a.to(self.device), b.to(self.device)).cpu() for a, b in pieces])  # type: ignore[operator]
+        z, y = z.to(self.device), y.to(self.device)
+        chunk = self.chunk or chunk_size(network(z[:1], y[:1]).shape[1:], self.device)  # type: ignore[operator]
+        pieces = zip(z.split(chunk), y.split(chunk), strict=True)
+        return torch.cat([network(a, b) for a, b in pieces])  # type: ignore[operator]
 
 
 class NoiseSource(SyntheticSource):
@@ -141,7 +146,7 @@ class SyntheticDataModule(LightningDataModule):
         batch_size: Samples of one optimiser step, over all processes.
         shuffle: Whether to shuffle every epoch; the paper's release visits them in their order.
         seed: Seed of the draw and of the order.
-        device: Where the teacher labels.
+        device: Where the teacher labels, and where samples and labels stay: where the student is trained.
 
     Raises:
         ValueError: If a count is out of range.
@@ -177,13 +182,15 @@ class SyntheticDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.seed = seed
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self.made = 0
         self.seconds = {"draw": 0.0, "label": 0.0}
         self.real_validation = real_validation
 
     @torch.no_grad()
     def label(self, x: Tensor) -> Tensor:
-        """Return the teacher's logits ``(N, C)`` for samples ``(N, *input_shape)``, on the CPU."""
-        return torch.cat([self.teacher(piece.to(self.device)).cpu() for piece in x.split(1024)])
+        """Return the teacher's logits ``(N, C)`` for samples ``(N, *input_shape)``, on the module's device."""
+        size = chunk_size(x.shape[1:], self.device)
+        return torch.cat([self.teacher(piece.to(self.device)) for piece in x.split(size)])
 
     def setup(self, stage: str | None = None) -> None:
         """Draw and label once; every process draws the same and trains on its share."""
@@ -192,13 +199,20 @@ class SyntheticDataModule(LightningDataModule):
         for part, count in (("train", self.samples), ("val", self.validation_samples)):
             if count:
                 start = time.perf_counter()
-                x = self.source.draw(count, derive_seed(self.seed, part))
-                drawn = time.perf_counter()
+                x = self.source.draw(count, derive_seed(self.seed, part)).to(self.device)
+                drawn = self._clock()
+                prefer_channels_last(self.teacher, x.shape[1:])
                 self.splits[part] = (x, self.label(x))
+                self.made += count
                 self.seconds["draw"] += drawn - start
-                self.seconds["label"] += time.perf_counter() - drawn
+                self.seconds["label"] += self._clock() - drawn
         if self.real_validation is not None:
-            self.splits["val"] = (self.real_validation.x, self.real_validation.y)
+            self.splits["val"] = (self.real_validation.x.to(self.device), self.real_validation.y.to(self.device))
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # twice a stage; else the work would count where it is waited for
+        return time.perf_counter()
 
     def _loader(self, part: str, **options: Any) -> TensorLoader:
         return TensorLoader(
@@ -206,8 +220,8 @@ class SyntheticDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> TensorLoader:
-        """Training batches ``(x, teacher_logits)``."""
-        return self._loader("train", shuffle=self.shuffle, train=True)
+        """Lists of training batches ``(x, teacher_logits)``, an optimiser step each."""
+        return self._loader("train", shuffle=self.shuffle, train=True, steps=STEPS_PER_BATCH)
 
     def val_dataloader(self) -> TensorLoader | list[Any]:
         """Validation batches ``(x, teacher_logits)``, none where there are no validation samples."""

@@ -11,6 +11,10 @@ from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss
 Distance = Literal["l1", "l2", "cosine"]
 
 
+_COLUMNS = 1024
+"""Columns that are sorted at a time on a CPU: few enough to need little memory, enough to be no slower."""
+
+
 class _WeightedL1(torch.autograd.Function):
     r"""Sum over pairs :math:`\sum_{ij} |z_i - z_j|^2 \, |x_i - x_j|_1`, without looking at pairs.
 
@@ -31,14 +35,8 @@ class _WeightedL1(torch.autograd.Function):
         ones = torch.ones_like(squares)
         mine, theirs = torch.cat([squares, ones, -2 * z], dim=-1), torch.cat([ones, squares, z], dim=-1)
 
-        values, order = x.mT.contiguous().sort(dim=-1)
-        below, above = _ends_of_equals(values)
-        signed, running = torch.zeros_like(values), functional.pad(torch.zeros_like(values), (1, 0))
-        for a, b in zip(mine.split(1, dim=-1), theirs.split(1, dim=-1), strict=True):
-            running[..., 1:] = b.mT.expand_as(values).gather(-1, order).cumsum(dim=-1)
-            difference = running.gather(-1, below).add_(running.gather(-1, above)).sub_(running[..., -1:])
-            signed.addcmul_(a.mT.expand_as(values).gather(-1, order), difference)
-        gradient = 2 * torch.zeros_like(signed).scatter_(-1, order, signed).mT
+        columns = _COLUMNS if x.device.type == "cpu" else x.shape[-1]
+        gradient = 2 * torch.cat([_signed_sums(mine, theirs, part) for part in x.split(columns, dim=-1)], dim=-1)
         return (x * gradient).sum(dim=(-2, -1)), gradient
 
     @staticmethod
@@ -64,6 +62,24 @@ class _WeightedL1(torch.autograd.Function):
             for tensor, dim in zip(inputs, in_dims, strict=True)
         ]
         return _WeightedL1.apply(*batched), (0, 0)
+
+
+def _signed_sums(mine: Tensor, theirs: Tensor, x: Tensor) -> Tensor:
+    r"""Return :math:`\sum_j w_{ij} sign(x_{id} - x_{jd})` for weights that are sums of products.
+
+    Args:
+        mine: The factors of i, ``(..., B, R)``.
+        theirs: The factors of j, ``(..., B, R)``.
+        x: Values ``(..., B, D)``.
+    """
+    values, order = x.mT.contiguous().sort(dim=-1)
+    below, above = _ends_of_equals(values)
+    signed, running = torch.zeros_like(values), functional.pad(torch.zeros_like(values), (1, 0))
+    for a, b in zip(mine.split(1, dim=-1), theirs.split(1, dim=-1), strict=True):
+        running[..., 1:] = b.mT.expand_as(values).gather(-1, order).cumsum(dim=-1)
+        difference = running.gather(-1, below).add_(running.gather(-1, above)).sub_(running[..., -1:])
+        signed.add_(difference.mul_(a.mT.expand_as(values).gather(-1, order)))
+    return torch.zeros_like(signed).scatter(-1, order, signed).mT
 
 
 def _ends_of_equals(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,19 @@
 """What the three modules have in common."""
 
-from collections.abc import Callable, Iterator
+import functools
+import inspect
+import os
+import shutil
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from kegnet_pl.errors import ConfigError
 from kegnet_pl.seeds import derive_seed
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter] | list[nn.Parameter]], torch.optim.Optimizer]
@@ -40,6 +47,148 @@ class SeededModule(LightningModule):
     @property
     def _distributed(self) -> bool:
         return self.trainer.world_size > 1
+
+
+class SteppedModule(SeededModule):
+    """A module that makes several optimiser steps of one Lightning batch.
+
+    Lightning's own work a batch (hooks, progress, loggers) costs about as much as a step of a small network; so its
+    batches are lists of ours. Metrics are summed where they are computed and leave the device once an epoch. They are
+    logged there, too: with the number of optimiser steps as ``step``, and to a group of loggers for each network where
+    several are trained together.
+
+    Gradients are clipped as ``trainer.gradient_clip_val`` and ``trainer.gradient_clip_algorithm`` say.
+
+    Args:
+        seed: The run's seed.
+        optimizer: Takes parameters, returns an optimiser. A fused one is made where torch has it.
+    """
+
+    networks = 1
+    """How many networks are trained together; metrics are ``(networks,)`` where it is more than one."""
+
+    means: list[dict[str, float]]
+    """Metrics of the last epoch that was reported, for each network; on rank 0."""
+
+    def __init__(self, seed: int, optimizer: OptimizerFactory) -> None:
+        super().__init__(seed)
+        self.automatic_optimization = False
+        self._optimizer = optimizer
+        self._clip: tuple[float | None, str | None] = (None, None)
+        self._sums: dict[str, Tensor] = {}
+        self._samples = 0
+        self.means: list[dict[str, float]] = []
+
+    @abstractmethod
+    def step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, a scalar, and the metrics of one optimiser step."""
+
+    @abstractmethod
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return what is optimised."""
+
+    def batches(self, batch: Any) -> Iterable[Any]:
+        """Return the batches of the optimiser steps to make of one Lightning batch."""
+        return batch if isinstance(batch, list) else [batch]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Optimise the trained parameters."""
+        return fused(self._optimizer, self.trainer.precision)(self.trained_parameters())
+
+    def take_clipping(self, trainer: Trainer) -> None:
+        """Clip gradients as a trainer says, in its place: Lightning does where it calls the optimiser itself alone.
+
+        Raises:
+            ConfigError: If gradients are scaled by float16 training.
+        """
+        if trainer.gradient_clip_val is None:
+            return
+        if trainer.precision == "16-mixed":
+            raise ConfigError(
+                "Expected trainer.precision=bf16-mixed or 32-true beside trainer.gradient_clip_val, but got 16-mixed, "
+                "whose gradients are scaled when they would be clipped."
+            )
+        self._clip = float(trainer.gradient_clip_val), trainer.gradient_clip_algorithm
+        trainer.gradient_clip_val = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Make the optimiser steps of one Lightning batch."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        for part in self.batches(batch):
+            loss, metrics = self.step(part)
+            with torch.autocast(self.device.type, enabled=False):
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                if self._clip[0] is not None:
+                    self.clip_gradients(optimizer.optimizer, *self._clip)
+                optimizer.step()
+                self.count(metrics)
+            # Lightning holds autocast open over all steps, which would go on with its copies of the old weights.
+            torch.clear_autocast_cache()
+        if batch_idx + 1 == self.trainer.num_training_batches:
+            self.report()
+
+    @torch.no_grad()
+    def count(self, metrics: Mapping[str, Tensor], weight: int = 1) -> None:
+        """Add metrics of one batch to the sums of the epoch, on their device."""
+        for name, value in metrics.items():
+            value = value.detach() * weight
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._samples += weight
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the validation steps have counted."""
+        self.report()
+
+    def report(self) -> None:
+        """Log the means over an epoch and over all processes, and forget the sums."""
+        if not self._sums:
+            return
+        values = torch.stack([value.expand(self.networks) for value in self._sums.values()]).T / self._samples
+        values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        names, self._sums, self._samples = list(self._sums), {}, 0
+        together = dict(zip(names, values.mean(dim=0), strict=True))
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        self.log_dict(together, logger=not fitting, on_epoch=True, on_step=False, batch_size=1)
+        if not fitting or self.trainer.sanity_checking or self.global_rank != 0:
+            return
+        self.means = [dict(zip(names, row, strict=True)) for row in values.tolist()]
+        for index, logger in enumerate(self.trainer.loggers):
+            mine = self.means[index * self.networks // len(self.trainer.loggers)]
+            logger.log_metrics(mine | {"epoch": self.current_epoch}, step=self.global_step)
+            logger.save()
+
+
+def compiled(network: nn.Module, device: torch.device) -> Callable[..., Any]:
+    """Return a network compiled for a device; on a GPU its kernels are launched together, as CUDA graphs.
+
+    Raises:
+        ConfigError: If there is no compiler.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise ConfigError(
+            "Expected a C++ compiler to compile networks on a CPU, but found neither g++ nor clang++ (nor $CXX). "
+            "Install one, or set generator.compile=false and student.compile=false."
+        )
+    run: Callable[..., Any] = torch.compile(network, mode="reduce-overhead" if device.type == "cuda" else None)
+    return run
+
+
+def fused(factory: OptimizerFactory, precision: str) -> OptimizerFactory:
+    """Ask for an optimiser that updates all parameters in one call, where torch has one and the user said nothing.
+
+    Not under float16, whose scaler Lightning cannot combine with it and gradient clipping.
+
+    Args:
+        factory: ``functools.partial`` of an optimiser's class; anything else is returned as it is.
+        precision: The trainer's.
+    """
+    if not isinstance(factory, functools.partial) or not inspect.isclass(factory.func) or precision == "16-mixed":
+        return factory
+    offers = "fused" in inspect.signature(factory.func).parameters
+    decided = {"fused", "foreach", "differentiable"} & set(factory.keywords)
+    return functools.partial(factory, fused=True) if offers and not decided else factory
 
 
 def frozen_keys_left_out(state: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -1,37 +1,54 @@
-"""Training a generator against a frozen teacher."""
+"""Training generators against a frozen teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
-from kegnet_pl.data.loading import local_batch_size
+from kegnet_pl.data.loading import STEPS_PER_BATCH, local_batch_size
 from kegnet_pl.data.synthetic import draw_labels_and_noise
 from kegnet_pl.losses import GeneratedBatch, GeneratorObjective
-from kegnet_pl.modules.base import OptimizerFactory, SeededModule, accuracy, frozen_keys_left_out
-from kegnet_pl.networks import FrozenModule, TeacherNorm
+from kegnet_pl.modules.base import OptimizerFactory, SteppedModule, accuracy, compiled, frozen_keys_left_out
+from kegnet_pl.networks import FrozenModule, StackedModule, TeacherNorm, over_stack
 from kegnet_pl.networks.precision import at_least_float32
 from kegnet_pl.seeds import stream
 
+_ELEMENTWISE = frozenset(
+    {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
+)
+"""Optimisers of torch that treat every weight by itself, so that stacked weights are trained as separate ones."""
 
-class GeneratorModule(SeededModule):
-    """One generator and its decoder, trained so that the teacher recognises what the generator makes.
+
+class GeneratorModule(SteppedModule):
+    """Generators and their decoders, trained so that the teacher recognises what the generators make.
+
+    One generator, or K that are stacked (:class:`StackedModule`) and trained together: the same mathematics as K
+    modules of one generator each, with the same draws.
 
     Logs ``train/loss``, ``train/loss_<term>`` for every term of the objective (nats, unweighted) and
-    ``train/accuracy``, the share of samples that the teacher puts into the class they were made for.
+    ``train/accuracy``, the share of samples that the teacher puts into the class they were made for: each generator's
+    to its group of loggers, their means to callbacks.
 
     Args:
-        generator: Called with noise ``(B, Z)`` and one-hot labels ``(B, C)``; has ``noise_dim`` and ``classes``.
-        decoder: Reads the noise from samples; it is left untrained where no term uses it.
+        generator: Called with noise ``(B, Z)`` and one-hot labels ``(B, C)``; has ``noise_dim`` and ``classes``; or K
+            of them, stacked.
+        decoder: Reads the noise from samples; it is left untrained where no term uses it. Stacked like the generator.
         teacher: Returns logits. It is copied and frozen.
         objective: The weighted sum of losses.
         optimizer: Takes parameters, returns an optimiser.
-        batch_size: Samples of one step, over all processes.
+        batch_size: Samples of one step and generator, over all processes.
         steps_per_epoch: Steps of an epoch.
-        teacher_norm: Whose statistics the teacher's batch norm uses; see :class:`FrozenModule`.
+        teacher_norm: Whose statistics the teacher's batch norm uses; see :class:`FrozenModule`. With stacked
+            generators ``"batch"`` means each generator's own batch.
         seed: The run's seed.
-        index: Tells the generators of one run apart.
+        index: Tells the generators of one run apart; the first one's where they are stacked.
+        compile: Whether to train the networks compiled by ``torch.compile``.
+
+    Raises:
+        ValueError: If generators are stacked and decoders are not, or the optimiser does not treat every weight by
+            itself.
     """
 
     def __init__(
@@ -47,57 +64,93 @@ class GeneratorModule(SeededModule):
         teacher_norm: TeacherNorm = "batch",
         seed: int = 0,
         index: int = 0,
+        compile: bool = False,
     ) -> None:
-        super().__init__(seed)
+        super().__init__(seed, optimizer)
         self.save_hyperparameters("batch_size", "steps_per_epoch", "teacher_norm", "seed", "index")
+        self.networks = generator.count if isinstance(generator, StackedModule) else 1
+        if self.networks != (decoder.count if isinstance(decoder, StackedModule) else 1):
+            raise ValueError("Expected as many decoders as generators: stack both, or neither.")
         self.generator = generator
         self.decoder = decoder.requires_grad_(objective.uses_decoder)
         self.teacher = FrozenModule(teacher, teacher_norm)
         self.objective = objective
-        self._optimizer = optimizer
+        single = generator.structure if isinstance(generator, StackedModule) else generator
+        self.noise_dim, self.classes = int(single.noise_dim), int(single.classes)  # type: ignore[arg-type]
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         self.index = index
-        self._noise: torch.Generator | None = None
+        self._compile = compile
+        self._chances: Sequence[torch.Generator] = ()
+        # In a tuple, so that nothing of it is registered twice.
+        self._answer = (GeneratorAnswer(self.generator, self.decoder, self.teacher, objective),)
+        self._run: tuple[Callable[..., Any]] = self._answer
+
+    def on_fit_start(self) -> None:
+        """Compile where asked to, now that the networks are on their device."""
+        self._run = (compiled(self._answer[0], self.device),) if self._compile else self._answer
 
     def on_train_epoch_start(self) -> None:
-        """Open the epoch's stream of noise; it differs by generator, rank and epoch."""
+        """Open the epoch's streams of noise; they differ by generator, rank and epoch."""
         super().on_train_epoch_start()
-        self._noise = stream(self.seed, "noise", self.index, self.global_rank, self.current_epoch, device=self.device)
+        self._chances = [
+            stream(self.seed, "noise", self.index + i, self.global_rank, self.current_epoch, device=self.device)
+            for i in range(self.networks)
+        ]
 
-    def train_dataloader(self) -> range:
-        """Count the steps of an epoch: batches are drawn in the training step."""
-        return range(self.steps_per_epoch)
+    def train_dataloader(self) -> list[int]:
+        """Return how many steps to make of each Lightning batch; what they look at is drawn in the training step."""
+        whole, rest = divmod(self.steps_per_epoch, STEPS_PER_BATCH)
+        return [STEPS_PER_BATCH] * whole + [rest] * (rest > 0)
+
+    def batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield noise ``(B, Z)`` and one-hot labels ``(B, C)`` for so many steps, ``(K, B, ...)`` if stacked."""
+        if not self._chances:
+            raise RuntimeError("Expected the epoch to be started before its first step: run the module in a Trainer.")
+        size = local_batch_size(self.batch_size, self.trainer)
+        drawn = [draw_labels_and_noise(batch * size, self.classes, self.noise_dim, c) for c in self._chances]
+        z, y = (
+            torch.stack([tensor.unflatten(0, (batch, size)) for tensor in part], dim=1)
+            for part in zip(*drawn, strict=True)
+        )
+        return zip(*((z, y) if self.networks > 1 else (z[:, 0], y[:, 0])), strict=True)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """Return samples ``(B, *input_shape)``."""
+        """Return samples ``(B, *input_shape)``, ``(K, B, *input_shape)`` if stacked."""
         x: Tensor = self.generator(z, y)
         return x
 
-    def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        """Draw labels and noise, return the objective."""
-        if self._noise is None:
-            raise RuntimeError("Expected the epoch to be started before its first step: run the module in a Trainer.")
-        size = local_batch_size(self.batch_size, self.trainer)
-        z, y = draw_labels_and_noise(size, int(self.generator.classes), int(self.generator.noise_dim), self._noise)  # type: ignore[arg-type]
-        x = self(z, y)
-        logits = self.teacher(x)
-        decoded = at_least_float32(self.decoder(x)) if self.objective.uses_decoder else None
-        # Exponentials and means of bfloat16 would lose what the losses differ in.
-        with torch.autocast(self.device.type, enabled=False):
-            seen = GeneratedBatch(z, y, at_least_float32(x), at_least_float32(logits), decoded)
-            loss: Tensor
-            parts: dict[str, Tensor]
-            loss, parts = self.objective(seen)
-        metrics = {f"train/loss_{name}": part.detach() for name, part in parts.items()}
-        metrics |= {"train/loss": loss.detach(), "train/accuracy": accuracy(logits, y.argmax(dim=1))}
-        self.log_epoch(metrics, size)
-        return loss
+    def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the objective, summed over generators, and the metrics of each."""
+        loss, parts, right = self._run[0](*batch)
+        metrics = {f"train/loss_{name}": part for name, part in parts.items()}
+        return loss.sum(), metrics | {"train/loss": loss, "train/accuracy": right}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the generator, and of the decoder where a term uses it."""
+        trained = [*self.generator.parameters(), *self.decoder.parameters()]
+        return [parameter for parameter in trained if parameter.requires_grad]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Optimise the generator, and the decoder where a term uses it."""
-        trained = [*self.generator.parameters(), *self.decoder.parameters()]
-        return self._optimizer([parameter for parameter in trained if parameter.requires_grad])
+        """Optimise the generators, and the decoders where a term uses them.
+
+        Raises:
+            ValueError: If generators are stacked and the optimiser, or clipping by norm, looks at several weights.
+        """
+        optimizer = super().configure_optimizers()
+        if self.networks > 1:
+            name = type(optimizer).__name__
+            if type(optimizer).__module__.split(".")[0] != "torch" or name not in _ELEMENTWISE:
+                raise ValueError(
+                    f"Expected an optimiser that treats every weight by itself ({', '.join(sorted(_ELEMENTWISE))}) for "
+                    f"generators that are trained together, but got {name}. Set generator.training=one_by_one."
+                )
+            if self._clip[0] is not None and self._clip[1] != "value":
+                raise ValueError(
+                    "Expected trainer.gradient_clip_algorithm=value for generators that are trained together, as a "
+                    "norm would be taken over all of them, but got norm. Set it, or generator.training=one_by_one."
+                )
+        return optimizer
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return everything but the teacher, which is not this module's to save."""
@@ -107,3 +160,53 @@ class GeneratorModule(SeededModule):
         """Load everything but the teacher; other missing or unknown keys are errors."""
         frozen = {f"teacher.{key}": value for key, value in self.teacher.state_dict().items()}
         return super().load_state_dict({**state_dict, **frozen}, strict=strict, assign=assign)
+
+
+class GeneratorAnswer(nn.Module):
+    """What a batch of noise comes to: generator, teacher, decoder and losses as one function, to be compiled as one.
+
+    Args:
+        generator: One generator, or K that are stacked.
+        decoder: Its decoder, or K that are stacked.
+        teacher: The frozen teacher.
+        objective: The weighted sum of losses.
+
+    Shapes:
+        Noise ``(B, Z)`` and labels ``(B, C)``; output the loss, its terms by name, and the accuracy, scalars. With K
+        stacked generators all of them have a dimension of K in front.
+    """
+
+    def __init__(
+        self, generator: nn.Module, decoder: nn.Module, teacher: FrozenModule, objective: GeneratorObjective
+    ) -> None:
+        super().__init__()
+        self.generator = generator
+        self.decoder = decoder
+        self.teacher = teacher
+        self.objective = objective
+        self.stacked = isinstance(generator, StackedModule)
+
+    def forward(self, z: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return loss, terms and accuracy."""
+        x = self.generator(z, y)
+        logits = self._teach(x)
+        decoded = at_least_float32(self.decoder(x)) if self.objective.uses_decoder else None
+        # Exponentials and means of bfloat16 would lose what the losses differ in.
+        with torch.autocast(x.device.type, enabled=False):
+            seen = (z, y, at_least_float32(x), at_least_float32(logits), decoded)
+            judge = vmap(self._judge, in_dims=(0, 0, 0, 0, None if decoded is None else 0))
+            loss, parts, right = judge(*seen) if self.stacked else self._judge(*seen)
+        return loss, parts, right
+
+    def _teach(self, x: Tensor) -> Tensor:
+        if not self.stacked:
+            return self.teacher(x)  # type: ignore[no-any-return]
+        if self.teacher.looks_at_the_batch:
+            return over_stack(self.teacher, x)  # type: ignore[no-any-return]
+        return self.teacher(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # type: ignore[no-any-return]
+
+    def _judge(
+        self, z: Tensor, y: Tensor, x: Tensor, logits: Tensor, decoded: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        loss, parts = self.objective(GeneratedBatch(z, y, x, logits, decoded))
+        return loss, parts, accuracy(logits, y.argmax(dim=1))

@@ -1,13 +1,15 @@
 """Training a student on the teacher's answers."""
 
-import torch
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.modules.base import OptimizerFactory, SeededModule, accuracy
+from kegnet_pl.modules.base import OptimizerFactory, SteppedModule, accuracy, compiled
 
 
-class StudentModule(SeededModule):
+class StudentModule(SteppedModule):
     """A student that learns the teacher's answers to synthetic samples.
 
     Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and
@@ -18,49 +20,60 @@ class StudentModule(SeededModule):
         distillation: The loss.
         optimizer: Takes parameters, returns an optimiser.
         seed: The run's seed.
+        compile: Whether to train the network compiled by ``torch.compile``.
 
     Shapes:
-        Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``; validation batches the same,
-        or with classes ``(B,)`` as test batches have.
+        Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``, or lists of such batches, an
+        optimiser step each; validation batches the same, or with classes ``(B,)`` as test batches have.
     """
 
     def __init__(
-        self, network: nn.Module, distillation: DistillationLoss, optimizer: OptimizerFactory, seed: int = 0
+        self,
+        network: nn.Module,
+        distillation: DistillationLoss,
+        optimizer: OptimizerFactory,
+        seed: int = 0,
+        *,
+        compile: bool = False,
     ) -> None:
-        super().__init__(seed)
+        super().__init__(seed, optimizer)
         self.save_hyperparameters("seed")
         self.network = network
         self.distillation = distillation
-        self._optimizer = optimizer
+        self._compile = compile
+        self._run: tuple[Callable[..., Any]] = (network,)
+
+    def on_fit_start(self) -> None:
+        """Compile where asked to, now that the network is on its device."""
+        self._run = (compiled(self.network, self.device),) if self._compile else (self.network,)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(B, C)``."""
         logits: Tensor = self.network(x)
         return logits
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the distillation loss of a batch."""
+    def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the distillation loss of a batch, and its metrics."""
         x, teacher_logits = batch
-        logits = self(x)
+        logits: Tensor = self._run[0](x)
         loss: Tensor = self.distillation(logits, teacher_logits)
-        agreement = accuracy(logits, teacher_logits.argmax(dim=1))
-        self.log_epoch({"train/loss": loss.detach(), "train/accuracy": agreement}, len(x))
-        return loss
+        return loss, {"train/loss": loss, "train/accuracy": accuracy(logits, teacher_logits.argmax(dim=1))}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the network's parameters."""
+        return list(self.network.parameters())
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log accuracy, and the distillation loss where the batch has the teacher's logits."""
+        """Count accuracy, and the distillation loss where the batch has the teacher's logits."""
         x, target = batch
         logits = self(x)
+        metrics: dict[str, Tensor] = {}
         if target.ndim == 2:
-            self.log_epoch({"val/loss": self.distillation(logits, target)}, len(x))
+            metrics["val/loss"] = self.distillation(logits, target)
             target = target.argmax(dim=1)
-        self.log_epoch({"val/accuracy": accuracy(logits, target)}, len(x))
+        self.count(metrics | {"val/accuracy": accuracy(logits, target)}, len(x))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log accuracy on real test data."""
         x, y = batch
         self.log_epoch({"test/accuracy": accuracy(self(x), y)}, len(x))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Optimise the network."""
-        return self._optimizer(list(self.network.parameters()))

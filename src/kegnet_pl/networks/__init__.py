@@ -3,9 +3,11 @@
 from kegnet_pl.networks.decoder import Decoder
 from kegnet_pl.networks.frozen import FrozenModule, TeacherNorm
 from kegnet_pl.networks.generator import DenseGenerator, ImageGenerator
+from kegnet_pl.networks.layout import prefer_channels_last
 from kegnet_pl.networks.lenet import LeNet5
 from kegnet_pl.networks.mlp import MLP
 from kegnet_pl.networks.resnet import ResNet14
+from kegnet_pl.networks.stacked import StackedModule, over_stack
 
 __all__ = [
     "MLP",
@@ -15,5 +17,8 @@ __all__ = [
     "ImageGenerator",
     "LeNet5",
     "ResNet14",
+    "StackedModule",
     "TeacherNorm",
+    "over_stack",
+    "prefer_channels_last",
 ]

@@ -39,6 +39,11 @@ class FrozenModule(nn.Module):
                 layer.track_running_stats = False
         self.train()
 
+    @property
+    def looks_at_the_batch(self) -> bool:
+        """Whether the answer to a sample depends on the others of its batch."""
+        return self.teacher_norm == "batch" and bool(self._norm_layers())
+
     def _norm_layers(self) -> list[_BatchNorm]:
         return [layer for layer in self.network.modules() if isinstance(layer, _BatchNorm)]
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Row:
         precision: Of the training.
         seconds: Wall-clock seconds that made this network once its parents were there; evaluation does not count.
         stage_seconds: Wall-clock seconds of every stage behind this row, and of its evaluation.
+        costs: The cost ledger of all of them (:class:`kegnet_pl.costs.Costs`): seconds by kind of work, samples made,
+            answers of the teacher, peak memory in megabytes.
         fingerprint: Of the stage that holds the network.
         command: What ran.
         versions: Of Python and packages.
@@ -53,6 +56,7 @@ class Row:
     precision: str
     seconds: float
     stage_seconds: dict[str, float]
+    costs: dict[str, Any]
     fingerprint: str
     command: str
     versions: dict[str, str]

@@ -8,6 +8,7 @@ from torch import nn
 
 from kegnet_pl.artefacts import save_network
 from kegnet_pl.compression import CompressionPlan, Rule, measure_cost
+from kegnet_pl.costs import Costs
 from kegnet_pl.seeds import derive_seed
 from kegnet_pl.stages.workshop import Config, Workshop, build, check_network, without
 from kegnet_pl.store import Stage
@@ -22,7 +23,11 @@ def compression_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Sta
     else:
         settings = {"compression": without(plan_config, "name"), "input_shape": shop.input_shape}
 
-    def make(folder: Path) -> Config:
+    def make(folder: Path, costs: Costs) -> Config:
+        with costs.measure("compression"):
+            return compress(folder)
+
+    def compress(folder: Path) -> Config:
         if other is not None:
             seed_everything(derive_seed(shop.seed, "student") % 2**32, verbose=False)
             student = build(other)

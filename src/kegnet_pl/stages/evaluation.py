@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 from kegnet_pl.artefacts import load_network
+from kegnet_pl.costs import Costs
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.evaluation import digest, measure_accuracy
 from kegnet_pl.stages.workshop import Config, Workshop
@@ -19,8 +20,10 @@ def evaluation_stage(shop: Workshop, stage: Stage, name: str) -> Stage | None:
     test = data.splits["test"]
     settings = {"test_data": _test_digest(data)}
 
-    def make(folder: Path) -> Config:
-        value = measure_accuracy(load_network(stage.folder), test, shop.device)
+    def make(folder: Path, costs: Costs) -> Config:
+        with costs.measure("evaluation"):
+            value = measure_accuracy(load_network(stage.folder), test, shop.device)
+        costs.teacher_forwards += len(test) if stage.name == "teacher" else 0
         for logger in shop.training.make_loggers("evaluation", name, folder):
             logger.log_metrics({"test/accuracy": value}, step=0)
             logger.save()

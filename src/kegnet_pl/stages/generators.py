@@ -1,6 +1,8 @@
-"""The generators: trained one after another against the frozen teacher."""
+"""The generators: trained against the frozen teacher, together or one after another."""
 
+import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,9 +10,11 @@ from pytorch_lightning import seed_everything
 from torch import nn
 
 from kegnet_pl.artefacts import load_network, save_network
+from kegnet_pl.costs import Costs
 from kegnet_pl.errors import ConfigError
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.modules import GeneratorModule
+from kegnet_pl.networks import StackedModule, prefer_channels_last
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting import draw_sample_sheet
@@ -24,28 +28,52 @@ _CONFIDENCE_SAMPLES = 100
 
 
 def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stage:
-    """Train the generators, one after another, against the frozen teacher."""
+    """Train the generators against the frozen teacher, together or one after another."""
     config = shop.config["generator"]
-    settings = {"generator": config, "input_shape": shop.input_shape, "classes": shop.classes, **shop.trained()}
+    together = _together(shop)
+    fits = [list(range(config["count"]))] if together else [[index] for index in range(config["count"])]
+    settings = {
+        "generator": config | {"training": "together" if together else "one_by_one"},
+        "input_shape": shop.input_shape,
+        "classes": shop.classes,
+        **shop.trained(),
+    }
 
-    def make(folder: Path) -> Config:
-        metrics: dict[str, dict[str, float]] = {}
-        with StageProgress("generators", shop.console, fits=config["count"]) as progress:
-            for index in range(config["count"]):
-                progress.next_fit(index)
-                finished = folder / f"generator_{index}.metrics.json"
-                if not finished.exists():
-                    metrics[str(index)] = _train_generator(shop, network, folder, index, progress)
-                    if rank() == 0:
-                        finished.write_text(json.dumps(metrics[str(index)]))
-                else:
-                    metrics[str(index)] = json.loads(finished.read_text())
-        if rank() == 0:
-            confidence = _draw_sheet(shop, folder, network)
-            return {"generators": metrics, "confidence": confidence}
-        return {}
+    def make(folder: Path, costs: Costs) -> Config:
+        frozen = teacher_for(network, shop.input_shape, shop.config["trainer"]["precision"])
+        with StageProgress("generators", shop.console, fits=len(fits)) as progress:
+            for number, indices in enumerate(fits):
+                progress.next_fit(number)
+                if not _metrics_file(folder, indices[-1]).exists():
+                    _train_generators(shop, frozen, folder, indices, progress, costs)
+        if rank() != 0:
+            return {}
+        metrics = {str(i): json.loads(_metrics_file(folder, i).read_text()) for i in range(config["count"])}
+        return {"generators": metrics, "confidence": _draw_sheet(shop, folder, network, costs)}
 
     return shop.tell("generators", shop.store.get("generators", settings, [teacher], make, collective=True))
+
+
+def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) -> nn.Module:
+    """Return a copy of the teacher, in the layout of memory that its answers to generators are computed in.
+
+    In float32 the layout stays: another one adds up in another order, and Adam makes steps of the last digit.
+    """
+    mine = copy.deepcopy(teacher)
+    return mine if precision == "32-true" else prefer_channels_last(mine, input_shape)
+
+
+def _together(shop: Workshop) -> bool:
+    config = shop.config["generator"]
+    if config["count"] == 1 or config["training"] == "one_by_one":
+        return False
+    # A CPU has enough to do with one generator; benchmarks/bench.py measures both.
+    return config["training"] == "together" or shop.device.type == "cuda"
+
+
+def _metrics_file(folder: Path, index: int) -> Path:
+    """Return the file of a generator's last metrics; it is written last, when the generator is done."""
+    return folder / f"generator_{index}.metrics.json"
 
 
 def check_generator(shop: Workshop) -> None:
@@ -75,18 +103,22 @@ def check_generator(shop: Workshop) -> None:
         )
 
 
-def _train_generator(
-    shop: Workshop, teacher: nn.Module, folder: Path, index: int, progress: StageProgress
-) -> dict[str, float]:
+def _train_generators(
+    shop: Workshop, teacher: nn.Module, folder: Path, indices: list[int], progress: StageProgress, costs: Costs
+) -> None:
     config = shop.config["generator"]
-    seed_everything(derive_seed(shop.seed, "generator", index) % 2**32, verbose=False)
+    generators, decoders = [], []
+    for index in indices:
+        seed_everything(derive_seed(shop.seed, "generator", index) % 2**32, verbose=False)
+        generators.append(build(config["network"]))
+        decoders.append(build(config["decoder"]))
     objective = GeneratorObjective(
         {name: build(term["term"]) for name, term in config["objective"].items()},
         {name: term["weight"] for name, term in config["objective"].items()},
     )
     module = GeneratorModule(
-        build(config["network"]),
-        build(config["decoder"]),
+        generators[0] if len(indices) == 1 else StackedModule(generators),
+        decoders[0] if len(indices) == 1 else StackedModule(decoders),
         teacher,
         objective,
         build(config["optimizer"]),
@@ -94,24 +126,39 @@ def _train_generator(
         steps_per_epoch=config["steps_per_epoch"],
         teacher_norm=config["teacher_norm"],
         seed=shop.seed,
-        index=index,
+        index=indices[0],
+        compile=config["compile"],
     )
-    metrics = shop.training.fit(
+    last = shop.training.fit(
         module,
         None,
         Schedule(config["epochs"]),
         folder,
         stage="generators",
-        name=f"generator_{index}",
+        names=[f"generator_{index}" for index in indices],
+        costs=costs,
+        work="generator_training",
+        samples_per_step=config["batch_size"] * len(indices),
         callbacks=[progress],
     )
-    if rank() == 0:
-        save_network(module.decoder, folder, f"decoder_{index}", config["decoder"])
-        save_network(module.generator, folder, f"generator_{index}", config["network"])
-    return metrics
+    if rank() != 0:
+        return
+    for place, index in enumerate(indices):
+        for stacked, single, name in (
+            (module.generator, generators[place], "network"),
+            (module.decoder, decoders[place], "decoder"),
+        ):
+            if isinstance(stacked, StackedModule):
+                stacked.take(place, single)
+            file = f"{'generator' if name == 'network' else name}_{index}"
+            save_network(single, folder, file, config[name])
+    # A fit that was broken off after its last epoch has nothing left to report but the callbacks' means.
+    metrics = module.means or [last] * len(indices)
+    for index, mine in zip(indices, metrics, strict=True):
+        _metrics_file(folder, index).write_text(json.dumps(mine | {"epochs": last["epochs"]}))
 
 
-def _draw_sheet(shop: Workshop, folder: Path, teacher: nn.Module) -> list[float]:
+def _draw_sheet(shop: Workshop, folder: Path, teacher: nn.Module, costs: Costs) -> list[float]:
     """Write ``samples.png``; return the teacher's mean probability of the intended class, for every class."""
     config = shop.config["generator"]
     networks = [load_network(folder, f"generator_{index}") for index in range(config["count"])]
@@ -130,5 +177,7 @@ def _draw_sheet(shop: Workshop, folder: Path, teacher: nn.Module) -> list[float]
         f"Synthetic {shop.config['data']['name']}, {config['count']} generators, seed {shop.seed}.\n"
         f"Class, and the teacher's mean confidence in it:"
     )
+    costs.samples_made += len(z) * shop.classes * config["count"]
+    costs.teacher_forwards += len(z) * shop.classes * config["count"]
     draw_sample_sheet(samples, folder / "samples.png", title, confidence)
     return confidence

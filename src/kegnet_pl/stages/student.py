@@ -7,9 +7,11 @@ from pytorch_lightning import seed_everything
 from torch import nn
 
 from kegnet_pl.artefacts import load_network, save_network
+from kegnet_pl.costs import Costs
 from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule, SyntheticSource
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import StudentModule
+from kegnet_pl.networks import prefer_channels_last
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.seeds import derive_seed
@@ -36,7 +38,7 @@ def student_stage(
         settings["data"] = without(shop.config["data"], "root", "download")
     title = f"student ({method})"
 
-    def make(folder: Path) -> Config:
+    def make(folder: Path, costs: Costs) -> Config:
         seed_everything(derive_seed(shop.seed, "student", _INDEX[method]) % 2**32, verbose=False)
         if real and shop.data is not None:
             shop.data.setup()
@@ -51,24 +53,36 @@ def student_stage(
             seed=shop.seed,
             device=shop.device,
         )
-        network = load_network(initial.folder)
+        network = prefer_channels_last(load_network(initial.folder), shop.input_shape)
         module = StudentModule(
-            network, DistillationLoss(config["temperature"]), build(config["optimizer"]), seed=shop.seed
+            network,
+            DistillationLoss(config["temperature"]),
+            build(config["optimizer"]),
+            seed=shop.seed,
+            compile=config["compile"],
         )
-        with StageProgress(title, shop.console) as progress:
-            metrics = shop.training.fit(
-                module,
-                data,
-                schedule_of(config, select_best=config["selection"] != "last"),
-                folder,
-                stage="student",
-                name=method,
-                callbacks=[progress],
-            )
+        try:
+            with StageProgress(title, shop.console) as progress:
+                metrics = shop.training.fit(
+                    module,
+                    data,
+                    schedule_of(config, select_best=config["selection"] != "last"),
+                    folder,
+                    stage="student",
+                    names=[method],
+                    costs=costs,
+                    work="student_training",
+                    callbacks=[progress],
+                )
+        finally:
+            costs.seconds["drawing"] += data.seconds["draw"]
+            costs.seconds["labelling"] += data.seconds["label"]
+            costs.samples_made += data.made
+            costs.teacher_forwards += data.made
         if rank() == 0:
             recipe = json.loads((initial.folder / "network.json").read_text())
             save_network(network, folder, "network", recipe["network"], recipe["ranks"])
-        return metrics | {f"seconds_{name}": round(value, 3) for name, value in data.seconds.items()}
+        return metrics
 
     parents = [teacher[0], initial, *([generators] if generators is not None else [])]
     return shop.tell(title, shop.store.get("student", settings, parents, make, collective=True))

@@ -7,6 +7,7 @@ from pytorch_lightning import seed_everything
 from torch import nn
 
 from kegnet_pl.artefacts import load_network, save_network
+from kegnet_pl.costs import Costs
 from kegnet_pl.modules import TeacherModule
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
@@ -32,7 +33,7 @@ def _train_teacher(shop: Workshop) -> Stage:
         **shop.trained(),
     }
 
-    def make(folder: Path) -> Config:
+    def make(folder: Path, costs: Costs) -> Config:
         assert shop.data is not None  # schema.check has seen to it
         seed_everything(derive_seed(shop.seed, "teacher") % 2**32, verbose=False)
         network = build(config["network"])
@@ -46,7 +47,9 @@ def _train_teacher(shop: Workshop) -> Stage:
                 schedule_of(config, select_best=config["patience"] is not None),
                 folder,
                 stage="teacher",
-                name="teacher",
+                names=["teacher"],
+                costs=costs,
+                work="teacher_training",
                 callbacks=[progress],
             )
         if rank() == 0:
@@ -63,7 +66,7 @@ def _import_teacher(shop: Workshop, weights: Path) -> Stage:
     load_weights(network, weights)
     settings = {"network": config["network"], "weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
 
-    def make(folder: Path) -> Config:
+    def make(folder: Path, costs: Costs) -> Config:  # noqa: ARG001
         save_network(network, folder, "network", config["network"])
         shop.console.print(f"teacher: read from {weights}")
         return {}

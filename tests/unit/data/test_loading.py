@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kegnet_pl.data.loading import TensorLoader, local_batch_size
+from kegnet_pl.data.loading import TensorLoader, chunk_size, local_batch_size
 
 
 def _rows(loader: TensorLoader) -> list[int]:
@@ -117,3 +117,26 @@ def test_batch_that_cannot_be_shared_out() -> None:
 def test_tensors_must_have_one_length(tensors: tuple[Tensor, ...]) -> None:
     with pytest.raises(ValueError, match="one length above 0"):
         TensorLoader(*tensors, batch_size=1)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_several_batches_at_a_time_are_the_same_batches(shuffle: bool) -> None:
+    one, several = (list(_loader(30, shuffle=shuffle, train=True, steps=steps)) for steps in (None, 3))
+    assert [len(batches) for batches in several] == [3, 3, 1]
+    assert all(isinstance(batches, list) for batches in several)
+    flat = [batch for batches in several for batch in batches]
+    assert len(_loader(30, shuffle=shuffle, train=True, steps=3)) == 3
+    for mine, other in zip(flat, one, strict=True):
+        assert torch.equal(mine[0], other[0])
+
+
+def test_in_order_nothing_is_copied() -> None:
+    x = torch.arange(12)
+    batches = [batch[0] for batch in TensorLoader(x, batch_size=4)]
+    assert [batch.data_ptr() for batch in batches] == [x[i : i + 1].data_ptr() for i in (0, 4, 8)]
+
+
+@pytest.mark.parametrize(("sample", "size"), [((3, 32, 32), 341), ((16,), 8192), ((3, 256, 256), 64)])
+def test_chunks_fit_a_cache(sample: tuple[int, ...], size: int) -> None:
+    assert chunk_size(sample, torch.device("cpu")) == size
+    assert chunk_size(sample, torch.device("cuda")) >= size

@@ -196,7 +196,8 @@ def test_drawn_once() -> None:
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_batches_visit_all_samples_with_their_labels(shuffle: bool) -> None:
     data = _data(batch_size=8, shuffle=shuffle)
-    x, logits = (torch.cat(part) for part in zip(*data.train_dataloader(), strict=True))
+    batches = [batch for several in data.train_dataloader() for batch in several]
+    x, logits = (torch.cat(part) for part in zip(*batches, strict=True))
     stored = data.splits["train"]
     assert torch.equal(x, stored[0]) is not shuffle
     assert torch.equal(x.sort(dim=0).values, stored[0].sort(dim=0).values)

@@ -87,7 +87,7 @@ def test_l1_never_looks_at_pairs() -> None:
 
     forward, backward = _record(ours, BATCH, 300)
     assert not {name for name in forward.operators | backward.operators if "cdist" in name}
-    assert max(forward.largest, backward.largest) <= (BATCH + 1) * 300
+    assert max(forward.largest, backward.largest) <= (BATCH + 1) * 300  # one running sum more than samples
 
 
 @pytest.mark.gpu

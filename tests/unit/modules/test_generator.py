@@ -229,4 +229,4 @@ def test_losses_see_float32_under_autocast(tmp_path: Path) -> None:
 
 def test_step_outside_of_a_trainer() -> None:
     with pytest.raises(RuntimeError, match="run the module in a Trainer"):
-        make_generator_module().training_step(0, 0)
+        list(make_generator_module().batches(1))

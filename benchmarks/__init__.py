@@ -1,0 +1,1 @@
+"""What kegnet_pl is measured by."""

@@ -1,0 +1,267 @@
+"""A process that holds one way of doing one thing, and does it when asked."""
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.cases import Case, make_case
+from benchmarks.direct import DirectGenerator, direct_draw, direct_student_epoch
+from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule
+from kegnet_pl.data.synthetic import draw_labels_and_noise
+from kegnet_pl.losses import DistillationLoss, GeneratorObjective
+from kegnet_pl.memory import forget_peak_memory, keep_freed_memory, peak_memory
+from kegnet_pl.modules import GeneratorModule, StudentModule
+from kegnet_pl.networks import StackedModule, prefer_channels_last
+from kegnet_pl.stages.generators import teacher_for
+from kegnet_pl.stages.workshop import build
+from kegnet_pl.training import quiet_lightning
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker does, and how.
+
+    Attributes:
+        work: generator_step, student_epoch or draw.
+        network: lenet5, resnet14 or mlp.
+        device: cpu or cuda.
+        precision: The trainer's.
+        how: ``direct``; ``ours``, the product; ``bare``, the product's step without Lightning.
+        together: Whether generators are trained together.
+        compile: Whether networks are compiled.
+        keep: Whether freed memory is kept, as the pipeline does on a CPU.
+        steps: Generator steps of one measurement; the direct implementation makes a fifth of them.
+        samples: Synthetic samples of an epoch, or to draw.
+    """
+
+    work: str
+    network: str
+    device: str = "cpu"
+    precision: str = "32-true"
+    how: str = "ours"
+    together: bool = False
+    compile: bool = False
+    keep: bool = True
+    steps: int = 10
+    samples: int = 32_000
+
+
+class _Clock(Callback):
+    """Takes the time of an epoch: what Lightning does at the start and the end of a fit is no step."""
+
+    seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start."""
+        _wait()
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop."""
+        _wait()
+        self.seconds = time.perf_counter() - self._start
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _timed(run: Callable[[], object]) -> float:
+    _wait()
+    start = time.perf_counter()
+    run()
+    _wait()
+    return time.perf_counter() - start
+
+
+def _fit(case: Case, task: Task, module: LightningModule, data: SyntheticDataModule | None) -> float:
+    clock = _Clock()
+    trainer: Trainer = build(
+        case.config["trainer"] | {"accelerator": {"cuda": "gpu"}.get(task.device, "cpu"), "precision": task.precision},
+        max_epochs=1, callbacks=[clock], logger=False, enable_checkpointing=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module.train(), datamodule=data)
+    return clock.seconds
+
+
+def objective(case: Case) -> GeneratorObjective:
+    """Return the sum of losses of the experiment."""
+    terms = case.config["generator"]["objective"]
+    return GeneratorObjective(
+        {name: build(term["term"]) for name, term in terms.items()},
+        {name: term["weight"] for name, term in terms.items()},
+    )
+
+
+def _generator_module(case: Case, task: Task) -> GeneratorModule:
+    config = case.config["generator"]
+    indices = range(config["count"]) if task.together else range(1)
+    generators, decoders = [case.generator(i) for i in indices], [case.decoder(i) for i in indices]
+    return GeneratorModule(
+        StackedModule(generators) if task.together else generators[0],
+        StackedModule(decoders) if task.together else decoders[0],
+        teacher_for(case.teacher(), case.input_shape, task.precision),
+        objective(case),
+        build(config["optimizer"]),
+        batch_size=config["batch_size"],
+        steps_per_epoch=task.steps,
+        teacher_norm=config["teacher_norm"],
+        compile=task.compile,
+    )
+
+
+def _generator_step(case: Case, task: Task) -> Callable[[], float]:
+    """Return what measures the seconds of one step of one generator."""
+    config = case.config["generator"]
+    if task.how == "direct":
+        chance = torch.Generator(task.device).manual_seed(0)
+        one = DirectGenerator(
+            case.generator().to(task.device), case.decoder().to(task.device), case.teacher().to(task.device),
+            config["optimizer"]["lr"], case.weight("decoder"), case.weight("diversity"),
+        )  # fmt: skip
+
+        def steps() -> None:
+            for _ in range(max(task.steps // 5, 1)):
+                one.step(*draw_labels_and_noise(config["batch_size"], case.classes, config["noise_dim"], chance))
+
+        def direct() -> float:
+            return _timed(steps) / max(task.steps // 5, 1)
+
+        return direct
+    module = _generator_module(case, task)
+    each = task.steps * module.networks
+    if task.how == "ours":
+        return lambda: _fit(case, task, module, None) / each
+    return lambda: _bare_steps(case, task, module) / each
+
+
+def _bare_steps(case: Case, task: Task, module: GeneratorModule) -> float:
+    """Make the module's steps in a loop of our own: what is left of the time is Lightning's."""
+    module.to(task.device).train()
+    if not hasattr(module, "bare_optimizer"):
+        factory = build(case.config["generator"]["optimizer"])
+        module.bare_optimizer = factory(module.trained_parameters(), fused=True)  # type: ignore[assignment]
+        module.on_fit_start()
+    optimizer: Any = module.bare_optimizer
+    chances = [torch.Generator(task.device).manual_seed(i) for i in range(module.networks)]
+    size = module.batch_size
+
+    def run() -> None:
+        drawn = [draw_labels_and_noise(task.steps * size, module.classes, module.noise_dim, c) for c in chances]
+        z, y = (
+            torch.stack([tensor.unflatten(0, (task.steps, size)) for tensor in part], 1)
+            for part in zip(*drawn, strict=True)
+        )
+        for pair in zip(z, y, strict=True):
+            with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16-mixed"):
+                loss, _ = module.step(pair if task.together else (pair[0][0], pair[1][0]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return _timed(run)
+
+
+def _student_epoch(case: Case, task: Task) -> Callable[[], float]:
+    """Return what measures the seconds of one epoch of a student."""
+    config = case.config["student"]
+    data = SyntheticDataModule(
+        NoiseSource("normal", case.input_shape), case.teacher(), samples=task.samples,
+        batch_size=config["batch_size"], shuffle=config["shuffle"], device=task.device,
+    )  # fmt: skip
+    data.setup()
+    student = case.student()
+    if task.how == "direct":
+        x, logits = data.splits["train"]
+        student = student.train().to(task.device)
+        optimizer = torch.optim.Adam(student.parameters(), lr=config["optimizer"]["lr"])
+        targets = functional.softmax(logits, dim=1)
+        return lambda: _timed(lambda: direct_student_epoch(student, optimizer, x, targets, config["batch_size"]))
+    module = StudentModule(
+        prefer_channels_last(student, case.input_shape),
+        DistillationLoss(config["temperature"]),
+        build(config["optimizer"]),
+        compile=task.compile,
+    )
+    return lambda: _fit(case, task, module, data)
+
+
+def _draw(case: Case, task: Task) -> Callable[[], float]:
+    """Return what measures the seconds of a draw from five generators."""
+    config = case.config["generator"]
+    generators = [case.generator(i) for i in range(config["count"])]
+    if task.how == "direct":
+        for generator in generators:
+            generator.to(task.device)
+        chance = torch.Generator(task.device).manual_seed(0)
+        draws = (task.samples // len(generators), case.classes, config["noise_dim"], chance)
+        return lambda: _timed(lambda: direct_draw(generators, *draw_labels_and_noise(*draws)))
+    source = GeneratorSource(generators, task.device)
+    return lambda: _timed(lambda: source.draw(task.samples, 0))
+
+
+def count_operations(task: Task) -> int:
+    """Return the floating-point operations of one measurement: products of matrices and convolutions."""
+    case = make_case(task.network)
+    config = case.config["generator"]
+    size = config["batch_size"]
+    z, y = torch.randn(size, config["noise_dim"]), torch.eye(case.classes)[torch.arange(size) % case.classes]
+    counter = FlopCounterMode(display=False)
+    if task.work == "generator_step":
+        module = _generator_module(case, task)
+        with counter:
+            module.step((z, y))[0].backward()
+        return int(counter.get_total_flops())
+    if task.work == "draw":
+        with torch.no_grad(), counter:
+            case.generator().eval()(z, y)
+        return int(counter.get_total_flops()) * task.samples // size
+    batch = case.config["student"]["batch_size"]
+    student = case.student().train()
+    with counter:
+        student(torch.randn(batch, *case.input_shape)).sum().backward()
+    return int(counter.get_total_flops()) * task.samples // batch
+
+
+def measure_rate(device: str, precision: str) -> float:
+    """Return the operations a second of large matrix products, the median of nine of the best of three sizes."""
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    rates = []
+    for side in (1024, 2048, 4096):
+        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        for _ in range(2):
+            a @ b
+        seconds = sorted(_timed(lambda: a @ b) for _ in range(9))[4]  # noqa: B023
+        rates.append(2 * side**3 / seconds)
+    return max(rates)
+
+
+def serve(task: Task, pipe: Connection) -> None:
+    """Do a task whenever asked; answer with its seconds, or with the peak memory since the second time.
+
+    Args:
+        task: What to do.
+        pipe: Asks ``go``, ``peak`` or ``stop``.
+    """
+    try:
+        quiet_lightning()
+        if task.how != "direct" and task.keep and task.device == "cpu":
+            keep_freed_memory()
+        works = {"generator_step": _generator_step, "student_epoch": _student_epoch, "draw": _draw}
+        run = works[task.work](make_case(task.network), task)
+        pipe.send("ready")
+        while (asked := pipe.recv()) != "stop":
+            pipe.send(run() if asked == "go" else peak_memory())
+            if asked == "forget":
+                forget_peak_memory()
+    except Exception:
+        pipe.send(traceback.format_exc())

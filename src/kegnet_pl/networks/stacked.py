@@ -1,0 +1,148 @@
+"""Several networks of one kind that compute together."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+_MULTIPLYING = frozenset(
+    {
+        functional.linear,
+        functional.conv1d, functional.conv2d, functional.conv3d,
+        functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
+    }
+)  # fmt: skip
+"""What autocast computes in half precision, and does not where torch vectorises."""
+
+
+class _HalfPrecision(TorchFunctionMode):
+    """Does for the layers of a vectorised network what autocast does for others.
+
+    Args:
+        dtype: bfloat16 or float16.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def _lower(self, value: Any) -> Any:
+        return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is functional.batch_norm:
+            # Vectorised, it does not take statistics of another precision than its input.
+            x, *rest = args
+            return func(x.float(), *rest, **kwargs).to(x.dtype)
+        if func in _MULTIPLYING:
+            args = [self._lower(value) for value in args]
+            kwargs = {name: self._lower(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def over_stack(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Call a function for all slices of its inputs at once, in half precision where autocast is on.
+
+    Args:
+        function: Called with one slice of every input; what it draws at random differs between slices.
+        inputs: Tensors ``(K, ...)``, or dicts of such.
+
+    Returns:
+        What the function returns, with a dimension of K in front.
+    """
+    device = next(value.device for value in tree_leaves(inputs) if isinstance(value, Tensor)).type
+    half = _HalfPrecision(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else nullcontext()
+
+    def named(*slices: Any) -> Any:  # torch.compile cannot name a module
+        return function(*slices)
+
+    with half:
+        return vmap(named, randomness="different")(*inputs)
+
+
+class StackedModule(nn.Module):
+    """K networks of one structure as one module: weights and buffers are stacked, and every layer is one operation.
+
+    Convolutions become grouped ones, dense layers batched products, batch norm looks at each network's own batch:
+    the same function as the K networks one after another, up to rounding.
+
+    Args:
+        networks: Two or more networks of one structure. They are copied.
+
+    Shapes:
+        Inputs ``(K, ...)``, one slice a network; outputs ``(K, ...)``.
+
+    Raises:
+        ValueError: If there are fewer than two networks.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if len(networks) < 2:
+            raise ValueError(f"Expected two or more networks to stack, but got {len(networks)}.")
+        self.count = len(networks)
+        parameters, buffers = stack_module_state(list(networks))
+        # Names of parameters must not have dots.
+        self.weights = nn.ParameterDict({_flat(name): nn.Parameter(value) for name, value in parameters.items()})
+        for name, value in self.weights.items():
+            value.requires_grad_(networks[0].get_parameter(_dotted(name)).requires_grad)
+        self.statistics = nn.Module()
+        for name, value in buffers.items():
+            self.statistics.register_buffer(_flat(name), value.clone())
+        # The structure alone, out of sight of the optimiser, of checkpoints and of moves to another device.
+        self._structure = (copy.deepcopy(networks[0]).to("meta"),)
+
+    @property
+    def structure(self) -> nn.Module:
+        """What the networks have in common: their attributes, without values."""
+        return self._structure[0]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all networks."""
+        super().train(mode)
+        self.structure.train(mode)
+        return self
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Return the outputs of the K networks, each for its slice of the inputs."""
+        structure = self.structure
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], *mine: Tensor) -> Any:
+            return functional_call(structure, (parameters, buffers), mine)
+
+        weights = {_dotted(name): value for name, value in self.weights.items()}
+        statistics = {_dotted(name): value for name, value in self.statistics.named_buffers()}
+        return over_stack(one, weights, statistics, *inputs)
+
+    @torch.no_grad()
+    def take(self, index: int, network: nn.Module) -> nn.Module:
+        """Copy the values of one of the networks into a module of the same structure.
+
+        Args:
+            index: Which one, from 0.
+            network: Takes the values.
+
+        Returns:
+            The same module.
+        """
+        values = {**self.weights, **dict(self.statistics.named_buffers())}
+        network.load_state_dict({name: values[_flat(name)][index] for name in network.state_dict()})
+        return network
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def _dotted(name: str) -> str:
+    return name.replace("/", ".")

@@ -1,0 +1,64 @@
+"""Channels-last weights, where a network can."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.networks import MLP, ResNet14, prefer_channels_last
+
+
+class _Viewing(nn.Module):
+    """Takes it for granted that its tensors are contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.linear = nn.Linear(4 * 30 * 30, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        logits: Tensor = self.linear(h.view(len(h), -1))
+        return logits
+
+
+def _is_channels_last(network: nn.Module) -> bool:
+    return any(
+        value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
+        for value in network.parameters()
+    )
+
+
+def test_same_values_in_another_layout() -> None:
+    network = ResNet14(3, 10).eval()
+    before = copy.deepcopy(network)
+    assert prefer_channels_last(network, (3, 32, 32)) is network
+    assert _is_channels_last(network)
+    for name, value in before.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(network(x), before(x), rtol=1e-4, atol=1e-5)
+
+
+def test_networks_that_need_contiguous_tensors_are_left_alone() -> None:
+    network = _Viewing()
+    assert not _is_channels_last(prefer_channels_last(network, (3, 32, 32)))
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 2)
+    with pytest.raises(RuntimeError, match="view"):
+        network.to(memory_format=torch.channels_last)(  # type: ignore[call-overload]
+            torch.zeros(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        )
+
+
+def test_tables_have_no_channels() -> None:
+    network = MLP(4, 3)
+    assert prefer_channels_last(network, (4,)) is network
+
+
+def test_nothing_is_trained_by_trying() -> None:
+    network = ResNet14(3, 10).train()
+    prefer_channels_last(network, (3, 32, 32))
+    assert network.training
+    assert network.norm1.num_batches_tracked == 0
+    assert all(value.grad is None for value in network.parameters())

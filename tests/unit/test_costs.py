@@ -1,0 +1,45 @@
+"""The cost ledger."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from kegnet_pl.costs import KINDS, Costs, add_up
+
+
+def test_measures_also_what_is_broken_off() -> None:
+    costs = Costs()
+    with pytest.raises(KeyboardInterrupt), costs.measure("drawing"):
+        time.sleep(0.02)
+        raise KeyboardInterrupt
+    assert 0.02 <= costs.seconds["drawing"] < 1
+    assert all(costs.seconds[work] == 0 for work in KINDS if work != "drawing")
+
+
+def test_goes_on_where_an_interrupted_attempt_stopped(tmp_path: Path) -> None:
+    costs = Costs.load(tmp_path / "costs.json")
+    costs.seconds["labelling"], costs.total, costs.samples_made, costs.teacher_forwards = 1.5, 2.0, 10, 20
+    costs.save(tmp_path / "costs.json")
+    assert Costs.load(tmp_path / "costs.json") == costs != Costs()
+
+
+def test_what_no_kind_of_work_explains_is_other() -> None:
+    costs = Costs(total=5.0, samples_made=3, teacher_forwards=4)
+    costs.seconds["student_training"] = 3.0
+    found = costs.to_dict()
+    assert set(found["seconds"]) == {*KINDS, "other"}
+    assert (found["seconds"]["student_training"], found["seconds"]["other"]) == (3.0, 2.0)
+    assert (found["samples_made"], found["teacher_forwards"]) == (3, 4)
+
+
+def test_stages_add_up_and_the_highest_peak_counts() -> None:
+    manifests = []
+    for number in (1, 2):
+        costs = Costs(total=number * 1.0, samples_made=number, teacher_forwards=10 * number)
+        costs.seconds["evaluation"] = 0.5 * number
+        manifests.append({"costs": costs.to_dict(), "peak_memory": {"host_mb": 100.0 / number, "device_mb": number}})
+    found = add_up(manifests)
+    assert (found["seconds"]["evaluation"], found["seconds"]["other"], found["samples_made"]) == (1.5, 1.5, 3)
+    assert found["teacher_forwards"] == 30
+    assert found["peak_memory"] == {"host_mb": 100.0, "device_mb": 2}
