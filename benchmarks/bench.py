@@ -136,7 +136,7 @@ def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]
         "all_seconds": seconds[0],
         "all_direct_seconds": seconds[1],
         "seed": 0,
-        "command": "python " + " ".join(["-m", "benchmarks.bench", *sys.argv[1:]]),
+        "command": _command(),
     }
 
 
@@ -163,10 +163,23 @@ def compare_choices(
                         "precision": precision, "seconds": statistics.median(seconds[1]),
                         "seconds_without": statistics.median(seconds[0]), "times_faster": ratio(*seconds),
                         "samples": chosen.samples if chosen.work == "student_epoch" else None, "repeats": repeats,
-                        "versions": versions(),
+                        "versions": versions(), "command": _command(),
                     }
                 )  # fmt: skip
     return rows
+
+
+def _command() -> str:
+    return "python " + " ".join(["-m", "benchmarks.bench", *sys.argv[1:]])
+
+
+def _merged(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put new rows in the places of older ones of the same kind."""
+    kind = ("choice", "work", "network", "device", "precision")
+    new = {tuple(row.get(key) for key in kind): row for row in rows}
+    old = json.loads(out.read_text()) if out.exists() else []
+    kept = {tuple(row.get(key) for key in kind): row for row in old}
+    return list((kept | new).values())
 
 
 def _device_name(device: str) -> str:
@@ -257,7 +270,7 @@ def main() -> None:
         console.print(f"Matrix products: {shown}. {time.perf_counter() - start:.0f} s in all.")
     out = given.out or ROOT / "results" / ("bench_choices.json" if given.choices else "bench.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rows, indent=2) + "\n")
+    out.write_text(json.dumps(_merged(out, rows), indent=2) + "\n")
     console.print(f"Stored in {os.path.relpath(out)}.")
 
 

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -254,6 +255,7 @@ def serve(task: Task, pipe: Connection) -> None:
     """
     try:
         quiet_lightning()
+        warnings.filterwarnings("ignore")
         if task.how != "direct" and task.keep and task.device == "cpu":
             keep_freed_memory()
         works = {"generator_step": _generator_step, "student_epoch": _student_epoch, "draw": _draw}

@@ -11,7 +11,7 @@ from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss
 Distance = Literal["l1", "l2", "cosine"]
 
 
-_COLUMNS = 1024
+_COLUMNS = 512
 """Columns that are sorted at a time on a CPU: few enough to need little memory, enough to be no slower."""
 
 

@@ -172,7 +172,14 @@ def compiled(network: nn.Module, device: torch.device) -> Callable[..., Any]:
             "Install one, or set generator.compile=false and student.compile=false."
         )
     run: Callable[..., Any] = torch.compile(network, mode="reduce-overhead" if device.type == "cuda" else None)
-    return run
+    if device.type == "cpu":
+        return run
+
+    def next_step(*inputs: Tensor) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
+        return run(*inputs)
+
+    return next_step
 
 
 def fused(factory: OptimizerFactory, precision: str) -> OptimizerFactory:

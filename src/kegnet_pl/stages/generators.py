@@ -67,8 +67,15 @@ def _together(shop: Workshop) -> bool:
     config = shop.config["generator"]
     if config["count"] == 1 or config["training"] == "one_by_one":
         return False
-    # A CPU has enough to do with one generator; benchmarks/bench.py measures both.
-    return config["training"] == "together" or shop.device.type == "cuda"
+    return config["training"] == "together" or faster_together(shop.device, shop.input_shape)
+
+
+def faster_together(device: torch.device, input_shape: Sequence[int]) -> bool:
+    """Return whether generators are faster together: a CPU has enough to do with one generator of images.
+
+    ``python -m benchmarks.bench --choices`` measures both on a device at hand; a GPU has not been measured yet.
+    """
+    return device.type == "cuda" or len(input_shape) == 1
 
 
 def _metrics_file(folder: Path, index: int) -> Path:

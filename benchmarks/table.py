@@ -1,0 +1,68 @@
+"""The tables of the README from ``results/bench.json`` and ``bench_choices.json``: ``python -m benchmarks.table``."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.cases import ROOT
+
+_WORKS = {"generator_step": "generator step", "student_epoch": "student epoch", "draw": "drawing 32,000"}
+_NETWORKS = {"lenet5": "MNIST, LeNet5", "resnet14": "SVHN, ResNet14", "mlp": "Letter, MLP"}
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def _lines(head: list[str], rows: Iterable[list[str]], left: int) -> str:
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
+
+
+def speed_table(rows: list[dict[str, Any]]) -> str:
+    """Return ``bench.json`` as Markdown."""
+    head = ["", "", "precision", "seconds", "direct", "faster", "x floor", "MB", "direct MB", "Lightning"]
+    return _lines(
+        head,
+        (
+            [
+                _NETWORKS[row["network"]], _WORKS[row["work"]], row["precision"], _seconds(row["seconds"]),
+                _seconds(row["direct_seconds"]), f"{row['times_faster_than_direct']:.1f}x", f"{row['times_floor']:.1f}",
+                f"{row['peak_mb']:,.0f}", f"{row['direct_peak_mb']:,.0f}",
+                "" if row["lightning_share"] is None else f"{max(row['lightning_share'], 0):.0%}",
+            ]
+            for row in rows
+        ),
+        3,
+    )  # fmt: skip
+
+
+def choices_table(rows: list[dict[str, Any]]) -> str:
+    """Return ``bench_choices.json`` as Markdown."""
+    shown = {
+        "together": "`generator.training=together`",
+        "compile": "`compile=true`",
+        "keep_freed_memory": "freed memory kept",
+    }
+    return _lines(
+        ["", "", "", "precision", "times as fast"],
+        (
+            [
+                shown[row["choice"]], _NETWORKS[row["network"]], _WORKS[row["work"]], row["precision"],
+                f"{row['times_faster']:.2f}",
+            ]
+            for row in sorted(rows, key=lambda row: list(shown).index(row["choice"]))
+        ),
+        4,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Print both."""
+    for name, show in (("bench", speed_table), ("bench_choices", choices_table)):
+        print(show(json.loads((ROOT / "results" / f"{name}.json").read_text())))  # noqa: T201
+        print()  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
