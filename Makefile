@@ -20,7 +20,7 @@ $(READY): pyproject.toml
 
 install: $(READY) ## Create the virtual environment and install kegnet_pl into it
 
-demo: $(READY) ## Compress a network for handwritten digits, without its data: about two minutes
+demo: $(READY) ## Compress a network for handwritten digits, without its data: one to two minutes
 	$(BIN)/python -m kegnet_pl
 
 test: $(READY) ## Run the test suite (real data: see CONTRIBUTING.md)

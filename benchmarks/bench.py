@@ -25,9 +25,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import EXPERIMENTS, ROOT
+from benchmarks.cases import EXPERIMENTS, ROOT, make_case
 from benchmarks.worker import Task, count_operations, measure_rate, serve
 from kegnet_pl.provenance import versions
+from kegnet_pl.stages.generators import faster_together
 
 STEPS = {"lenet5": 20, "resnet14": 10, "mlp": 100}
 """Generator steps of one measurement: some seconds."""
@@ -107,11 +108,11 @@ def megabytes(worker: Worker, device: str) -> float:
 
 def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]:
     """Measure the product beside the direct implementation; return a row of ``bench.json``."""
-    # The paper's schedule visits samples in order; networks take turns as the pipeline would have them by default.
-    ours, direct = (
-        replace(task, together=task.device == "cuda" and task.work == "generator_step"),
-        replace(task, how="direct"),
+    # Generators are trained as the pipeline trains them where nobody says how.
+    together = task.work == "generator_step" and faster_together(
+        torch.device(task.device), make_case(task.network).input_shape
     )
+    ours, direct = replace(task, together=together), replace(task, how="direct")
     tasks = [ours, direct, replace(ours, how="bare")] if task.work == "generator_step" else [ours, direct]
     with running(*tasks) as workers:
         seconds = take_turns(workers, repeats, warm=2 if task.work == "generator_step" else 1)
