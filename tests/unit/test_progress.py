@@ -68,10 +68,11 @@ def test_plain_lines_without_a_terminal(tmp_path: Path) -> None:
     assert text.isascii(), "a bar was drawn"
     lines = text.splitlines()
     assert lines[0] == "teacher: started"
-    assert lines[-1] == "teacher: finished in 0:00  epoch 3/3  loss 0.250  decoder 1.500"
+    # A busy machine may take some seconds.
+    assert re.fullmatch(r"teacher: finished in 0:\d\d  epoch 3/3  loss 0\.250  decoder 1\.500", lines[-1]), lines[-1]
     assert len(lines) == 2 + 12
     assert _shares(text) == [round(100 * step / 12) for step in range(1, 13)]
-    assert all(re.fullmatch(r"teacher: +\d+%  .* about 0:0\d left", line) for line in lines[1:-1]), lines
+    assert all(re.fullmatch(r"teacher: +\d+%  .* about \d:\d\d left", line) for line in lines[1:-1]), lines
     assert "epoch 1/3  loss 0.250  decoder 1.500" in lines[6]
 
 
