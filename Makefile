@@ -30,12 +30,12 @@ test-all: $(READY) ## Run all tests, those that need a GPU too
 	$(BIN)/python -m pytest -n auto
 
 lint: $(READY) ## Check style and formatting
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks reproduction
+	$(BIN)/ruff format --check src tests benchmarks reproduction
 
 format: $(READY) ## Format the code
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks reproduction
+	$(BIN)/ruff format src tests benchmarks reproduction
 
 types: $(READY) ## Check types
 	$(BIN)/mypy

@@ -1,6 +1,7 @@
 """What made a result: versions, source, command."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -38,5 +39,5 @@ def git_state() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the command that runs, without the folder of the interpreter or of the program."""
-    return " ".join(["python -m kegnet_pl", *sys.argv[1:]])
+    """Return the command that runs, as a shell takes it, without the folder of the interpreter or of the program."""
+    return " ".join(["python -m kegnet_pl", shlex.join(sys.argv[1:])]).strip()

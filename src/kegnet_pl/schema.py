@@ -15,6 +15,8 @@ METHODS = ("uniform", "normal", "kegnet")
 SELECTION = ("last", "synthetic", "real")
 PRECISION = ("32-true", "bf16-mixed", "16-mixed")
 NORM = ("batch", "running")
+LR_SCHEDULE = ("constant", "cosine")
+STUDENT_NORM = ("batch", "frozen")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def check(config: Mapping[str, Any]) -> None:
     """
     c = _Check(config)
     c.whole("seed", 0)
+    if not isinstance(c.value("recipe"), str):
+        raise ConfigError(f"Expected `recipe` to be a name, but got {c.value('recipe')!r}.")
     c.choice("resume", RESUME)
     for name in ("devices", "num_nodes"):
         c.whole(f"trainer.{name}", 1)
@@ -107,7 +111,11 @@ def check(config: Mapping[str, Any]) -> None:
     c.whole("generator.batch_size", 2 * c.value("trainer.devices") * c.value("trainer.num_nodes"))  # batch norm
     for name in ("count", "noise_dim", "steps_per_epoch"):
         c.whole(f"generator.{name}", 1)
+    c.whole("generator.seed", 0)
+    for part in ("generator", "student"):
+        c.choice(f"{part}.lr_schedule", LR_SCHEDULE)
     c.choice("generator.teacher_norm", NORM)
+    c.choice("generator.teacher_dropout", (True, False))
     c.choice("generator.training", ("auto", "together", "one_by_one"))
     c.choice("generator.compile", (True, False))
     objective = c.value("generator.objective")
@@ -124,7 +132,14 @@ def check(config: Mapping[str, Any]) -> None:
     c.whole("student.validation_samples", 1)
     c.number("student.temperature", above=0)
     c.choice("student.selection", SELECTION)
+    for name in ("samples", "epochs"):
+        c.whole(f"student.baselines.{name}", 1)
+    for name in ("temperature", "lr"):
+        c.number(f"student.baselines.{name}", above=0)
     c.choice("student.shuffle", (True, False))
+    c.choice("student.fresh", (True, False))
+    c.choice("student.norm", STUDENT_NORM)
+    c.choice("student.draw_norm", NORM)
     c.choice("student.compile", (True, False))
     selection = c.value("student.selection")
     if c.value("student.patience") is not None and selection == "last":

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class TensorLoader:
         train: Whether steps must be of one size: the last, smaller batch is left out if there is another, as batch
             norm cannot normalise a batch of one.
         steps: Batches handed out at a time, as a list; None hands out one by one, not in a list.
+        refresh: Returns the tensors of an epoch, of the same lengths; None: they are the same in every epoch.
 
     Raises:
         ValueError: If lengths differ, there are no rows, or a batch cannot be shared out evenly.
@@ -45,6 +46,7 @@ class TensorLoader:
         shuffle: bool = False,
         train: bool = False,
         steps: int | None = None,
+        refresh: Callable[[int], tuple[Tensor, ...]] | None = None,
     ) -> None:
         lengths = {len(tensor) for tensor in tensors}
         if len(lengths) != 1 or 0 in lengths:
@@ -61,6 +63,7 @@ class TensorLoader:
         )
         self.drop_last = train and len(self.sampler) > self.batch_size
         self.steps = steps
+        self.refresh = refresh
 
     @property
     def _batches(self) -> int:
@@ -71,6 +74,9 @@ class TensorLoader:
         return -(-self._batches // (self.steps or 1))
 
     def __iter__(self) -> Iterator[Any]:
+        if self.refresh is not None:
+            self.tensors = ()  # make room
+            self.tensors = self.refresh(self.sampler.epoch)
         if self.sampler.shuffle or self.sampler.num_replicas > 1:
             order = torch.tensor(list(self.sampler)).to(self.tensors[0].device)
             batches: Iterator[tuple[Tensor, ...]] = (

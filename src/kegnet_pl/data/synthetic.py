@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from kegnet_pl.data.base import Split
 from kegnet_pl.data.loading import STEPS_PER_BATCH, TensorLoader, chunk_size
-from kegnet_pl.networks import FrozenModule, prefer_channels_last
+from kegnet_pl.networks import FrozenModule, TeacherNorm, prefer_channels_last
 from kegnet_pl.seeds import derive_seed, stream
 
 Noise = Literal["uniform", "normal"]
@@ -59,18 +59,26 @@ class GeneratorSource(SyntheticSource):
         generators: One or more, with attributes ``noise_dim`` and ``classes``. They are copied and frozen.
         device: Where they compute.
         chunk: Samples at a time; None for what suits the device.
+        norm: Statistics of the generators' batch norm: ``"running"``, or ``"batch"``, those of each chunk, as when they
+            were trained. The chunk, about as large as a batch of that training, must then be given.
 
     Raises:
-        ValueError: If there is no generator.
+        ValueError: If there is no generator, or the chunk is missing.
     """
 
     def __init__(
-        self, generators: Sequence[nn.Module], device: torch.device | str = "cpu", chunk: int | None = None
+        self,
+        generators: Sequence[nn.Module],
+        device: torch.device | str = "cpu",
+        chunk: int | None = None,
+        norm: TeacherNorm = "running",
     ) -> None:
         super().__init__()
         if not generators:
             raise ValueError("Expected at least one generator, but got none.")
-        self.generators = nn.ModuleList(FrozenModule(generator) for generator in generators).to(device)
+        if norm == "batch" and chunk is None:
+            raise ValueError("Expected `chunk`, samples at a time, where `norm` is 'batch', but got None.")
+        self.generators = nn.ModuleList(FrozenModule(generator, norm) for generator in generators).to(device)
         self.noise_dim = int(generators[0].noise_dim)  # type: ignore[arg-type]
         self.classes = int(generators[0].classes)  # type: ignore[arg-type]
         self.device = torch.device(device)
@@ -99,7 +107,9 @@ class GeneratorSource(SyntheticSource):
         network = self.generators[index].network
         z, y = z.to(self.device), y.to(self.device)
         chunk = self.chunk or chunk_size(network(z[:1], y[:1]).shape[1:], self.device)  # type: ignore[operator]
-        pieces = zip(z.split(chunk), y.split(chunk), strict=True)
+        # Of about one size: a batch of one has no statistics.
+        count = max(round(len(z) / chunk), 1)
+        pieces = zip(z.tensor_split(count), y.tensor_split(count), strict=True)
         return torch.cat([network(a, b) for a, b in pieces])  # type: ignore[operator]
 
 
@@ -145,6 +155,7 @@ class SyntheticDataModule(LightningDataModule):
             release does. Validation batches are then ``(x, y)`` with classes ``(B,)``.
         batch_size: Samples of one optimiser step, over all processes.
         shuffle: Whether to shuffle every epoch; the paper's release visits them in their order.
+        fresh: Whether to draw new training samples for every epoch.
         seed: Seed of the draw and of the order.
         device: Where the teacher labels, and where samples and labels stay: where the student is trained.
 
@@ -162,6 +173,7 @@ class SyntheticDataModule(LightningDataModule):
         real_validation: Split | None = None,
         batch_size: int = 64,
         shuffle: bool = True,
+        fresh: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -180,10 +192,12 @@ class SyntheticDataModule(LightningDataModule):
         self.validation_samples = validation_samples
         self.batch_size = batch_size
         self.shuffle = shuffle
+        self.fresh = fresh
         self.seed = seed
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
         self.made = 0
         self.seconds = {"draw": 0.0, "label": 0.0}
+        self.seconds_between_steps = 0.0
         self.real_validation = real_validation
 
     @torch.no_grad()
@@ -198,16 +212,29 @@ class SyntheticDataModule(LightningDataModule):
             return
         for part, count in (("train", self.samples), ("val", self.validation_samples)):
             if count:
-                start = time.perf_counter()
-                x = self.source.draw(count, derive_seed(self.seed, part)).to(self.device)
-                drawn = self._clock()
-                prefer_channels_last(self.teacher, x.shape[1:])
-                self.splits[part] = (x, self.label(x))
-                self.made += count
-                self.seconds["draw"] += drawn - start
-                self.seconds["label"] += self._clock() - drawn
+                self.splits[part] = self._draw(count, derive_seed(self.seed, part))
         if self.real_validation is not None:
             self.splits["val"] = (self.real_validation.x.to(self.device), self.real_validation.y.to(self.device))
+
+    def _draw(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        start = time.perf_counter()
+        x = self.source.draw(count, seed).to(self.device)
+        drawn = self._clock()
+        prefer_channels_last(self.teacher, x.shape[1:])
+        logits = self.label(x)
+        self.made += count
+        self.seconds["draw"] += drawn - start
+        self.seconds["label"] += self._clock() - drawn
+        return x, logits
+
+    def _draw_again(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Draw and label an epoch's own samples; the first epoch has those of the start."""
+        if epoch == 0:
+            return self.splits["train"]
+        start = time.perf_counter()
+        drawn = self._draw(self.samples, derive_seed(self.seed, "train", epoch))
+        self.seconds_between_steps += time.perf_counter() - start
+        return drawn
 
     def _clock(self) -> float:
         if self.device.type == "cuda":
@@ -221,7 +248,8 @@ class SyntheticDataModule(LightningDataModule):
 
     def train_dataloader(self) -> TensorLoader:
         """Lists of training batches ``(x, teacher_logits)``, an optimiser step each."""
-        return self._loader("train", shuffle=self.shuffle, train=True, steps=STEPS_PER_BATCH)
+        refresh = self._draw_again if self.fresh else None
+        return self._loader("train", shuffle=self.shuffle, train=True, steps=STEPS_PER_BATCH, refresh=refresh)
 
     def val_dataloader(self) -> TensorLoader | list[Any]:
         """Validation batches ``(x, teacher_logits)``, none where there are no validation samples."""

@@ -6,18 +6,22 @@ import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from kegnet_pl.errors import ConfigError
 from kegnet_pl.seeds import derive_seed
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter] | list[nn.Parameter]], torch.optim.Optimizer]
 """Takes parameters, returns an optimiser: ``functools.partial(torch.optim.Adam, lr=1e-3)``."""
+
+LRSchedule = Literal["constant", "cosine"]
+"""How the learning rate goes on from epoch to epoch."""
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -62,6 +66,7 @@ class SteppedModule(SeededModule):
     Args:
         seed: The run's seed.
         optimizer: Takes parameters, returns an optimiser. A fused one is made where torch has it.
+        lr_schedule: ``"constant"``, or ``"cosine"``: from epoch to epoch down to zero after the last one.
     """
 
     networks = 1
@@ -70,10 +75,13 @@ class SteppedModule(SeededModule):
     means: list[dict[str, float]]
     """Metrics of the last epoch that was reported, for each network; on rank 0."""
 
-    def __init__(self, seed: int, optimizer: OptimizerFactory) -> None:
+    def __init__(self, seed: int, optimizer: OptimizerFactory, lr_schedule: LRSchedule = "constant") -> None:
         super().__init__(seed)
         self.automatic_optimization = False
         self._optimizer = optimizer
+        if lr_schedule not in get_args(LRSchedule):
+            raise ValueError(f"Expected `lr_schedule` to be one of {get_args(LRSchedule)}, but got {lr_schedule!r}.")
+        self.lr_schedule = lr_schedule
         self._clip: tuple[float | None, str | None] = (None, None)
         self._sums: dict[str, Tensor] = {}
         self._samples = 0
@@ -91,9 +99,23 @@ class SteppedModule(SeededModule):
         """Return the batches of the optimiser steps to make of one Lightning batch."""
         return batch if isinstance(batch, list) else [batch]
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Optimise the trained parameters."""
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return an optimiser of the trained parameters."""
         return fused(self._optimizer, self.trainer.precision)(self.trained_parameters())
+
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        """Return the optimiser, and its scheduler where the learning rate changes."""
+        optimizer = self.make_optimizer()
+        if self.lr_schedule == "constant":
+            return {"optimizer": optimizer}
+        assert self.trainer.max_epochs is not None
+        return {"optimizer": optimizer, "lr_scheduler": CosineAnnealingLR(optimizer, self.trainer.max_epochs)}
+
+    def on_train_epoch_end(self) -> None:
+        """Go on with the learning rate."""
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, LRScheduler):
+            scheduler.step()
 
     def take_clipping(self, trainer: Trainer) -> None:
         """Clip gradients as a trainer says, in its place: Lightning does where it calls the optimiser itself alone.

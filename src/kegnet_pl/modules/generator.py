@@ -10,7 +10,7 @@ from torch.func import vmap
 from kegnet_pl.data.loading import STEPS_PER_BATCH, local_batch_size
 from kegnet_pl.data.synthetic import draw_labels_and_noise
 from kegnet_pl.losses import GeneratedBatch, GeneratorObjective
-from kegnet_pl.modules.base import OptimizerFactory, SteppedModule, accuracy, compiled, frozen_keys_left_out
+from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy, compiled, frozen_keys_left_out
 from kegnet_pl.networks import FrozenModule, StackedModule, TeacherNorm, over_stack
 from kegnet_pl.networks.precision import at_least_float32
 from kegnet_pl.seeds import stream
@@ -42,6 +42,8 @@ class GeneratorModule(SteppedModule):
         steps_per_epoch: Steps of an epoch.
         teacher_norm: Whose statistics the teacher's batch norm uses; see :class:`FrozenModule`. With stacked
             generators ``"batch"`` means each generator's own batch.
+        teacher_dropout: Whether the teacher's dropout stays on; see :class:`FrozenModule`.
+        lr_schedule: ``"constant"``, or ``"cosine"``: from epoch to epoch down to zero after the last one.
         seed: The run's seed.
         index: Tells the generators of one run apart; the first one's where they are stacked.
         compile: Whether to train the networks compiled by ``torch.compile``.
@@ -62,18 +64,20 @@ class GeneratorModule(SteppedModule):
         batch_size: int = 256,
         steps_per_epoch: int = 100,
         teacher_norm: TeacherNorm = "batch",
+        teacher_dropout: bool = False,
+        lr_schedule: LRSchedule = "constant",
         seed: int = 0,
         index: int = 0,
         compile: bool = False,
     ) -> None:
-        super().__init__(seed, optimizer)
-        self.save_hyperparameters("batch_size", "steps_per_epoch", "teacher_norm", "seed", "index")
+        super().__init__(seed, optimizer, lr_schedule)
+        self.save_hyperparameters("batch_size", "steps_per_epoch", "teacher_norm", "teacher_dropout", "seed", "index")
         self.networks = generator.count if isinstance(generator, StackedModule) else 1
         if self.networks != (decoder.count if isinstance(decoder, StackedModule) else 1):
             raise ValueError("Expected as many decoders as generators: stack both, or neither.")
         self.generator = generator
         self.decoder = decoder.requires_grad_(objective.uses_decoder)
-        self.teacher = FrozenModule(teacher, teacher_norm)
+        self.teacher = FrozenModule(teacher, teacher_norm, teacher_dropout)
         self.objective = objective
         single = generator.structure if isinstance(generator, StackedModule) else generator
         self.noise_dim, self.classes = int(single.noise_dim), int(single.classes)  # type: ignore[arg-type]
@@ -131,13 +135,13 @@ class GeneratorModule(SteppedModule):
         trained = [*self.generator.parameters(), *self.decoder.parameters()]
         return [parameter for parameter in trained if parameter.requires_grad]
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Optimise the generators, and the decoders where a term uses them.
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return an optimiser of the generators, and of the decoders where a term uses them.
 
         Raises:
             ValueError: If generators are stacked and the optimiser, or clipping by norm, looks at several weights.
         """
-        optimizer = super().configure_optimizers()
+        optimizer = super().make_optimizer()
         if self.networks > 1:
             name = type(optimizer).__name__
             if type(optimizer).__module__.split(".")[0] != "torch" or name not in _ELEMENTWISE:

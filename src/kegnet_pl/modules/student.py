@@ -1,12 +1,15 @@
 """Training a student on the teacher's answers."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Self, get_args
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.modules.base import OptimizerFactory, SteppedModule, accuracy, compiled
+from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy, compiled
+
+StudentNorm = Literal["batch", "frozen"]
 
 
 class StudentModule(SteppedModule):
@@ -19,8 +22,14 @@ class StudentModule(SteppedModule):
         network: Returns logits ``(B, C)``.
         distillation: The loss.
         optimizer: Takes parameters, returns an optimiser.
+        lr_schedule: ``"constant"``, or ``"cosine"``: from epoch to epoch down to zero after the last one.
+        norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also move the
+            stored ones, as in the release; ``"frozen"``, the stored ones, which stay.
         seed: The run's seed.
         compile: Whether to train the network compiled by ``torch.compile``.
+
+    Raises:
+        ValueError: If ``norm`` is unknown.
 
     Shapes:
         Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``, or lists of such batches, an
@@ -34,14 +43,28 @@ class StudentModule(SteppedModule):
         optimizer: OptimizerFactory,
         seed: int = 0,
         *,
+        lr_schedule: LRSchedule = "constant",
+        norm: StudentNorm = "batch",
         compile: bool = False,
     ) -> None:
-        super().__init__(seed, optimizer)
-        self.save_hyperparameters("seed")
+        super().__init__(seed, optimizer, lr_schedule)
+        if norm not in get_args(StudentNorm):
+            raise ValueError(f"Expected `norm` to be one of {get_args(StudentNorm)}, but got {norm!r}.")
+        self.save_hyperparameters("seed", "norm")
+        self.norm = norm
         self.network = network
         self.distillation = distillation
         self._compile = compile
         self._run: tuple[Callable[..., Any]] = (network,)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; frozen batch norm stays in evaluation mode, where its statistics do not move."""
+        super().train(mode)
+        if self.norm == "frozen":
+            for layer in self.network.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
+        return self
 
     def on_fit_start(self) -> None:
         """Compile where asked to, now that the network is on its device."""

@@ -5,6 +5,7 @@ from typing import Literal, Self, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 TeacherNorm = Literal["batch", "running"]
 
@@ -13,12 +14,13 @@ class FrozenModule(nn.Module):
     """Hold a copy of a network that never changes, whatever mode its parent is in.
 
     Its weights have no gradients and its running statistics never move; gradients do flow through it to its input.
-    ``train()`` keeps evaluation mode, so dropout stays off.
+    ``train()`` keeps evaluation mode, so dropout stays off, unless it is asked for.
 
     Args:
         network: Network to freeze. It is copied: the caller's own stays as it is.
         teacher_norm: ``"running"`` normalises by the stored statistics of the batch-norm layers, ``"batch"`` by those
             of the batch at hand, as the authors' release does while it trains generators (PAPER section 2).
+        dropout: Whether dropout layers drop, as in the release, which leaves its teacher in training mode.
 
     Shapes:
         Those of ``network``.
@@ -27,12 +29,13 @@ class FrozenModule(nn.Module):
         ValueError: If ``teacher_norm`` is unknown.
     """
 
-    def __init__(self, network: nn.Module, teacher_norm: TeacherNorm = "running") -> None:
+    def __init__(self, network: nn.Module, teacher_norm: TeacherNorm = "running", dropout: bool = False) -> None:
         super().__init__()
         if teacher_norm not in get_args(TeacherNorm):
             raise ValueError(f"Expected `teacher_norm` to be one of {get_args(TeacherNorm)}, but got {teacher_norm!r}.")
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.teacher_norm = teacher_norm
+        self.dropout = dropout
         if teacher_norm == "batch":
             for layer in self._norm_layers():
                 # In training mode such a layer normalises by the batch and has no statistics to move.
@@ -48,11 +51,15 @@ class FrozenModule(nn.Module):
         return [layer for layer in self.network.modules() if isinstance(layer, _BatchNorm)]
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
-        """Stay in evaluation mode; only the batch-norm layers of ``teacher_norm="batch"`` look at the batch."""
+        """Stay in evaluation mode, but for the layers that were asked to look at the batch or to drop."""
         super().train(False)
         if self.teacher_norm == "batch":
             for layer in self._norm_layers():
                 layer.train(True)
+        if self.dropout:
+            for layer in self.network.modules():
+                if isinstance(layer, _DropoutNd):
+                    layer.train(True)
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class Row:
         method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), and those trained on
             synthetic data: ``T+KegNet``, ``T+Uniform``, ``T+Normal`` (``S+...``).
         seed: The run's seed.
+        recipe: Name of the recipe: ``strict``, ``paper``, ``fast``, or the user's.
         selection: Which epoch of the student was kept: ``last``, ``synthetic`` or ``real``; None without training.
         accuracy: On the test set, in [0, 1]; None where there is no test data.
         teacher_accuracy: The same of the teacher.
@@ -44,6 +45,7 @@ class Row:
     student: str | None
     method: str
     seed: int
+    recipe: str
     selection: str | None
     accuracy: float | None
     teacher_accuracy: float | None

@@ -19,7 +19,7 @@ from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting import draw_sample_sheet
 from kegnet_pl.seeds import derive_seed
-from kegnet_pl.stages.workshop import Config, Workshop, build
+from kegnet_pl.stages.workshop import Config, Workshop, build, without
 from kegnet_pl.store import Stage
 from kegnet_pl.training import Schedule
 
@@ -36,7 +36,7 @@ def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stag
         "generator": config | {"training": "together" if together else "one_by_one"},
         "input_shape": shop.input_shape,
         "classes": shop.classes,
-        **shop.trained(),
+        **without(shop.trained(), "seed"),
     }
 
     def make(folder: Path, costs: Costs) -> Config:
@@ -116,7 +116,7 @@ def _train_generators(
     config = shop.config["generator"]
     generators, decoders = [], []
     for index in indices:
-        seed_everything(derive_seed(shop.seed, "generator", index) % 2**32, verbose=False)
+        seed_everything(derive_seed(config["seed"], "generator", index) % 2**32, verbose=False)
         generators.append(build(config["network"]))
         decoders.append(build(config["decoder"]))
     objective = GeneratorObjective(
@@ -129,10 +129,12 @@ def _train_generators(
         teacher,
         objective,
         build(config["optimizer"]),
+        lr_schedule=config["lr_schedule"],
         batch_size=config["batch_size"],
         steps_per_epoch=config["steps_per_epoch"],
         teacher_norm=config["teacher_norm"],
-        seed=shop.seed,
+        teacher_dropout=config["teacher_dropout"],
+        seed=config["seed"],
         index=indices[0],
         compile=config["compile"],
     )
@@ -169,7 +171,7 @@ def _draw_sheet(shop: Workshop, folder: Path, teacher: nn.Module, costs: Costs) 
     """Write ``samples.png``; return the teacher's mean probability of the intended class, for every class."""
     config = shop.config["generator"]
     networks = [load_network(folder, f"generator_{index}") for index in range(config["count"])]
-    chance = torch.Generator().manual_seed(derive_seed(shop.seed, "sheet"))
+    chance = torch.Generator().manual_seed(derive_seed(config["seed"], "sheet"))
     z = torch.randn(_CONFIDENCE_SAMPLES, config["noise_dim"], generator=chance)
     samples, confidence = [], []
     with torch.no_grad():
@@ -181,7 +183,7 @@ def _draw_sheet(shop: Workshop, folder: Path, teacher: nn.Module, costs: Costs) 
             # Generators take turns, so that the sheet shows all of them.
             samples.append(torch.stack([drawn[row % len(drawn)][row] for row in range(_SHEET_ROWS)]))
     title = (
-        f"Synthetic {shop.config['data']['name']}, {config['count']} generators, seed {shop.seed}.\n"
+        f"Synthetic {shop.config['data']['name']}, {config['count']} generators, seed {config['seed']}.\n"
         f"Class, and the teacher's mean confidence in it:"
     )
     costs.samples_made += len(z) * shop.classes * config["count"]

@@ -26,7 +26,7 @@ def student_stage(
     shop: Workshop, method: str, teacher: tuple[Stage, nn.Module], initial: Stage, generators: Stage | None
 ) -> Stage:
     """Train the compressed network on synthetic data: from generators, or noise for the baselines."""
-    config = shop.config["student"]
+    config = settings_of(shop.config["student"], method)
     settings: Config = {
         "student": without(config, "network"),
         "source": method,
@@ -50,6 +50,7 @@ def student_stage(
             real_validation=shop.data.splits["val"] if real and shop.data is not None else None,
             batch_size=config["batch_size"],
             shuffle=config["shuffle"],
+            fresh=config["fresh"],
             seed=shop.seed,
             device=shop.device,
         )
@@ -58,6 +59,8 @@ def student_stage(
             network,
             DistillationLoss(config["temperature"]),
             build(config["optimizer"]),
+            lr_schedule=config["lr_schedule"],
+            norm=config["norm"],
             seed=shop.seed,
             compile=config["compile"],
         )
@@ -75,6 +78,7 @@ def student_stage(
                     callbacks=[progress],
                 )
         finally:
+            costs.seconds["student_training"] -= data.seconds_between_steps
             costs.seconds["drawing"] += data.seconds["draw"]
             costs.seconds["labelling"] += data.seconds["label"]
             costs.samples_made += data.made
@@ -88,8 +92,16 @@ def student_stage(
     return shop.tell(title, shop.store.get("student", settings, parents, make, collective=True))
 
 
+def settings_of(config: Config, method: str) -> Config:
+    """Return the settings of ``student`` for a method: the noise baselines may have a budget of their own."""
+    own = config["baselines"] if method != "kegnet" else {}
+    optimizer = config["optimizer"] | ({"lr": own["lr"]} if own else {})
+    return without(config, "baselines") | without(own, "lr") | {"optimizer": optimizer}
+
+
 def _source(shop: Workshop, method: str, generators: Stage | None) -> SyntheticSource:
     if generators is None:
         return NoiseSource("uniform" if method == "uniform" else "normal", shop.input_shape)
-    count = shop.config["generator"]["count"]
-    return GeneratorSource([load_network(generators.folder, f"generator_{i}") for i in range(count)], shop.device)
+    config, norm = shop.config["generator"], shop.config["student"]["draw_norm"]
+    networks = [load_network(generators.folder, f"generator_{index}") for index in range(config["count"])]
+    return GeneratorSource(networks, shop.device, config["batch_size"] if norm == "batch" else None, norm)

@@ -1,0 +1,1 @@
+"""Every number of the paper beside ours: ``make reproduce``."""

@@ -1,0 +1,130 @@
+"""What there is to run: a job a recipe, cell, seed and kind of synthetic data."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+KINDS = {"kegnet": ("kegnet",), "noise": ("uniform", "normal")}
+"""Kind of a job -> methods that it trains students with."""
+
+_ROWS = {"uniform": "T+Uniform", "normal": "T+Normal", "kegnet": "T+KegNet"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the product.
+
+    Attributes:
+        experiment: Name in ``conf/experiment``.
+        option: Name in ``conf/compression``.
+        recipe: Name in ``conf/recipe``.
+        kind: ``kegnet`` or ``noise``.
+        seed: The run's seed.
+        settings: Further overrides.
+        gpu: Whether it is meant for a GPU.
+    """
+
+    experiment: str
+    option: str
+    recipe: str
+    kind: str
+    seed: int
+    settings: tuple[str, ...] = ()
+    gpu: bool = False
+
+    @property
+    def cell(self) -> str:
+        """The cell of the paper's table: ``experiment/option``."""
+        return f"{self.experiment}/{self.option}"
+
+    @property
+    def name(self) -> str:
+        """Name of the job's folder."""
+        return f"{self.experiment}-{self.option}-{self.recipe}-{self.kind}-seed{self.seed}"
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """What other jobs may be building at the same time: jobs that share it run one after another at first."""
+        shared = next((s for s in self.settings if s.startswith("generator.seed=")), f"generator.seed={self.seed}")
+        return (self.experiment, self.recipe, shared) if self.kind == "kegnet" else (self.experiment, str(self.seed))
+
+    def overrides(self, teacher: str | None) -> list[str]:
+        """Return the arguments of ``python -m kegnet_pl``.
+
+        Args:
+            teacher: File of the teacher's weights below KEGNET_REFERENCE_DIR/teachers; None to train one.
+        """
+        methods = ",".join(KINDS[self.kind])
+        given = [f"teacher.weights=${{oc.env:KEGNET_REFERENCE_DIR}}/teachers/{teacher}"] if teacher else []
+        return [
+            f"+experiment={self.experiment}", f"compression={self.option}", f"recipe={self.recipe}",
+            f"seed={self.seed}", f"methods=[{methods}]", *self.settings, *given,
+        ]  # fmt: skip
+
+    def done(self, folder: Path) -> bool:
+        """Return whether the job has left all its rows in a folder of runs."""
+        path = folder / self.name / "results.json"
+        if not path.exists():
+            return False
+        found = {row["method"] for row in json.loads(path.read_text())}
+        return found >= {_ROWS[method] for method in KINDS[self.kind]}
+
+
+def read_cells() -> dict[str, Any]:
+    """Return the content of ``cells.yaml``."""
+    content: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "cells.yaml").read_text())
+    return content
+
+
+def all_jobs(cells: dict[str, Any]) -> Iterator[Job]:
+    """Yield every job, in order."""
+    for run in cells["runs"]:
+        for kind in KINDS:
+            for experiment in run["experiments"]:
+                for seed in range(run[kind]):
+                    for option in cells["experiments"][experiment]["options"]:
+                        settings = tuple(run.get("settings", ())) if kind == "kegnet" else ()
+                        yield Job(experiment, option, run["recipe"], kind, seed, settings, run.get("gpu", False))
+
+
+def choose(jobs: Iterator[Job], cells: Sequence[str], recipes: Sequence[str], gpu: bool) -> list[Job]:
+    """Return the jobs of some cells and recipes.
+
+    Args:
+        jobs: All jobs.
+        cells: ``experiment`` or ``experiment/option``; none for all.
+        recipes: Names; none for all.
+        gpu: Whether a GPU is there.
+
+    Raises:
+        ValueError: If a name fits no job.
+    """
+    everything = list(jobs)
+    for names, kind, known in (
+        (cells, "cell", {job.cell for job in everything} | {job.experiment for job in everything}),
+        (recipes, "recipe", {job.recipe for job in everything}),
+    ):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"Expected a {kind} out of {', '.join(sorted(known))}, but got {name!r}.")
+    return [
+        job
+        for job in everything
+        if (not cells or job.cell in cells or job.experiment in cells)
+        and (not recipes or job.recipe in recipes)
+        and (gpu or not job.gpu)
+    ]
+
+
+def teacher_file(cells: dict[str, Any], experiment: str) -> str | None:
+    """Return the name of the released teacher's file where it is at hand."""
+    name: str | None = cells["experiments"][experiment]["teacher"]
+    folder = os.environ.get("KEGNET_REFERENCE_DIR")
+    return name if name and folder and (Path(folder) / "teachers" / name).exists() else None

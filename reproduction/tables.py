@@ -1,0 +1,175 @@
+"""``paper.json`` and ``PAPER.md`` from the runs: nothing in them is typed by hand."""
+
+import json
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+METHODS = ("teacher", "T", "T+Uniform", "T+Normal", "T+KegNet")
+RECIPES = ("paper", "strict", "fast")
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of all finished runs, sorted by the names of their folders.
+
+    Args:
+        folder: Holds a folder a run, with ``results.json``.
+    """
+    return [row for path in sorted(folder.glob("*/results.json")) for row in json.loads(path.read_text())]
+
+
+def summarise(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of ``paper.json``: mean and standard deviation over seeds, in percent, for what was run.
+
+    Args:
+        rows: Rows of ``results.json`` files. Rows of one seed that are the same network (the teacher and T are in
+            every run) count once.
+        cells: Content of ``cells.yaml``.
+    """
+    groups: dict[tuple[str, str, str, str], dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        option = _setting(row["command"], "compression")
+        groups.setdefault((row["dataset"], option, row["method"], row["recipe"]), {}).setdefault(row["seed"], row)
+    summary = []
+    for experiment in cells["experiments"].values():
+        for option, paper in experiment["options"].items():
+            for method in METHODS:
+                for recipe in RECIPES:
+                    found = groups.get((experiment["dataset"], option, method, recipe))
+                    if found:
+                        names = {"dataset": experiment["dataset"], "option": option, "method": method, "recipe": recipe}
+                        summary.append(names | _measured(found, paper[method], cells["test_sets"]))
+    return summary
+
+
+def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: dict[str, str]) -> dict[str, Any]:
+    rows = [found[seed] for seed in sorted(found)]
+    values = [100 * row["accuracy"] for row in rows]
+    (test_set,) = {row["test_set"] for row in rows}
+    (ratio,) = {row["compression_ratio"] for row in rows}
+    return {
+        "selection": rows[0]["selection"],
+        "paper": paper if isinstance(paper, float) else None,
+        "mean": round(statistics.mean(values), 3),
+        "sd": round(statistics.stdev(values), 3) if len(values) > 1 else None,
+        "seeds": len(rows),
+        "seconds": round(statistics.mean(_seconds(row) for row in rows), 1),
+        "test_set": test_sets.get(test_set, test_set),
+        "command": _command([row["command"] for row in rows]),
+        "values": [round(value, 3) for value in values],
+        "seed_list": sorted(found),
+        "compression_ratio": ratio,
+        "precision": rows[0]["precision"],
+        "samples_made": round(statistics.mean(row["costs"]["samples_made"] for row in rows)),
+        "versions": rows[0]["versions"],
+    }
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    """Return the seconds that made a network from the teacher: evaluation and the teacher's training apart."""
+    spent: dict[str, float] = row["costs"]["seconds"]
+    if row["method"] == "teacher":
+        return spent["teacher_training"]
+    return sum(seconds for work, seconds in spent.items() if work not in ("evaluation", "teacher_training"))
+
+
+def _setting(command: str, name: str) -> str:
+    """Return the value of a setting of a command, empty where it has none."""
+    return next((part.split("=", 1)[1] for part in shlex.split(command) if part.startswith(f"{name}=")), "")
+
+
+def _changed(command: str, name: str, values: Sequence[str]) -> str:
+    """Return a command with other values of a setting; a sweep where they are several."""
+    parts = [f"{name}={','.join(values)}" if part.startswith(f"{name}=") else part for part in shlex.split(command)]
+    if len(values) > 1 and "-m" not in parts[3:]:
+        parts.insert(3, "-m")
+    return shlex.join(parts)
+
+
+def _command(commands: Sequence[str]) -> str:
+    """Return one command for runs that differ in their seed alone: a sweep over seeds."""
+    plain = shlex.join(part for part in shlex.split(commands[0]) if not part.startswith("hydra."))
+    return _changed(plain, "seed", list(dict.fromkeys(_setting(command, "seed") for command in commands)))
+
+
+def write_tables(out: Path, cells: dict[str, Any]) -> None:
+    """Write ``paper.json`` and ``PAPER.md`` from the runs below ``out/paper``."""
+    summary = summarise(read_runs(out / "paper"), cells)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "paper.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (out / "PAPER.md").write_text(render(summary, cells, out / "remarks"))
+
+
+def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Path) -> str:
+    """Return ``PAPER.md``.
+
+    Args:
+        summary: Rows of ``paper.json``.
+        cells: Content of ``cells.yaml``.
+        remarks: Folder of texts that stand under a table, ``EXPERIMENT.md``, where there are any.
+    """
+    lines = [
+        "# The paper's numbers, and ours",
+        "",
+        "Written by `python -m reproduction --tables` (`make reproduce` runs what is missing first); rows with all",
+        "figures, single seeds and versions in [paper.json](paper.json). Accuracy in %: mean ± standard deviation",
+        "over (seeds); a single seed has none. Seconds: from the teacher to the student, generators in full,",
+        "evaluation apart; mean over seeds.",
+        "",
+        "Recipes: `paper` is the authors' released schedule, whose epoch is **selected on 5,000 real validation",
+        "samples**; `strict` the same schedule to its last epoch, with no real data in training or selection; `fast`",
+        "our own, no real data either.",
+        "",
+    ]
+    for name, experiment in cells["experiments"].items():
+        mine = [row for row in summary if row["dataset"] == experiment["dataset"]]
+        lines += [f"## {experiment['title']}", ""]
+        lines += _table(mine, experiment)
+        for recipe in RECIPES:
+            runs = {row["command"]: None for row in mine if row["recipe"] == recipe and row["method"] in METHODS[2:]}
+            if runs:
+                lines += ["", f"`{recipe}`:", "", "```sh", *_joined(list(runs)), "```"]
+        sets = {row["test_set"]: None for row in mine}
+        if sets:
+            lines += ["", f"Test data: {', '.join(sets)}."]
+        if (remarks / f"{name}.md").exists():
+            lines += ["", (remarks / f"{name}.md").read_text().strip()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]], experiment: dict[str, Any]) -> list[str]:
+    head = ["option", "network", "paper"]
+    for recipe in RECIPES:
+        head += [recipe, "seconds"]
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- | ---: |" + " ---: |" * 2 * len(RECIPES)]
+    for option, paper in experiment["options"].items():
+        for method in METHODS:
+            first = f"{option} ({paper['ratio']:.2f}x)" if method == METHODS[0] else ""
+            cells = [first, method, paper[method] if isinstance(paper[method], str) else f"{paper[method]:.2f}"]
+            for recipe in RECIPES:
+                row = next(
+                    (r for r in rows if (r["option"], r["method"], r["recipe"]) == (option, method, recipe)), None
+                )
+                cells += ["not run", ""] if row is None else [_figure(row), _time(row["seconds"])]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
+
+def _figure(row: dict[str, Any]) -> str:
+    spread = "" if row["sd"] is None else f" ± {row['sd']:.2f}"
+    return f"{row['mean']:.2f}{spread} ({row['seeds']})"
+
+
+def _joined(commands: list[str]) -> list[str]:
+    """Return commands that differ in their compression alone as one sweep."""
+    groups: dict[str, list[str]] = {}
+    for command in commands:
+        groups.setdefault(_changed(command, "compression", ["*"]), []).append(_setting(command, "compression"))
+    return [_changed(command, "compression", options) for command, options in groups.items()]
