@@ -161,6 +161,7 @@ def describe(
         macs=mine["macs"],
         teacher_macs=cost.macs,
         samples=stages[-1].manifest["config"]["student"]["samples"] if trained else None,
+        label_entropy=stages[-1].metrics["label_entropy"] if trained else None,
         precision=config["trainer"]["precision"],
         seconds=stages[-1].seconds,
         stage_seconds=seconds,

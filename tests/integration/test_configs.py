@@ -80,6 +80,35 @@ def test_experiment_has_the_papers_settings(name: str) -> None:
     assert student["selection"] == "last", "no real data in selection unless it is asked for"
 
 
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_recipe_paper_is_the_authors_schedule(name: str) -> None:
+    strict, paper = configure(f"+experiment={name}"), configure(f"+experiment={name}", "recipe=paper")
+    assert (strict["recipe"], paper["recipe"]) == ("strict", "paper")
+    assert paper["generator"] == strict["generator"], "the same generators serve both"
+    student = paper["student"]
+    assert (student["selection"], student["patience"], student["min_epochs"]) == ("real", 50, 100)
+    own = ("selection", "patience", "min_epochs", "baselines")
+    assert {key: value for key, value in student.items() if key not in own} == {
+        key: value for key, value in strict["student"].items() if key not in own
+    }
+    lr = 1e-6 if name == "mnist_lenet" else 1e-4
+    assert student["baselines"] == {"samples": 6400, "epochs": 1000, "temperature": 1.0, "lr": lr}
+    same = {"samples": 32_000, "epochs": 400, "temperature": 1.0, "lr": student["optimizer"]["lr"]}
+    assert strict["student"]["baselines"] == same, "noise has the budget and the tuning of KegNet"
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+@pytest.mark.parametrize("recipe", ["strict", "fast"])
+def test_other_recipes_touch_no_real_data(name: str, recipe: str) -> None:
+    assert configure(f"+experiment={name}", f"recipe={recipe}")["student"]["selection"] == "last"
+
+
+def test_the_users_settings_win_over_a_recipe() -> None:
+    config = configure("+experiment=svhn_resnet", "recipe=paper", "student.epochs=3", "student.selection=last",
+                       "student.patience=null", "student.min_epochs=null")  # fmt: skip
+    assert (config["student"]["epochs"], config["student"]["selection"]) == (3, "last")
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_of_a_group_composes(group: str) -> None:
     for path in sorted((ROOT / group).glob("*.yaml")):

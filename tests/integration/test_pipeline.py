@@ -171,6 +171,42 @@ def test_interrupted_together_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     )
 
 
+def test_students_of_several_seeds_may_share_generators(tmp_path: Path) -> None:
+    weights = go(tmp_path / "teacher", "methods=[normal]")[0]["fingerprint"]
+    given = f"teacher.weights={tmp_path / 'teacher' / 'store' / f'teacher-{weights}' / 'network.safetensors'}"
+    first = go(tmp_path, "methods=[kegnet]", given)
+    second = go(tmp_path, "methods=[kegnet]", given, "seed=1", "generator.seed=0")
+    assert first[-1]["fingerprint"] != second[-1]["fingerprint"]
+    assert kinds(set(stages(tmp_path))).count("generators") == 1
+    go(tmp_path, "methods=[kegnet]", given, "seed=1")
+    assert kinds(set(stages(tmp_path))).count("generators") == 2
+
+
+def test_noise_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
+    plain = go(tmp_path, "methods=[normal,kegnet]")
+    more = ["student.baselines.samples=64", "student.baselines.epochs=1", "student.baselines.lr=0.01"]
+    own = go(tmp_path, "methods=[normal,kegnet]", *more)
+    assert [row["samples"] for row in own] == [None, None, 64, 128]
+    assert own[-1]["fingerprint"] == plain[-1]["fingerprint"], "KegNet is not concerned"
+    student = tmp_path / "store" / f"student-{own[2]['fingerprint']}" / "manifest.json"
+    settings = json.loads(student.read_text())["config"]["student"]
+    assert (settings["samples"], settings["epochs"], settings["optimizer"]["lr"]) == (64, 1, 0.01)
+    assert "baselines" not in settings
+
+
+def test_rows_tell_recipe_and_entropy_of_labels(tmp_path: Path) -> None:
+    rows = go(tmp_path, "methods=[uniform]", "recipe=fast")
+    assert {row["recipe"] for row in rows} == {"fast"}
+    assert [row["label_entropy"] is None for row in rows] == [True, True, False]
+    assert 0 < rows[-1]["label_entropy"] < 2.303
+
+
+def test_fresh_samples_are_counted_as_drawn(tmp_path: Path) -> None:
+    rows = go(tmp_path, "methods=[normal]", "student.fresh=true", "student.norm=frozen", "student.draw_norm=batch")
+    assert rows[-1]["costs"]["samples_made"] == 2 * 128, "two epochs"
+    assert all(seconds >= 0 for seconds in rows[-1]["costs"]["seconds"].values())
+
+
 @pytest.mark.parametrize("selection", ["last", "synthetic"])
 def test_costs_are_told_apart(tmp_path: Path, selection: str) -> None:
     rows = go(tmp_path, f"student.selection={selection}")

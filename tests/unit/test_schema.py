@@ -90,6 +90,7 @@ WHOLE = [
     ("generator__epochs", 1), ("generator__batch_size", 1), ("generator__count", 1), ("generator__noise_dim", 1),
     ("generator__steps_per_epoch", 1), ("student__epochs", 1), ("student__batch_size", 1), ("student__patience", 1),
     ("student__min_epochs", 1), ("student__samples", 1), ("student__validation_samples", 1),
+    ("student__baselines__samples", 1), ("student__baselines__epochs", 1), ("generator__seed", 0),
 ]  # fmt: skip
 
 
@@ -121,6 +122,13 @@ def test_temperature(value: Any) -> None:
         check(_config(student__temperature=value))
 
 
+@pytest.mark.parametrize("name", ["temperature", "lr"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), "2", None])
+def test_numbers_of_baselines(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"`student\.baselines\.{name}` to be a number above 0"):
+        check(_config(**{f"student__baselines__{name}": value}))
+
+
 @pytest.mark.parametrize("term", ["classifier", "decoder", "diversity"])
 @pytest.mark.parametrize("value", [-0.1, float("nan"), "1", None])
 def test_weights_of_losses(term: str, value: Any) -> None:
@@ -145,6 +153,12 @@ def test_an_objective_of_nothing(objective: str) -> None:
         ("resume", "maybe", "auto, never, require"),
         ("resume", None, "auto, never, require"),
         ("generator__teacher_norm", "eval", "batch, running"),
+        ("generator__teacher_dropout", "on", "True, False"),
+        ("generator__lr_schedule", None, "constant, cosine"),
+        ("student__lr_schedule", "steep", "constant, cosine"),
+        ("student__norm", "running", "batch, frozen"),
+        ("student__draw_norm", "frozen", "batch, running"),
+        ("student__fresh", 1.5, "True, False"),
         ("student__selection", "best", "last, synthetic, real"),
         ("trainer__precision", "16", "32-true, bf16-mixed, 16-mixed"),
         ("trainer__precision", 32, "32-true, bf16-mixed, 16-mixed"),

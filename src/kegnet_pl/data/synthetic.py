@@ -206,6 +206,11 @@ class SyntheticDataModule(LightningDataModule):
         size = chunk_size(x.shape[1:], self.device)
         return torch.cat([self.teacher(piece.to(self.device)) for piece in x.split(size)])
 
+    def label_entropy(self) -> float:
+        """Return the mean entropy of the teacher's labels of the training samples, in nats: 0 where it is sure."""
+        logits = self.splits["train"][1].double()
+        return float(torch.distributions.Categorical(logits=logits).entropy().mean())
+
     def setup(self, stage: str | None = None) -> None:
         """Draw and label once; every process draws the same and trains on its share."""
         if self.splits:

@@ -56,6 +56,7 @@ class StudentModule(SteppedModule):
         self.distillation = distillation
         self._compile = compile
         self._run: tuple[Callable[..., Any]] = (network,)
+        self.train()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen batch norm stays in evaluation mode, where its statistics do not move."""

@@ -53,13 +53,10 @@ class FrozenModule(nn.Module):
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Stay in evaluation mode, but for the layers that were asked to look at the batch or to drop."""
         super().train(False)
-        if self.teacher_norm == "batch":
-            for layer in self._norm_layers():
+        active = (*([_BatchNorm] if self.teacher_norm == "batch" else []), *([_DropoutNd] if self.dropout else []))
+        for layer in self.network.modules():
+            if isinstance(layer, active):
                 layer.train(True)
-        if self.dropout:
-            for layer in self.network.modules():
-                if isinstance(layer, _DropoutNd):
-                    layer.train(True)
         return self
 
     def forward(self, x: Tensor) -> Tensor:

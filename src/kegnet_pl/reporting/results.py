@@ -29,6 +29,7 @@ class Row:
         macs: Multiply-accumulates for one sample.
         teacher_macs: The same of the teacher.
         samples: Synthetic samples the student was trained on; None without training.
+        label_entropy: Mean entropy of the teacher's answers to these samples, in nats; None without training.
         precision: Of the training.
         seconds: Wall-clock seconds that made this network once its parents were there; evaluation does not count.
         stage_seconds: Wall-clock seconds of every stage behind this row, and of its evaluation.
@@ -55,6 +56,7 @@ class Row:
     macs: int
     teacher_macs: int
     samples: int | None
+    label_entropy: float | None
     precision: str
     seconds: float
     stage_seconds: dict[str, float]

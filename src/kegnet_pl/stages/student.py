@@ -86,7 +86,7 @@ def student_stage(
         if rank() == 0:
             recipe = json.loads((initial.folder / "network.json").read_text())
             save_network(network, folder, "network", recipe["network"], recipe["ranks"])
-        return metrics
+        return metrics | {"label_entropy": data.label_entropy()}
 
     parents = [teacher[0], initial, *([generators] if generators is not None else [])]
     return shop.tell(title, shop.store.get("student", settings, parents, make, collective=True))

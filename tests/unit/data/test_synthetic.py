@@ -1,6 +1,7 @@
 """Synthetic data: what is drawn, how it is labelled, what never changes."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -231,3 +232,64 @@ def test_wrong_counts(name: str, value: int) -> None:
 def test_counts_that_generators_cannot_share(name: str) -> None:
     with pytest.raises(ValueError, match="multiple of the 2 generators, but got 41"):
         _data(**{name: 41})
+
+
+def test_generators_may_look_at_the_batch_while_samples_are_drawn() -> None:
+    networks = _generators()
+    source = GeneratorSource(networks, chunk=10, norm="batch")
+    before = copy.deepcopy(source.state_dict())
+    z_and_y = GeneratorSource([_Echo(0)]).draw(20, seed=1)
+    x = source.draw(40, seed=1)
+    for index, network in enumerate(networks):
+        expected = [network.train()(part[:, :4], part[:, 4:7]) for part in z_and_y.split(10)]
+        assert torch.allclose(x[20 * index : 20 * (index + 1)], torch.cat(expected), atol=1e-6)
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in before.items())
+    # Pieces are of about one size, so that none is left with statistics of one sample.
+    assert torch.isfinite(GeneratorSource(networks, chunk=10, norm="batch").draw(42, seed=1)).all()
+
+
+def test_statistics_of_the_batch_need_a_batch() -> None:
+    with pytest.raises(ValueError, match="Expected `chunk`, samples at a time"):
+        GeneratorSource(_generators(), norm="batch")
+
+
+def test_fresh_samples_are_new_every_epoch_and_depend_on_it_alone() -> None:
+    def epoch(data: SyntheticDataModule, number: int) -> Tensor:
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(number)
+        return torch.cat([x for several in loader for x, _ in several])
+
+    data = _data(fresh=True, shuffle=False, batch_size=8)
+    first, second = epoch(data, 0), epoch(data, 1)
+    assert torch.equal(first, data.splits["train"][0])
+    assert not torch.isin(second, first).any()
+    assert (data.made, len(second)) == (80, 40)
+    assert 0 < data.seconds_between_steps < sum(data.seconds.values())
+    source = data.source
+    resumed = SyntheticDataModule(source, data.teacher, samples=40, seed=3, fresh=True, shuffle=False, batch_size=8)
+    resumed.setup()
+    assert torch.equal(epoch(resumed, 1), second)
+    assert torch.equal(epoch(_data(source, shuffle=False, batch_size=8), 1), first), "not asked for"
+
+
+def test_fresh_samples_have_their_own_labels() -> None:
+    data = _data(fresh=True, batch_size=8)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(2)
+    for several in loader:
+        for x, logits in several:
+            assert torch.allclose(data.label(x), logits, atol=1e-6)
+
+
+def test_entropy_of_labels() -> None:
+    class Sure(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([1000 * x[:, 0].sign(), torch.zeros(len(x))], dim=1)
+
+    class Unsure(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.new_zeros(len(x), 3)
+
+    noise = NoiseSource("normal", (8,))
+    assert _data(noise, Sure()).label_entropy() == pytest.approx(0, abs=1e-9)
+    assert _data(noise, Unsure()).label_entropy() == pytest.approx(math.log(3))

@@ -92,7 +92,14 @@ def test_teacher_is_not_in_the_checkpoint(tmp_path: Path) -> None:
     assert set(content["state_dict"]) == owned
     trained = [*module.generator.parameters(), *module.decoder.parameters()]
     assert len(content["optimizer_states"][0]["state"]) == len(trained)
-    assert content["hyper_parameters"].keys() == {"batch_size", "steps_per_epoch", "teacher_norm", "seed", "index"}
+    assert content["hyper_parameters"].keys() == {
+        "batch_size",
+        "steps_per_epoch",
+        "teacher_norm",
+        "teacher_dropout",
+        "seed",
+        "index",
+    }
 
 
 def test_a_state_of_another_teacher_is_not_taken_over() -> None:
@@ -230,3 +237,13 @@ def test_losses_see_float32_under_autocast(tmp_path: Path) -> None:
 def test_step_outside_of_a_trainer() -> None:
     with pytest.raises(RuntimeError, match="run the module in a Trainer"):
         list(make_generator_module().batches(1))
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_of_the_teacher(dropout: bool, tmp_path: Path) -> None:
+    make = functools.partial(make_generator_module, teacher_dropout=dropout)
+    whole, _ = fit_at_once(make, _no_data, tmp_path / "whole")
+    parts, _ = fit_in_two_sittings(make, _no_data, tmp_path / "parts")
+    assert changed(snapshot(whole), parts) == set(), "what is dropped depends on the epoch, not on what ran before"
+    without, _ = fit_at_once(make_generator_module, _no_data, tmp_path / "without")
+    assert bool(changed(snapshot(whole.generator), without.generator)) is dropout

@@ -2,11 +2,13 @@
 
 import copy
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -98,7 +100,7 @@ def test_checkpoint_holds_the_student_alone(tmp_path: Path) -> None:
     module, _ = fit_at_once(_student, _data, tmp_path, epochs=1, callbacks=[make_checkpoint(tmp_path)])
     content = torch.load(tmp_path / "resume.ckpt", weights_only=True)
     assert set(content["state_dict"]) == {f"network.{key}" for key in module.network.state_dict()}
-    assert content["hyper_parameters"] == {"seed": 0}
+    assert content["hyper_parameters"] == {"seed": 0, "norm": "batch"}
 
 
 def test_validation_changes_nothing_in_the_student(tmp_path: Path) -> None:
@@ -198,3 +200,64 @@ def test_trainer_and_evaluation_agree(tmp_path: Path) -> None:
     accuracy = measure_accuracy(module.network, test, batch_size=4)
     assert found["test/accuracy"] == pytest.approx(accuracy)
     assert 0 < accuracy < 1
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_statistics_of_batch_norm(norm: Any, tmp_path: Path) -> None:
+    def make(init: int) -> StudentModule:
+        return StudentModule(make_classifier(seed=100 + init), DistillationLoss(), adam, norm=norm)
+
+    before = snapshot(make(0))
+    module, _ = fit_at_once(make, _data, tmp_path, epochs=2)
+    moved = changed(before, module)
+    assert ("network.1.running_mean" in moved) is (norm == "batch")
+    assert {"network.0.weight", "network.1.weight", "network.1.bias"} <= moved, "scale and shift are trained"
+    module.train()
+    assert module.network[2].training, "dropout is not batch norm"
+    assert module.network[1].training is (norm == "batch")
+
+
+def test_frozen_statistics_are_what_a_batch_is_normalised_by() -> None:
+    module = StudentModule(make_classifier(dropout=0.0), DistillationLoss(), adam, norm="frozen").train()
+    x = torch.randn(8, FEATURES) * 5
+    assert torch.equal(module(x)[:3], module(x[:3]))
+
+
+def test_unknown_statistics() -> None:
+    with pytest.raises(ValueError, match="Expected `norm` to be one of"):
+        StudentModule(make_classifier(), DistillationLoss(), adam, norm="mine")  # type: ignore[arg-type]
+
+
+def _cosine(init: int) -> StudentModule:
+    return StudentModule(make_classifier(seed=100 + init), DistillationLoss(), adam, lr_schedule="cosine")
+
+
+def test_learning_rate_falls_like_a_cosine(tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Watch(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    fit_at_once(_cosine, _data, tmp_path, epochs=4, callbacks=[Watch()])
+    assert rates == pytest.approx([1e-2 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)])
+
+
+def test_resumed_learning_rate_goes_on(tmp_path: Path) -> None:
+    whole, _ = fit_at_once(_cosine, _data, tmp_path / "whole")
+    parts, _ = fit_in_two_sittings(_cosine, _data, tmp_path / "parts")
+    assert changed(snapshot(whole), parts) == set()
+
+
+def test_resumed_fresh_samples_go_on(tmp_path: Path) -> None:
+    data = functools.partial(_data, fresh=True, shuffle=False)
+    whole, _ = fit_at_once(_student, data, tmp_path / "whole")
+    parts, _ = fit_in_two_sittings(_student, data, tmp_path / "parts")
+    assert changed(snapshot(whole), parts) == set()
+    same, _ = fit_at_once(_student, functools.partial(_data, shuffle=False), tmp_path / "same")
+    assert changed(snapshot(whole), same) != set()
+
+
+def test_unknown_schedule() -> None:
+    with pytest.raises(ValueError, match="Expected `lr_schedule` to be one of"):
+        StudentModule(make_classifier(), DistillationLoss(), adam, lr_schedule="steep")  # type: ignore[arg-type]

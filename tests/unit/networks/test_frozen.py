@@ -210,3 +210,20 @@ def test_teachers_of_the_paper(norm: TeacherNorm, network: nn.Module, channels: 
 def test_unknown_norm_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`teacher_norm`.*'batch', 'running'.*got 'eval'"):
         FrozenModule(Small(), "eval")  # type: ignore[arg-type]
+
+
+@each_norm
+def test_dropout_drops_where_it_is_asked_for_and_nothing_else_moves(norm: TeacherNorm) -> None:
+    network = _trained()
+    x = torch.randn(8, 2, 6, 6)
+    quiet, dropping = FrozenModule(network, norm), FrozenModule(network, norm, dropout=True)
+    before = _tensors(dropping)
+    for module in (quiet, dropping):
+        module.train().eval()
+    assert torch.equal(quiet(x), quiet(x))
+    assert not torch.equal(dropping(x), dropping(x))
+    assert _equal(_tensors(dropping), before)
+    for layer in dropping.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    assert torch.allclose(dropping(x), quiet(x))
