@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from reproduction.jobs import ROOT, Job, all_jobs, choose, read_cells, teacher_file
+from reproduction.jobs import ROOT, SMOKE_JOBS, SMOKE_SETTINGS, Job, all_jobs, choose, read_cells, teacher_file
 from reproduction.tables import write_tables
 
 
@@ -22,11 +22,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
     parser.add_argument("cells", nargs="*", help="such as mnist_lenet or mnist_lenet/option3; all by default")
     parser.add_argument("--recipe", action="append", default=[], help="paper, strict or fast; all by default")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (unless OMP_NUM_THREADS is set)")
     parser.add_argument("--trainer", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--precision", default=None, help="32-true (default) or bf16-mixed")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of paper.json, PAPER.md and paper/")
+    parser.add_argument("--out", type=Path, help="folder of paper.json, PAPER.md and paper/; results by default")
     parser.add_argument("--set", action="append", default=[], help="a further setting of every run, key=value")
+    parser.add_argument("--smoke", action="store_true", help="a tiny run of each kind of cell, in outputs/smoke")
     parser.add_argument("--list", action="store_true", help="say what is done and what is missing, and run nothing")
     parser.add_argument("--tables", action="store_true", help="write the tables from what is there, and run nothing")
     options = parser.parse_args()
@@ -35,6 +36,10 @@ def main() -> int:
         jobs = choose(all_jobs(cells), options.cells, options.recipe, options.trainer == "gpu")
     except ValueError as error:
         parser.error(str(error))
+    options.out = options.out or (ROOT / "outputs" / "smoke" if options.smoke else ROOT / "results")
+    if options.smoke:
+        jobs = list(SMOKE_JOBS)
+        options.set += [*SMOKE_SETTINGS, f"store={_shown(options.out / 'store')}"]
     runs = options.out / "paper"
     missing = [job for job in jobs if not job.done(runs)]
     if options.list:
@@ -104,7 +109,7 @@ def run_one(job: Job, runs: Path, threads: int, overrides: list[str]) -> int:
             [sys.executable, "-m", "kegnet_pl", *overrides, f"hydra.run.dir={_shown(folder)}"],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={"OMP_NUM_THREADS": str(threads), **os.environ},
             check=False,
         ).returncode
     _say(f"{'finished ' if code == 0 else 'FAILED   '} {job.name}, {time.perf_counter() - start:.0f} s")

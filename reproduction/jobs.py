@@ -77,6 +77,25 @@ class Job:
         return found >= {_ROWS[method] for method in KINDS[self.kind]}
 
 
+SMOKE_JOBS = tuple(
+    Job(experiment, option, recipe, kind, seed=0)
+    for experiment, option, recipe in (
+        ("mnist_lenet", "option3", "paper"),
+        ("svhn_resnet", "option2", "fast"),
+        ("letter_mlp", "option1", "strict"),
+    )
+    for kind in KINDS
+)
+"""One cell of each kind."""
+
+SMOKE_SETTINGS = (
+    "teacher.epochs=1", "teacher.min_epochs=null", "teacher.patience=null", "generator.count=2", "generator.epochs=1",
+    "generator.steps_per_epoch=4", "generator.batch_size=32", "student.samples=128", "student.epochs=1",
+    "student.baselines.samples=128", "student.baselines.epochs=1",
+)  # fmt: skip
+"""Next to nothing: the numbers mean nothing."""
+
+
 def read_cells() -> dict[str, Any]:
     """Return the content of ``cells.yaml``."""
     content: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "cells.yaml").read_text())

@@ -27,6 +27,9 @@ def summarise(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dic
         rows: Rows of ``results.json`` files. Rows of one seed that are the same network (the teacher and T are in
             every run) count once.
         cells: Content of ``cells.yaml``.
+
+    Raises:
+        ValueError: If seeds of one network were tested on different data.
     """
     groups: dict[tuple[str, str, str, str], dict[int, dict[str, Any]]] = {}
     for row in rows:

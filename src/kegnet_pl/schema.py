@@ -16,7 +16,7 @@ SELECTION = ("last", "synthetic", "real")
 PRECISION = ("32-true", "bf16-mixed", "16-mixed")
 NORM = ("batch", "running")
 LR_SCHEDULE = ("constant", "cosine")
-STUDENT_NORM = ("batch", "frozen")
+STUDENT_NORM = ("batch", "frozen", "adapt")
 
 
 @dataclass(frozen=True)

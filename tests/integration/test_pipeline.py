@@ -329,3 +329,16 @@ def test_a_stopped_run_keeps_finished_stages(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="matches none of"):
         go(tmp_path, "compression=evbmf", "compression.rules=[{layers: conv9, rank: 2}]")
     assert kinds(set(stages(tmp_path))) == ["teacher"]
+
+
+def test_norm_of_the_student(tmp_path: Path) -> None:
+    rows = go(tmp_path, "teacher=resnet14", "compression=ratio", "compression.target=2", "methods=[kegnet]",
+              "student.norm=adapt")  # fmt: skip
+    teacher, student = (
+        load_file(tmp_path / "store" / f"{stage}-{row['fingerprint']}" / "network.safetensors")
+        for stage, row in (("teacher", rows[0]), ("student", rows[-1]))
+    )
+    # Two epochs of one step move a scale by some thousandths, adapting it by much more.
+    assert (student["norm1.weight"] - teacher["norm1.weight"]).abs().max() > 0.05
+    with pytest.raises(ValueError, match=r"Set student\.norm=batch"):
+        go(tmp_path, "methods=[kegnet]", "student.norm=adapt")

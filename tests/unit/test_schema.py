@@ -156,7 +156,7 @@ def test_an_objective_of_nothing(objective: str) -> None:
         ("generator__teacher_dropout", "on", "True, False"),
         ("generator__lr_schedule", None, "constant, cosine"),
         ("student__lr_schedule", "steep", "constant, cosine"),
-        ("student__norm", "running", "batch, frozen"),
+        ("student__norm", "running", "batch, frozen, adapt"),
         ("student__draw_norm", "frozen", "batch, running"),
         ("student__fresh", 1.5, "True, False"),
         ("student__selection", "best", "last, synthetic, real"),

@@ -211,6 +211,11 @@ class SyntheticDataModule(LightningDataModule):
         logits = self.splits["train"][1].double()
         return float(torch.distributions.Categorical(logits=logits).entropy().mean())
 
+    def sample(self, n: int) -> Tensor:
+        """Return up to ``n`` of the training samples, from all generators."""
+        x = self.splits["train"][0]
+        return x[:: max(len(x) // n, 1)][:n]
+
     def setup(self, stage: str | None = None) -> None:
         """Draw and label once; every process draws the same and trains on its share."""
         if self.splits:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any, Literal, Self, get_args
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy, compiled
+from kegnet_pl.networks import norm_layers
 
 StudentNorm = Literal["batch", "frozen"]
 
@@ -62,9 +62,8 @@ class StudentModule(SteppedModule):
         """Set the mode; frozen batch norm stays in evaluation mode, where its statistics do not move."""
         super().train(mode)
         if self.norm == "frozen":
-            for layer in self.network.modules():
-                if isinstance(layer, _BatchNorm):
-                    layer.eval()
+            for layer in norm_layers(self.network).values():
+                layer.eval()
         return self
 
     def on_fit_start(self) -> None:

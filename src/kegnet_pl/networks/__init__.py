@@ -8,6 +8,7 @@ from kegnet_pl.networks.lenet import LeNet5
 from kegnet_pl.networks.mlp import MLP
 from kegnet_pl.networks.resnet import ResNet14
 from kegnet_pl.networks.stacked import StackedModule, over_stack
+from kegnet_pl.networks.statistics import adapt_norm, norm_layers
 
 __all__ = [
     "MLP",
@@ -19,6 +20,8 @@ __all__ = [
     "ResNet14",
     "StackedModule",
     "TeacherNorm",
+    "adapt_norm",
+    "norm_layers",
     "over_stack",
     "prefer_channels_last",
 ]

@@ -11,7 +11,7 @@ from kegnet_pl.costs import Costs
 from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule, SyntheticSource
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import StudentModule
-from kegnet_pl.networks import prefer_channels_last
+from kegnet_pl.networks import adapt_norm, prefer_channels_last
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.seeds import derive_seed
@@ -20,6 +20,9 @@ from kegnet_pl.store import Stage
 
 _INDEX = {"uniform": 0, "normal": 1, "kegnet": 2}
 """Tells the random streams of the methods apart."""
+
+_ADAPTING_SAMPLES = 1280
+"""Enough for means and variances of a channel; their activations are in memory at once."""
 
 
 def student_stage(
@@ -55,12 +58,15 @@ def student_stage(
             device=shop.device,
         )
         network = prefer_channels_last(load_network(initial.folder), shop.input_shape)
+        if config["norm"] == "adapt":
+            data.setup()
+            adapt_norm(network.to(shop.device), data.teacher.network, data.sample(_ADAPTING_SAMPLES))
         module = StudentModule(
             network,
             DistillationLoss(config["temperature"]),
             build(config["optimizer"]),
             lr_schedule=config["lr_schedule"],
-            norm=config["norm"],
+            norm="frozen" if config["norm"] == "frozen" else "batch",
             seed=shop.seed,
             compile=config["compile"],
         )

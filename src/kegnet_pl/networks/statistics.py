@@ -1,0 +1,97 @@
+"""What the batch norm of a compressed network makes of synthetic samples, and of real ones."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def norm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch-norm layers of a network, by name."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+@torch.no_grad()
+def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
+    r"""Make a compressed network ready to be trained with batch norm on synthetic samples.
+
+    The teacher's statistics are those of its real data, and wrong for the student, which computes something else. As
+    soon as it trains, they are overwritten by those of synthetic samples, while the teacher that labels them still
+    normalises by real ones: what the student's layers return is shifted and scaled against the teacher's, and against
+    what it will see. So the difference is put where it stays. With mean :math:`\mu` and deviation :math:`\sigma` that
+    the teacher has stored, and :math:`m_t, s_t` and :math:`m_s, s_s` of what enters a layer of the teacher and of the
+    student on the same synthetic samples, the student's layer gets
+
+    .. math:: \text{statistics } m_s, s_s \qquad
+              \gamma_s = \gamma \, \frac{s_t}{\sigma} \qquad \beta_s = \beta + \gamma \, \frac{m_t - \mu}{\sigma}
+
+    and its output has the teacher's mean and deviation in every channel, on synthetic samples. On real data it is
+    normalised by what would be the real statistics, if compression did to a channel no more than to shift and scale it.
+    Layers are set in the order in which they compute, each with those before it set. Nothing here is trained.
+
+    Args:
+        student: The teacher, compressed; changed in place. Its mode stays.
+        teacher: Has batch-norm layers of the same names, with stored statistics, scale and shift.
+        x: Synthetic samples ``(N, *input_shape)``, some hundred, where the networks are.
+
+    Raises:
+        ValueError: If the networks have other batch-norm layers, or none.
+    """
+    mine, theirs = norm_layers(student), norm_layers(teacher)
+    usable = all(layer.affine and layer.running_mean is not None for layer in (*mine.values(), *theirs.values()))
+    if not mine or not usable or _widths(mine) != _widths(theirs):
+        raise ValueError(
+            f"Expected a student with the teacher's batch-norm layers (with statistics, scale and shift), but got "
+            f"{', '.join(mine) or 'none'} beside {', '.join(theirs) or 'none'}. Set student.norm=batch."
+        )
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def remember(name: str, inputs: Tensor) -> None:
+        seen[name] = _moments(inputs)
+
+    def set_layer(name: str, inputs: Tensor) -> None:
+        layer, theirs_here, (mean, variance) = mine[name], theirs[name], seen[name]
+        assert layer.running_mean is not None and layer.running_var is not None
+        assert theirs_here.running_mean is not None and theirs_here.running_var is not None
+        deviation = (theirs_here.running_var + theirs_here.eps).sqrt()
+        for target, value in zip((layer.running_mean, layer.running_var), _moments(inputs), strict=True):
+            target.copy_(value)
+        layer.weight.copy_(theirs_here.weight * (variance + layer.eps).sqrt() / deviation)
+        layer.bias.copy_(theirs_here.bias + theirs_here.weight * (mean - theirs_here.running_mean) / deviation)
+
+    for network, look in ((teacher, remember), (student, set_layer)):
+        with _looking(network, look):
+            network(x)
+
+
+def _widths(layers: dict[str, _BatchNorm]) -> dict[str, int]:
+    return {name: layer.num_features for name, layer in layers.items()}
+
+
+def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of every channel of ``(N, C, ...)``."""
+    variance, mean = torch.var_mean(inputs.float(), dim=[0, *range(2, inputs.ndim)], correction=0)
+    return mean, variance
+
+
+@contextmanager
+def _looking(network: nn.Module, look: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Show what enters every batch-norm layer of a network, in evaluation mode."""
+    modes = {module: module.training for module in network.modules()}
+    hooks = []
+    for name, layer in norm_layers(network).items():
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:  # noqa: ARG001
+            look(name, inputs[0])
+
+        hooks.append(layer.register_forward_pre_hook(hook))
+    network.eval()
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,173 @@
+"""The paper's table beside ours: what is run, what is written, and that nothing in it was typed by hand."""
+
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from reproduction.jobs import SMOKE_JOBS, Job, all_jobs, choose, read_cells, teacher_file
+from reproduction.tables import METHODS, read_runs, render, summarise, write_tables
+from tests.integration.conftest import configure
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "reproduction" / "paper.schema.json").read_text())
+RESULTS = ROOT / "results"
+CELLS = read_cells()
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """A row of a finished run, as results.json has it."""
+    costs = {"teacher_training": 100.0, "generator_training": 20.0, "student_training": 3.0, "evaluation": 7.0}
+    command = "python -m kegnet_pl +experiment=letter_mlp compression=option1 recipe=paper seed=0 'methods=[kegnet]'"
+    return {
+        "dataset": "letter", "method": "T+KegNet", "recipe": "paper", "seed": 0, "accuracy": 0.75, "selection": "real",
+        "test_set": "letter: 4,000 test samples", "compression_ratio": 4.13, "precision": "32-true",
+        "costs": {"seconds": costs, "samples_made": 10}, "versions": {"python": "3.11"},
+        "command": f"{command} hydra.run.dir=results/paper/here",
+    } | changes  # fmt: skip
+
+
+def seeds(*accuracies: float) -> list[dict[str, Any]]:
+    rows = [row(seed=seed, accuracy=accuracy) for seed, accuracy in enumerate(accuracies)]
+    for mine in rows:
+        mine["command"] = mine["command"].replace("seed=0", f"seed={mine['seed']}")
+    return rows
+
+
+def test_mean_and_spread_over_seeds() -> None:
+    (found,) = summarise(seeds(0.75, 0.77, 0.76), CELLS)
+    jsonschema.validate([found], SCHEMA)
+    assert (found["mean"], found["sd"], found["seeds"]) == (76.0, 1.0, 3)
+    assert found["paper"] == 77.73
+    assert found["values"] == [75.0, 77.0, 76.0]
+    assert found["seconds"] == 23.0, "neither the teacher's training nor evaluation"
+
+
+def test_one_seed_has_no_spread() -> None:
+    (found,) = summarise(seeds(0.75), CELLS)
+    assert found["sd"] is None
+
+
+def test_the_same_network_counts_once() -> None:
+    teacher = row(method="teacher", selection=None)
+    (found,) = summarise([teacher, copy.deepcopy(teacher)], CELLS)
+    assert (found["seeds"], found["seconds"]) == (1, 100.0)
+
+
+def test_recipes_and_options_are_not_mixed() -> None:
+    other = row(recipe="fast", command=row()["command"].replace("recipe=paper", "recipe=fast"))
+    assert [found["recipe"] for found in summarise([row(), other], CELLS)] == ["paper", "fast"]
+
+
+def test_rows_of_one_cell_on_other_test_data_are_refused() -> None:
+    with pytest.raises(ValueError, match="unpack"):
+        summarise([row(), row(seed=1, test_set="letter: 10 test samples")], CELLS)
+
+
+def test_command_is_a_sweep_over_the_seeds() -> None:
+    (found,) = summarise(seeds(0.75, 0.77), CELLS)
+    assert found["command"] == (
+        "python -m kegnet_pl -m +experiment=letter_mlp compression=option1 recipe=paper seed=0,1 'methods=[kegnet]'"
+    )
+    (single,) = summarise(seeds(0.75), CELLS)
+    assert " -m kegnet_pl +experiment" in single["command"] and "hydra" not in single["command"]
+
+
+def test_table_says_what_was_not_run(tmp_path: Path) -> None:
+    text = render(summarise(seeds(0.75, 0.77), CELLS), CELLS, tmp_path)
+    line = next(line for line in text.splitlines() if line.startswith("|  | T+KegNet | 77.73"))
+    assert line == "|  | T+KegNet | 77.73 | 76.00 ± 1.41 (2) | 23 | not run |  | not run |  |"
+    assert "selected on 5,000 real validation" in text
+    (tmp_path / "letter_mlp.md").write_text("A remark.")
+    assert "A remark." in render([], CELLS, tmp_path)
+
+
+def test_every_cell_of_the_paper_has_jobs() -> None:
+    jobs = list(all_jobs(CELLS))
+    assert len({job.name for job in jobs}) == len(jobs)
+    cells = {job.cell for job in jobs}
+    assert len(cells) == 12
+    for cell in cells:
+        assert {(job.recipe, job.kind) for job in jobs if job.cell == cell} == {
+            (recipe, kind) for recipe in ("paper", "strict", "fast") for kind in ("kegnet", "noise")
+        }
+
+
+@pytest.mark.parametrize("job", SMOKE_JOBS + tuple(all_jobs(CELLS))[::7], ids=lambda job: job.name)
+def test_jobs_are_what_the_product_takes(job: Job, reference_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEGNET_REFERENCE_DIR", str(reference_dir))
+    config = configure(*job.overrides(teacher_file(CELLS, job.experiment)))
+    assert (config["seed"], config["recipe"], config["compression"]["name"]) == (job.seed, job.recipe, job.option)
+
+
+def test_choosing_jobs() -> None:
+    def names(*cells: str, recipes: tuple[str, ...] = (), gpu: bool = False) -> set[str]:
+        return {job.cell for job in choose(all_jobs(CELLS), cells, recipes, gpu)}
+
+    assert names("mnist_lenet/option3") == {"mnist_lenet/option3"}
+    assert names("mnist_lenet") == {f"mnist_lenet/option{number}" for number in (1, 2, 3)}
+    assert not names("svhn_resnet", recipes=("paper",)) and names("svhn_resnet", recipes=("paper",), gpu=True)
+    with pytest.raises(ValueError, match=r"Expected a cell out of .*mnist_lenet/option3.*, but got 'mnist'"):
+        names("mnist")
+
+
+def test_without_released_weights_the_teacher_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KEGNET_REFERENCE_DIR", raising=False)
+    assert teacher_file(CELLS, "mnist_lenet") is None
+    assert not any("teacher.weights" in part for part in SMOKE_JOBS[0].overrides(None))
+
+
+def test_stored_tables_are_what_the_runs_say(tmp_path: Path) -> None:
+    """Both files come out again from the stored runs: nothing was typed by hand."""
+    rows = json.loads((RESULTS / "paper.json").read_text())
+    jsonschema.validate(rows, SCHEMA)
+    assert rows
+    (tmp_path / "paper").symlink_to(RESULTS / "paper")
+    (tmp_path / "remarks").symlink_to(RESULTS / "remarks")
+    write_tables(tmp_path, CELLS)
+    assert (tmp_path / "paper.json").read_text() == (RESULTS / "paper.json").read_text()
+    assert (tmp_path / "PAPER.md").read_text() == (RESULTS / "PAPER.md").read_text()
+    for found in rows:
+        assert found["mean"] == pytest.approx(statistics.mean(found["values"]), abs=1e-3)
+        assert found["selection"] == (
+            None if found["method"] in METHODS[:2] else "real" if found["recipe"] == "paper" else "last"
+        )
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_smoke(data_dir: Path, reference_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "reproduction", "--smoke", "--jobs", "2", "--out", str(tmp_path)]
+    environment = {**os.environ, "KEGNET_DATA_DIR": str(data_dir), "KEGNET_REFERENCE_DIR": str(reference_dir)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "paper.json").read_text())
+    jsonschema.validate(rows, SCHEMA)
+    assert {(found["dataset"], found["recipe"]) for found in rows} == {
+        ("mnist", "paper"), ("svhn", "fast"), ("letter", "strict")
+    }  # fmt: skip
+    assert {found["method"] for found in rows} == set(METHODS)
+    assert (
+        next(found for found in rows if found["dataset"] == "svhn")["test_set"]
+        == "svhn: first 5,000 of 26,032 test images"
+    )
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert again.stdout.startswith("6 of 6 runs are there; 0 to do."), again.stdout
+    assert len(read_runs(tmp_path / "paper")) == 6 * 3 + 3
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    bad = [sys.executable, "-m", "reproduction", "--smoke", "--out", str(tmp_path), "--set", "student.colour=red"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("KEGNET")}
+    done = subprocess.run(bad, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout.count("\nfailed: ") == len(SMOKE_JOBS)
+    log = tmp_path / "paper" / SMOKE_JOBS[0].name / "log.txt"
+    assert "colour" in log.read_text()

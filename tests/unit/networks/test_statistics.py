@@ -1,0 +1,81 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.compression import CompressionPlan, Rule
+from kegnet_pl.networks import LeNet5, ResNet14, adapt_norm, norm_layers
+
+
+def _teacher() -> ResNet14:
+    """A network whose stored statistics are of other data than it will be shown."""
+    torch.manual_seed(0)
+    network = ResNet14(channels=2, classes=5)
+    for layer in norm_layers(network).values():
+        nn.init.uniform_(layer.weight, 0.5, 1.5)
+        nn.init.normal_(layer.bias)
+    for _ in range(20):
+        network(torch.randn(16, 2, 32, 32) * 2 + 1)
+    return network.eval()
+
+
+def _seen(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What every batch-norm layer returns."""
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+        for name, layer in norm_layers(network).items()
+    ]
+    with torch.no_grad():
+        network(x)
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+@torch.no_grad()
+def test_channels_that_were_shifted_and_scaled_are_as_before_on_any_data() -> None:
+    teacher = _teacher()
+    student = copy.deepcopy(teacher)
+    for convolution in (student.conv1, student.layers2[0].conv1, student.layers3[1].conv2):
+        factor = torch.empty(len(convolution.weight)).uniform_(0.5, 2)
+        convolution.weight.mul_(factor[:, None, None, None])
+        convolution.bias.mul_(factor).add_(torch.randn(len(factor)))
+    synthetic, real = torch.rand(64, 2, 32, 32), torch.randn(64, 2, 32, 32) * 2 + 1
+    assert not torch.allclose(student(real), teacher(real), atol=0.1)
+    adapt_norm(student, teacher, synthetic)
+    assert torch.allclose(student(real), teacher(real), atol=1e-3)
+    assert torch.allclose(student.train()(synthetic), teacher(synthetic), atol=1e-3), "also by statistics of the batch"
+
+
+@torch.no_grad()
+def test_compressed_layers_return_what_the_teachers_do_on_average() -> None:
+    teacher = _teacher()
+    plan = CompressionPlan([Rule("layers2.*", 4), Rule("*", "full")])
+    student = plan.apply(teacher, (2, 32, 32)).network
+    before = copy.deepcopy(teacher.state_dict())
+    x = torch.randn(64, 2, 32, 32) - 0.5
+    adapt_norm(student, teacher, x)
+    theirs, mine = _seen(teacher, x), _seen(student, x)
+    for name, expected in theirs.items():
+        for moment in (Tensor.mean, Tensor.std):
+            assert torch.allclose(moment(mine[name], (0, 2, 3)), moment(expected, (0, 2, 3)), atol=2e-3), name
+    assert any(not torch.allclose(mine[name], theirs[name], atol=0.1) for name in theirs), "compression does more"
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(student.conv1.parameters(), teacher.conv1.parameters(), strict=True))
+
+
+def test_modes_stay() -> None:
+    teacher = _teacher().train()
+    student = copy.deepcopy(teacher)
+    teacher.layers1.eval()
+    adapt_norm(student, teacher, torch.rand(8, 2, 32, 32))
+    assert student.training and teacher.training and not teacher.layers1[0].bn1.training
+    assert not any(module._forward_pre_hooks for module in (*student.modules(), *teacher.modules()))
+
+
+@pytest.mark.parametrize("student", [LeNet5(2, 5), nn.BatchNorm2d(2), ResNet14(2, 5).layers1])
+def test_other_networks_are_refused(student: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"with the teacher's batch-norm layers .* Set student\.norm=batch"):
+        adapt_norm(student, _teacher(), torch.rand(8, 2, 32, 32))
