@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-all lint format types check bench clean
+.PHONY: help install demo test test-all lint format types check bench reproduce reproduce-smoke clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 # Made anew only when the dependencies change.
 $(READY): pyproject.toml
@@ -45,6 +45,12 @@ check: lint types test ## What CI runs
 bench: $(READY) ## Measure speed and memory beside a direct implementation: results/bench.json, half an hour
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.bench --choices
+
+reproduce: $(READY) ## Run what is missing of the paper's tables; CELL=mnist_lenet/option3 RECIPE=paper JOBS=2
+	$(BIN)/python -m reproduction $(CELL) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(JOBS),--jobs $(JOBS))
+
+reproduce-smoke: $(READY) ## One tiny cell of each kind, end to end: minutes
+	$(BIN)/python -m reproduction --smoke $(if $(JOBS),--jobs $(JOBS))
 
 clean: ## Remove what builds and tests leave behind; results and the virtual environment stay
 	rm -rf build dist *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache

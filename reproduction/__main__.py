@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
     parser.add_argument("cells", nargs="*", help="such as mnist_lenet or mnist_lenet/option3; all by default")
     parser.add_argument("--recipe", action="append", default=[], help="paper, strict or fast; all by default")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (unless OMP_NUM_THREADS is set)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--trainer", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--precision", default=None, help="32-true (default) or bf16-mixed")
     parser.add_argument("--out", type=Path, help="folder of paper.json, PAPER.md and paper/; results by default")
