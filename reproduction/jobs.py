@@ -1,6 +1,5 @@
 """What there is to run: a job a recipe, cell, seed and kind of synthetic data."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from reproduction.runner import Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,32 +50,27 @@ class Job:
         """Name of the job's folder."""
         return f"{self.experiment}-{self.option}-{self.recipe}-{self.kind}-seed{self.seed}"
 
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """What other jobs may be building at the same time: jobs that share it run one after another at first."""
-        shared = next((s for s in self.settings if s.startswith("generator.seed=")), f"generator.seed={self.seed}")
-        return (self.experiment, self.recipe, shared) if self.kind == "kegnet" else (self.experiment, str(self.seed))
-
-    def overrides(self, teacher: str | None) -> list[str]:
-        """Return the arguments of ``python -m kegnet_pl``.
+    def to_run(self, teacher: str | None, settings: Sequence[str] = ()) -> Run:
+        """Return the run of the product.
 
         Args:
             teacher: File of the teacher's weights below KEGNET_REFERENCE_DIR/teachers; None to train one.
+            settings: Further overrides.
         """
-        methods = ",".join(KINDS[self.kind])
-        given = [f"teacher.weights=${{oc.env:KEGNET_REFERENCE_DIR}}/teachers/{teacher}"] if teacher else []
-        return [
+        seed_of_generators = next((s for s in self.settings if s.startswith("generator.seed=")), f"seed={self.seed}")
+        parents = (self.recipe, seed_of_generators) if self.kind == "kegnet" else (str(self.seed),)
+        overrides = (
             f"+experiment={self.experiment}", f"compression={self.option}", f"recipe={self.recipe}",
-            f"seed={self.seed}", f"methods=[{methods}]", *self.settings, *given,
-        ]  # fmt: skip
+            f"seed={self.seed}", f"methods=[{','.join(KINDS[self.kind])}]",
+            *self.settings, *weights(teacher), *settings,
+        )  # fmt: skip
+        methods = tuple(_ROWS[method] for method in KINDS[self.kind])
+        return Run(self.name, overrides, methods, (self.experiment, *parents))
 
-    def done(self, folder: Path) -> bool:
-        """Return whether the job has left all its rows in a folder of runs."""
-        path = folder / self.name / "results.json"
-        if not path.exists():
-            return False
-        found = {row["method"] for row in json.loads(path.read_text())}
-        return found >= {_ROWS[method] for method in KINDS[self.kind]}
+
+def weights(teacher: str | None) -> tuple[str, ...]:
+    """Return the override that names a released teacher's file, as a shell variable of the user's."""
+    return (f"teacher.weights=${{oc.env:KEGNET_REFERENCE_DIR}}/teachers/{teacher}",) if teacher else ()
 
 
 SMOKE_JOBS = tuple(

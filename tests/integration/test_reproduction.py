@@ -13,6 +13,8 @@ import jsonschema
 import pytest
 
 from reproduction.jobs import SMOKE_JOBS, Job, all_jobs, choose, read_cells, teacher_file
+from reproduction.study import read_studies, runs_of
+from reproduction.study import render as render_study
 from reproduction.tables import METHODS, read_runs, render, summarise, write_tables
 from tests.integration.conftest import configure
 
@@ -103,7 +105,7 @@ def test_every_cell_of_the_paper_has_jobs() -> None:
 @pytest.mark.parametrize("job", SMOKE_JOBS + tuple(all_jobs(CELLS))[::7], ids=lambda job: job.name)
 def test_jobs_are_what_the_product_takes(job: Job, reference_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEGNET_REFERENCE_DIR", str(reference_dir))
-    config = configure(*job.overrides(teacher_file(CELLS, job.experiment)))
+    config = configure(*job.to_run(teacher_file(CELLS, job.experiment)).overrides)
     assert (config["seed"], config["recipe"], config["compression"]["name"]) == (job.seed, job.recipe, job.option)
 
 
@@ -121,7 +123,7 @@ def test_choosing_jobs() -> None:
 def test_without_released_weights_the_teacher_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KEGNET_REFERENCE_DIR", raising=False)
     assert teacher_file(CELLS, "mnist_lenet") is None
-    assert not any("teacher.weights" in part for part in SMOKE_JOBS[0].overrides(None))
+    assert not any("teacher.weights" in part for part in SMOKE_JOBS[0].to_run(None).overrides)
 
 
 def test_stored_tables_are_what_the_runs_say(tmp_path: Path) -> None:
@@ -171,3 +173,44 @@ def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert done.stdout.count("\nfailed: ") == len(SMOKE_JOBS)
     log = tmp_path / "paper" / SMOKE_JOBS[0].name / "log.txt"
     assert "colour" in log.read_text()
+
+
+def test_a_study_changes_one_thing_a_line() -> None:
+    study = read_studies()["svhn"]
+    runs = runs_of(study, None)
+    assert len(runs) == len(study["variants"]) * len(study["options"]) * study["seeds"]
+    assert len({run.name for run in runs.values()}) == len(runs)
+    for variant, settings in study["variants"].items():
+        overrides = runs[variant, "option2", 1].overrides
+        keys = [override.split("=", 1)[0] for override in overrides]
+        assert len(set(keys)) == len(keys), "a variant replaces what the base says"
+        assert set(settings) <= set(overrides)
+        config = configure(*overrides)
+        assert (config["seed"], config["recipe"], config["student"]["selection"]) == (1, "strict", "last")
+    shared = [runs["as released", option, 0].parents for option in study["options"]]
+    assert len(set(shared)) == 1, "one of them builds the generators"
+
+
+def test_page_of_a_study(tmp_path: Path) -> None:
+    study = read_studies()["svhn"]
+    runs = runs_of(study, None)
+    for seed, accuracy in enumerate((0.5, 0.6)):
+        folder = tmp_path / runs["as released", "option2", seed].name
+        folder.mkdir()
+        command = (
+            "python -m kegnet_pl +experiment=svhn_resnet compression=option2 seed=0 student.norm=batch hydra.run.dir=x"
+        )
+        mine = row(accuracy=accuracy, label_entropy=0.25, seconds=10.0, command=command)
+        (folder / "results.json").write_text(json.dumps([mine]))
+    page = render_study(study, runs, tmp_path, tmp_path / "none.md")
+    assert "| as released | not run | 55.0 ± 7.1 (2) | not run | 0.250 | 10 |" in page
+    assert "python -m kegnet_pl -m +experiment=svhn_resnet compression=option1,option2,option3 seed=0,1,2" in page
+    assert "hydra" not in page
+
+
+def test_stored_studies_are_what_the_runs_say() -> None:
+    for name, study in read_studies().items():
+        page = RESULTS / f"{name.upper()}.md"
+        assert page.read_text() == render_study(
+            study, runs_of(study, None), RESULTS / name, RESULTS / "remarks" / f"{name}.md"
+        )

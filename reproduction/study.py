@@ -1,0 +1,127 @@
+"""What a result depends on, one factor at a time (``studies.yaml``): ``python -m reproduction.study svhn``.
+
+It can be stopped at any time and started again. Runs lie in ``results/STUDY/``, the table is ``results/STUDY.md``.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reproduction.jobs import ROOT, teacher_file, weights
+from reproduction.runner import Run, run_missing, say, shown
+
+
+def read_studies() -> dict[str, Any]:
+    """Return the content of ``studies.yaml``."""
+    content: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "studies.yaml").read_text())
+    return content
+
+
+def runs_of(study: dict[str, Any], teacher: str | None) -> dict[tuple[str, str, int], Run]:
+    """Return the runs of a study by variant, option and seed; all options and seeds of a variant follow each other.
+
+    Args:
+        study: One of ``studies.yaml``.
+        teacher: File of the teacher's weights below KEGNET_REFERENCE_DIR/teachers; None to train one.
+    """
+    runs = {}
+    for variant, settings in study["variants"].items():
+        changed = {setting.split("=", 1)[0] for setting in settings}
+        base = [setting for setting in study["base"] if setting.split("=", 1)[0] not in changed]
+        generators = tuple(setting for setting in settings if setting.startswith("generator."))
+        for seed in range(study["seeds"]):
+            for option in study["options"]:
+                overrides = (
+                    f"+experiment={study['experiment']}", f"compression={option}", f"seed={seed}", "methods=[kegnet]",
+                    *weights(teacher), *base, *settings,
+                )  # fmt: skip
+                name = f"{_slug(variant)}-{option}-seed{seed}"
+                runs[variant, option, seed] = Run(name, overrides, ("T+KegNet",), (*generators, str(seed)))
+    return runs
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder: Path, remarks: Path) -> str:
+    """Return the study's page.
+
+    Args:
+        study: One of ``studies.yaml``.
+        runs: Its runs.
+        folder: Folder of the runs.
+        remarks: Text that stands under the table, if there is one.
+    """
+    options = study["options"]
+    lines = [f"# {study['title']}", "", study["text"].strip(), ""]
+    lines += ["Accuracy in %, mean ± standard deviation over (seeds). Entropy: of the teacher's labels, in nats.", ""]
+    lines.append("| | " + " | ".join([*options, "entropy", "seconds of a student"]) + " |")
+    lines.append("| --- |" + " ---: |" * (len(options) + 2))
+    commands = {}
+    for variant in study["variants"]:
+        found = {option: [] for option in options}  # type: dict[str, list[dict[str, Any]]]
+        for option in options:
+            for seed in range(study["seeds"]):
+                path = folder / runs[variant, option, seed].name / "results.json"
+                if path.exists():
+                    rows = json.loads(path.read_text())
+                    found[option] += [row for row in rows if row["method"] == "T+KegNet"]
+        every = [row for rows in found.values() for row in rows]
+        cells = [_figure([100 * row["accuracy"] for row in rows]) for rows in found.values()]
+        if every:
+            cells.append(f"{statistics.mean(row['label_entropy'] for row in every):.3f}")
+            cells.append(f"{statistics.mean(row['seconds'] for row in every):.0f}")
+            parts = [part for part in shlex.split(every[0]["command"]) if not part.startswith("hydra.")]
+            seeds = ",".join(map(str, range(study["seeds"])))
+            swept = {"compression": ",".join(options), "seed": seeds}
+            parts = [f"{key}={swept[key]}" if (key := part.split("=")[0]) in swept else part for part in parts]
+            commands[variant] = shlex.join([*parts[:3], "-m", *parts[3:]])
+        lines.append(f"| {variant} | " + " | ".join([*cells, *[""] * (2 if not every else 0)]) + " |")
+    if remarks.exists():
+        lines += ["", remarks.read_text().strip()]
+    if commands:
+        lines += ["", "Commands, in the order of the lines:", "", "```sh", *commands.values(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _figure(values: list[float]) -> str:
+    if not values:
+        return "not run"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread} ({len(values)})"
+
+
+def main() -> int:
+    """Run the command line."""
+    studies = read_studies()
+    parser = argparse.ArgumentParser(prog="python -m reproduction.study", description=__doc__)
+    parser.add_argument("study", choices=sorted(studies))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--seeds", type=int, help="only the first seeds")
+    parser.add_argument("--tables", action="store_true", help="write the page from what is there, and run nothing")
+    options = parser.parse_args()
+    study = studies[options.study]
+    runs = runs_of(study, teacher_file({"experiments": {"": study}}, ""))
+    results = ROOT / "results"
+    failed = []
+    if not options.tables:
+        # All variants with one seed, then with the next: a study that is stopped has something of everything.
+        order = sorted(runs, key=lambda key: key[2])
+        wanted = [runs[key] for key in order if options.seeds is None or key[2] < options.seeds]
+        failed = run_missing(wanted, results / options.study, options.jobs)
+    page = results / f"{options.study.upper()}.md"
+    page.write_text(render(study, runs, results / options.study, results / "remarks" / f"{options.study}.md"))
+    say(f"Written: {shown(page)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
