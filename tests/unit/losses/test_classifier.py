@@ -29,6 +29,19 @@ def test_equals_the_loop(soft: bool) -> None:
     assert ClassifierLoss()(batch).item() == pytest.approx(_loop(batch.y, batch.logits), rel=1e-12)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 10.0])
+def test_temperature_divides_the_logits(temperature: float) -> None:
+    batch = random_batch()
+    expected = _loop(batch.y, batch.logits / temperature)
+    assert ClassifierLoss(temperature)(batch).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+def test_wrong_temperature(temperature: float) -> None:
+    with pytest.raises(ValueError, match="Expected `temperature` to be a positive number"):
+        ClassifierLoss(temperature)
+
+
 def test_is_the_cross_entropy_for_one_hot_labels() -> None:
     batch = random_batch()
     expected = functional.cross_entropy(batch.logits, batch.y.argmax(dim=1))
