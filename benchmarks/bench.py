@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.cases import EXPERIMENTS, ROOT, make_case
 from benchmarks.worker import Task, count_operations, measure_rate, serve
-from kegnet_pl.provenance import versions
+from kegnet_pl.provenance import command_line, versions
 from kegnet_pl.stages.generators import faster_together
 
 STEPS = {"lenet5": 20, "resnet14": 10, "mlp": 100}
@@ -137,7 +136,7 @@ def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]
         "all_seconds": seconds[0],
         "all_direct_seconds": seconds[1],
         "seed": 0,
-        "command": _command(),
+        "command": command_line("benchmarks.bench"),
     }
 
 
@@ -164,14 +163,10 @@ def compare_choices(
                         "precision": precision, "seconds": statistics.median(seconds[1]),
                         "seconds_without": statistics.median(seconds[0]), "times_faster": ratio(*seconds),
                         "samples": chosen.samples if chosen.work == "student_epoch" else None, "repeats": repeats,
-                        "versions": versions(), "command": _command(),
+                        "versions": versions(), "command": command_line("benchmarks.bench"),
                     }
                 )  # fmt: skip
     return rows
-
-
-def _command() -> str:
-    return "python " + " ".join(["-m", "benchmarks.bench", *sys.argv[1:]])
 
 
 def _merged(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -248,12 +243,14 @@ def main() -> None:
         rows = compare_choices(given.networks, given.device, given.precisions, given.repeats, small)
         _show_choices(rows, console)
     else:
-        rates = {precision: measure_rate(given.device, precision) for precision in given.precisions}
+        # The product draws in float32.
+        precisions = {work: ["32-true"] if work == "draw" else given.precisions for work in given.works}
+        wanted = dict.fromkeys(precision for several in precisions.values() for precision in several)
+        rates = {precision: measure_rate(given.device, precision) for precision in wanted}
         rows = []
         for network in given.networks:
             for work in given.works:
-                for precision in given.precisions if work != "draw" else ["32-true"]:  # the product draws in float32
-                    rates.setdefault(precision, measure_rate(given.device, precision))
+                for precision in precisions[work]:
                     task = replace(
                         small,
                         work=work,

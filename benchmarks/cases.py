@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -11,7 +10,7 @@ from torch import nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.schema import to_plain
-from kegnet_pl.stages.workshop import build
+from kegnet_pl.stages.workshop import Experiment, build
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,26 +23,15 @@ EXPERIMENTS = {
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Experiment):
     """One network with the paper's settings.
 
     Attributes:
-        network: lenet5, resnet14 or mlp.
         config: The experiment's configuration, plain.
+        network: lenet5, resnet14 or mlp.
     """
 
     network: str
-    config: dict[str, Any]
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return tuple(self.config["data"]["input_shape"])
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return int(self.config["data"]["classes"])
 
     def teacher(self) -> nn.Module:
         """Return the teacher, untrained: what it costs does not depend on what it knows."""
@@ -86,6 +74,5 @@ def make_case(network: str) -> Case:
     """Compose the configuration of one network."""
     experiment, option = EXPERIMENTS[network]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return Case(
-            network, to_plain(compose("config", overrides=[f"+experiment={experiment}", f"compression={option}"]))
-        )
+        config = compose("config", overrides=[f"+experiment={experiment}", f"compression={option}"])
+        return Case(to_plain(config), network)

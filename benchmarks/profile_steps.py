@@ -6,7 +6,6 @@ autograd's bookkeeping. The profiler slows small operators down, so shares are s
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -17,14 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import EXPERIMENTS, ROOT, Case, make_case
-from benchmarks.worker import Task, count_operations, measure_rate, objective
+from benchmarks.worker import Task, count_operations, measure_rate
 from kegnet_pl.data.synthetic import draw_labels_and_noise
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.memory import keep_freed_memory
 from kegnet_pl.modules.generator import GeneratorAnswer
 from kegnet_pl.networks import FrozenModule, prefer_channels_last
-from kegnet_pl.provenance import versions
-from kegnet_pl.stages.generators import teacher_for
+from kegnet_pl.provenance import command_line, versions
+from kegnet_pl.stages.generators import build_objective, teacher_for
 
 KINDS = {
     "products": ("convolution", "mm", "bmm", "baddbmm"),
@@ -49,7 +48,7 @@ def _generator_steps(case: Case, precision: str) -> Callable[[], None]:
     config = case.config["generator"]
     generator, decoder = case.generator().train(), case.decoder().train()
     teacher = FrozenModule(teacher_for(case.teacher(), case.input_shape, precision), config["teacher_norm"])
-    answer = GeneratorAnswer(generator, decoder, teacher, objective(case))
+    answer = GeneratorAnswer(generator, decoder, teacher, build_objective(config["objective"]))
     optimizer = torch.optim.Adam([*generator.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
     chance = torch.Generator().manual_seed(0)
 
@@ -83,8 +82,8 @@ def _student_steps(case: Case, precision: str) -> Callable[[], None]:
     return run
 
 
-def profile(work: str, network: str, precision: str) -> dict[str, Any]:
-    """Profile some steps; return seconds a step, shares by kind, and the floor."""
+def profile(work: str, network: str, precision: str, rate: float) -> dict[str, Any]:
+    """Profile some steps; return seconds a step, shares by kind, and the floor at a rate of operations a second."""
     case = make_case(network)
     run = {"generator_step": _generator_steps, "student_step": _student_steps}[work](case, precision)
     for _ in range(2):
@@ -109,9 +108,9 @@ def profile(work: str, network: str, precision: str) -> dict[str, Any]:
     return {
         "work": work, "network": network, "precision": precision, "seconds": sorted(seconds)[2],
         "shares": {kind: value / profiled for kind, value in sorted(spent.items(), key=lambda item: -item[1])},
-        "floor_seconds": count_operations(task) / measure_rate("cpu", precision), "steps": STEPS,
+        "floor_seconds": count_operations(task) / rate, "steps": STEPS,
         "versions": versions(),
-        "command": "python " + " ".join(["-m", "benchmarks.profile_steps", *sys.argv[1:]]),
+        "command": command_line("benchmarks.profile_steps"),
     }  # fmt: skip
 
 
@@ -122,8 +121,9 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["32-true", "bf16-mixed"], choices=["32-true", "bf16-mixed"])
     given = parser.parse_args()
     keep_freed_memory()
+    rates = {precision: measure_rate("cpu", precision) for precision in given.precisions}
     rows = [
-        profile(work, network, precision)
+        profile(work, network, precision, rates[precision])
         for work in ("generator_step", "student_step")
         for network in given.networks
         for precision in given.precisions

@@ -17,11 +17,11 @@ from benchmarks.cases import Case, make_case
 from benchmarks.direct import DirectGenerator, direct_draw, direct_student_epoch
 from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule
 from kegnet_pl.data.synthetic import draw_labels_and_noise
-from kegnet_pl.losses import DistillationLoss, GeneratorObjective
+from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.memory import forget_peak_memory, keep_freed_memory, peak_memory
 from kegnet_pl.modules import GeneratorModule, StudentModule
 from kegnet_pl.networks import StackedModule, prefer_channels_last
-from kegnet_pl.stages.generators import teacher_for
+from kegnet_pl.stages.generators import build_objective, teacher_for
 from kegnet_pl.stages.workshop import build
 from kegnet_pl.training import quiet_lightning
 
@@ -94,15 +94,6 @@ def _fit(case: Case, task: Task, module: LightningModule, data: SyntheticDataMod
     return clock.seconds
 
 
-def objective(case: Case) -> GeneratorObjective:
-    """Return the sum of losses of the experiment."""
-    terms = case.config["generator"]["objective"]
-    return GeneratorObjective(
-        {name: build(term["term"]) for name, term in terms.items()},
-        {name: term["weight"] for name, term in terms.items()},
-    )
-
-
 def _generator_module(case: Case, task: Task) -> GeneratorModule:
     config = case.config["generator"]
     indices = range(config["count"]) if task.together else range(1)
@@ -111,7 +102,7 @@ def _generator_module(case: Case, task: Task) -> GeneratorModule:
         StackedModule(generators) if task.together else generators[0],
         StackedModule(decoders) if task.together else decoders[0],
         teacher_for(case.teacher(), case.input_shape, task.precision),
-        objective(case),
+        build_objective(config["objective"]),
         build(config["optimizer"]),
         batch_size=config["batch_size"],
         steps_per_epoch=task.steps,

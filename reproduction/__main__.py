@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from reproduction.jobs import ROOT, SMOKE_JOBS, SMOKE_SETTINGS, all_jobs, choose, read_cells, teacher_file
+from reproduction.jobs import ROOT, SMOKE_JOBS, SMOKE_SETTINGS, all_jobs, at_hand, choose, read_cells
 from reproduction.runner import run_missing, say, shown
 from reproduction.tables import write_tables
 
@@ -41,7 +41,7 @@ def main() -> int:
     if options.smoke:
         jobs = list(SMOKE_JOBS)
         settings = [*SMOKE_SETTINGS, f"store={shown(out / 'store')}", *settings]
-    runs = [job.to_run(teacher_file(cells, job.experiment), settings) for job in jobs]
+    runs = [job.to_run(at_hand(cells["experiments"][job.experiment]["teacher"]), settings) for job in jobs]
     if options.list:
         for run in runs:
             say(f"{'done   ' if run.done(out / 'paper') else 'missing'}  {run.name}")

@@ -73,6 +73,12 @@ def weights(teacher: str | None) -> tuple[str, ...]:
     return (f"teacher.weights=${{oc.env:KEGNET_REFERENCE_DIR}}/teachers/{teacher}",) if teacher else ()
 
 
+def at_hand(teacher: str | None) -> str | None:
+    """Return the name of a released teacher's file where it is in KEGNET_REFERENCE_DIR/teachers, else None."""
+    folder = os.environ.get("KEGNET_REFERENCE_DIR")
+    return teacher if teacher and folder and (Path(folder) / "teachers" / teacher).exists() else None
+
+
 SMOKE_JOBS = tuple(
     Job(experiment, option, recipe, kind, seed=0)
     for experiment, option, recipe in (
@@ -136,10 +142,3 @@ def choose(jobs: Iterator[Job], cells: Sequence[str], recipes: Sequence[str], gp
         and (not recipes or job.recipe in recipes)
         and (gpu or not job.gpu)
     ]
-
-
-def teacher_file(cells: dict[str, Any], experiment: str) -> str | None:
-    """Return the name of the released teacher's file where it is at hand."""
-    name: str | None = cells["experiments"][experiment]["teacher"]
-    folder = os.environ.get("KEGNET_REFERENCE_DIR")
-    return name if name and folder and (Path(folder) / "teachers" / name).exists() else None

@@ -6,7 +6,6 @@ It can be stopped at any time and started again. Runs lie in ``results/STUDY/``,
 import argparse
 import json
 import re
-import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from reproduction.jobs import ROOT, teacher_file, weights
+from reproduction.commands import changed
+from reproduction.jobs import ROOT, at_hand, weights
 from reproduction.runner import Run, run_missing, say, shown
 
 
@@ -79,11 +79,8 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
         if every:
             cells.append(f"{statistics.mean(row['label_entropy'] for row in every):.3f}")
             cells.append(f"{statistics.mean(row['seconds'] for row in every):.0f}")
-            parts = [part for part in shlex.split(every[0]["command"]) if not part.startswith("hydra.")]
-            seeds = ",".join(map(str, range(study["seeds"])))
-            swept = {"compression": ",".join(options), "seed": seeds}
-            parts = [f"{key}={swept[key]}" if (key := part.split("=")[0]) in swept else part for part in parts]
-            commands[variant] = shlex.join([*parts[:3], "-m", *parts[3:]])
+            swept = {"compression": options, "seed": list(map(str, range(study["seeds"])))}
+            commands[variant] = changed(every[0]["command"], **swept)
         lines.append(f"| {variant} | " + " | ".join([*cells, *[""] * (2 if not every else 0)]) + " |")
     if remarks.exists():
         lines += ["", remarks.read_text().strip()]
@@ -109,7 +106,7 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true", help="write the page from what is there, and run nothing")
     options = parser.parse_args()
     study = studies[options.study]
-    runs = runs_of(study, teacher_file({"experiments": {"": study}}, ""))
+    runs = runs_of(study, at_hand(study["teacher"]))
     results = ROOT / "results"
     failed = []
     if not options.tables:

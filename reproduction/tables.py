@@ -1,11 +1,12 @@
 """``paper.json`` and ``PAPER.md`` from the runs: nothing in them is typed by hand."""
 
 import json
-import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from reproduction.commands import changed, setting
 
 METHODS = ("teacher", "T", "T+Uniform", "T+Normal", "T+KegNet")
 RECIPES = ("paper", "strict", "fast")
@@ -33,7 +34,7 @@ def summarise(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dic
     """
     groups: dict[tuple[str, str, str, str], dict[int, dict[str, Any]]] = {}
     for row in rows:
-        option = _setting(row["command"], "compression")
+        option = setting(row["command"], "compression")
         groups.setdefault((row["dataset"], option, row["method"], row["recipe"]), {}).setdefault(row["seed"], row)
     summary = []
     for experiment in cells["experiments"].values():
@@ -60,7 +61,7 @@ def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: d
         "seeds": len(rows),
         "seconds": round(statistics.mean(_seconds(row) for row in rows), 1),
         "test_set": test_sets.get(test_set, test_set),
-        "command": _command([row["command"] for row in rows]),
+        "command": changed(rows[0]["command"], seed=[str(seed) for seed in sorted(found)]),
         "values": [round(value, 3) for value in values],
         "seed_list": sorted(found),
         "compression_ratio": ratio,
@@ -76,25 +77,6 @@ def _seconds(row: dict[str, Any]) -> float:
     if row["method"] == "teacher":
         return spent["teacher_training"]
     return sum(seconds for work, seconds in spent.items() if work not in ("evaluation", "teacher_training"))
-
-
-def _setting(command: str, name: str) -> str:
-    """Return the value of a setting of a command, empty where it has none."""
-    return next((part.split("=", 1)[1] for part in shlex.split(command) if part.startswith(f"{name}=")), "")
-
-
-def _changed(command: str, name: str, values: Sequence[str]) -> str:
-    """Return a command with other values of a setting; a sweep where they are several."""
-    parts = [f"{name}={','.join(values)}" if part.startswith(f"{name}=") else part for part in shlex.split(command)]
-    if len(values) > 1 and "-m" not in parts[3:]:
-        parts.insert(3, "-m")
-    return shlex.join(parts)
-
-
-def _command(commands: Sequence[str]) -> str:
-    """Return one command for runs that differ in their seed alone: a sweep over seeds."""
-    plain = shlex.join(part for part in shlex.split(commands[0]) if not part.startswith("hydra."))
-    return _changed(plain, "seed", list(dict.fromkeys(_setting(command, "seed") for command in commands)))
 
 
 def write_tables(out: Path, cells: dict[str, Any]) -> None:
@@ -174,5 +156,5 @@ def _joined(commands: list[str]) -> list[str]:
     """Return commands that differ in their compression alone as one sweep."""
     groups: dict[str, list[str]] = {}
     for command in commands:
-        groups.setdefault(_changed(command, "compression", ["*"]), []).append(_setting(command, "compression"))
-    return [_changed(command, "compression", options) for command, options in groups.items()]
+        groups.setdefault(changed(command, compression=["*"]), []).append(setting(command, "compression"))
+    return [changed(command, compression=options) for command, options in groups.items()]

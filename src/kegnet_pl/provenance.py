@@ -38,6 +38,6 @@ def git_state() -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(git("status", "--porcelain")) if commit else None}
 
 
-def command_line() -> str:
+def command_line(program: str = "kegnet_pl") -> str:
     """Return the command that runs, as a shell takes it, without the folder of the interpreter or of the program."""
-    return " ".join(["python -m kegnet_pl", shlex.join(sys.argv[1:])]).strip()
+    return shlex.join(["python", "-m", program, *sys.argv[1:]])

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from benchmarks.cases import Case, make_case
 from benchmarks.direct import DirectGenerator, direct_draw, direct_student_epoch
-from benchmarks.worker import objective
 from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule
 from kegnet_pl.data.synthetic import draw_labels_and_noise
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import GeneratorModule, StudentModule
 from kegnet_pl.networks import prefer_channels_last
 from kegnet_pl.seeds import stream
+from kegnet_pl.stages.generators import build_objective
 from kegnet_pl.stages.workshop import build
 from kegnet_pl.weights import load_weights
 
@@ -66,7 +66,7 @@ def _largest_difference(case: Case, weights: Path | None, *, precision: str = "3
         config["optimizer"]["lr"], case.weight("decoder"), case.weight("diversity"),
     )  # fmt: skip
     module = _Watched(
-        generator, decoder, teacher, objective(case), build(config["optimizer"]),
+        generator, decoder, teacher, build_objective(config["objective"]), build(config["optimizer"]),
         batch_size=32, steps_per_epoch=STEPS, teacher_norm="batch", seed=4,
     )  # fmt: skip
     module.seen = []

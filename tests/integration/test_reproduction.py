@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from reproduction.jobs import SMOKE_JOBS, Job, all_jobs, choose, read_cells, teacher_file
+from reproduction.jobs import SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells
 from reproduction.study import read_studies, runs_of
 from reproduction.study import render as render_study
 from reproduction.tables import METHODS, read_runs, render, summarise, write_tables
@@ -105,7 +105,7 @@ def test_every_cell_of_the_paper_has_jobs() -> None:
 @pytest.mark.parametrize("job", SMOKE_JOBS + tuple(all_jobs(CELLS))[::7], ids=lambda job: job.name)
 def test_jobs_are_what_the_product_takes(job: Job, reference_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEGNET_REFERENCE_DIR", str(reference_dir))
-    config = configure(*job.to_run(teacher_file(CELLS, job.experiment)).overrides)
+    config = configure(*job.to_run(at_hand(CELLS["experiments"][job.experiment]["teacher"])).overrides)
     assert (config["seed"], config["recipe"], config["compression"]["name"]) == (job.seed, job.recipe, job.option)
 
 
@@ -122,7 +122,7 @@ def test_choosing_jobs() -> None:
 
 def test_without_released_weights_the_teacher_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KEGNET_REFERENCE_DIR", raising=False)
-    assert teacher_file(CELLS, "mnist_lenet") is None
+    assert at_hand(CELLS["experiments"]["mnist_lenet"]["teacher"]) is None
     assert not any("teacher.weights" in part for part in SMOKE_JOBS[0].to_run(None).overrides)
 
 

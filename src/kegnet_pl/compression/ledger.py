@@ -1,13 +1,14 @@
 """What every layer costs, before and after compression."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from kegnet_pl.networks.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,6 @@ class Cost:
     parameters: int
     macs: int
     layer_macs: dict[str, int]
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode for a while, so that looking at a network does not move its statistics."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -54,7 +43,7 @@ def measure_cost(network: nn.Module, input_shape: Sequence[int]) -> Cost:
     """
     anchor = next(network.parameters(), torch.empty(0))
     sample = torch.zeros(1, *input_shape, device=anchor.device, dtype=anchor.dtype)
-    with _evaluating(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(sample)
     root = type(network).__name__
     # The counter counts a multiply-accumulate as two operations.

@@ -67,6 +67,7 @@ class SteppedModule(SeededModule):
         seed: The run's seed.
         optimizer: Takes parameters, returns an optimiser. A fused one is made where torch has it.
         lr_schedule: ``"constant"``, or ``"cosine"``: from epoch to epoch down to zero after the last one.
+        compile: Whether to train compiled by ``torch.compile`` the network that :meth:`step_by` is given.
     """
 
     networks = 1
@@ -75,17 +76,39 @@ class SteppedModule(SeededModule):
     means: list[dict[str, float]]
     """Metrics of the last epoch that was reported, for each network; on rank 0."""
 
-    def __init__(self, seed: int, optimizer: OptimizerFactory, lr_schedule: LRSchedule = "constant") -> None:
+    def __init__(
+        self,
+        seed: int,
+        optimizer: OptimizerFactory,
+        lr_schedule: LRSchedule = "constant",
+        compile: bool = False,
+    ) -> None:
         super().__init__(seed)
         self.automatic_optimization = False
         self._optimizer = optimizer
         if lr_schedule not in get_args(LRSchedule):
             raise ValueError(f"Expected `lr_schedule` to be one of {get_args(LRSchedule)}, but got {lr_schedule!r}.")
         self.lr_schedule = lr_schedule
+        self._compile = compile
         self._clip: tuple[float | None, str | None] = (None, None)
         self._sums: dict[str, Tensor] = {}
         self._samples = 0
         self.means: list[dict[str, float]] = []
+
+    def step_by(self, network: nn.Module) -> None:
+        """Name the network that a step calls, as ``self.run``."""
+        # In tuples, so that nothing of it is registered twice.
+        self._eager = (network,)
+        self._run: tuple[Callable[..., Any]] = self._eager
+
+    @property
+    def run(self) -> Callable[..., Any]:
+        """The network that a step calls, compiled where asked to."""
+        return self._run[0]
+
+    def on_fit_start(self) -> None:
+        """Compile where asked to, now that the network is on its device."""
+        self._run = (compiled(self._eager[0], self.device),) if self._compile else self._eager
 
     @abstractmethod
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,6 +1,6 @@
 """Training generators against a frozen teacher."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.func import vmap
 from kegnet_pl.data.loading import STEPS_PER_BATCH, local_batch_size
 from kegnet_pl.data.synthetic import draw_labels_and_noise
 from kegnet_pl.losses import GeneratedBatch, GeneratorObjective
-from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy, compiled, frozen_keys_left_out
+from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy, frozen_keys_left_out
 from kegnet_pl.networks import FrozenModule, StackedModule, TeacherNorm, over_stack
 from kegnet_pl.networks.precision import at_least_float32
 from kegnet_pl.seeds import stream
@@ -70,7 +70,7 @@ class GeneratorModule(SteppedModule):
         index: int = 0,
         compile: bool = False,
     ) -> None:
-        super().__init__(seed, optimizer, lr_schedule)
+        super().__init__(seed, optimizer, lr_schedule, compile)
         self.save_hyperparameters("batch_size", "steps_per_epoch", "teacher_norm", "teacher_dropout", "seed", "index")
         self.networks = generator.count if isinstance(generator, StackedModule) else 1
         if self.networks != (decoder.count if isinstance(decoder, StackedModule) else 1):
@@ -84,15 +84,8 @@ class GeneratorModule(SteppedModule):
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         self.index = index
-        self._compile = compile
         self._chances: Sequence[torch.Generator] = ()
-        # In a tuple, so that nothing of it is registered twice.
-        self._answer = (GeneratorAnswer(self.generator, self.decoder, self.teacher, objective),)
-        self._run: tuple[Callable[..., Any]] = self._answer
-
-    def on_fit_start(self) -> None:
-        """Compile where asked to, now that the networks are on their device."""
-        self._run = (compiled(self._answer[0], self.device),) if self._compile else self._answer
+        self.step_by(GeneratorAnswer(self.generator, self.decoder, self.teacher, objective))
 
     def on_train_epoch_start(self) -> None:
         """Open the epoch's streams of noise; they differ by generator, rank and epoch."""
@@ -126,7 +119,7 @@ class GeneratorModule(SteppedModule):
 
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective, summed over generators, and the metrics of each."""
-        loss, parts, right = self._run[0](*batch)
+        loss, parts, right = self.run(*batch)
         metrics = {f"train/loss_{name}": part for name, part in parts.items()}
         return loss.sum(), metrics | {"train/loss": loss, "train/accuracy": right}
 

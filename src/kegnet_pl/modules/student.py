@@ -1,12 +1,11 @@
 """Training a student on the teacher's answers."""
 
-from collections.abc import Callable
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 from torch import Tensor, nn
 
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy, compiled
+from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy
 from kegnet_pl.networks import norm_layers
 
 StudentNorm = Literal["batch", "frozen"]
@@ -47,15 +46,14 @@ class StudentModule(SteppedModule):
         norm: StudentNorm = "batch",
         compile: bool = False,
     ) -> None:
-        super().__init__(seed, optimizer, lr_schedule)
+        super().__init__(seed, optimizer, lr_schedule, compile)
         if norm not in get_args(StudentNorm):
             raise ValueError(f"Expected `norm` to be one of {get_args(StudentNorm)}, but got {norm!r}.")
         self.save_hyperparameters("seed", "norm")
         self.norm = norm
         self.network = network
         self.distillation = distillation
-        self._compile = compile
-        self._run: tuple[Callable[..., Any]] = (network,)
+        self.step_by(network)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -66,10 +64,6 @@ class StudentModule(SteppedModule):
                 layer.eval()
         return self
 
-    def on_fit_start(self) -> None:
-        """Compile where asked to, now that the network is on its device."""
-        self._run = (compiled(self.network, self.device),) if self._compile else (self.network,)
-
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(B, C)``."""
         logits: Tensor = self.network(x)
@@ -78,7 +72,7 @@ class StudentModule(SteppedModule):
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the distillation loss of a batch, and its metrics."""
         x, teacher_logits = batch
-        logits: Tensor = self._run[0](x)
+        logits: Tensor = self.run(x)
         loss: Tensor = self.distillation(logits, teacher_logits)
         return loss, {"train/loss": loss, "train/accuracy": accuracy(logits, teacher_logits.argmax(dim=1))}
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from kegnet_pl.networks.statistics import norm_layers
+
 TeacherNorm = Literal["batch", "running"]
 
 
@@ -37,7 +39,7 @@ class FrozenModule(nn.Module):
         self.teacher_norm = teacher_norm
         self.dropout = dropout
         if teacher_norm == "batch":
-            for layer in self._norm_layers():
+            for layer in norm_layers(self.network).values():
                 # In training mode such a layer normalises by the batch and has no statistics to move.
                 layer.track_running_stats = False
         self.train()
@@ -45,10 +47,7 @@ class FrozenModule(nn.Module):
     @property
     def looks_at_the_batch(self) -> bool:
         """Whether the answer to a sample depends on the others of its batch."""
-        return self.teacher_norm == "batch" and bool(self._norm_layers())
-
-    def _norm_layers(self) -> list[_BatchNorm]:
-        return [layer for layer in self.network.modules() if isinstance(layer, _BatchNorm)]
+        return self.teacher_norm == "batch" and bool(norm_layers(self.network))
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Stay in evaluation mode, but for the layers that were asked to look at the batch or to drop."""

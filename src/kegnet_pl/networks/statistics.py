@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kegnet_pl.networks.modes import evaluating
+
 
 def norm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
     """Return the batch-norm layers of a network, by name."""
@@ -79,7 +81,6 @@ def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
 @contextmanager
 def _looking(network: nn.Module, look: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Show what enters every batch-norm layer of a network, in evaluation mode."""
-    modes = {module: module.training for module in network.modules()}
     hooks = []
     for name, layer in norm_layers(network).items():
 
@@ -87,11 +88,9 @@ def _looking(network: nn.Module, look: Callable[[str, Tensor], None]) -> Iterato
             look(name, inputs[0])
 
         hooks.append(layer.register_forward_pre_hook(hook))
-    network.eval()
     try:
-        yield
+        with evaluating(network):
+            yield
     finally:
         for handle in hooks:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode

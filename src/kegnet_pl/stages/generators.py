@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -110,6 +110,14 @@ def check_generator(shop: Workshop) -> None:
         )
 
 
+def build_objective(terms: Mapping[str, Config]) -> GeneratorObjective:
+    """Return the weighted sum of losses that ``generator.objective`` describes."""
+    return GeneratorObjective(
+        {name: build(term["term"]) for name, term in terms.items()},
+        {name: term["weight"] for name, term in terms.items()},
+    )
+
+
 def _train_generators(
     shop: Workshop, teacher: nn.Module, folder: Path, indices: list[int], progress: StageProgress, costs: Costs
 ) -> None:
@@ -119,15 +127,11 @@ def _train_generators(
         seed_everything(derive_seed(config["seed"], "generator", index) % 2**32, verbose=False)
         generators.append(build(config["network"]))
         decoders.append(build(config["decoder"]))
-    objective = GeneratorObjective(
-        {name: build(term["term"]) for name, term in config["objective"].items()},
-        {name: term["weight"] for name, term in config["objective"].items()},
-    )
     module = GeneratorModule(
         generators[0] if len(indices) == 1 else StackedModule(generators),
         decoders[0] if len(indices) == 1 else StackedModule(decoders),
         teacher,
-        objective,
+        build_objective(config["objective"]),
         build(config["optimizer"]),
         lr_schedule=config["lr_schedule"],
         batch_size=config["batch_size"],

@@ -25,24 +25,14 @@ _NEUTRAL = (
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """What all stages work with.
+class Experiment:
+    """A configuration, and what is often asked of it.
 
     Attributes:
         config: The resolved configuration, plain.
-        store: Finished stages.
-        training: Runs Lightning.
-        console: Where progress is shown.
-        device: Where drawing and evaluation compute.
-        data: Real data, None where there is none.
     """
 
     config: Config
-    store: Store
-    training: Training
-    console: Console
-    device: torch.device
-    data: RealDataModule | None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -53,6 +43,26 @@ class Workshop:
     def classes(self) -> int:
         """Number of classes."""
         return int(self.config["data"]["classes"])
+
+
+@dataclass(frozen=True)
+class Workshop(Experiment):
+    """What all stages work with.
+
+    Attributes:
+        config: See :class:`Experiment`.
+        store: Finished stages.
+        training: Runs Lightning.
+        console: Where progress is shown.
+        device: Where drawing and evaluation compute.
+        data: Real data, None where there is none.
+    """
+
+    store: Store
+    training: Training
+    console: Console
+    device: torch.device
+    data: RealDataModule | None
 
     @property
     def seed(self) -> int:
