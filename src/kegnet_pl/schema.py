@@ -140,6 +140,8 @@ def check(config: Mapping[str, Any]) -> None:
     c.choice("student.fresh", (True, False))
     c.choice("student.norm", STUDENT_NORM)
     c.choice("student.draw_norm", NORM)
+    c.number("student.jitter", least=0)
+    c.choice("student.dropout", (True, False))
     c.choice("student.compile", (True, False))
     selection = c.value("student.selection")
     if c.value("student.patience") is not None and selection == "last":

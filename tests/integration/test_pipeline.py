@@ -207,6 +207,16 @@ def test_fresh_samples_are_counted_as_drawn(tmp_path: Path) -> None:
     assert all(seconds >= 0 for seconds in rows[-1]["costs"]["seconds"].values())
 
 
+def test_jitter_concerns_generators_alone(tmp_path: Path) -> None:
+    plain = go(tmp_path)
+    shaken = go(tmp_path, "student.jitter=1.0")
+    by = {row["method"]: row for row in plain}, {row["method"]: row for row in shaken}
+    assert by[0]["T+KegNet"]["label_entropy"] != by[1]["T+KegNet"]["label_entropy"]
+    for method in ("T+Uniform", "T+Normal"):
+        assert by[0][method]["label_entropy"] == by[1][method]["label_entropy"]
+        assert by[0][method]["accuracy"] == by[1][method]["accuracy"]
+
+
 @pytest.mark.parametrize("selection", ["last", "synthetic"])
 def test_costs_are_told_apart(tmp_path: Path, selection: str) -> None:
     rows = go(tmp_path, f"student.selection={selection}")

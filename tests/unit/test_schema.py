@@ -159,6 +159,7 @@ def test_an_objective_of_nothing(objective: str) -> None:
         ("student__norm", "running", "batch, frozen, adapt"),
         ("student__draw_norm", "frozen", "batch, running"),
         ("student__fresh", 1.5, "True, False"),
+        ("student__dropout", 0.15, "True, False"),
         ("student__selection", "best", "last, synthetic, real"),
         ("trainer__precision", "16", "32-true, bf16-mixed, 16-mixed"),
         ("trainer__precision", 32, "32-true, bf16-mixed, 16-mixed"),

@@ -61,9 +61,12 @@ class GeneratorSource(SyntheticSource):
         chunk: Samples at a time; None for what suits the device.
         norm: Statistics of the generators' batch norm: ``"running"``, or ``"batch"``, those of each chunk, as when they
             were trained. The chunk, about as large as a batch of that training, must then be given.
+        jitter: Standard deviation of Gaussian noise that is added to every sample (Bishop, "Training with Noise is
+            Equivalent to Tikhonov Regularization", 1995): the samples, which crowd where the teacher is sure, then cover
+            what lies between them.
 
     Raises:
-        ValueError: If there is no generator, or the chunk is missing.
+        ValueError: If there is no generator, the chunk is missing, or ``jitter`` is negative.
     """
 
     def __init__(
@@ -72,10 +75,13 @@ class GeneratorSource(SyntheticSource):
         device: torch.device | str = "cpu",
         chunk: int | None = None,
         norm: TeacherNorm = "running",
+        jitter: float = 0.0,
     ) -> None:
         super().__init__()
         if not generators:
             raise ValueError("Expected at least one generator, but got none.")
+        if not jitter >= 0:
+            raise ValueError(f"Expected `jitter` of at least 0, but got {jitter}.")
         if norm == "batch" and chunk is None:
             raise ValueError("Expected `chunk`, samples at a time, where `norm` is 'batch', but got None.")
         self.generators = nn.ModuleList(FrozenModule(generator, norm) for generator in generators).to(device)
@@ -83,6 +89,7 @@ class GeneratorSource(SyntheticSource):
         self.classes = int(generators[0].classes)  # type: ignore[arg-type]
         self.device = torch.device(device)
         self.chunk = chunk
+        self.jitter = jitter
 
     @torch.no_grad()
     def draw(self, n: int, seed: int) -> Tensor:
@@ -99,7 +106,10 @@ class GeneratorSource(SyntheticSource):
             )
         # Noise from the CPU, as it is not the same on another device.
         z, y = draw_labels_and_noise(n // count, self.classes, self.noise_dim, stream(seed, "synthetic"))
-        return torch.cat([self.generate(index, z, y) for index in range(count)])
+        x = torch.cat([self.generate(index, z, y) for index in range(count)])
+        if self.jitter:
+            x.add_(torch.randn(x.shape, generator=stream(seed, "jitter")).to(x), alpha=self.jitter)
+        return x
 
     @torch.no_grad()
     def generate(self, index: int, z: Tensor, y: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from typing import Literal, Self, get_args
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy
@@ -24,6 +25,7 @@ class StudentModule(SteppedModule):
         lr_schedule: ``"constant"``, or ``"cosine"``: from epoch to epoch down to zero after the last one.
         norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also move the
             stored ones, as in the release; ``"frozen"``, the stored ones, which stay.
+        dropout: Whether the student's dropout is on while it trains, as in the release.
         seed: The run's seed.
         compile: Whether to train the network compiled by ``torch.compile``.
 
@@ -44,24 +46,30 @@ class StudentModule(SteppedModule):
         *,
         lr_schedule: LRSchedule = "constant",
         norm: StudentNorm = "batch",
+        dropout: bool = True,
         compile: bool = False,
     ) -> None:
         super().__init__(seed, optimizer, lr_schedule, compile)
         if norm not in get_args(StudentNorm):
             raise ValueError(f"Expected `norm` to be one of {get_args(StudentNorm)}, but got {norm!r}.")
-        self.save_hyperparameters("seed", "norm")
+        self.save_hyperparameters("seed", "norm", "dropout")
         self.norm = norm
+        self.dropout = dropout
         self.network = network
         self.distillation = distillation
         self.step_by(network)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; frozen batch norm stays in evaluation mode, where its statistics do not move."""
+        """Set the mode; frozen batch norm, and dropout that is off, stay in evaluation mode."""
         super().train(mode)
         if self.norm == "frozen":
             for layer in norm_layers(self.network).values():
                 layer.eval()
+        if not self.dropout:
+            for module in self.network.modules():
+                if isinstance(module, _DropoutNd):
+                    module.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ def student_stage(
             build(config["optimizer"]),
             lr_schedule=config["lr_schedule"],
             norm="frozen" if config["norm"] == "frozen" else "batch",
+            dropout=config["dropout"],
             seed=shop.seed,
             compile=config["compile"],
         )
@@ -108,6 +109,8 @@ def settings_of(config: Config, method: str) -> Config:
 def _source(shop: Workshop, method: str, generators: Stage | None) -> SyntheticSource:
     if generators is None:
         return NoiseSource("uniform" if method == "uniform" else "normal", shop.input_shape)
-    config, norm = shop.config["generator"], shop.config["student"]["draw_norm"]
+    config, student = shop.config["generator"], shop.config["student"]
     networks = [load_network(generators.folder, f"generator_{index}") for index in range(config["count"])]
-    return GeneratorSource(networks, shop.device, config["batch_size"] if norm == "batch" else None, norm)
+    norm = student["draw_norm"]
+    chunk = config["batch_size"] if norm == "batch" else None
+    return GeneratorSource(networks, shop.device, chunk, norm, student["jitter"])

@@ -98,6 +98,25 @@ def test_no_generator() -> None:
         GeneratorSource([])
 
 
+def test_jitter_is_noise_of_that_deviation_on_every_sample() -> None:
+    networks = [_Echo(0), _Echo(1)]
+    plain, source = GeneratorSource(networks), GeneratorSource(networks, jitter=0.5)
+    noise = (source.draw(20_000, seed=1) - plain.draw(20_000, seed=1)) / 0.5
+    assert float(noise.mean(dim=0).abs().max()) < 0.03
+    assert float((noise.std(dim=0) - 1).abs().max()) < 0.03
+    halves = torch.cat(noise.split(10_000), dim=1)
+    others = torch.corrcoef(halves.T) - torch.eye(halves.shape[1])
+    assert float(others.abs().max()) < 0.05, "features and generators have noise of their own"
+    assert torch.equal(source.draw(8, seed=1), source.draw(8, seed=1))
+    assert not torch.equal(source.draw(8, seed=1), source.draw(8, seed=2))
+
+
+@pytest.mark.parametrize("jitter", [-0.1, float("nan")])
+def test_jitter_out_of_range(jitter: float) -> None:
+    with pytest.raises(ValueError, match="`jitter` of at least 0, but got"):
+        GeneratorSource([_Echo(0)], jitter=jitter)
+
+
 def test_generators_compute_in_evaluation_mode_and_never_change() -> None:
     networks = _generators()
     for network in networks:

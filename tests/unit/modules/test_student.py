@@ -223,6 +223,16 @@ def test_frozen_statistics_are_what_a_batch_is_normalised_by() -> None:
     assert torch.equal(module(x)[:3], module(x[:3]))
 
 
+@pytest.mark.parametrize("dropout", [True, False])
+def test_dropout_of_the_student(dropout: bool) -> None:
+    module = StudentModule(make_classifier(dropout=0.5), DistillationLoss(), adam, dropout=dropout).train()
+    assert module.network[1].training, "batch norm is not dropout"
+    x = torch.randn(8, FEATURES)
+    assert torch.equal(module(x), module(x)) is not dropout
+    module.eval()
+    assert torch.equal(module(x), module(x))
+
+
 def test_unknown_statistics() -> None:
     with pytest.raises(ValueError, match="Expected `norm` to be one of"):
         StudentModule(make_classifier(), DistillationLoss(), adam, norm="mine")  # type: ignore[arg-type]
