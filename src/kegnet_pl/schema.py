@@ -142,6 +142,12 @@ def check(config: Mapping[str, Any]) -> None:
     c.choice("student.draw_norm", NORM)
     c.number("student.jitter", least=0)
     c.choice("student.dropout", (True, False))
+    c.number("student.features.weight", least=0)
+    layers = c.value("student.features.layers")
+    if layers is not None and not (isinstance(layers, list) and layers and all(isinstance(x, str) for x in layers)):
+        raise ConfigError(
+            f"Expected `student.features.layers` to be a list of patterns of layer names, or null, but got {layers!r}."
+        )
     c.choice("student.compile", (True, False))
     selection = c.value("student.selection")
     if c.value("student.patience") is not None and selection == "last":

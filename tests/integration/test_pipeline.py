@@ -217,6 +217,14 @@ def test_jitter_concerns_generators_alone(tmp_path: Path) -> None:
         assert by[0][method]["accuracy"] == by[1][method]["accuracy"]
 
 
+def test_hints_are_counted_and_named_layers_must_be_there(tmp_path: Path) -> None:
+    row = go(tmp_path, "methods=[normal]", "student.features.weight=1", "student.features.layers=[conv*]")[-1]
+    assert row["costs"]["teacher_forwards"] == 128 + 2 * 128, "labels, and two epochs"
+    assert row["costs"]["samples_made"] == 128
+    with pytest.raises(ValueError, match="a layer that fits 'conv9'"):
+        go(tmp_path, "methods=[normal]", "student.features.weight=1", "student.features.layers=[conv9]")
+
+
 @pytest.mark.parametrize("selection", ["last", "synthetic"])
 def test_costs_are_told_apart(tmp_path: Path, selection: str) -> None:
     rows = go(tmp_path, f"student.selection={selection}")

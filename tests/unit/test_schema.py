@@ -171,6 +171,12 @@ def test_choices(name: str, value: Any, allowed: str) -> None:
         check(_config(**{name: value}))
 
 
+@pytest.mark.parametrize("value", ["*.norm2", [], [1]])
+def test_layers_of_features(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"`student\.features\.layers` to be a list of patterns"):
+        check(_config(student__features__layers=value))
+
+
 @pytest.mark.parametrize("value", ["kegnet", ["kegnet", "gan"], ["normal", "normal"], None, [["kegnet"]]])
 def test_methods(value: Any) -> None:
     with pytest.raises(ConfigError, match="`methods` to be a list of some of uniform, normal, kegnet, but got"):

@@ -62,8 +62,8 @@ class GeneratorSource(SyntheticSource):
         norm: Statistics of the generators' batch norm: ``"running"``, or ``"batch"``, those of each chunk, as when they
             were trained. The chunk, about as large as a batch of that training, must then be given.
         jitter: Standard deviation of Gaussian noise that is added to every sample (Bishop, "Training with Noise is
-            Equivalent to Tikhonov Regularization", 1995): the samples, which crowd where the teacher is sure, then cover
-            what lies between them.
+            Equivalent to Tikhonov Regularization", 1995): samples crowd where the teacher is sure, and then cover what
+            lies between them.
 
     Raises:
         ValueError: If there is no generator, the chunk is missing, or ``jitter`` is negative.

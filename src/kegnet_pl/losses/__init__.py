@@ -5,6 +5,7 @@ from kegnet_pl.losses.classifier import ClassifierLoss
 from kegnet_pl.losses.decoder import DecoderLoss
 from kegnet_pl.losses.distillation import DistillationLoss
 from kegnet_pl.losses.diversity import DiversityLoss
+from kegnet_pl.losses.features import FeatureLoss
 from kegnet_pl.losses.objective import GeneratorObjective
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "DecoderLoss",
     "DistillationLoss",
     "DiversityLoss",
+    "FeatureLoss",
     "GeneratedBatch",
     "GeneratorLoss",
     "GeneratorObjective",

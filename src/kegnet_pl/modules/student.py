@@ -1,15 +1,33 @@
 """Training a student on the teacher's answers."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from kegnet_pl.losses import DistillationLoss
+from kegnet_pl.losses import DistillationLoss, FeatureLoss
 from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy
-from kegnet_pl.networks import norm_layers
+from kegnet_pl.networks import WatchedModule, norm_layers
 
 StudentNorm = Literal["batch", "frozen"]
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What the student's layers learn from the teacher's.
+
+    Attributes:
+        teacher: In evaluation mode, where the student is trained; it is called at every step.
+        layers: Names of layers that both networks have, with outputs of the same shapes.
+        weight: Of :class:`FeatureLoss`, beside 1 of the distillation.
+    """
+
+    teacher: nn.Module
+    layers: Sequence[str]
+    weight: float
 
 
 class StudentModule(SteppedModule):
@@ -17,6 +35,7 @@ class StudentModule(SteppedModule):
 
     Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and
     ``val/accuracy`` on whatever the data module validates on (teacher's logits or true classes); ``test/accuracy``.
+    With hints ``train/loss`` is the sum of both losses, and ``train/loss_features`` the second, without its weight.
 
     Args:
         network: Returns logits ``(B, C)``.
@@ -26,11 +45,12 @@ class StudentModule(SteppedModule):
         norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also move the
             stored ones, as in the release; ``"frozen"``, the stored ones, which stay.
         dropout: Whether the student's dropout is on while it trains, as in the release.
+        hints: What its layers learn; None for nothing.
         seed: The run's seed.
         compile: Whether to train the network compiled by ``torch.compile``.
 
     Raises:
-        ValueError: If ``norm`` is unknown.
+        ValueError: If ``norm`` is unknown, or a network lacks a layer of the hints.
 
     Shapes:
         Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``, or lists of such batches, an
@@ -47,6 +67,7 @@ class StudentModule(SteppedModule):
         lr_schedule: LRSchedule = "constant",
         norm: StudentNorm = "batch",
         dropout: bool = True,
+        hints: Hints | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__(seed, optimizer, lr_schedule, compile)
@@ -57,7 +78,15 @@ class StudentModule(SteppedModule):
         self.dropout = dropout
         self.network = network
         self.distillation = distillation
-        self.step_by(network)
+        self.teacher_forwards = 0
+        self.hints = hints
+        if hints is None:
+            self.step_by(network)
+        else:
+            self.features = FeatureLoss()
+            # In a tuple, so that the teacher is not registered.
+            self._teacher = (WatchedModule(hints.teacher, hints.layers),)
+            self.step_by(WatchedModule(network, hints.layers))
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -80,9 +109,19 @@ class StudentModule(SteppedModule):
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the distillation loss of a batch, and its metrics."""
         x, teacher_logits = batch
-        logits: Tensor = self.run(x)
-        loss: Tensor = self.distillation(logits, teacher_logits)
-        return loss, {"train/loss": loss, "train/accuracy": accuracy(logits, teacher_logits.argmax(dim=1))}
+        metrics: dict[str, Tensor] = {}
+        if self.hints is None:
+            logits: Tensor = self.run(x)
+            loss: Tensor = self.distillation(logits, teacher_logits)
+        else:
+            logits, outputs = self.run(x)
+            with torch.no_grad():
+                targets = self._teacher[0](x)[1]
+            self.teacher_forwards += len(x)
+            metrics["train/loss_features"] = self.features(outputs, targets)
+            loss = self.distillation(logits, teacher_logits) + self.hints.weight * metrics["train/loss_features"]
+        agreement = accuracy(logits, teacher_logits.argmax(dim=1))
+        return loss, {"train/loss": loss, "train/accuracy": agreement, **metrics}
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the network's parameters."""

@@ -9,6 +9,7 @@ from kegnet_pl.networks.mlp import MLP
 from kegnet_pl.networks.resnet import ResNet14
 from kegnet_pl.networks.stacked import StackedModule, over_stack
 from kegnet_pl.networks.statistics import adapt_norm, norm_layers
+from kegnet_pl.networks.watched import WatchedModule, layers_named
 
 __all__ = [
     "MLP",
@@ -20,7 +21,9 @@ __all__ = [
     "ResNet14",
     "StackedModule",
     "TeacherNorm",
+    "WatchedModule",
     "adapt_norm",
+    "layers_named",
     "norm_layers",
     "over_stack",
     "prefer_channels_last",

@@ -10,8 +10,8 @@ from kegnet_pl.artefacts import load_network, save_network
 from kegnet_pl.costs import Costs
 from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule, SyntheticSource
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.modules import StudentModule
-from kegnet_pl.networks import adapt_norm, prefer_channels_last
+from kegnet_pl.modules import Hints, StudentModule
+from kegnet_pl.networks import adapt_norm, layers_named, prefer_channels_last
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.seeds import derive_seed
@@ -68,6 +68,7 @@ def student_stage(
             lr_schedule=config["lr_schedule"],
             norm="frozen" if config["norm"] == "frozen" else "batch",
             dropout=config["dropout"],
+            hints=_hints(config["features"], data.teacher.network),
             seed=shop.seed,
             compile=config["compile"],
         )
@@ -89,7 +90,7 @@ def student_stage(
             costs.seconds["drawing"] += data.seconds["draw"]
             costs.seconds["labelling"] += data.seconds["label"]
             costs.samples_made += data.made
-            costs.teacher_forwards += data.made
+            costs.teacher_forwards += data.made + module.teacher_forwards
         if rank() == 0:
             recipe = json.loads((initial.folder / "network.json").read_text())
             save_network(network, folder, "network", recipe["network"], recipe["ranks"])
@@ -104,6 +105,12 @@ def settings_of(config: Config, method: str) -> Config:
     own = config["baselines"] if method != "kegnet" else {}
     optimizer = config["optimizer"] | ({"lr": own["lr"]} if own else {})
     return without(config, "baselines") | without(own, "lr") | {"optimizer": optimizer}
+
+
+def _hints(config: Config, teacher: nn.Module) -> Hints | None:
+    if not config["weight"]:
+        return None
+    return Hints(teacher, layers_named(teacher, config["layers"]), config["weight"])
 
 
 def _source(shop: Workshop, method: str, generators: Stage | None) -> SyntheticSource:

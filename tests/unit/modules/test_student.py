@@ -16,7 +16,7 @@ from kegnet_pl.data import NoiseSource, Split, SyntheticDataModule
 from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.evaluation import measure_accuracy
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.modules import StudentModule
+from kegnet_pl.modules import Hints, StudentModule
 from tests.unit.modules.tiny import (
     CLASSES,
     FEATURES,
@@ -100,7 +100,7 @@ def test_checkpoint_holds_the_student_alone(tmp_path: Path) -> None:
     module, _ = fit_at_once(_student, _data, tmp_path, epochs=1, callbacks=[make_checkpoint(tmp_path)])
     content = torch.load(tmp_path / "resume.ckpt", weights_only=True)
     assert set(content["state_dict"]) == {f"network.{key}" for key in module.network.state_dict()}
-    assert content["hyper_parameters"] == {"seed": 0, "norm": "batch"}
+    assert content["hyper_parameters"] == {"seed": 0, "norm": "batch", "dropout": True}
 
 
 def test_validation_changes_nothing_in_the_student(tmp_path: Path) -> None:
@@ -231,6 +231,42 @@ def test_dropout_of_the_student(dropout: bool) -> None:
     assert torch.equal(module(x), module(x)) is not dropout
     module.eval()
     assert torch.equal(module(x), module(x))
+
+
+def test_layers_learn_from_the_layers_of_the_teacher(tmp_path: Path) -> None:
+    teacher = make_classifier().eval()
+    before = snapshot(teacher)
+
+    def make(init: int, weight: float = 100.0) -> StudentModule:
+        hints = Hints(teacher, ["1"], weight)
+        return StudentModule(make_classifier(seed=100 + init, dropout=0.0), DistillationLoss(), adam, hints=hints)
+
+    module, trainer = fit_at_once(make, functools.partial(_data, teacher), tmp_path / "long", epochs=30)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert metrics["train/loss"] > 100 * metrics["train/loss_features"] > 0
+    without, first = fit_at_once(
+        functools.partial(make, weight=1e-9), functools.partial(_data, teacher), tmp_path / "w", 30
+    )
+    assert metrics["train/loss_features"] < 0.3 * float(first.callback_metrics["train/loss_features"])
+    assert changed(before, teacher) == set()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert set(module.state_dict()) == set(_student().state_dict()), "the teacher is not stored"
+    assert module.teacher_forwards == without.teacher_forwards == 30 * 40
+
+
+def test_hints_of_a_resumed_student(tmp_path: Path) -> None:
+    def make(init: int) -> StudentModule:
+        hints = Hints(make_classifier().eval(), ["1"], 1.0)
+        return StudentModule(make_classifier(seed=100 + init), DistillationLoss(), adam, hints=hints)
+
+    whole, _ = fit_at_once(make, _data, tmp_path / "whole")
+    parts, _ = fit_in_two_sittings(make, _data, tmp_path / "parts")
+    assert changed(snapshot(whole), parts) == set()
+
+
+def test_hints_of_layers_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match="a network with layers conv1"):
+        StudentModule(make_classifier(), DistillationLoss(), adam, hints=Hints(make_classifier(), ["conv1"], 1.0))
 
 
 def test_unknown_statistics() -> None:

@@ -1,0 +1,54 @@
+"""A network that also returns what some of its layers return."""
+
+import pytest
+import torch
+from torch import nn
+
+from kegnet_pl.compression import CompressionPlan, Rule
+from kegnet_pl.networks import LeNet5, ResNet14, WatchedModule, layers_named, norm_layers
+
+
+def test_returns_what_layers_return() -> None:
+    network = LeNet5(1, 10).eval()
+    x = torch.randn(3, 1, 32, 32)
+    output, (second, first) = WatchedModule(network, ["conv2", "conv1"])(x)
+    assert torch.equal(output, network(x))
+    assert torch.equal(first, network.conv1(x))
+    assert second.shape == (3, 16, 10, 10)
+    assert not any(layer._forward_hooks for layer in network.modules()), "nothing stays behind"
+
+
+def test_gradients_reach_the_layers() -> None:
+    network = LeNet5(1, 10)
+    WatchedModule(network, ["conv1"])(torch.randn(2, 1, 32, 32))[1][0].sum().backward()
+    assert network.conv1.weight.grad is not None
+    assert network.conv2.weight.grad is None
+
+
+def test_nothing_stays_behind_when_the_network_fails() -> None:
+    network = LeNet5(1, 10)
+    with pytest.raises(RuntimeError):
+        WatchedModule(network, ["conv1"])(torch.randn(2, 3, 32, 32))
+    assert not any(layer._forward_hooks for layer in network.modules())
+
+
+def test_a_compressed_network_has_the_layers_of_the_teacher() -> None:
+    teacher = ResNet14(3, 10)
+    names = layers_named(teacher, None)
+    assert names == tuple(norm_layers(teacher))
+    student = CompressionPlan([Rule("layers3.*", 4)]).apply(teacher, (3, 32, 32)).network
+    convolutions = layers_named(teacher, ["layers3.*.conv?"])
+    assert len(convolutions) == 4
+    x = torch.randn(2, 3, 32, 32)
+    for layers in (names, convolutions):
+        outputs = WatchedModule(teacher, layers)(x)[1], WatchedModule(student, layers)(x)[1]
+        assert [a.shape for a in outputs[0]] == [b.shape for b in outputs[1]]
+
+
+def test_unknown_layers() -> None:
+    with pytest.raises(ValueError, match="a layer that fits 'conv9', but there are conv1, "):
+        layers_named(LeNet5(1, 10), ["conv1", "conv9"])
+    with pytest.raises(ValueError, match=r"layers of batch norm, but found none. .*student\.features\.layers="):
+        layers_named(LeNet5(1, 10), None)
+    with pytest.raises(ValueError, match="a network with layers conv7"):
+        WatchedModule(nn.Sequential(), ["conv7"])
