@@ -175,19 +175,23 @@ def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert "colour" in log.read_text()
 
 
-def test_a_study_changes_one_thing_a_line() -> None:
-    study = read_studies()["svhn"]
+@pytest.mark.parametrize("name", read_studies())
+def test_a_study_changes_one_thing_a_line(name: str) -> None:
+    study = read_studies()[name]
     runs = runs_of(study, None)
     assert len(runs) == len(study["variants"]) * len(study["options"]) * study["seeds"]
     assert len({run.name for run in runs.values()}) == len(runs)
     for variant, settings in study["variants"].items():
-        overrides = runs[variant, "option2", 1].overrides
+        overrides = runs[variant, study["options"][-1], 1].overrides
         keys = [override.split("=", 1)[0] for override in overrides]
         assert len(set(keys)) == len(keys), "a variant replaces what the base says"
         assert set(settings) <= set(overrides)
         config = configure(*overrides)
-        assert (config["seed"], config["recipe"], config["student"]["selection"]) == (1, "strict", "last")
-    shared = [runs["as released", option, 0].parents for option in study["options"]]
+        assert (config["seed"], config["student"]["selection"]) == (1, "last")
+        assert f"recipe={config['recipe']}" in study["base"]
+    first = next(iter(study["variants"]))
+    assert study["variants"][first] == []
+    shared = [runs[first, option, 0].parents for option in study["options"]]
     assert len(set(shared)) == 1, "one of them builds the generators"
 
 
