@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,66 @@ def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Pa
         if (remarks / f"{name}.md").exists():
             lines += ["", (remarks / f"{name}.md").read_text().strip()]
         lines.append("")
+    lines += _fast_beside_strict(summary, cells) + _below_the_paper(summary, cells)
     return "\n".join(lines)
+
+
+def _fast_beside_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]) -> list[str]:
+    """What ``recipe=fast`` is for: strict's accuracy, within its standard deviation, in a tenth of its seconds."""
+    lines = []
+    for title, dataset, option in _cells(cells):
+        by = {row["recipe"]: row for row in summary if _is(row, dataset, option, "T+KegNet")}
+        if {"strict", "fast"} <= by.keys():
+            strict, fast = by["strict"], by["fast"]
+            good = fast["mean"] >= strict["mean"] - (strict["sd"] or 0)
+            times = strict["seconds"] / fast["seconds"]
+            found = [f"{title}, {option}", _figure(strict), _figure(fast), f"{fast['mean'] - strict['mean']:+.2f}"]
+            found += ["yes" if good else "no", f"{times:.1f}x", "yes" if times >= 10 else "no"]
+            lines.append("| " + " | ".join(found) + " |")
+    head = [
+        "## Fast beside strict",
+        "",
+        "T+KegNet. `fast` shall be as accurate as `strict`, within its standard deviation, in a tenth of its seconds.",
+        "",
+    ]
+    if not lines:
+        return [*head, "Not run.", ""]
+    head += ["| cell | strict | fast | difference | as accurate | faster | tenth |", "| --- |" + " ---: |" * 6]
+    return [*head, *lines, ""]
+
+
+def _below_the_paper(summary: Sequence[dict[str, Any]], cells: dict[str, Any]) -> list[str]:
+    """The cells where ours is below the paper by more than twice its standard deviation."""
+    lines = []
+    for title, dataset, option in _cells(cells):
+        for method in METHODS:
+            for row in summary:
+                spread = 2 * (row["sd"] or 0)
+                if _is(row, dataset, option, method) and row["paper"] and row["mean"] < row["paper"] - spread:
+                    found = [f"{title}, {option}", method, row["recipe"], f"{row['paper']:.2f}", _figure(row)]
+                    lines.append("| " + " | ".join([*found, f"{row['mean'] - row['paper']:+.2f}"]) + " |")
+    head = [
+        "## Below the paper",
+        "",
+        "By more than twice the standard deviation (by anything, where there is one seed). What was tried stands under",
+        "the tables.",
+        "",
+    ]
+    if not lines:
+        return [*head, "None of what was run.", ""]
+    head += ["| cell | network | recipe | paper | ours | difference |", "| --- | --- | --- |" + " ---: |" * 3]
+    return [*head, *lines, ""]
+
+
+def _cells(cells: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, data set and option of every cell."""
+    for experiment in cells["experiments"].values():
+        for option in experiment["options"]:
+            yield experiment["title"], experiment["dataset"], option
+
+
+def _is(row: dict[str, Any], dataset: str, option: str, method: str) -> bool:
+    return (row["dataset"], row["option"], row["method"]) == (dataset, option, method)
 
 
 def _table(rows: list[dict[str, Any]], experiment: dict[str, Any]) -> list[str]:

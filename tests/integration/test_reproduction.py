@@ -91,6 +91,31 @@ def test_table_says_what_was_not_run(tmp_path: Path) -> None:
     assert "A remark." in render([], CELLS, tmp_path)
 
 
+def test_fast_is_put_beside_strict(tmp_path: Path) -> None:
+    def of(recipe: str, seconds: float, *accuracies: float) -> list[dict[str, Any]]:
+        rows = seeds(*accuracies)
+        for mine in rows:
+            mine["recipe"] = recipe
+            mine["command"] = mine["command"].replace("recipe=paper", f"recipe={recipe}")
+            mine["costs"] = {"seconds": {"student_training": seconds}, "samples_made": 10}
+        return rows
+
+    rows = [*of("strict", 100.0, 0.75, 0.77), *of("fast", 10.0, 0.74, 0.76)]
+    page = render(summarise(rows, CELLS), CELLS, tmp_path)
+    assert "| 76.00 ± 1.41 (2) | 75.00 ± 1.41 (2) | -1.00 | yes | 10.0x | yes |" in page
+    rows = [*of("strict", 100.0, 0.75, 0.77), *of("fast", 10.1, 0.74, 0.75)]
+    page = render(summarise(rows, CELLS), CELLS, tmp_path)
+    assert "| 76.00 ± 1.41 (2) | 74.50 ± 0.71 (2) | -1.50 | no | 9.9x | no |" in page
+
+
+def test_what_is_below_the_paper_is_listed(tmp_path: Path) -> None:
+    below = "| UCI Letter, MLP, option1 | T+KegNet | paper | 77.73 | "
+    page = render(summarise(seeds(0.75, 0.76), CELLS), CELLS, tmp_path)
+    assert below + "75.50 ± 0.71 (2) | -2.23 |" in page
+    assert below not in render(summarise(seeds(0.75, 0.78), CELLS), CELLS, tmp_path), "within twice the spread"
+    assert below + "77.00 (1) | -0.73 |" in render(summarise(seeds(0.77), CELLS), CELLS, tmp_path)
+
+
 def test_every_cell_of_the_paper_has_jobs() -> None:
     jobs = list(all_jobs(CELLS))
     assert len({job.name for job in jobs}) == len(jobs)
