@@ -1,10 +1,10 @@
 """A network that also returns what some of its layers return."""
 
 import fnmatch
+import functools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from kegnet_pl.networks.statistics import norm_layers
 
@@ -37,7 +37,7 @@ class WatchedModule(nn.Module):
     """A network, called as it is, that returns outputs of its layers beside its own.
 
     Args:
-        network: Returns a tensor; it is not copied.
+        network: Returns a tensor; it is not copied, and keeps the hooks that watch it.
         layers: Names of layers that return tensors.
 
     Raises:
@@ -53,21 +53,22 @@ class WatchedModule(nn.Module):
             )
         self.network = network
         self.layers = tuple(layers)
+        self._seen: dict[str, Tensor] = {}
+        self._watching = False
+        for name in self.layers:
+            # Once and for all: torch.compile follows hooks that are there before it looks.
+            network.get_submodule(name).register_forward_hook(functools.partial(self._keep, name))
+
+    def _keep(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG002
+        if self._watching:
+            self._seen[name] = output
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the network's output, and the layers' in their order."""
-        seen: dict[str, Tensor] = {}
-
-        def watch(name: str) -> RemovableHandle:
-            def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-                seen[name] = output
-
-            return self.network.get_submodule(name).register_forward_hook(keep)
-
-        handles = [watch(name) for name in self.layers]
+        self._watching = True
         try:
             output: Tensor = self.network(x)
+            return output, [self._seen[name] for name in self.layers]
         finally:
-            for handle in handles:
-                handle.remove()
-        return output, [seen[name] for name in self.layers]
+            self._watching = False
+            self._seen.clear()

@@ -15,7 +15,6 @@ def test_returns_what_layers_return() -> None:
     assert torch.equal(output, network(x))
     assert torch.equal(first, network.conv1(x))
     assert second.shape == (3, 16, 10, 10)
-    assert not any(layer._forward_hooks for layer in network.modules()), "nothing stays behind"
 
 
 def test_gradients_reach_the_layers() -> None:
@@ -25,11 +24,26 @@ def test_gradients_reach_the_layers() -> None:
     assert network.conv2.weight.grad is None
 
 
-def test_nothing_stays_behind_when_the_network_fails() -> None:
+def test_nothing_is_kept_between_calls() -> None:
     network = LeNet5(1, 10)
+    watched = WatchedModule(network, ["conv1"])
+    watched(torch.randn(2, 1, 32, 32))
+    network(torch.randn(2, 1, 32, 32))
     with pytest.raises(RuntimeError):
-        WatchedModule(network, ["conv1"])(torch.randn(2, 3, 32, 32))
-    assert not any(layer._forward_hooks for layer in network.modules())
+        watched(torch.randn(2, 3, 32, 32))
+    assert watched._seen == {}
+    assert watched(torch.zeros(2, 1, 32, 32))[1][0].shape == (2, 6, 28, 28)
+
+
+@pytest.mark.slow
+def test_compiles_as_one_graph() -> None:
+    watched = WatchedModule(LeNet5(1, 10), ["conv1", "fc1"])
+    x = torch.randn(4, 1, 32, 32)
+    compiled = torch.compile(watched, fullgraph=True, backend="aot_eager")(x)
+    plain = watched(x)
+    assert torch.allclose(compiled[0], plain[0], atol=1e-5)
+    for mine, expected in zip(compiled[1], plain[1], strict=True):
+        assert torch.allclose(mine, expected, atol=1e-5)
 
 
 def test_a_compressed_network_has_the_layers_of_the_teacher() -> None:
