@@ -1,6 +1,7 @@
 """The door: Hydra composes the configuration, the pipeline runs it. Heavy imports stay behind it."""
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -9,9 +10,9 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kegnet_pl import sweep
 from kegnet_pl.errors import ConfigError, UserError
 from kegnet_pl.schema import check, to_plain
 
@@ -22,31 +23,44 @@ _entered = False
 def _run(cfg: DictConfig) -> float | None:
     global _entered
     _entered = True
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        config = to_plain(cfg)
-        check(config)
-        if multirun and config["trainer"]["devices"] * config["trainer"]["num_nodes"] > 1:
-            raise ConfigError(
-                "Expected one process a job in a sweep (-m), but got several: the processes of one job would start the "
-                "whole sweep again. Use trainer=gpu or trainer=cpu, or run the jobs one by one without -m."
-            )
-        from kegnet_pl.pipeline import run
-
-        return run(config, Path(HydraConfig.get().runtime.output_dir))
+        return _run_job(cfg, folder)
     except KeyboardInterrupt:
         _leave(
             f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to go on from "
             f"where this one was.",
             code=130,
         )
-    except (UserError, ValueError, FileNotFoundError) as error:
-        # Our own checks say what to do, and a traceback would hide it. A sweep goes on, and names the job.
-        mine = isinstance(error, UserError) or str(error).startswith("Expected ")
-        if multirun or not mine or os.environ.get("HYDRA_FULL_ERROR"):
+    except Exception as error:
+        # Our own checks say what to do, and a traceback would hide it.
+        ours = isinstance(error, UserError | ValueError | FileNotFoundError)
+        expected = ours and (isinstance(error, UserError) or str(error).startswith("Expected "))
+        if sweep.in_sweep():
+            # A number, as sweepers look at it; what failed is told when the sweep ends.
+            sweep.record_failure(folder, error, expected)
+            return math.nan
+        if not expected or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         _leave(f"Error: {error}", code=1)
     return None
+
+
+def _run_job(cfg: DictConfig, folder: Path) -> float | None:
+    config = to_plain(cfg)
+    check(config)
+    if sweep.in_sweep() and config["trainer"]["devices"] * config["trainer"]["num_nodes"] > 1:
+        raise ConfigError(
+            "Expected one process a job in a sweep (-m), but got several: the processes of one job would start the "
+            "whole sweep again. Use trainer=gpu or trainer=cpu (jobs run side by side with hydra/launcher=joblib, each "
+            "on a GPU of its own), or run the jobs one by one without -m."
+        )
+    from kegnet_pl.gpus import one_gpu
+    from kegnet_pl.pipeline import run
+
+    job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
+    with one_gpu(config) as gpu:
+        return run(config, folder, job=job, gpu=gpu)
 
 
 def _leave(message: str, code: int) -> None:
@@ -60,9 +74,20 @@ def main() -> None:
     try:
         _run()
     except SystemExit as stop:
-        if stop.code == 1 and not _entered:
+        if stop.code == 1 and not _entered and (sweep.begun is None or not any(sweep.begun.glob("*/.hydra"))):
             _explain_overrides(sys.argv[1:])
         raise
+    finally:
+        failed = sweep.begun is not None and _finish_sweep(sweep.begun)
+    if failed:
+        sys.exit(1)
+
+
+def _finish_sweep(folder: Path) -> bool:
+    """Put the results of all jobs together; return whether one of them failed."""
+    from kegnet_pl.reporting.sweep import finish_sweep
+
+    return finish_sweep(folder)
 
 
 def _explain_overrides(arguments: list[str]) -> None:

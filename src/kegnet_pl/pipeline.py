@@ -17,7 +17,14 @@ from kegnet_pl.memory import keep_freed_memory
 from kegnet_pl.progress import make_console
 from kegnet_pl.provenance import command_line, versions
 from kegnet_pl.ranks import rank
-from kegnet_pl.reporting import Row, describe_results, make_ledger_table, make_results_table, write_results
+from kegnet_pl.reporting import (
+    Row,
+    describe_results,
+    make_ledger_table,
+    make_results_table,
+    shown_accuracy,
+    write_results,
+)
 from kegnet_pl.stages import (
     Workshop,
     build,
@@ -34,12 +41,14 @@ from kegnet_pl.training import Training, device_of, quiet_lightning
 _TITLES = {"uniform": "Uniform", "normal": "Normal", "kegnet": "KegNet"}
 
 
-def run(config: dict[str, Any], folder: Path) -> float | None:
+def run(config: dict[str, Any], folder: Path, *, job: int | None = None, gpu: int | None = None) -> float | None:
     """Run the pipeline.
 
     Args:
         config: A resolved and checked configuration (:mod:`kegnet_pl.schema`).
         folder: Where the run leaves its results.
+        job: Number of the job, where jobs of a sweep write to one terminal at the same time.
+        gpu: Number of the GPU that this run has to itself; None for the first.
 
     Returns:
         Test accuracy of the last student in [0, 1], None where there is no test data: what a sweep compares.
@@ -47,7 +56,7 @@ def run(config: dict[str, Any], folder: Path) -> float | None:
     Raises:
         UserError: If something is wrong that the user can mend.
     """
-    shop = open_workshop(config, folder)
+    shop = open_workshop(config, folder, job=job, gpu=gpu)
     if "kegnet" in config["methods"]:
         check_generator(shop)
 
@@ -67,20 +76,22 @@ def run(config: dict[str, Any], folder: Path) -> float | None:
     tested = {method: evaluation_stage(shop, stages[-1], method) for method, stages in made.items()}
     rows = [describe(shop, method, stages, network, tested) for method, stages in made.items()]
     if rank() == 0:
-        report(shop, rows, made, generators, folder)
+        report(shop, rows, made, generators, folder, brief=job is not None)
     return rows[-1].accuracy
 
 
-def open_workshop(config: dict[str, Any], run_folder: Path) -> Workshop:
-    """Gather what all stages work with."""
+def open_workshop(
+    config: dict[str, Any], run_folder: Path, *, job: int | None = None, gpu: int | None = None
+) -> Workshop:
+    """Gather what all stages work with; see :func:`run`."""
     quiet_lightning()
     if config["trainer"]["accelerator"] == "cpu":
         keep_freed_memory()
-    console = make_console()
+    console = make_console(job)
     store = Store(config["store"], config["resume"], tell=console.print)
     group = f"{config['data']['name']}-{fingerprint('pipeline', _result_settings(config), [])}"
     training = Training(
-        make_trainer=functools.partial(build, config["trainer"]),
+        make_trainer=functools.partial(build, config["trainer"], **({} if gpu is None else {"devices": [gpu]})),
         make_callbacks=lambda folder: [
             build(callback, **({"dirpath": str(folder)} if name == "resume" else {}))
             for name, callback in config["callbacks"].items()
@@ -96,12 +107,16 @@ def open_workshop(config: dict[str, Any], run_folder: Path) -> Workshop:
         ),
         finish_loggers=finish_loggers,
     )
-    return Workshop(config, store, training, console, device_of(config["trainer"]), open_data(config, console.print))
+    return Workshop(
+        config, store, training, console, device_of(config["trainer"], gpu), open_data(config, console.print)
+    )
 
 
 def _result_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without those that say where and how, not what."""
-    settings = {key: value for key, value in config.items() if key not in ("store", "resume", "logger", "callbacks")}
+    settings = {
+        key: value for key, value in config.items() if key not in ("store", "resume", "sweep", "logger", "callbacks")
+    }
     settings["data"] = {key: value for key, value in config["data"].items() if key not in ("root", "download")}
     settings["trainer"] = {key: config["trainer"][key] for key in ("precision", "devices", "num_nodes")}
     return settings
@@ -177,10 +192,22 @@ def _target(student: Mapping[str, Any]) -> str:
 
 
 def report(
-    shop: Workshop, rows: list[Row], made: Mapping[str, list[Stage]], generators: Stage | None, folder: Path
+    shop: Workshop,
+    rows: list[Row],
+    made: Mapping[str, list[Stage]],
+    generators: Stage | None,
+    folder: Path,
+    *,
+    brief: bool = False,
 ) -> None:
-    """Print the tables, write ``results.json``, and say where everything lies."""
+    """Write ``results.json``, print the tables, and say where everything lies; if brief, in one line."""
+    write_results(rows, folder / "results.json")
+    if generators is not None:
+        shutil.copyfile(generators.folder / "samples.png", folder / "samples.png")
     say = functools.partial(shop.console.print, soft_wrap=True)
+    if brief:
+        say("results: " + ", ".join(f"{row.method} {shown_accuracy(row)}" for row in rows))
+        return
     initial = next(stages[1] for method, stages in made.items() if method != "teacher")
     ledger = read_ledger(initial)
     say()
@@ -195,11 +222,9 @@ def report(
     spent["evaluation"] = sum(row.stage_seconds.get("evaluation", 0.0) for row in rows)
     say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
 
-    write_results(rows, folder / "results.json")
     say()
     say(f"student       {_shown(list(made.values())[-1][-1].folder)}  (kegnet_pl.artefacts.load_network reads it)")
     if generators is not None:
-        shutil.copyfile(generators.folder / "samples.png", folder / "samples.png")
         say(f"sample sheet  {_shown(folder / 'samples.png')}")
     say(f"results       {_shown(folder / 'results.json')}")
     if any((folder / "wandb").glob("offline-run-*")):

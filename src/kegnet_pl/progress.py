@@ -1,8 +1,9 @@
 """One live bar a stage on a terminal, a line now and then in a log file."""
 
+import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -15,11 +16,38 @@ _LINE_SECONDS = 10.0
 """Seconds between two lines where there is no terminal."""
 
 
-def make_console() -> Console:
-    """Return the console that everything is printed on; silent on all ranks but 0."""
-    console = Console(quiet=rank() != 0, highlight=False)
+class _Labelled:
+    """A stream whose lines begin with a label."""
+
+    def __init__(self, stream: TextIO, label: str) -> None:
+        self._stream = stream
+        self._label = label
+        self._at_start = True
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            self._stream.write(f"{self._label}{line}" if self._at_start and line.strip() else line)
+            self._at_start = line.endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def make_console(job: int | None = None) -> Console:
+    """Return the console that everything is printed on; silent on all ranks but 0.
+
+    Args:
+        job: Number of the job, where jobs of a sweep write to one terminal at the same time: lines begin with it, and
+            there are no live bars.
+    """
+    if job is not None:
+        stream = cast(TextIO, _Labelled(sys.stdout, f"[{job}] "))
+        return Console(file=stream, quiet=rank() != 0, highlight=False, markup=False, width=140)
+    # No markup: paths and settings may hold brackets.
+    console = Console(quiet=rank() != 0, highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(quiet=console.quiet, highlight=False, width=140)
+        console = Console(quiet=console.quiet, highlight=False, markup=False, width=140)
     return console
 
 

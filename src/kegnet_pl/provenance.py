@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kegnet_pl.sweep import in_sweep, job_overrides
+
 _PACKAGES = ("kegnet_pl", "torch", "torchvision", "pytorch-lightning", "tensorly", "hydra-core", "numpy", "scipy")
 
 
@@ -39,5 +41,9 @@ def git_state() -> dict[str, Any]:
 
 
 def command_line(program: str = "kegnet_pl") -> str:
-    """Return the command that runs, as a shell takes it, without the folder of the interpreter or of the program."""
-    return shlex.join(["python", "-m", program, *sys.argv[1:]])
+    """Return the command that runs, as a shell takes it, without the folder of the interpreter or of the program.
+
+    Of a job of a sweep: the command that runs this job alone, whichever process it is in.
+    """
+    arguments = job_overrides() if in_sweep() else sys.argv[1:]
+    return shlex.join(["python", "-m", program, *arguments])

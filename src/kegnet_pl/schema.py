@@ -88,6 +88,8 @@ def check(config: Mapping[str, Any]) -> None:
         c.whole(f"trainer.{name}", 1)
     if not isinstance(c.value("store"), str) or not c.value("store"):
         raise ConfigError(f"Expected `store` to be a folder, but got {c.value('store')!r}.")
+    if c.value("sweep") is not None and not isinstance(c.value("sweep"), str):
+        raise ConfigError(f"Expected `sweep` to be a name or null, but got {c.value('sweep')!r}.")
     methods = c.value("methods")
     listed = isinstance(methods, list) and all(method in METHODS for method in methods)
     if not listed or len(set(methods)) != len(methods):

@@ -197,8 +197,12 @@ class Meter(Callback):
         self._count(trainer, self.work)
 
 
-def device_of(trainer_config: dict[str, Any]) -> torch.device:
+def device_of(trainer_config: dict[str, Any], gpu: int | None = None) -> torch.device:
     """Return where drawing and evaluation compute: the GPU of this process if trainers use one, else the CPU.
+
+    Args:
+        trainer_config: The configuration's ``trainer``.
+        gpu: Number of the GPU that this process has to itself; None for the one that Lightning takes.
 
     Raises:
         ConfigError: If trainers shall use a GPU and there is none.
@@ -207,5 +211,5 @@ def device_of(trainer_config: dict[str, Any]) -> torch.device:
         if not torch.cuda.is_available():
             raise ConfigError("Expected a GPU for trainer.accelerator=gpu, but torch finds none here. Use trainer=cpu.")
         # Lightning tells the processes it starts which GPU is theirs, before they choose it.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if gpu is None else gpu)
     return torch.device("cpu")

@@ -100,14 +100,6 @@ def test_metric_names(command: Command, tmp_path: Path) -> None:
     }
 
 
-def test_multirun_builds_teacher_and_generators_once(command: Command, tmp_path: Path) -> None:
-    command("-m", FAST, "methods=[kegnet]", "compression=option2,fraction")
-    kinds = [path.name.split("-")[0] for path in (tmp_path / "outputs" / "debug_store").glob("[!.]*")]
-    assert kinds.count("teacher") == kinds.count("generators") == 1
-    assert kinds.count("compression") == kinds.count("student") == 2
-    assert len(list(tmp_path.glob("outputs/sweeps/*/*/results.json"))) == 2
-
-
 @pytest.mark.ddp
 def test_two_processes_through_the_command_line(command: Command, tmp_path: Path) -> None:
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]

@@ -181,7 +181,16 @@ def test_console_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     console = make_console()
     assert (console.is_terminal, console.width, console.quiet) == (False, 140, False)
     console.print("[bold]x[/bold] 12 " + "y" * 90)
-    assert capsys.readouterr().out == "x 12 " + "y" * 90 + "\n"
+    # Brackets are no markup: folders and settings may hold them.
+    assert capsys.readouterr().out == "[bold]x[/bold] 12 " + "y" * 90 + "\n"
+
+
+def test_lines_of_jobs_that_write_at_the_same_time_say_whose_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    console = make_console(3)
+    console.print("teacher: started")
+    console.print("\ntwo\nlines")
+    assert capsys.readouterr().out == "[3] teacher: started\n\n[3] two\n[3] lines\n"
+    assert not console.is_terminal, "several live bars would garble each other"
 
 
 def test_other_ranks_are_silent(

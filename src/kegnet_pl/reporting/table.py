@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from kegnet_pl.compression import Ledger
 from kegnet_pl.reporting.results import Row
@@ -28,11 +29,11 @@ def make_results_table(rows: Sequence[Row]) -> Table:
         table.add_column(column, justify="right")
     best = max((row.accuracy or 0 for row in rows if row.method != "teacher"), default=0)
     for row in rows:
-        accuracy = "not run" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
+        accuracy = shown_accuracy(row)
         strong = row.method != "teacher" and row.accuracy == best and row.accuracy
         table.add_row(
             row.method,
-            f"[bold green]{accuracy}[/]" if strong else accuracy,
+            Text(accuracy, style="bold green" if strong else ""),
             f"{row.parameters:,}",
             f"{row.compression_ratio:.2f}x",
             f"{row.macs:,}",
@@ -40,6 +41,11 @@ def make_results_table(rows: Sequence[Row]) -> Table:
             end_section=row.method == "teacher",
         )
     return table
+
+
+def shown_accuracy(row: Row) -> str:
+    """Return a row's accuracy for people."""
+    return "not run" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
 
 
 def make_ledger_table(ledger: Ledger) -> Table:

@@ -1,0 +1,106 @@
+"""Several runs put together: means and spread over seeds."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kegnet_pl.reporting.results import Row
+from kegnet_pl.reporting.runs import FinishedRun, varied
+
+_TOLD_BY_ROWS = (
+    "seed", "compression", "compression.target", "compression.rank", "experiment", "data", "recipe", "methods",
+)  # fmt: skip
+"""Settings that a row tells by itself, or that are averaged over."""
+
+_WITHOUT_STUDENT = ("teacher", "data", "trainer")
+"""Groups of settings that a teacher depends on."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One kind of network: what a mark in the picture and a line in the table stand for.
+
+    Attributes:
+        dataset: Name of the data.
+        teacher: Name of the teacher.
+        recipe: Name of the recipe.
+        settings: What else was varied, as ``key=value``; empty where nothing was.
+        student: Name of the compression or of the network; None for the teacher.
+        method: As in a row.
+        selection: As in a row.
+        compression_ratio: Mean of teacher's parameters by the network's.
+        macs: Mean of multiply-accumulates for one sample.
+        seconds: Mean of what made the network once its parents were there.
+        accuracies: One a seed, in [0, 1]; empty where they were not measured.
+        seeds: Their seeds.
+    """
+
+    dataset: str
+    teacher: str
+    recipe: str
+    settings: str
+    student: str | None
+    method: str
+    selection: str | None
+    compression_ratio: float
+    macs: float
+    seconds: float
+    accuracies: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy in [0, 1]."""
+        return statistics.mean(self.accuracies)
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation of the accuracy over seeds; None of a single one."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+
+def summarize(runs: Sequence[FinishedRun]) -> list[Point]:
+    """Average over seeds: a point for each kind of network, in the order of the runs.
+
+    Networks that several runs share (the teacher of a sweep over compressions) count once a seed.
+    """
+    methods = {row.method for run in runs for row in run.rows}
+    keys = {
+        method: [
+            key
+            for key in varied([run for run in runs if any(row.method == method for row in run.rows)])
+            if key not in _TOLD_BY_ROWS and _matters(key, method)
+        ]
+        for method in methods
+    }
+    groups: dict[tuple[str | None, ...], dict[tuple[int, str], Row]] = {}
+    for run in runs:
+        for row in run.rows:
+            settings = " ".join(f"{key}={run.settings[key]}" for key in keys[row.method] if key in run.settings)
+            recipe = row.recipe if "+" in row.method else ""
+            key = (row.dataset, row.teacher, recipe, settings, row.student, row.method, row.selection)
+            groups.setdefault(key, {})[row.seed, row.fingerprint] = row
+    return [_point(key, list(rows.values())) for key, rows in groups.items()]
+
+
+def _matters(key: str, method: str) -> bool:
+    """Whether a network of some method may depend on a setting."""
+    group = key.split(".", 1)[0]
+    if method == "teacher":
+        return group in _WITHOUT_STUDENT
+    if "+" not in method:
+        return group in (*_WITHOUT_STUDENT, "compression") or key.startswith("student.network") or key == "student"
+    return group != "generator" or method.endswith("KegNet")
+
+
+def _point(key: tuple[str | None, ...], rows: list[Row]) -> Point:
+    dataset, teacher, recipe, settings, student, method, selection = key
+    measured = [row for row in rows if row.accuracy is not None]
+    return Point(
+        str(dataset), str(teacher), str(recipe), str(settings), student, str(method), selection,
+        statistics.mean(row.compression_ratio for row in rows),
+        statistics.mean(row.macs for row in rows),
+        statistics.mean(row.seconds for row in rows),
+        tuple(row.accuracy for row in measured if row.accuracy is not None),
+        tuple(row.seed for row in measured),
+    )  # fmt: skip

@@ -1,0 +1,162 @@
+"""What is left when a sweep ends: one table, one picture, one file of all rows."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kegnet_pl.errors import UserError
+from kegnet_pl.progress import make_console
+from kegnet_pl.reporting.runs import FinishedRun, read_runs, varied
+from kegnet_pl.reporting.style import house_style
+from kegnet_pl.reporting.summary import Point, summarize
+from kegnet_pl.reporting.tradeoff import draw_tradeoff
+
+
+def finish_sweep(folder: Path) -> bool:
+    """Write and print the results of all jobs of a sweep.
+
+    Args:
+        folder: The sweep's.
+
+    Returns:
+        Whether a job failed, or is missing.
+    """
+    console = make_console()
+    if not folder.is_dir() or not any(folder.glob("*/.hydra")):
+        return False  # it did not come to a job, and what is wrong has been told
+    try:
+        runs = read_runs([folder])
+    except UserError as error:
+        console.print(f"\n{error}", soft_wrap=True)
+        return True
+    report(runs, folder, console)
+    return any(not run.rows for run in runs)
+
+
+def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Path]:
+    """Write ``results.json``, ``results.csv`` and ``tradeoff.png``, and print the table and what failed.
+
+    Args:
+        runs: At least one that is finished.
+        out: The folder.
+        console: Where to print.
+
+    Returns:
+        The files.
+    """
+    points = summarize(runs)
+    files = [*write_tables(runs, out), *write_picture(points, out)]
+    finished = [run for run in runs if run.rows]
+    console.print()
+    console.print(f"{len(finished)} of {len(runs)} runs finished: {describe(runs)}", soft_wrap=True)
+    console.print(make_summary_table(points))
+    keys = varied(runs)
+    for run in runs:
+        if not run.rows:
+            what = " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
+            console.print(f"Job {run.name} ({what}): {run.failure or 'stopped'}", soft_wrap=True)
+    for path in files:
+        console.print(f"{path.name:<14}{shown(path)}", soft_wrap=True)
+    return files
+
+
+def describe(runs: Sequence[FinishedRun]) -> str:
+    """Say what was swept, and what accuracies were measured on."""
+    rows = [row for run in runs for row in run.rows]
+    sets = sorted({row.test_set for row in rows if row.test_set is not None}) or ["no test data, accuracy not measured"]
+    kept = sorted({row.selection for row in rows if row.selection is not None}) or ["nothing was trained"]
+    swept = ", ".join(varied(runs)) or "nothing"
+    return f"{swept} varied; {'; '.join(sets)}; epoch kept: {', '.join(kept)}"
+
+
+def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
+    """Write all rows of all runs, each with its run's folder and what was set: ``results.json`` and ``results.csv``."""
+    keys = varied(runs)
+    records: list[dict[str, Any]] = [
+        {"run": run.name, "settings": {key: run.settings.get(key) for key in keys}, **asdict(row)}
+        for run in runs
+        for row in run.rows
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    as_json, as_csv = out / "results.json", out / "results.csv"
+    as_json.write_text(json.dumps(records, indent=2) + "\n")
+    flat = [dict(_flat(record)) for record in records]
+    with as_csv.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for record in flat for key in record)))
+        writer.writeheader()
+        writer.writerows(flat)
+    return [as_csv, as_json]
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in record.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def write_picture(points: Sequence[Point], out: Path) -> list[Path]:
+    """Draw ``tradeoff.png``; nothing where no accuracy was measured."""
+    if not any(point.accuracies and point.method != "teacher" for point in points):
+        return []
+    path = out / "tradeoff.png"
+    with house_style():
+        draw_tradeoff(points).savefig(path, dpi=150, metadata={"Software": "kegnet_pl"})
+    return [path]
+
+
+def make_summary_table(points: Sequence[Point]) -> Table:
+    """Lay out means over seeds."""
+    table = Table()
+    several = len({(point.dataset, point.teacher) for point in points}) > 1
+    recipes = len({point.recipe for point in points if point.recipe}) > 1
+    settings = any(point.settings for point in points)
+    for column, wanted in (
+        ("data", several),
+        ("student", True),
+        ("network", True),
+        ("recipe", recipes),
+        ("settings", settings),
+    ):
+        if wanted:
+            table.add_column(column)
+    for column in ("accuracy", "seeds", "ratio", "MACs", "seconds"):
+        table.add_column(column, justify="right")
+    for index, point in enumerate(points):
+        cells = [
+            (f"{point.dataset}, {point.teacher}", several),
+            (point.student or "", True),
+            (point.method, True),
+            (point.recipe, recipes),
+            (point.settings, settings),
+        ]
+        following = points[index + 1] if index + 1 < len(points) else point
+        table.add_row(
+            *[text for text, wanted in cells if wanted],
+            figure(point),
+            str(len(point.accuracies)),
+            f"{point.compression_ratio:.2f}x",
+            f"{point.macs:,.0f}",
+            f"{point.seconds:.1f}",
+            end_section=following.student != point.student,
+        )
+    return table
+
+
+def figure(point: Point) -> str:
+    """Return an accuracy for people, in percent."""
+    if not point.accuracies:
+        return "not run"
+    spread = "" if point.sd is None else f" ± {100 * point.sd:.2f}"
+    return f"{100 * point.mean:.2f}{spread} %"
+
+
+def shown(path: Path) -> Path:
+    """Return a path as seen from the folder the user is in, where it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,95 @@
+"""Sweeps, as a user types them."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import FAST, Command
+
+JOBS = ["-m", FAST, "methods=[kegnet]", "compression=option2,fraction"]
+
+
+def _sweep(tmp_path: Path) -> Path:
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    return folder
+
+
+def _stages(tmp_path: Path) -> list[str]:
+    return [path.name.split("-")[0] for path in (tmp_path / "outputs" / "debug_store").glob("[!.]*")]
+
+
+def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp_path: Path) -> None:
+    done = command(*JOBS, "seed=0,1")
+    folder = _sweep(tmp_path)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
+    assert "4 of 4 runs finished: compression, seed varied; digits: 539 test samples; epoch kept: last" in done.stdout
+    assert re.search(r"option2\s+│\s+T\+KegNet\s+│\s+[\d.]+ ± [\d.]+ %\s+│\s+2 │", done.stdout)
+    assert (folder / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+    records = json.loads((folder / "results.json").read_text())
+    assert len(records) == 4 * 3
+    assert {(r["settings"]["compression"], r["settings"]["seed"]) for r in records} == {
+        (option, seed) for option in ("option2", "fraction") for seed in ("0", "1")
+    }
+    # The command of a row runs its job alone.
+    assert records[-1]["command"] == f"python -m kegnet_pl {FAST} 'methods=[kegnet]' compression=fraction seed=1"
+    with (folder / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["fingerprint"] for line in lines] == [record["fingerprint"] for record in records]
+    assert float(lines[0]["costs.seconds.teacher_training"]) > 0
+    stages = _stages(tmp_path)
+    assert stages.count("teacher") == stages.count("generators") == 2, "once a seed"
+    assert stages.count("student") == 4
+
+
+def test_a_failed_job_fails_alone_and_the_sweep_goes_on_when_it_is_started_again(
+    command: Command, tmp_path: Path
+) -> None:
+    jobs = ["-m", FAST, "methods=[kegnet]", "generator.count=1,3,2"]
+    done = command(*jobs, expect=1)
+    assert "2 of 3 runs finished" in done.stdout
+    assert re.search(r"^Job 1 \(generator.count=3\): Expected `student.samples` to be a multiple", done.stdout, re.M)
+    assert re.search(r"^Job 1 \(.*generator.count=3\) failed: Expected", done.stderr, re.M)
+    assert "Traceback" not in done.stdout + done.stderr
+    failure = json.loads((_sweep(tmp_path) / "1" / "failure.json").read_text())
+    assert failure["overrides"][-1] == "generator.count=3" and "Traceback" in failure["traceback"]
+    again = command(*jobs, "resume=require", expect=1)
+    assert "2 of 3 runs finished" in again.stdout
+
+
+def test_an_unexpected_error_is_shown_in_full_and_named(command: Command) -> None:
+    broken = ["+callbacks.mine._target_=pytorch_lightning.callbacks.EarlyStopping", "+callbacks.mine.monitor=nothing"]
+    done = command("-m", FAST, *broken, "seed=0,1", expect=1)
+    assert "Traceback" in done.stderr and "nothing" in done.stderr
+    for job in (0, 1):
+        assert f"Job {job} (+debug=fast" in done.stderr
+    assert "found none (2 failed or were stopped)" in done.stdout
+
+
+def test_a_typo_in_a_sweep_gets_an_answer(command: Command) -> None:
+    done = command("-m", FAST, "generator.epoch=1,2", expect=1)
+    assert "generator.epochs" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_side_by_side_build_what_they_share_once(command: Command, tmp_path: Path, launcher: str) -> None:
+    options = {
+        "joblib": ["hydra.launcher.n_jobs=2"],
+        "submitit_local": ["hydra.launcher.timeout_min=10"],
+    }
+    done = command(*JOBS, f"hydra/launcher={launcher}", *options[launcher])
+    assert "2 of 2 runs finished" in done.stdout, done.stdout + done.stderr
+    stages = _stages(tmp_path)
+    assert stages.count("teacher") == stages.count("generators") == 1
+    assert stages.count("student") == 2
+    if launcher == "joblib":  # lines of jobs that write at the same time say whose they are
+        assert "[0] results: teacher" in done.stdout and "[1] results: teacher" in done.stdout
+
+
+def test_ray(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs hydra-ray-launcher, see CONTRIBUTING.md")
+    done = command(*JOBS, "hydra/launcher=ray")
+    assert "2 of 2 runs finished" in done.stdout
+    assert _stages(tmp_path).count("generators") == 1

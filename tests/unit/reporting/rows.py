@@ -1,0 +1,59 @@
+"""Rows of results, made up."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kegnet_pl.costs import Costs
+from kegnet_pl.reporting import Row
+
+TEACHER = Row(
+    dataset="toy",
+    test_set="toy: 10 test samples",
+    teacher="net",
+    student=None,
+    method="teacher",
+    seed=0,
+    recipe="strict",
+    selection=None,
+    accuracy=0.9,
+    teacher_accuracy=0.9,
+    parameters=1000,
+    teacher_parameters=1000,
+    compression_ratio=1.0,
+    macs=5000,
+    teacher_macs=5000,
+    samples=None,
+    label_entropy=None,
+    precision="32-true",
+    seconds=3.0,
+    stage_seconds={"teacher": 3.0},
+    costs=Costs().to_dict() | {"peak_memory": {"cpu": 1.0}},
+    fingerprint="t0",
+    command="python -m kegnet_pl",
+    versions={"python": "3.11.0"},
+)
+
+
+def student(accuracy: float | None, **changes: Any) -> Row:
+    """Return a student's row; its fingerprint is unique to what was changed."""
+    mark = json.dumps([accuracy, sorted(changes.items())], default=str)
+    plain: dict[str, Any] = {
+        "student": "option1", "method": "T+KegNet", "selection": "last", "accuracy": accuracy, "parameters": 500,
+        "compression_ratio": 2.0, "macs": 2500, "samples": 64, "label_entropy": 0.5, "seconds": 1.5,
+        "fingerprint": f"s{mark}",
+    }  # fmt: skip
+    return dataclasses.replace(TEACHER, **plain | changes)
+
+
+def write_run(folder: Path, rows: list[Row], overrides: list[str] | None = None) -> Path:
+    """Leave a run on disk, as the pipeline and Hydra do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".hydra").mkdir(exist_ok=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides or []))
+    if rows:
+        (folder / "results.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
+    return folder

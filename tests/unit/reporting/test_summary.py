@@ -1,0 +1,81 @@
+"""Means over seeds, and the picture of them."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from kegnet_pl.reporting.runs import FinishedRun
+from kegnet_pl.reporting.style import house_style, to_svg
+from kegnet_pl.reporting.summary import Point, summarize
+from kegnet_pl.reporting.tradeoff import draw_tradeoff
+from tests.unit.reporting.rows import TEACHER, student
+
+HERE = Path()
+
+
+def _runs() -> list[FinishedRun]:
+    runs = []
+    for seed in (0, 1):
+        for option, ratio in (("option1", 2.0), ("option2", 4.0)):
+            rows = (
+                dataclasses.replace(TEACHER, seed=seed, accuracy=0.9 + 0.02 * seed, fingerprint=f"t{seed}"),
+                student(0.7 + 0.1 * seed, seed=seed, student=option, compression_ratio=ratio, macs=int(8000 / ratio)),
+            )
+            runs.append(FinishedRun(HERE, {"compression": option, "seed": str(seed)}, rows))
+    return runs
+
+
+def test_mean_and_spread_over_seeds_and_the_teacher_once_a_seed() -> None:
+    points = summarize(_runs())
+    assert [(p.method, p.student, len(p.accuracies)) for p in points] == [
+        ("teacher", None, 2), ("T+KegNet", "option1", 2), ("T+KegNet", "option2", 2),
+    ]  # fmt: skip
+    assert points[0].mean == pytest.approx(0.91) and points[0].sd == pytest.approx(0.02 / 2**0.5)
+    assert points[1].mean == pytest.approx(0.75) and points[1].sd == pytest.approx(0.1 / 2**0.5)
+    assert points[1].settings == "" and points[1].compression_ratio == 2.0
+
+
+def test_what_else_was_varied_tells_points_apart_where_it_matters() -> None:
+    uniform = student(0.4, method="T+Uniform")
+    runs = [
+        FinishedRun(HERE, {"generator.epochs": n}, (TEACHER, uniform, student(accuracy, samples=int(n))))
+        for n, accuracy in (("1", 0.5), ("2", 0.6))
+    ]
+    found = {(p.method, p.settings): p.accuracies for p in summarize(runs)}
+    assert found == {
+        ("teacher", ""): (0.9,),
+        ("T+Uniform", ""): (0.4,),  # noise knows no generators
+        ("T+KegNet", "generator.epochs=1"): (0.5,),
+        ("T+KegNet", "generator.epochs=2"): (0.6,),
+    }
+
+
+def test_a_single_seed_has_no_spread_and_no_test_data_no_mean() -> None:
+    points = summarize([FinishedRun(HERE, {}, (TEACHER, student(None)))])
+    assert points[0].sd is None
+    assert points[1].accuracies == ()
+
+
+def _drawn(points: list[Point]) -> str:
+    with house_style():
+        return to_svg(draw_tradeoff(points), "accuracy against size")
+
+
+def test_the_picture_names_what_it_shows_and_follows_the_page() -> None:
+    svg = _drawn(summarize(_runs()))
+    for word in ("teacher", "KegNet", "compression ratio", "multiply-accumulates", "test accuracy", "toy"):
+        assert word in svg
+    assert 'aria-label="accuracy against size"' in svg and "var(--ink)" in svg and "#1b1f24" not in svg
+
+
+def test_the_picture_is_at_the_numbers() -> None:
+    figure = draw_tradeoff(summarize(_runs()))
+    for panel, xs in zip(figure.axes, ([2.0, 4.0], [2000, 4000]), strict=True):
+        (container,) = panel.containers
+        line, _, (bars,) = container.lines
+        assert list(line.get_xdata()) == xs
+        assert sorted(line.get_ydata()) == pytest.approx([0.75, 0.75])
+        lengths = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
+        assert lengths == pytest.approx([2**0.5 * 0.1] * 2)
+        assert panel.lines[0].get_ydata()[0] == pytest.approx(0.91), "the teacher"
