@@ -3,7 +3,7 @@
 import hashlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kegnet_pl.data import Split
 from kegnet_pl.data.loading import chunk_size
@@ -19,10 +19,10 @@ def digest(split: Split) -> str:
 
 
 @torch.no_grad()
-def measure_accuracy(
+def count_answers(
     network: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None
-) -> float:
-    """Return the share of samples, in [0, 1], that a network puts into their class.
+) -> Tensor:
+    """Count how often a network puts samples of one class into another: the confusion matrix.
 
     In float32 and evaluation mode, whatever precision the network was trained in.
 
@@ -31,12 +31,22 @@ def measure_accuracy(
         split: Samples ``(N, *input_shape)`` and classes ``(N,)``.
         device: Where to compute.
         batch_size: Samples at a time; None for what suits the device.
+
+    Returns:
+        Counts ``(C, C)``, int64, on the CPU: rows are the true classes, columns the network's.
     """
     device = torch.device(device)
     shape = split.x.shape[1:]
     frozen = prefer_channels_last(FrozenModule(network).to(device), shape)
     size = batch_size or chunk_size(shape, device)
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
-        right += (frozen(x.to(device)).argmax(dim=1) == y.to(device)).sum()
-    return int(right) / len(split)
+    answers = [frozen(x.to(device)) for x in split.x.split(size)]
+    classes = answers[0].shape[1]
+    cells = split.y * classes + torch.cat([logits.argmax(dim=1) for logits in answers]).cpu()
+    return torch.bincount(cells, minlength=classes**2).view(classes, classes)
+
+
+def measure_accuracy(
+    network: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None
+) -> float:
+    """Return the share of samples, in [0, 1], that a network puts into their class; see :func:`count_answers`."""
+    return int(count_answers(network, split, device, batch_size).trace()) / len(split)

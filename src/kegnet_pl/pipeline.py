@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from kegnet_pl.compression import Ledger, LedgerRow, measure_cost
+from kegnet_pl.compression import Ledger, measure_cost
 from kegnet_pl.costs import add_up
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.loggers import finish_loggers, make_loggers
@@ -25,6 +25,8 @@ from kegnet_pl.reporting import (
     shown_accuracy,
     write_results,
 )
+from kegnet_pl.reporting.run_page import StageFolders, write_run_page
+from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.stages import (
     Workshop,
     build,
@@ -76,7 +78,7 @@ def run(config: dict[str, Any], folder: Path, *, job: int | None = None, gpu: in
     tested = {method: evaluation_stage(shop, stages[-1], method) for method, stages in made.items()}
     rows = [describe(shop, method, stages, network, tested) for method, stages in made.items()]
     if rank() == 0:
-        report(shop, rows, made, generators, folder, brief=job is not None)
+        report(shop, rows, made, tested, folder, brief=job is not None)
     return rows[-1].accuracy
 
 
@@ -195,15 +197,31 @@ def report(
     shop: Workshop,
     rows: list[Row],
     made: Mapping[str, list[Stage]],
-    generators: Stage | None,
+    tested: Mapping[str, Stage | None],
     folder: Path,
     *,
     brief: bool = False,
 ) -> None:
-    """Write ``results.json``, print the tables, and say where everything lies; if brief, in one line."""
+    """Write results and report, print the tables, and say where everything lies; if brief, in one line.
+
+    Args:
+        shop: What all stages work with.
+        rows: One a network.
+        made: The stages behind every row, by method.
+        tested: Evaluation of every row, by method.
+        folder: The run's.
+        brief: Whether other jobs write to the same terminal.
+    """
     write_results(rows, folder / "results.json")
+    networks = {
+        method: [*stages, *([t] if (t := tested[method]) is not None else [])] for method, stages in made.items()
+    }
+    generators = next((stage for stages in made.values() for stage in stages if stage.name == "generators"), None)
     if generators is not None:
         shutil.copyfile(generators.folder / "samples.png", folder / "samples.png")
+    behind = {method: {stage.name: stage.folder for stage in stages} for method, stages in networks.items()}
+    StageFolders(shop.config, behind).write(folder)
+    page = write_run_page(FinishedRun(folder, rows=tuple(rows)))
     say = functools.partial(shop.console.print, soft_wrap=True)
     if brief:
         say("results: " + ", ".join(f"{row.method} {shown_accuracy(row)}" for row in rows))
@@ -227,6 +245,7 @@ def report(
     if generators is not None:
         say(f"sample sheet  {_shown(folder / 'samples.png')}")
     say(f"results       {_shown(folder / 'results.json')}")
+    say(f"report        {_shown(page)}  (open it in a browser)")
     if any((folder / "wandb").glob("offline-run-*")):
         say(f"W&B           offline, as there is no API key; later: wandb sync {_shown(folder)}/wandb/offline-run-*")
 
@@ -236,9 +255,7 @@ def read_ledger(stage: Stage) -> Ledger | None:
     path = stage.folder / "ledger.json"
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
-    content.pop("compression_ratio")
-    return Ledger(rows=tuple(LedgerRow(**row) for row in content.pop("rows")), **content)
+    return Ledger.from_dict(json.loads(path.read_text()))
 
 
 def _shown(path: Path) -> Path:

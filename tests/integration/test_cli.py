@@ -94,7 +94,10 @@ def test_metric_names(command: Command, tmp_path: Path) -> None:
     losses = {"train/loss", "train/accuracy"}
     assert names == {
         "teacher": common | losses,
-        "generators": common | losses | {"train/loss_classifier", "train/loss_decoder", "train/loss_diversity"},
+        "generators": common
+        | losses
+        | {"train/loss_classifier", "train/loss_decoder", "train/loss_diversity"}
+        | {"samples/confidence", "samples/entropy", *(f"samples/confidence_{label}" for label in range(10))},
         "student": common | losses | {"val/loss", "val/accuracy"},
         "evaluation": {"step", "test/accuracy"},
     }

@@ -16,6 +16,7 @@ from kegnet_pl.errors import ConfigError, StoreError, WeightsError
 from kegnet_pl.modules.base import SeededModule
 from kegnet_pl.pipeline import run
 from kegnet_pl.stages.generators import faster_together
+from kegnet_pl.watching import SAMPLES
 from tests.integration.conftest import FAST, configure
 
 SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results.schema.json").read_text())
@@ -231,12 +232,13 @@ def test_costs_are_told_apart(tmp_path: Path, selection: str) -> None:
     config = configure(FAST)
     generator, student = config["generator"], config["student"]
     trained = generator["count"] * generator["epochs"] * generator["steps_per_epoch"] * generator["batch_size"]
-    sheet = 100 * 10 * generator["count"]
+    sheet = 100 * 10 * generator["count"] + 5 * 11  # and the walks
+    watched = generator["count"] * generator["epochs"] * 10 * SAMPLES
     drawn = student["samples"] + (student["validation_samples"] if selection == "synthetic" else 0)
     teacher, _, uniform, _, kegnet = (row["costs"] for row in rows)
     assert (teacher["samples_made"], teacher["teacher_forwards"]) == (0, 539)
     assert (uniform["samples_made"], uniform["teacher_forwards"]) == (drawn, drawn)
-    assert kegnet["samples_made"] == kegnet["teacher_forwards"] == trained + sheet + drawn
+    assert kegnet["samples_made"] == kegnet["teacher_forwards"] == trained + watched + sheet + drawn
     for work in ("teacher_training", "compression", "generator_training", "drawing", "labelling", "student_training"):
         assert kegnet["seconds"][work] > 0, work
     assert kegnet["seconds"]["evaluation"] > 0
@@ -262,7 +264,8 @@ def test_costs_of_an_interrupted_stage_are_not_forgotten(tmp_path: Path, monkeyp
     go(tmp_path, "methods=[kegnet]")
     (path,) = (tmp_path / "store").glob("generators-*/manifest.json")
     config = configure(FAST)["generator"]
-    made = config["count"] * (config["epochs"] * config["steps_per_epoch"] * config["batch_size"] + 100 * 10)
+    epoch = config["steps_per_epoch"] * config["batch_size"] + 10 * SAMPLES
+    made = config["count"] * (config["epochs"] * epoch + 100 * 10) + 5 * 11
     assert json.loads(path.read_text())["costs"]["samples_made"] == made
 
 

@@ -1,6 +1,6 @@
 """What every layer costs, before and after compression."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -118,3 +118,10 @@ class Ledger:
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
         return asdict(self) | {"compression_ratio": self.compression_ratio}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Ledger":
+        """Return the ledger that :meth:`to_dict` has written."""
+        rows = tuple(LedgerRow(**row) for row in content["rows"])
+        totals = {key: value for key, value in content.items() if key not in ("rows", "compression_ratio")}
+        return cls(rows=rows, **totals)

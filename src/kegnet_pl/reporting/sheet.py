@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from kegnet_pl.reporting.pixels import picture
 
 
 def draw_sample_sheet(samples: Sequence[Tensor], path: str | Path, title: str, confidence: Sequence[float]) -> None:
@@ -38,18 +39,9 @@ def draw_sample_sheet(samples: Sequence[Tensor], path: str | Path, title: str, c
                 if column == 0:
                     axis.set_ylabel("features", fontsize=8)
             else:
-                axis.imshow(_picture(x[row]), cmap="gray", interpolation="nearest")
+                axis.imshow(picture(x[row]), interpolation="nearest")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", y=0.99, va="top")
     figure.subplots_adjust(
         left=0.04 if tabular else 0.01, right=0.99, bottom=0.01, top=1 - 0.78 / height, wspace=0.06, hspace=0.06
     )
     figure.savefig(path, metadata={"Software": "kegnet_pl"})
-
-
-def _picture(x: Tensor) -> np.ndarray:
-    """Return one image ``(C, H, W)`` as ``(H, W)`` or ``(H, W, 3)`` in [0, 1]."""
-    values: np.ndarray = x.numpy()
-    low, high = values.min(), values.max()
-    scaled: np.ndarray = (values - low) / max(high - low, 1e-6)
-    picture: np.ndarray = scaled[0] if len(scaled) != 3 else scaled.transpose(1, 2, 0)
-    return picture

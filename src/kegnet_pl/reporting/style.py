@@ -24,7 +24,7 @@ SERIES = ("#c2356b", "#1295a8", "#7a6a00", "#3b4cc0", "#a0522d", "#2e8b57", "#b8
 INK, MUTED, GRID = "#1b1f24", "#5b6473", "#d9dde3"
 """Text; less important text; lines behind the data. A page may turn these, see :func:`to_svg`."""
 
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"}
+_VARIABLES = {INK: "--ink", MUTED: "--muted", COLOURS["teacher"]: "--muted", GRID: "--line"}
 
 
 @contextmanager

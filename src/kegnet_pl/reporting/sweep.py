@@ -15,6 +15,7 @@ from kegnet_pl.progress import make_console
 from kegnet_pl.reporting.runs import FinishedRun, read_runs, varied
 from kegnet_pl.reporting.style import house_style
 from kegnet_pl.reporting.summary import Point, summarize
+from kegnet_pl.reporting.sweep_page import describe, figure, write_sweep_page
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 
 
@@ -40,7 +41,7 @@ def finish_sweep(folder: Path) -> bool:
 
 
 def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Path]:
-    """Write ``results.json``, ``results.csv`` and ``tradeoff.png``, and print the table and what failed.
+    """Write the rows, the picture and the page of several runs, and print the table and what failed.
 
     Args:
         runs: At least one that is finished.
@@ -51,7 +52,7 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Pat
         The files.
     """
     points = summarize(runs)
-    files = [*write_tables(runs, out), *write_picture(points, out)]
+    files = [*write_tables(runs, out), *write_picture(points, out), write_sweep_page(runs, out)]
     finished = [run for run in runs if run.rows]
     console.print()
     console.print(f"{len(finished)} of {len(runs)} runs finished: {describe(runs)}", soft_wrap=True)
@@ -64,15 +65,6 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Pat
     for path in files:
         console.print(f"{path.name:<14}{shown(path)}", soft_wrap=True)
     return files
-
-
-def describe(runs: Sequence[FinishedRun]) -> str:
-    """Say what was swept, and what accuracies were measured on."""
-    rows = [row for run in runs for row in run.rows]
-    sets = sorted({row.test_set for row in rows if row.test_set is not None}) or ["no test data, accuracy not measured"]
-    kept = sorted({row.selection for row in rows if row.selection is not None}) or ["nothing was trained"]
-    swept = ", ".join(varied(runs)) or "nothing"
-    return f"{swept} varied; {'; '.join(sets)}; epoch kept: {', '.join(kept)}"
 
 
 def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
@@ -147,14 +139,6 @@ def make_summary_table(points: Sequence[Point]) -> Table:
             end_section=following.student != point.student,
         )
     return table
-
-
-def figure(point: Point) -> str:
-    """Return an accuracy for people, in percent."""
-    if not point.accuracies:
-        return "not run"
-    spread = "" if point.sd is None else f" ± {100 * point.sd:.2f}"
-    return f"{100 * point.mean:.2f}{spread} %"
 
 
 def shown(path: Path) -> Path:

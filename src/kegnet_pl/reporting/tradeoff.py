@@ -49,8 +49,11 @@ def kind_of(method: str) -> str:
 
 
 def _draw_panel(axis: Axes, points: Sequence[Point], what: str) -> None:
+    alone = len({getattr(point, what) for point in points if point.method != "teacher"}) == 1
     for teacher in (point for point in points if point.method == "teacher"):
         axis.axhline(teacher.mean, color=COLOURS["teacher"], linestyle="--", linewidth=1.2, label="teacher", zorder=1)
+        if alone:  # nothing to compare a student's size with but the teacher's
+            axis.plot(getattr(teacher, what), teacher.mean, color=COLOURS["teacher"], marker="s", zorder=2)
     students = sorted((point for point in points if point.method != "teacher"), key=_order)
     kinds = [series[0] for series in dict.fromkeys(map(_series, students))]
     for number, (series, group) in enumerate(groupby(students, key=_series)):

@@ -18,13 +18,20 @@ from kegnet_pl.networks import StackedModule, prefer_channels_last
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting import draw_sample_sheet
-from kegnet_pl.seeds import derive_seed
+from kegnet_pl.reporting.pixels import write_grid
+from kegnet_pl.seeds import derive_seed, stream
 from kegnet_pl.stages.workshop import Config, Workshop, build, without
 from kegnet_pl.store import Stage
 from kegnet_pl.training import Schedule
+from kegnet_pl.watching import GeneratorWatch
 
 _SHEET_ROWS = 8
 _CONFIDENCE_SAMPLES = 100
+_WALKS = 5
+_WALK_STEPS = 11
+
+SHEETS = "sheets"
+"""Folder of the sheets that were drawn while generators trained."""
 
 
 def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stage:
@@ -49,7 +56,13 @@ def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stag
         if rank() != 0:
             return {}
         metrics = {str(i): json.loads(_metrics_file(folder, i).read_text()) for i in range(config["count"])}
-        return {"generators": metrics, "confidence": _draw_sheet(shop, folder, network, costs)}
+        networks = [load_network(folder, f"generator_{index}") for index in range(config["count"])]
+        confidence = _draw_sheet(shop, folder, network, networks, costs)
+        return {
+            "generators": metrics,
+            "confidence": confidence,
+            "walk": _draw_walk(shop, folder, network, networks[0], costs),
+        }
 
     return shop.tell("generators", shop.store.get("generators", settings, [teacher], make, collective=True))
 
@@ -142,17 +155,21 @@ def _train_generators(
         index=indices[0],
         compile=config["compile"],
     )
+    names = [f"generator_{index}" for index in indices]
+    watch = GeneratorWatch(
+        teacher, copy.deepcopy(generators[0]), names, folder / SHEETS, derive_seed(config["seed"], "sheet"), costs
+    )
     last = shop.training.fit(
         module,
         None,
         Schedule(config["epochs"]),
         folder,
         stage="generators",
-        names=[f"generator_{index}" for index in indices],
+        names=names,
         costs=costs,
         work="generator_training",
         samples_per_step=config["batch_size"] * len(indices),
-        callbacks=[progress],
+        callbacks=[progress, watch],
     )
     if rank() != 0:
         return
@@ -171,10 +188,11 @@ def _train_generators(
         _metrics_file(folder, index).write_text(json.dumps(mine | {"epochs": last["epochs"]}))
 
 
-def _draw_sheet(shop: Workshop, folder: Path, teacher: nn.Module, costs: Costs) -> list[float]:
+def _draw_sheet(
+    shop: Workshop, folder: Path, teacher: nn.Module, networks: Sequence[nn.Module], costs: Costs
+) -> list[float]:
     """Write ``samples.png``; return the teacher's mean probability of the intended class, for every class."""
     config = shop.config["generator"]
-    networks = [load_network(folder, f"generator_{index}") for index in range(config["count"])]
     chance = torch.Generator().manual_seed(derive_seed(config["seed"], "sheet"))
     z = torch.randn(_CONFIDENCE_SAMPLES, config["noise_dim"], generator=chance)
     samples, confidence = [], []
@@ -194,3 +212,29 @@ def _draw_sheet(shop: Workshop, folder: Path, teacher: nn.Module, costs: Costs) 
     costs.teacher_forwards += len(z) * shop.classes * config["count"]
     draw_sample_sheet(samples, folder / "samples.png", title, confidence)
     return confidence
+
+
+@torch.no_grad()
+def _draw_walk(shop: Workshop, folder: Path, teacher: nn.Module, network: nn.Module, costs: Costs) -> list[Config]:
+    """Write ``walk.png``: from one class to another at the same noise, a row a pair of classes.
+
+    Returns:
+        For each row the two classes, and the teacher's probabilities of them at every step.
+    """
+    z = torch.randn(
+        1, shop.config["generator"]["noise_dim"], generator=stream(shop.config["generator"]["seed"], "walk")
+    )
+    rows, told = [], []
+    for start in range(0, min(shop.classes, 2 * _WALKS), 2):
+        end = (start + 1) % shop.classes
+        share = torch.linspace(0, 1, _WALK_STEPS)
+        y = torch.zeros(_WALK_STEPS, shop.classes)
+        y[:, start], y[:, end] = 1 - share, share
+        x = network(z.expand(_WALK_STEPS, -1), y)
+        answers = teacher(x).softmax(dim=1)
+        rows.append(list(x))
+        told.append({"from": start, "to": end, "p_from": answers[:, start].tolist(), "p_to": answers[:, end].tolist()})
+    costs.samples_made += len(rows) * _WALK_STEPS
+    costs.teacher_forwards += len(rows) * _WALK_STEPS
+    write_grid(rows, folder / "walk.png")
+    return told

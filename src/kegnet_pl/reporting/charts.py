@@ -1,0 +1,204 @@
+"""Pictures of one run: curves, layers, classes, costs."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from kegnet_pl.compression import Ledger
+from kegnet_pl.reporting.style import COLOURS, MUTED, SERIES, percent_axis
+from kegnet_pl.reporting.tradeoff import kind_of
+
+Curve = list[tuple[float, float]]
+"""Epoch, from 1, and value."""
+
+_COST_NAMES = {
+    "teacher_training": "training the teacher",
+    "compression": "compressing",
+    "generator_training": "training generators",
+    "drawing": "drawing samples",
+    "labelling": "labelling them",
+    "student_training": "training students",
+    "evaluation": "evaluating",
+    "other": "start-up, pictures, writing",
+}
+
+
+def read_curves(logs: Path) -> dict[str, Curve]:
+    """Read the metrics of a fit: name -> epochs and values.
+
+    Args:
+        logs: Folder of a CSV logger; curves of a resumed fit may lie in several versions.
+    """
+    curves: dict[str, dict[float, float]] = {}
+    for file in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
+        with file.open() as lines:
+            for line in csv.DictReader(lines):
+                for name, value in line.items():
+                    if value and line.get("epoch") and name not in ("epoch", "step"):
+                        curves.setdefault(name, {})[float(line["epoch"]) + 1] = float(value)
+    return {name: sorted(values.items()) for name, values in curves.items()}
+
+
+def draw_generator_curves(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """Draw the losses of all generators, and how sure the teacher is of their samples.
+
+    Args:
+        curves: Generator -> :func:`read_curves`.
+    """
+    first = next(iter(curves.values()))
+    terms = sorted(name for name in first if name.startswith("train/loss_"))
+    panels = ["train/loss", *terms, "samples/confidence"]
+    titles = {"train/loss": "objective", "samples/confidence": "teacher's confidence"}
+    titles |= {term: term.removeprefix("train/loss_").replace("_", " ") for term in terms}
+    panels = [name for name in panels if any(name in mine for mine in curves.values())]
+    figure = Figure(figsize=(9.2, 2.5 * -(-len(panels) // 3)), layout="constrained")
+    axes = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flatten()
+    for axis, name in zip(axes, panels, strict=False):
+        for index, (generator, mine) in enumerate(curves.items()):
+            _line(axis, mine.get(name, []), SERIES[index % len(SERIES)], generator.replace("_", " "))
+        axis.set_title(titles[name])
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if name == "samples/confidence":
+            percent_axis(axis)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis in axes[: len(panels)]:
+        axis.set_xlabel("epoch")
+    if len(curves) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(curves), 6))
+    return figure
+
+
+def draw_student_curves(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """Draw how students learn: the loss, and how often they answer as the teacher.
+
+    Args:
+        curves: Method (``uniform``, ``normal``, ``kegnet``) -> :func:`read_curves`.
+    """
+    panels = [("train/loss", "distillation loss in nats"), ("train/accuracy", "answers as the teacher, in training")]
+    if any("val/accuracy" in mine for mine in curves.values()):
+        panels.append(("val/accuracy", "validation accuracy"))
+    figure = Figure(figsize=(9.2, 2.9), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (name, title) in zip(axes, panels, strict=True):
+        for method, mine in curves.items():
+            kind = {"uniform": "Uniform", "normal": "Normal"}.get(method, "KegNet")
+            _line(axis, mine.get(name, []), COLOURS[kind], kind)
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if name.endswith("accuracy"):
+            percent_axis(axis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _line(axis: Axes, curve: Curve, colour: str, label: str) -> None:
+    if curve:
+        marker = "o" if len(curve) < 8 else None
+        axis.plot(*zip(*curve, strict=True), color=colour, label=label, marker=marker, markersize=4)
+
+
+def draw_ledger(ledger: Ledger) -> Figure:
+    """Draw what every layer costs before and after: parameters, and multiply-accumulates."""
+    rows = [row for row in ledger.rows if row.parameters_before or row.macs_before]
+    figure = Figure(figsize=(9.2, 0.9 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(rows))
+    for axis, what, title in zip(axes, ("parameters", "macs"), ("parameters", "MACs of one sample"), strict=True):
+        before = [getattr(row, f"{what}_before") for row in rows]
+        after = [getattr(row, f"{what}_after") for row in rows]
+        axis.barh(places, before, height=0.72, color=COLOURS["teacher"], alpha=0.35, label="teacher")
+        axis.barh(places, after, height=0.4, color=COLOURS["KegNet"], label="student")
+        axis.set_title(title)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter(lambda value, _: short_number(value))
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(places, [row.layer for row in rows])
+    axes[0].invert_yaxis()
+    axes[1].legend(loc="lower right")
+    return figure
+
+
+def short_number(value: float) -> str:
+    """Return a number with the letters of thousands, millions and milliards: ``417 k``."""
+    for exponent, unit in ((9, " G"), (6, " M"), (3, " k")):
+        if abs(value) >= 10**exponent:
+            return f"{value / 10**exponent:.3g}{unit}"
+    return f"{value:g}"
+
+
+def draw_classes(confusions: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
+    """Draw the accuracy of every class.
+
+    Args:
+        confusions: Method -> counts ``(C, C)``, rows the true classes.
+    """
+    count = len(next(iter(confusions.values())))
+    figure = Figure(figsize=(9.2, 3.1), layout="constrained")
+    axis = figure.subplots()
+    marks = {"teacher": "_", "KegNet": "o", "Uniform": "^", "Normal": "v", "compressed": "x"}
+    for method, confusion in confusions.items():
+        kind = kind_of(method)
+        counts = np.asarray(confusion)
+        shares = counts.diagonal() / np.maximum(counts.sum(axis=1), 1)
+        axis.plot(
+            range(count), shares, linestyle="none", marker=marks[kind], color=COLOURS[kind], label=method,
+            markersize=13 if kind == "teacher" else 6.5, markeredgewidth=2.2 if kind == "teacher" else 1.2,
+        )  # fmt: skip
+    axis.set_xticks(range(count))
+    axis.set_xlabel("class")
+    axis.set_ylabel("accuracy")
+    percent_axis(axis)
+    figure.legend(loc="outside lower center", ncols=5)
+    return figure
+
+
+def draw_walk(walks: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the teacher's probability of the class that each walk ends in."""
+    figure = Figure(figsize=(9.2, 2.6), layout="constrained")
+    axis = figure.subplots()
+    for index, walk in enumerate(walks):
+        shares = np.linspace(0, 1, len(walk["p_to"]))
+        name = f"{walk['from']} → {walk['to']}"
+        axis.plot(shares, walk["p_to"], color=SERIES[index % len(SERIES)], label=name)
+    axis.set_xlabel("share of the second class in the label")
+    axis.set_ylabel("teacher's probability of it")
+    percent_axis(axis)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def draw_costs(seconds: Mapping[str, float]) -> Figure:
+    """Draw where the time went.
+
+    Args:
+        seconds: By kind of work (:mod:`kegnet_pl.costs`).
+    """
+    spent = [(_COST_NAMES.get(work, work), value) for work, value in seconds.items() if value > 0]
+    figure = Figure(figsize=(9.2, 0.7 + 0.32 * max(len(spent), 1)), layout="constrained")
+    axis = figure.subplots()
+    bars = axis.barh([name for name, _ in spent], [value for _, value in spent], color=COLOURS["KegNet"], height=0.6)
+    axis.bar_label(bars, [clock(value) for _, value in spent], padding=4, color=MUTED)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.xaxis.set_visible(False)
+    axis.grid(visible=False)
+    axis.spines["bottom"].set_visible(False)
+    return figure
+
+
+def clock(seconds: float) -> str:
+    """Return seconds for people: ``0.3 s``, ``4 min 10 s``, ``2 h 5 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,56 @@
+"""Pages of one file: templates, and what they show of pictures."""
+
+import base64
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from kegnet_pl import __version__
+
+
+def _template(name: str) -> str:
+    return (resources.files("kegnet_pl.reporting") / "templates" / name).read_text(encoding="utf-8")
+
+
+_ENVIRONMENT = Environment(
+    loader=FunctionLoader(_template),
+    autoescape=lambda name: name is None or name.endswith(".html"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["percent"] = lambda value: "not run" if value is None else f"{100 * value:.2f} %"
+
+
+def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[str, str]], **values: Any) -> Path:
+    """Render a template into one file that needs nothing else.
+
+    Args:
+        template: Name of a file in ``templates``.
+        path: The page.
+        title: Of the page.
+        sections: Identifier and name of the parts it links to at its top.
+        values: What the template shows.
+
+    Returns:
+        The page's path.
+    """
+    text = _ENVIRONMENT.get_template(template).render(title=title, sections=sections, version=__version__, **values)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def embed(path: Path) -> str:
+    """Return a PNG file as an address that holds the picture itself."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def drawn(svg: str) -> Markup:
+    """Let a picture made by us stand in a page as it is."""
+    return Markup(svg)

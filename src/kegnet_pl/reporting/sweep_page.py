@@ -1,0 +1,95 @@
+"""``report.html`` of a sweep, or of any set of finished runs."""
+
+from collections.abc import Sequence
+from os.path import relpath
+from pathlib import Path
+
+from kegnet_pl.reporting.page import drawn, write_page
+from kegnet_pl.reporting.run_page import PAGE
+from kegnet_pl.reporting.runs import FinishedRun, varied
+from kegnet_pl.reporting.style import house_style, to_svg
+from kegnet_pl.reporting.summary import Point, summarize
+from kegnet_pl.reporting.tradeoff import draw_tradeoff
+
+
+def write_sweep_page(runs: Sequence[FinishedRun], out: Path) -> Path:
+    """Write the page of several runs.
+
+    Args:
+        runs: At least one that is finished.
+        out: The folder to write it into; links to pages of single runs are seen from there.
+    """
+    points = summarize(runs)
+    rows = [row for run in runs for row in run.rows]
+    picture = None
+    if any(point.accuracies and point.method != "teacher" for point in points):
+        with house_style():
+            picture = drawn(to_svg(draw_tradeoff(points), "accuracy against size, and against work"))
+    jobs = [(run, relpath(run.folder / PAGE, out) if (run.folder / PAGE).exists() else None) for run in runs]
+    datasets = ", ".join(dict.fromkeys(point.dataset for point in points))
+    return write_page(
+        "sweep.html",
+        out / PAGE,
+        f"{len([run for run in runs if run.rows])} runs on {datasets}",
+        [("results", "Results"), ("jobs", "Runs"), ("settings", "Settings")],
+        story=tell(runs, points),
+        tradeoff=picture,
+        points=points,
+        figure=figure,
+        several=len({(point.dataset, point.teacher) for point in points}) > 1,
+        recipes=len({point.recipe for point in points if point.recipe}) > 1,
+        settings=any(point.settings for point in points),
+        keys=varied(runs),
+        jobs=jobs,
+        commands=dict.fromkeys(row.command for row in rows),
+        versions=rows[0].versions,
+    )
+
+
+def describe(runs: Sequence[FinishedRun]) -> str:
+    """Say what was varied, and what accuracies were measured on."""
+    rows = [row for run in runs for row in run.rows]
+    sets = sorted({row.test_set for row in rows if row.test_set is not None}) or ["no test data, accuracy not measured"]
+    kept = sorted({row.selection for row in rows if row.selection is not None}) or ["nothing was trained"]
+    swept = ", ".join(varied(runs)) or "nothing"
+    return f"{swept} varied; {'; '.join(sets)}; epoch kept: {', '.join(kept)}"
+
+
+def tell(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list[str]:
+    """Say in sentences what was done and what came of it."""
+    finished = [run for run in runs if run.rows]
+    failed = len(runs) - len(finished)
+    text = [
+        f"{len(finished)} of {len(runs)} runs finished{f', {failed} failed or were stopped' if failed else ''}. "
+        f"{describe(runs)[0].upper()}{describe(runs)[1:]}."
+    ]
+    for dataset in dict.fromkeys(point.dataset for point in points):
+        mine = [point for point in points if point.dataset == dataset and point.accuracies]
+        students = [point for point in mine if point.method.endswith("KegNet")]
+        teachers = [point for point in mine if point.method == "teacher"]
+        if not students or not teachers:
+            continue
+        best = max(students, key=lambda point: point.mean)
+        smallest = max(students, key=lambda point: point.compression_ratio)
+        text.append(
+            f"On {dataset} the teacher is right on {figure(teachers[0])}. The best student with KegNet is "
+            f"{_name(best)}: {figure(best)} with {best.compression_ratio:.2f} times fewer parameters"
+            + (
+                f"; the smallest, {_name(smallest)} ({smallest.compression_ratio:.2f} times fewer), {figure(smallest)}."
+                if smallest is not best
+                else "."
+            )
+        )
+    return text
+
+
+def _name(point: Point) -> str:
+    return " ".join(part for part in (point.student, point.settings) if part)
+
+
+def figure(point: Point) -> str:
+    """Return an accuracy for people, in percent."""
+    if not point.accuracies:
+        return "not run"
+    spread = "" if point.sd is None else f" ± {100 * point.sd:.2f}"
+    return f"{100 * point.mean:.2f}{spread} %"

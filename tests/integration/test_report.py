@@ -1,0 +1,116 @@
+"""The pages that runs and sweeps leave."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from kegnet_pl.report import main
+from tests.integration.conftest import FAST, configure
+from tests.integration.test_pipeline import go
+
+
+class _Page(HTMLParser):
+    """Collects what a page asks for, its anchors, its identifiers, and whether its elements are closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.asked += [value for key in ("src", "href", "xlink:href") if (value := found.get(key))]
+        self.ids += [value] if (value := found.get("id")) else []
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def _read(path: Path) -> tuple[str, _Page]:
+    text = path.read_text()
+    page = _Page(text)
+    assert page.open == []
+    assert all(address.startswith(("data:image/png", "#")) for address in page.asked if not address.endswith(".html"))
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"|<metadata>.*?</metadata>', "", text, flags=re.S)
+    for address in page.asked:
+        if address.startswith("#") and len(address) < 12:
+            assert address[1:] in page.ids, address
+    return text, page
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    go(folder)
+    return folder
+
+
+def test_the_page_of_a_run_shows_everything_and_needs_nothing(finished: Path) -> None:
+    text, page = _read(finished / "run" / "report.html")
+    rows = json.loads((finished / "run" / "results.json").read_text())
+    assert {"results", "layers", "samples", "curves", "classes", "costs", "settings"} <= set(page.ids)
+    for row in rows:
+        assert f"<td>{row['method']}</td>" in text
+        assert f"{100 * row['accuracy']:.2f} %" in text
+    assert text.count("<svg ") == 7, "tradeoff, layers, walk, generators, students, classes, costs"
+    # The large sheet, the first generator's after two epochs, the walk.
+    assert sum(address.startswith("data:image/png") for address in page.asked) == 4
+    assert "16,000 samples" not in text and "128 samples that 2 generators invented" in text
+    assert "with no real data in training or selection" in text
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    confusion = re.findall(r'<td style="--v:[\d.]+">(\d*)</td>', text)
+    assert len(confusion) == 100 and sum(int(count or 0) for count in confusion) == 539
+    assert "decoder" in text and "noise_dim: " in text
+
+
+def test_it_is_made_again_from_what_lies_there(finished: Path, tmp_path: Path) -> None:
+    page = finished / "run" / "report.html"
+    before = page.read_text()
+    page.unlink()
+    assert main([str(finished / "run"), "--out", str(tmp_path)]) == 0
+    assert page.read_text() == before
+    text, _ = _read(tmp_path / "report.html")
+    assert "1 of 1 runs finished" in text
+
+
+def test_without_the_store_it_shows_what_is_left(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished / "run", tmp_path / "elsewhere" / "run"))
+    assert main([str(run), "--out", str(tmp_path / "out")]) == 0
+    text, page = _read(run / "report.html")
+    assert {"results", "costs", "settings"} <= set(page.ids) and "samples" not in page.ids
+    assert text.count("<svg ") == 2
+
+
+def test_tables_and_no_test_data(tmp_path: Path) -> None:
+    shape = ["data=none", "data.input_shape=[16]", "data.classes=26", "teacher=mlp", "generator=dense"]
+    import torch
+
+    from kegnet_pl.stages.workshop import build
+
+    config = configure(FAST, *shape, "teacher.weights=x", "compression=ratio")
+    torch.save(build(config["teacher"]["network"]).state_dict(), tmp_path / "t.pt")
+    go(tmp_path, *shape, f"teacher.weights={tmp_path / 't.pt'}", "compression=ratio", "methods=[kegnet]")
+    text, page = _read(tmp_path / "run" / "report.html")
+    assert "There was no test data" in text and "not run" in text
+    assert "a row a class, a strip a sample" in text
+    assert "samples" in page.ids and "classes" not in page.ids
+
+
+def test_mistakes_get_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nowhere")]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 1
+    assert "Name folders such as outputs/runs" in capsys.readouterr().err
