@@ -3,7 +3,7 @@
 import functools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from kegnet_pl.compression import Ledger, measure_cost
 from kegnet_pl.costs import add_up
 from kegnet_pl.data import RealDataModule
-from kegnet_pl.loggers import finish_loggers, make_loggers
+from kegnet_pl.loggers import Loggers
 from kegnet_pl.memory import keep_freed_memory
 from kegnet_pl.progress import make_console
 from kegnet_pl.provenance import command_line, versions
@@ -27,6 +27,7 @@ from kegnet_pl.reporting import (
 )
 from kegnet_pl.reporting.run_page import StageFolders, write_run_page
 from kegnet_pl.reporting.runs import FinishedRun
+from kegnet_pl.reporting.wandb_objects import report_objects
 from kegnet_pl.stages import (
     Workshop,
     build,
@@ -75,7 +76,7 @@ def run(config: dict[str, Any], folder: Path, *, job: int | None = None, gpu: in
         parents = [teacher, initial, *([source] if source is not None else [])]
         made[f"{letter}+{_TITLES[method]}"] = [*parents, student]
 
-    tested = {method: evaluation_stage(shop, stages[-1], method) for method, stages in made.items()}
+    tested = {method: evaluation_stage(shop, stages[-1], method, network) for method, stages in made.items()}
     rows = [describe(shop, method, stages, network, tested) for method, stages in made.items()]
     if rank() == 0:
         report(shop, rows, made, tested, folder, brief=job is not None)
@@ -91,26 +92,30 @@ def open_workshop(
         keep_freed_memory()
     console = make_console(job)
     store = Store(config["store"], config["resume"], tell=console.print)
-    group = f"{config['data']['name']}-{fingerprint('pipeline', _result_settings(config), [])}"
     training = Training(
         make_trainer=functools.partial(build, config["trainer"], **({} if gpu is None else {"devices": [gpu]})),
         make_callbacks=lambda folder: [
             build(callback, **({"dirpath": str(folder)} if name == "resume" else {}))
             for name, callback in config["callbacks"].items()
         ],
-        make_loggers=lambda stage, name, folder: make_loggers(
-            config["logger"],
-            stage=stage,
-            name=name,
-            folder=folder,
-            run_folder=run_folder,
-            group=group,
-            hyperparameters=config,
-        ),
-        finish_loggers=finish_loggers,
+        loggers=_make_loggers(config, run_folder, console.print),
     )
     return Workshop(
         config, store, training, console, device_of(config["trainer"], gpu), open_data(config, console.print)
+    )
+
+
+def _make_loggers(config: Mapping[str, Any], run_folder: Path, tell: Callable[[str], object]) -> Loggers:
+    pipeline = f"{config['data']['name']}-{fingerprint('pipeline', _result_settings(config), [])}"
+    names = [config["data"]["name"], config["teacher"]["name"], _student_name(config), config["recipe"]]
+    return Loggers(
+        config["logger"],
+        run_folder,
+        group=config["sweep"] or pipeline,
+        label=f"{config['data']['name']} {_student_name(config)}, seed {config['seed']}",
+        tags=[*dict.fromkeys(names), f"seed {config['seed']}", *([config["sweep"]] if config["sweep"] else [])],
+        hyperparameters={**config, "pipeline": pipeline},
+        tell=tell,
     )
 
 
@@ -160,7 +165,7 @@ def describe(
     seconds = {stage.name: stage.seconds for stage in stages}
     if tested is not None:
         seconds["evaluation"] = tested.seconds
-    student = config["compression"]["name"] if config["student"]["network"] is None else _target(config["student"])
+    student = _student_name(config)
     return Row(
         dataset=config["data"]["name"],
         test_set=tested.metrics["test_set"] if tested is not None else None,
@@ -189,8 +194,10 @@ def describe(
     )
 
 
-def _target(student: Mapping[str, Any]) -> str:
-    return str(student["network"]["_target_"]).rsplit(".", 1)[-1]
+def _student_name(config: Mapping[str, Any]) -> str:
+    """Return the name of the compression, or of the other network that learns."""
+    network = config["student"]["network"]
+    return str(config["compression"]["name"] if network is None else network["_target_"].rsplit(".", 1)[-1])
 
 
 def report(
@@ -222,6 +229,10 @@ def report(
     behind = {method: {stage.name: stage.folder for stage in stages} for method, stages in networks.items()}
     StageFolders(shop.config, behind).write(folder)
     page = write_run_page(FinishedRun(folder, rows=tuple(rows)))
+    loggers = shop.training.loggers
+    sheet = generators.folder / "samples.png" if generators is not None else None
+    loggers.show("report", folder, lambda: report_objects(rows, page, sheet))
+    loggers.finish(None, done=True)
     say = functools.partial(shop.console.print, soft_wrap=True)
     if brief:
         say("results: " + ", ".join(f"{row.method} {shown_accuracy(row)}" for row in rows))
@@ -247,7 +258,7 @@ def report(
     say(f"results       {_shown(folder / 'results.json')}")
     say(f"report        {_shown(page)}  (open it in a browser)")
     if any((folder / "wandb").glob("offline-run-*")):
-        say(f"W&B           offline, as there is no API key; later: wandb sync {_shown(folder)}/wandb/offline-run-*")
+        say(f"W&B           offline; to show it later: wandb login; wandb sync {_shown(folder)}/wandb/offline-run-*")
 
 
 def read_ledger(stage: Stage) -> Ledger | None:

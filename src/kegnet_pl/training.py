@@ -14,10 +14,10 @@ import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from pytorch_lightning.loggers import Logger
 
 from kegnet_pl.costs import Costs, Work
 from kegnet_pl.errors import ConfigError
+from kegnet_pl.loggers import Loggers
 from kegnet_pl.modules.base import SteppedModule
 from kegnet_pl.networks import FrozenModule
 
@@ -52,14 +52,12 @@ class Training:
     Attributes:
         make_trainer: Returns a trainer for given ``max_epochs``, ``min_epochs``, ``callbacks`` and ``logger``.
         make_callbacks: Returns the user's callbacks for a checkpoint folder.
-        make_loggers: Returns the user's loggers for a stage, a name, and the stage's folder.
-        finish_loggers: Called after every fit.
+        loggers: Makes the user's loggers.
     """
 
     make_trainer: Callable[..., Trainer]
     make_callbacks: Callable[[Path], list[Callback]]
-    make_loggers: Callable[[str, str, Path], list[Logger]]
-    finish_loggers: Callable[[], None]
+    loggers: Loggers
 
     def fit(
         self,
@@ -74,6 +72,7 @@ class Training:
         work: Work,
         samples_per_step: int = 0,
         callbacks: Sequence[Callback] = (),
+        prefixed: bool = False,
     ) -> dict[str, float]:
         """Train a module, from where an interrupted fit stopped if there was one.
 
@@ -88,6 +87,8 @@ class Training:
             work: What to count the training as.
             samples_per_step: Samples that a step of the module makes and shows to the teacher.
             callbacks: Further callbacks.
+            prefixed: Whether other fits of the stage are logged to the same W&B run: names of metrics then begin with
+                the network's.
 
         Returns:
             The metrics of the last epoch, and ``epochs`` trained.
@@ -109,7 +110,11 @@ class Training:
             max_epochs=schedule.epochs,
             min_epochs=schedule.min_epochs,
             callbacks=[Meter(costs, work, samples_per_step), *callbacks, *selecting, *self.make_callbacks(checkpoints)],
-            logger=[logger for name in names for logger in self.make_loggers(stage, name, folder)],
+            logger=[
+                logger
+                for name in names
+                for logger in self.loggers.make(stage, name, folder, prefix=name if prefixed else "")
+            ],
             limit_val_batches=None if schedule.select_best else 0,
         )
         if isinstance(module, SteppedModule):
@@ -138,8 +143,6 @@ class Training:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 raise KeyboardInterrupt from None
             raise
-        finally:
-            self.finish_loggers()
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         if best is not None and best.best_model_path:
             content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)

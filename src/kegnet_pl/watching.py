@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 
 from kegnet_pl.costs import Costs
@@ -13,6 +14,7 @@ from kegnet_pl.modules import GeneratorModule
 from kegnet_pl.networks import FrozenModule, StackedModule
 from kegnet_pl.networks.modes import evaluating
 from kegnet_pl.reporting.pixels import grid, sheet_rows, write_grid
+from kegnet_pl.reporting.wandb_objects import histogram, picture_of
 from kegnet_pl.seeds import stream
 
 SAMPLES = 16
@@ -66,8 +68,8 @@ class GeneratorWatch(Callback):
             if keep:
                 write_grid(shown, self.folder / name / f"epoch_{epoch:04d}.png")
             for logger in loggers_of(trainer, index, len(self.names)):
-                logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, step=trainer.global_step)
-                show(logger, shown, entropies, trainer.global_step)
+                more = look(logger, shown, entropies, trainer.global_step)
+                logger.log_metrics(metrics | {"epoch": trainer.current_epoch} | more, step=trainer.global_step)
         count = SAMPLES * pl_module.classes * len(self.names)
         self.costs.samples_made += count
         self.costs.teacher_forwards += count
@@ -107,8 +109,15 @@ def loggers_of(trainer: Trainer, index: int, count: int) -> list[Logger]:
     return trainer.loggers[index * share : (index + 1) * share]
 
 
-def show(logger: Logger, rows: Sequence[Sequence[Tensor]], entropies: Tensor, step: int) -> None:
-    """Give a sheet of samples, and the entropies of the teacher's answers, to a logger that takes such."""
+def look(logger: Logger, rows: Sequence[Sequence[Tensor]], entropies: Tensor, step: int) -> dict[str, Any]:
+    """Give a sheet of samples, and the entropies of the teacher's answers, to a logger that takes such.
+
+    Returns:
+        What the logger takes among its metrics.
+    """
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image("samples/sheet", grid(rows)[..., :3], step, dataformats="HWC")
         logger.experiment.add_histogram("samples/entropies", entropies, step)
+    if isinstance(logger, WandbLogger):
+        return {"samples/sheet": picture_of(grid(rows)), "samples/entropies": histogram(entropies)}
+    return {}

@@ -81,7 +81,8 @@ def test_default_run_shows_everything(command: Command, tmp_path: Path) -> None:
     store = tmp_path / "outputs" / "debug_store"
     assert len(list(store.glob("*/logs/**/metrics.csv"))) == 1 + 2 + 3 + 5  # teacher, generators, students, evaluations
     assert len(list(store.glob("*/logs/**/events.out.tfevents.*"))) == 1 + 2 + 3 + 5
-    assert len(list(results.parent.glob("wandb/offline-run-*"))) == 1 + 2 + 3 + 5, "offline by itself, a run a fit"
+    runs = len(list(results.parent.glob("wandb/offline-run-*")))
+    assert runs == 1 + 1 + 1 + 3 + 5 + 1, "offline by itself, a run a stage, and the report"
 
 
 def test_metric_names(command: Command, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_metric_names(command: Command, tmp_path: Path) -> None:
         stage = file.relative_to(tmp_path).parts[2].split("-")[0]
         names.setdefault(stage, set()).update(file.read_text().splitlines()[0].split(","))
     common = {"epoch", "step"}
-    losses = {"train/loss", "train/accuracy"}
+    losses = {"train/loss", "train/accuracy", "train/grad_norm"}
     assert names == {
         "teacher": common | losses,
         "generators": common
@@ -99,7 +100,7 @@ def test_metric_names(command: Command, tmp_path: Path) -> None:
         | {"train/loss_classifier", "train/loss_decoder", "train/loss_diversity"}
         | {"samples/confidence", "samples/entropy", *(f"samples/confidence_{label}" for label in range(10))},
         "student": common | losses | {"val/loss", "val/accuracy"},
-        "evaluation": {"step", "test/accuracy"},
+        "evaluation": {"step", "test/accuracy", "parameters", "macs", "compression_ratio"},
     }
 
 

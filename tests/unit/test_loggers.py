@@ -5,14 +5,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import pytest
 import pytorch_lightning.loggers
+import wandb
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from kegnet_pl.loggers import finish_loggers, has_wandb_key, make_loggers
+from kegnet_pl.loggers import Loggers, _record_artifact, has_wandb_key
+from kegnet_pl.store import Stage
 
 CSV = {"_target_": "pytorch_lightning.loggers.CSVLogger"}
 TENSORBOARD = {"_target_": "pytorch_lightning.loggers.TensorBoardLogger"}
@@ -31,7 +34,7 @@ def _end_wandb() -> None:
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Hide the user's key, and close what a test has opened."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_MODE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     _end_wandb()
@@ -39,16 +42,26 @@ def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     _end_wandb()
 
 
-def _make(specifications: dict[str, Any], folder: Path, stage: str = "student", name: str = "kegnet") -> list[Logger]:
-    return make_loggers(
+def _loggers(specifications: dict[str, Any], folder: Path, told: list[str] | None = None) -> Loggers:
+    return Loggers(
         specifications,
-        stage=stage,
-        name=name,
-        folder=folder / "stage",
-        run_folder=folder / "run",
+        folder / "run",
         group="digits-0123",
+        label="digits option1, seed 3",
+        tags=["digits", "option1"],
         hyperparameters={"seed": 3, "student": {"epochs": 8}},
+        tell=(told if told is not None else []).append,
     )
+
+
+def _make(specifications: dict[str, Any], folder: Path, stage: str = "student", name: str = "kegnet") -> list[Logger]:
+    return _loggers(specifications, folder).make(stage, name, folder / "stage")
+
+
+def _stage(folder: Path, name: str = "student") -> Stage:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "network.safetensors").write_bytes(b"weights")
+    return Stage(name, "0123", folder, {"metrics": {"loss": 1.0}, "seconds": 2.0, "command": "python -m kegnet_pl"})
 
 
 def _group(*overrides: str) -> dict[str, Any]:
@@ -120,6 +133,10 @@ class Recorder(Logger):
     def version(self) -> int:
         return 0
 
+    @property
+    def experiment(self) -> None:
+        return None
+
     def log_hyperparams(self, params: Any, *_: Any) -> None:
         self.hyperparameters = params
 
@@ -141,13 +158,15 @@ def wandb_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_wandb_has_a_run_a_stage_in_one_group(tmp_path: Path, wandb_options: Any) -> None:
-    logger = wandb_options()
+    logger = wandb_options(tags=["mine"], artifacts=False)
     expected = {
-        "project": "kegnet_pl", "entity": None, "tags": [], "save_dir": str(tmp_path / "run"),
-        "name": "student/kegnet", "group": "digits-0123", "job_type": "student",
+        "project": "kegnet_pl", "entity": None, "tags": ["digits", "option1", "mine"],
+        "save_dir": str(tmp_path / "run"),
+        "name": "student kegnet · digits option1, seed 3", "group": "digits-0123", "job_type": "student",
     }  # fmt: skip
     assert {key: logger.options[key] for key in expected} == expected
-    assert logger.hyperparameters == {"seed": 3, "student": {"epochs": 8}}
+    assert "artifacts" not in logger.options
+    assert logger.hyperparameters == {"seed": 3, "student": {"epochs": 8}, "stage": "student", "network": "kegnet"}
 
 
 def test_wandb_is_offline_without_a_key(wandb_options: Any) -> None:
@@ -155,19 +174,29 @@ def test_wandb_is_offline_without_a_key(wandb_options: Any) -> None:
     assert wandb_options().options["offline"] is True
 
 
-def test_wandb_is_online_with_a_key(monkeypatch: pytest.MonkeyPatch, wandb_options: Any) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+@pytest.mark.parametrize("variable", ["WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"])
+def test_wandb_is_online_with_a_key(monkeypatch: pytest.MonkeyPatch, wandb_options: Any, variable: str) -> None:
+    monkeypatch.setenv(variable, "0" * 40)
     assert has_wandb_key()
     assert "offline" not in wandb_options().options
 
 
-@pytest.mark.parametrize(("machine", "known"), [("api.wandb.ai", True), ("example.org", False)])
-def test_wandb_key_in_netrc(tmp_path: Path, machine: str, known: bool, wandb_options: Any) -> None:
+@pytest.mark.parametrize(("mine", "known"), [(True, True), (False, False)])
+def test_wandb_key_in_netrc(tmp_path: Path, mine: bool, known: bool, wandb_options: Any) -> None:
+    machine = urlparse(str(wandb.Settings().base_url)).hostname if mine else "example.org"
     netrc = tmp_path / ".netrc"
     netrc.write_text(f"machine {machine} login user password {'0' * 40}\n")
     netrc.chmod(0o600)
     assert has_wandb_key() is known
     assert ("offline" in wandb_options().options) is not known
+
+
+def test_wandb_key_of_a_server_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    netrc = tmp_path / ".netrc"
+    netrc.write_text(f"machine wandb.example.org login user password {'0' * 40}\n")
+    netrc.chmod(0o600)
+    assert has_wandb_key()
 
 
 def test_damaged_netrc_is_no_key(tmp_path: Path) -> None:
@@ -200,42 +229,98 @@ def test_other_loggers_get_their_own_arguments_alone(tmp_path: Path) -> None:
 def test_every_stage_has_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "run").mkdir()
+    loggers = _loggers({"wandb": WANDB}, tmp_path)
     seen = []
     for stage in ("teacher", "student"):
-        (logger,) = _make({"wandb": WANDB}, tmp_path, stage, stage)
+        (logger,) = loggers.make(stage, stage, tmp_path / stage)
         logger.log_metrics({"train/loss": 0.5}, step=0)
         seen.append(logger.experiment)
-        finish_loggers()
+        loggers.finish(_stage(tmp_path / stage, stage))
         with pytest.raises(Exception, match="finished"):
             seen[-1].log({"train/loss": 0.5})
     assert seen[0].id != seen[1].id
 
 
-def test_fits_that_run_together_have_wandb_runs_of_their_own(tmp_path: Path) -> None:
+def test_fits_of_one_stage_share_a_run_and_their_metrics_have_their_names(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    loggers = [_make({"wandb": WANDB}, tmp_path, "generators", f"generator_{i}")[0] for i in range(2)]
-    for value, logger in enumerate(loggers):
+    loggers = _loggers({"wandb": WANDB}, tmp_path)
+    pair = [loggers.make("generators", f"generator_{i}", tmp_path, prefix=f"generator_{i}")[0] for i in range(2)]
+    for value, logger in enumerate(pair):
         logger.log_metrics({"train/loss": float(value)}, step=10)
-    first, second = (logger.experiment for logger in loggers)
-    assert (first.name, second.name) == ("generators/generator_0", "generators/generator_1")
-    assert (first.summary["train/loss"], second.summary["train/loss"]) == (0, 1)
-    finish_loggers()
+    first, second = (logger.experiment for logger in pair)
+    assert first is second and first.name == "generators · digits option1, seed 3"
+    assert (first.summary["generator_0/train/loss"], first.summary["generator_1/train/loss"]) == (0, 1)
+    loggers.finish(_stage(tmp_path / "stage", "generators"))
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_a_stage_that_was_broken_off_goes_on_with_its_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    loggers, ids = _loggers({"wandb": WANDB}, tmp_path), []
+    for _ in range(2):
+        (logger,) = loggers.make("student", "kegnet", tmp_path / "stage")
+        ids.append(logger.experiment.id)
+        assert logger._wandb_init["resume"] == "allow"
+        loggers.finish(None)
+    (other,) = loggers.make("student", "kegnet", tmp_path / "anew")
+    assert ids[0] == ids[1] != other.experiment.id
+    loggers.finish(None)
+
+
+def test_a_server_that_does_not_answer_makes_runs_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    (tmp_path / "run").mkdir()
+    told: list[str] = []
+    quick = WANDB | {"settings": {"_target_": "wandb.Settings", "silent": True, "init_timeout": 2}}
+    loggers = _loggers({"wandb": quick}, tmp_path, told)
+    for stage in ("teacher", "student"):
+        (logger,) = loggers.make(stage, stage, tmp_path / stage)
+        logger.log_metrics({"train/loss": 0.5}, step=0)
+        assert logger.experiment.offline
+        loggers.finish(_stage(tmp_path / stage, stage))
+    assert len(told) == 1, "asked once"
+    assert "W&B does not answer" in told[0] and "wandb sync" in told[0]
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
 
 
-def test_a_wandb_run_without_a_key_is_written_to_disk(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (logger,) = _make({"wandb": WANDB}, tmp_path)
-    run = logger.experiment
-    logger.log_metrics({"train/loss": 0.5}, step=0)
-    assert (run.offline, run.job_type, run.group, run.name) == (True, "student", "digits-0123", "student/kegnet")
-    assert run.config["student"] == {"epochs": 8}
-    finish_loggers()
-    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    assert list(folder.glob("*.wandb"))
+class _Online:
+    """Stands for a run on the server, which no test can reach."""
+
+    def __init__(self, offline: bool) -> None:
+        self.offline = offline
+        self.used: list[str] = []
+        self.logged: list[Any] = []
+
+    def use_artifact(self, name: str) -> None:
+        assert not self.offline, "the client refuses it"
+        self.used.append(name)
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.logged.append(artifact)
 
 
-def test_nothing_to_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("offline", [False, True])
+def test_artifacts_have_their_lineage(tmp_path: Path, offline: bool) -> None:
+    stage, parents = _stage(tmp_path / "stage"), [_stage(tmp_path / name, name) for name in ("teacher", "evaluation")]
+    run = _Online(offline)
+    _record_artifact(run, stage, parents)
+    (artifact,) = run.logged
+    assert (artifact.name, artifact.type) == ("student-0123", "student")
+    assert artifact.metadata["parents"] == {"teacher": "teacher-0123"}
+    assert list(artifact.manifest.entries) == ["network.safetensors"]
+    assert artifact.manifest.entries["network.safetensors"].local_path == str(stage.folder / "network.safetensors")
+    assert run.used == ([] if offline else ["teacher-0123:latest"])
+
+
+def test_objects_are_made_only_where_wandb_takes_them(tmp_path: Path) -> None:
+    def make() -> dict[str, Any]:
+        raise AssertionError("nobody takes it")
+
+    _loggers({"csv": CSV}, tmp_path).show("student", tmp_path, make)
+
+
+def test_nothing_to_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    finish_loggers()
+    _loggers({"csv": CSV}, tmp_path).finish(_stage(tmp_path / "stage"))
     assert "wandb" not in sys.modules, "W&B was imported to close it"

@@ -216,10 +216,11 @@ class SyntheticDataModule(LightningDataModule):
         size = chunk_size(x.shape[1:], self.device)
         return torch.cat([self.teacher(piece.to(self.device)) for piece in x.split(size)])
 
-    def label_entropy(self) -> float:
-        """Return the mean entropy of the teacher's labels of the training samples, in nats: 0 where it is sure."""
+    def label_entropies(self) -> Tensor:
+        """Return the entropy of the teacher's label of every training sample ``(N,)``, in nats: 0 where it is sure."""
         logits = self.splits["train"][1].double()
-        return float(torch.distributions.Categorical(logits=logits).entropy().mean())
+        entropies: Tensor = torch.distributions.Categorical(logits=logits).entropy()
+        return entropies.cpu()
 
     def sample(self, n: int) -> Tensor:
         """Return up to ``n`` of the training samples, from all generators."""

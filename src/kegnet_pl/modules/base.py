@@ -5,7 +5,7 @@ import inspect
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,6 +27,25 @@ LRSchedule = Literal["constant", "cosine"]
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the share, in [0, 1], of rows of logits ``(B, C)`` whose largest one is at the label ``(B,)``."""
     return (logits.argmax(dim=1) == labels).float().mean()
+
+
+def gradient_norm(gradients: Sequence[Tensor], networks: int = 1) -> Tensor:
+    """Return the Euclidean norm of all gradients together.
+
+    Args:
+        gradients: One a parameter; ``(K, ...)`` where K networks are stacked.
+        networks: How many networks they are of.
+
+    Returns:
+        A scalar, or ``(K,)``; in float32 at least.
+    """
+    dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+    if networks == 1:
+        norms = [torch.linalg.vector_norm(gradient, dtype=dtype) for gradient in gradients]
+    else:
+        norms = [torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=dtype) for gradient in gradients]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return norm
 
 
 class SeededModule(LightningModule):
@@ -92,7 +111,7 @@ class SteppedModule(SeededModule):
         self._compile = compile
         self._clip: tuple[float | None, str | None] = (None, None)
         self._sums: dict[str, Tensor] = {}
-        self._samples = 0
+        self._weights: dict[str, int] = {}
         self.means: list[dict[str, float]] = []
 
     def step_by(self, network: nn.Module) -> None:
@@ -160,11 +179,13 @@ class SteppedModule(SeededModule):
         """Make the optimiser steps of one Lightning batch."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        for part in self.batches(batch):
+        for number, part in enumerate(self.batches(batch)):
             loss, metrics = self.step(part)
             with torch.autocast(self.device.type, enabled=False):
                 optimizer.zero_grad()
                 self.manual_backward(loss)
+                if number == 0:  # of every so many steps one: it is to be seen, not to cost
+                    self.count({"train/grad_norm": self.gradient_norm()})
                 if self._clip[0] is not None:
                     self.clip_gradients(optimizer.optimizer, *self._clip)
                 optimizer.step()
@@ -175,12 +196,20 @@ class SteppedModule(SeededModule):
             self.report()
 
     @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """Return the Euclidean norm of all gradients before clipping: a scalar, ``(networks,)`` where several train."""
+        gradients = [p.grad for p in self.trained_parameters() if p.grad is not None]
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        return gradient_norm(gradients, self.networks) / scale
+
+    @torch.no_grad()
     def count(self, metrics: Mapping[str, Tensor], weight: int = 1) -> None:
         """Add metrics of one batch to the sums of the epoch, on their device."""
         for name, value in metrics.items():
             value = value.detach() * weight
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._samples += weight
+            self._weights[name] = self._weights.get(name, 0) + weight
 
     def on_validation_epoch_end(self) -> None:
         """Log what the validation steps have counted."""
@@ -190,9 +219,10 @@ class SteppedModule(SeededModule):
         """Log the means over an epoch and over all processes, and forget the sums."""
         if not self._sums:
             return
-        values = torch.stack([value.expand(self.networks) for value in self._sums.values()]).T / self._samples
+        means = [value.expand(self.networks) / self._weights[name] for name, value in self._sums.items()]
+        values = torch.stack(means).T
         values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        names, self._sums, self._samples = list(self._sums), {}, 0
+        names, self._sums, self._weights = list(self._sums), {}, {}
         together = dict(zip(names, values.mean(dim=0), strict=True))
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self.log_dict(together, logger=not fitting, on_epoch=True, on_step=False, batch_size=1)

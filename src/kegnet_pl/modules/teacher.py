@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kegnet_pl.modules.base import OptimizerFactory, SeededModule, accuracy
+from kegnet_pl.modules.base import OptimizerFactory, SeededModule, accuracy, gradient_norm
 
 
 class TeacherModule(SeededModule):
@@ -39,6 +39,11 @@ class TeacherModule(SeededModule):
         loss = functional.cross_entropy(logits.float(), y)
         self.log_epoch({"train/loss": loss.detach(), "train/accuracy": accuracy(logits, y)}, len(x))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradients before clipping; the size of batches does not weigh here."""
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        self.log_epoch({"train/grad_norm": gradient_norm(gradients)}, 1)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy on the validation split."""

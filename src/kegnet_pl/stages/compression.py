@@ -9,6 +9,7 @@ from torch import nn
 from kegnet_pl.artefacts import save_network
 from kegnet_pl.compression import CompressionPlan, Rule, measure_cost
 from kegnet_pl.costs import Costs
+from kegnet_pl.reporting.wandb_objects import ledger_table
 from kegnet_pl.seeds import derive_seed
 from kegnet_pl.stages.workshop import Config, Workshop, build, check_network, without
 from kegnet_pl.store import Stage
@@ -43,9 +44,10 @@ def compression_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Sta
         recipe = shop.config["teacher"]["network"]
         save_network(compressed.network, folder, "network", recipe, compressed.ledger.ranks)
         (folder / "ledger.json").write_text(json.dumps(compressed.ledger.to_dict(), indent=2))
+        shop.training.loggers.show("compression", folder, lambda: {"ledger": ledger_table(compressed.ledger)})
         return _cost(compressed.network, shop.input_shape)
 
-    return shop.tell("compression", shop.store.get("compression", settings, [teacher], make))
+    return shop.obtain("compression", settings, [teacher], make, title="compression")
 
 
 def _cost(network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:

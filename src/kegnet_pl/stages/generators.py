@@ -64,7 +64,7 @@ def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stag
             "walk": _draw_walk(shop, folder, network, networks[0], costs),
         }
 
-    return shop.tell("generators", shop.store.get("generators", settings, [teacher], make, collective=True))
+    return shop.obtain("generators", settings, [teacher], make, title="generators", collective=True)
 
 
 def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) -> nn.Module:
@@ -170,6 +170,7 @@ def _train_generators(
         work="generator_training",
         samples_per_step=config["batch_size"] * len(indices),
         callbacks=[progress, watch],
+        prefixed=config["count"] > 1,
     )
     if rank() != 0:
         return

@@ -14,6 +14,7 @@ from kegnet_pl.modules import Hints, StudentModule
 from kegnet_pl.networks import adapt_norm, layers_named, prefer_channels_last
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
+from kegnet_pl.reporting.wandb_objects import histogram
 from kegnet_pl.seeds import derive_seed
 from kegnet_pl.stages.workshop import Config, Workshop, build, schedule_of, without
 from kegnet_pl.store import Stage
@@ -94,10 +95,12 @@ def student_stage(
         if rank() == 0:
             recipe = json.loads((initial.folder / "network.json").read_text())
             save_network(network, folder, "network", recipe["network"], recipe["ranks"])
-        return metrics | {"label_entropy": data.label_entropy()}
+        entropies = data.label_entropies()
+        shop.training.loggers.show("student", folder, lambda: {"labels/entropies": histogram(entropies)})
+        return metrics | {"label_entropy": float(entropies.mean())}
 
     parents = [teacher[0], initial, *([generators] if generators is not None else [])]
-    return shop.tell(title, shop.store.get("student", settings, parents, make, collective=True))
+    return shop.obtain("student", settings, parents, make, title=title, collective=True)
 
 
 def settings_of(config: Config, method: str) -> Config:

@@ -22,7 +22,7 @@ def teacher_stage(shop: Workshop) -> tuple[Stage, nn.Module]:
     config = shop.config["teacher"]
     weights = config["weights"]
     stage = _train_teacher(shop) if weights is None else _import_teacher(shop, Path(weights))
-    return shop.tell("teacher", stage), load_network(stage.folder)
+    return stage, load_network(stage.folder)
 
 
 def _train_teacher(shop: Workshop) -> Stage:
@@ -56,7 +56,7 @@ def _train_teacher(shop: Workshop) -> Stage:
             save_network(network, folder, "network", config["network"])
         return metrics
 
-    return shop.store.get("teacher", settings, [], make, collective=True)
+    return shop.obtain("teacher", settings, [], make, title="teacher", collective=True)
 
 
 def _import_teacher(shop: Workshop, weights: Path) -> Stage:
@@ -71,4 +71,4 @@ def _import_teacher(shop: Workshop, weights: Path) -> Stage:
         shop.console.print(f"teacher: read from {weights}")
         return {}
 
-    return shop.store.get("teacher", settings, [], make)
+    return shop.obtain("teacher", settings, [], make, title="teacher")

@@ -1,6 +1,6 @@
 """What all stages work with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.errors import ConfigError
-from kegnet_pl.store import Stage, Store
+from kegnet_pl.store import Build, Stage, Store
 from kegnet_pl.training import Schedule, Training
 
 Config = dict[str, Any]
@@ -79,11 +79,35 @@ class Workshop(Experiment):
             "callbacks": without(self.config["callbacks"], "resume"),
         }
 
-    def tell(self, name: str, stage: Stage) -> Stage:
-        """Show that a stage was there already."""
-        if stage.found:
-            self.console.print(f"{name}: found ({stage.fingerprint}), {stage.seconds:.1f} s when it was made")
-        return stage
+    def obtain(
+        self,
+        stage: str,
+        settings: Config,
+        parents: Sequence[Stage],
+        make: Build,
+        *,
+        title: str | None,
+        collective: bool = False,
+    ) -> Stage:
+        """Find a stage in the store, or build it; then close its loggers.
+
+        Args:
+            stage: Name of the stage.
+            settings: See :meth:`Store.get`.
+            parents: The stages it reads.
+            make: See :meth:`Store.get`.
+            title: What it is called on the terminal; None to say nothing where it was found.
+            collective: See :meth:`Store.get`.
+        """
+        try:
+            finished = self.store.get(stage, settings, parents, make, collective=collective)
+        except BaseException:
+            self.training.loggers.finish(None)
+            raise
+        self.training.loggers.finish(finished, parents)
+        if finished.found and title is not None:
+            self.console.print(f"{title}: found ({finished.fingerprint}), {finished.seconds:.1f} s when it was made")
+        return finished
 
 
 def without(config: Mapping[str, Any], *keys: str) -> Config:

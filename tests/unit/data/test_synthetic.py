@@ -310,5 +310,7 @@ def test_entropy_of_labels() -> None:
             return x.new_zeros(len(x), 3)
 
     noise = NoiseSource("normal", (8,))
-    assert _data(noise, Sure()).label_entropy() == pytest.approx(0, abs=1e-9)
-    assert _data(noise, Unsure()).label_entropy() == pytest.approx(math.log(3))
+    sure, unsure = (_data(noise, teacher).label_entropies() for teacher in (Sure(), Unsure()))
+    assert sure.shape == unsure.shape == (40,), "one a sample"
+    assert sure.tolist() == pytest.approx([0] * 40, abs=1e-9)
+    assert unsure.tolist() == pytest.approx([math.log(3)] * 40)

@@ -14,7 +14,7 @@ from kegnet_pl.data import NoiseSource, SyntheticDataModule, synthetic
 from kegnet_pl.errors import ConfigError
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import StudentModule
-from kegnet_pl.modules.base import fused
+from kegnet_pl.modules.base import fused, gradient_norm
 from tests.unit.modules.tiny import (
     FEATURES,
     QUIET,
@@ -124,3 +124,26 @@ def test_compiled_training_is_the_same_training(tmp_path: Path, kind: str) -> No
         weights.append(module.state_dict())
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_gradient_norm_is_that_of_one_long_vector_for_each_network() -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(3, 4, 5), torch.randn(3, 7), torch.randn(3, 1)]
+    rows = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+    assert torch.allclose(gradient_norm(gradients), rows.norm())
+    assert torch.allclose(gradient_norm(gradients, networks=3), rows.norm(dim=1))
+    halves = [gradient.bfloat16() * 300 for gradient in gradients]
+    assert gradient_norm(halves).dtype == torch.float32
+    assert gradient_norm([gradient.double() for gradient in gradients]).dtype == torch.float64
+
+
+def test_gradient_norm_is_logged_as_it_is_before_clipping(tmp_path: Path) -> None:
+    norms = {}
+    for clip in (None, 1e-3):
+        trainer = make_trainer(1, tmp_path, gradient_clip_val=clip)
+        module = _student()
+        module.take_clipping(trainer)
+        trainer.fit(module, _data())
+        norms[clip] = float(trainer.callback_metrics["train/grad_norm"])
+    assert norms[None] == pytest.approx(norms[1e-3], rel=1e-6), "one batch of seven steps: the norm is of the first"
+    assert norms[None] > 1e-2

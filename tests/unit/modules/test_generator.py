@@ -41,6 +41,7 @@ def test_metrics_are_those_of_the_house(tmp_path: Path) -> None:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert set(metrics) == {
         "train/loss", "train/loss_classifier", "train/loss_decoder", "train/loss_diversity", "train/accuracy",
+        "train/grad_norm",
     }  # fmt: skip
     total = metrics["train/loss_classifier"] + 0.5 * metrics["train/loss_decoder"] + 2 * metrics["train/loss_diversity"]
     assert metrics["train/loss"] == pytest.approx(total, rel=1e-5)
@@ -50,7 +51,7 @@ def test_metrics_are_those_of_the_house(tmp_path: Path) -> None:
 def test_terms_of_weight_zero_are_not_logged(tmp_path: Path) -> None:
     make = functools.partial(make_generator_module, objective=make_objective(decoder=0, diversity=0))
     _, trainer = fit_at_once(make, _no_data, tmp_path, epochs=1)
-    assert set(trainer.callback_metrics) == {"train/loss", "train/loss_classifier", "train/accuracy"}
+    assert set(trainer.callback_metrics) == {"train/loss", "train/loss_classifier", "train/accuracy", "train/grad_norm"}
 
 
 @pytest.mark.parametrize("norm", ["batch", "running"])

@@ -52,7 +52,7 @@ def test_accuracy_is_a_share() -> None:
 def test_metrics_of_a_fit(tmp_path: Path) -> None:
     _, trainer = fit_at_once(_teacher, _data, tmp_path, epochs=1)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    assert set(metrics) == {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
+    assert set(metrics) == {"train/loss", "train/accuracy", "train/grad_norm", "val/loss", "val/accuracy"}
     assert all(0 <= metrics[name] <= 1 for name in ("train/accuracy", "val/accuracy"))
 
 

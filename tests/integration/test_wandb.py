@@ -1,0 +1,148 @@
+"""The real W&B client, offline: all that is promised is in its files."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kegnet_pl.modules.base import SeededModule
+from tests.integration.conftest import FAST, Command
+from tests.integration.test_pipeline import go
+from tests.integration.wandb_file import OfflineRun, read_runs
+
+LOSSES = {"train/loss", "train/accuracy", "train/grad_norm", "epoch", "trainer/global_step"}
+TERMS = {f"train/loss_{term}" for term in ("classifier", "decoder", "diversity")}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[OfflineRun]]:
+    """The runs of one pipeline, by job type."""
+    folder = tmp_path_factory.mktemp("wandb")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB")]:
+            patch.delenv(name)
+        patch.setenv("HOME", str(folder))
+        patch.setenv("WANDB_MODE", "offline")
+        # Every term of the objective is in use, so that each is logged.
+        weights = [f"generator.objective.{term}.weight=1" for term in ("decoder", "diversity")]
+        go(folder, "logger=wandb", "methods=[normal,kegnet]", *weights)
+    found: dict[str, list[OfflineRun]] = {}
+    for run in read_runs(folder / "run"):
+        found.setdefault(run.job_type, []).append(run)
+    return found
+
+
+def test_one_run_a_stage_in_one_group(runs: dict[str, list[OfflineRun]]) -> None:
+    assert {kind: len(mine) for kind, mine in runs.items()} == {
+        "teacher": 1, "compression": 1, "generators": 1, "student": 2, "evaluation": 4, "report": 1,
+    }  # fmt: skip
+    every = [run for mine in runs.values() for run in mine]
+    (group,) = {run.group for run in every}
+    assert group.startswith("digits-")
+    assert len({run.identifier for run in every}) == 10, "each ends before the next begins"
+    assert {run.exit_code for run in every} == {0}
+    assert {tuple(sorted(run.tags)) for run in every} == {
+        tuple(sorted(["digits", "lenet5", "ratio8.0", "strict", "seed 0"]))
+    }
+    names = [run.name for run in every]
+    assert (
+        "student kegnet · digits ratio8.0, seed 0" in names and "evaluation T+KegNet · digits ratio8.0, seed 0" in names
+    )
+    for run in every:
+        assert run.config["generator"]["count"] == 2, "resolved"
+        assert run.config["pipeline"] == group
+
+
+def test_curves_have_the_names_of_the_house(runs: dict[str, list[OfflineRun]]) -> None:
+    assert runs["teacher"][0].keys == LOSSES
+    student = next(run for run in runs["student"] if "kegnet" in run.name)
+    assert student.keys == LOSSES | {"labels/entropies:histogram"}
+    assert [line["epoch"] for line in student.history if "epoch" in line] == [0, 1]
+    watched = {"samples/confidence", "samples/entropy", *(f"samples/confidence_{label}" for label in range(10))}
+    watched |= {"samples/sheet:image-file", "samples/entropies:histogram"}
+    common = {"trainer/global_step"}
+    expected = {f"generator_{i}/{key}" for i in (0, 1) for key in (LOSSES | TERMS | watched) - common}
+    assert runs["generators"][0].keys == expected | common
+
+
+def test_a_sheet_for_every_epoch_is_a_file(runs: dict[str, list[OfflineRun]]) -> None:
+    run = runs["generators"][0]
+    sheets = [line["generator_1/samples/sheet"] for line in run.history if "generator_1/samples/sheet" in line]
+    assert len(sheets) == 2
+    for sheet in sheets:
+        assert (run.folder / "files" / sheet["path"]).read_bytes().startswith(b"\x89PNG")
+        assert (sheet["width"], sheet["height"]) == (10 * 34 - 2, 4 * 34 - 2)
+
+
+def _table(run: OfflineRun, key: str) -> dict[str, list[object]]:
+    (value,) = [line[key] for line in run.history if key in line]
+    content = json.loads((run.folder / "files" / value["path"]).read_text())
+    return {column: [line[i] for line in content["data"]] for i, column in enumerate(content["columns"])}
+
+
+def test_tables(runs: dict[str, list[OfflineRun]]) -> None:
+    assert _table(runs["compression"][0], "ledger")["layer"] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+    report = runs["report"][0]
+    results = _table(report, "results")
+    assert results["method"] == ["teacher", "T", "T+Normal", "T+KegNet"]
+    assert all(isinstance(value, float) for value in results["accuracy"])
+    assert min(_table(report, "costs")["seconds student_training"][2:]) > 0  # type: ignore[type-var]
+    assert {"report:html-file", "samples:image-file"} <= report.keys
+    tested = next(run for run in runs["evaluation"] if "KegNet" in run.name)
+    assert sum(_table(tested, "confusion")["samples"]) == 539  # type: ignore[arg-type]
+    assert len(_table(tested, "classes")["accuracy"]) == 10
+    assert tested.history[0]["test/accuracy"] == results["accuracy"][-1]
+    assert tested.history[0]["compression_ratio"] == pytest.approx(results["compression_ratio"][-1], abs=1e-4)
+
+
+def test_finished_stages_are_artifacts_with_their_lineage(runs: dict[str, list[OfflineRun]]) -> None:
+    lineage = {}
+    for kind in ("teacher", "compression", "generators", "student"):
+        for run in runs[kind]:
+            ((name, artifact),) = run.artifacts.items()
+            assert artifact.type == kind and name == f"{kind}-{run.config['fingerprint']}"
+            files = {entry.path for entry in artifact.manifest.contents}
+            assert "manifest.json" in files and any(file.endswith(".safetensors") for file in files)
+            lineage[run.name.split(" ·")[0]] = set(json.loads(artifact.metadata)["parents"])
+    assert lineage == {
+        "teacher": set(),
+        "compression": {"teacher"},
+        "generators": {"teacher"},
+        "student normal": {"teacher", "compression"},
+        "student kegnet": {"teacher", "compression", "generators"},
+    }
+    assert not any(run.artifacts for kind in ("evaluation", "report") for run in runs[kind])
+
+
+def test_a_resumed_stage_continues_its_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    start_epoch = SeededModule.on_train_epoch_start
+
+    def crash(module: SeededModule) -> None:
+        if type(module).__name__ == "GeneratorModule" and module.current_epoch == 1:
+            raise RuntimeError("the power went out")
+        start_epoch(module)
+
+    options = ["logger=wandb", "methods=[kegnet]", "generator.count=1"]
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
+        patch.setattr(SeededModule, "on_train_epoch_start", crash)
+        go(tmp_path, *options)
+    go(tmp_path, *options)
+    first, second = (run for run in read_runs(tmp_path / "run") if run.job_type == "generators")
+    assert first.identifier == second.identifier
+    assert (first.exit_code, second.exit_code) == (1, 0)
+    assert [line["epoch"] for line in first.history if "train/loss" in line] == [0]
+    assert [line["epoch"] for line in second.history if "train/loss" in line] == [1]
+    assert not first.artifacts and second.artifacts
+
+
+def test_a_sweep_is_one_group(command: Command, tmp_path: Path) -> None:
+    command("-m", FAST, "logger=wandb", "methods=[]", "seed=0,1")
+    runs = [run for folder in tmp_path.glob("outputs/sweeps/*/*") for run in read_runs(folder)]
+    (group,) = {run.group for run in runs}
+    assert group.startswith("seed-")
+    assert len({run.config["pipeline"] for run in runs}) == 2
+    assert all(group in run.tags for run in runs)
