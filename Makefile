@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-all lint format types check bench reproduce reproduce-smoke clean
+.PHONY: help install demo test test-all lint format types check bench notebooks reproduce reproduce-smoke clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ types: $(READY) ## Check types
 	$(BIN)/mypy
 
 check: lint types test ## What CI runs
+
+notebooks: $(READY) ## Run the notebooks again, and keep what they show
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 bench: $(READY) ## Measure speed and memory beside a direct implementation: results/bench.json, half an hour
 	$(BIN)/python -m benchmarks.bench

@@ -1,4 +1,4 @@
-"""The tables of the README from ``results/bench.json`` and ``bench_choices.json``: ``python -m benchmarks.table``."""
+"""What the README shows of measurements in ``results/``: ``python -m benchmarks.table``."""
 
 import json
 from collections.abc import Iterable
@@ -57,9 +57,29 @@ def choices_table(rows: list[dict[str, Any]]) -> str:
     )  # fmt: skip
 
 
+def logging_table(rows: list[dict[str, Any]]) -> str:
+    """Return ``logging_cost.json`` as a paragraph."""
+    told = []
+    for row in rows:
+        stages = ", ".join(
+            f"{stage} {times['share']:.1%} of {times['seconds']:.0f} s" for stage, times in row["stages"].items()
+        )
+        command = " ".join(["python -m kegnet_pl", *row["overrides"]])
+        told.append(
+            f"What it costs (W&B offline and TensorBoard, `{row['command']}`): of `{command}` the share inside loggers "
+            f"is {stages}; the whole uses {row['more_cpu_seconds']:+.1%} seconds of processors. To start both takes "
+            f"{row['start_seconds']:.1f} s, once a program."
+        )
+    return "\n\n".join(told)
+
+
+SHOWN = {"bench": speed_table, "bench_choices": choices_table, "logging_cost": logging_table}
+"""File in ``results/`` -> what the README shows of it."""
+
+
 def main() -> None:
-    """Print both."""
-    for name, show in (("bench", speed_table), ("bench_choices", choices_table)):
+    """Print all."""
+    for name, show in SHOWN.items():
         print(show(json.loads((ROOT / "results" / f"{name}.json").read_text())))  # noqa: T201
         print()  # noqa: T201
 

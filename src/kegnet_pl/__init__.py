@@ -1,3 +1,65 @@
 """A smaller network from a trained one, without its data: KegNet with PyTorch Lightning and Hydra."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kegnet_pl.api import (
+        Generators,
+        SyntheticDataset,
+        compress,
+        distil,
+        load_generators,
+        to_image,
+        train_generators,
+    )
+    from kegnet_pl.artefacts import load_network
+    from kegnet_pl.compression import Compressed
+    from kegnet_pl.data import NoiseSource, Split
+    from kegnet_pl.evaluation import measure_accuracy
+    from kegnet_pl.reporting.runs import read_runs
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Compressed": "compression",
+    "Generators": "api",
+    "NoiseSource": "data",
+    "Split": "data",
+    "SyntheticDataset": "api",
+    "compress": "api",
+    "distil": "api",
+    "load_generators": "api",
+    "load_network": "artefacts",
+    "measure_accuracy": "evaluation",
+    "read_runs": "reporting.runs",
+    "to_image": "api",
+    "train_generators": "api",
+}
+"""Where public names live: imported when they are asked for, as the command line needs none at its start."""
+
+__all__ = [
+    "Compressed",
+    "Generators",
+    "NoiseSource",
+    "Split",
+    "SyntheticDataset",
+    "compress",
+    "distil",
+    "load_generators",
+    "load_network",
+    "measure_accuracy",
+    "read_runs",
+    "to_image",
+    "train_generators",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -44,11 +44,10 @@ def make_console(job: int | None = None) -> Console:
     if job is not None:
         stream = cast(TextIO, _Labelled(sys.stdout, f"[{job}] "))
         return Console(file=stream, quiet=rank() != 0, highlight=False, markup=False, width=140)
-    # No markup: paths and settings may hold brackets.
-    console = Console(quiet=rank() != 0, highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(quiet=console.quiet, highlight=False, markup=False, width=140)
-    return console
+    # No markup: paths and settings may hold brackets. A notebook says that it is a terminal, and gets plain lines.
+    plain: dict[str, Any] = {"quiet": rank() != 0, "highlight": False, "markup": False, "force_jupyter": False}
+    console = Console(**plain, force_terminal=False if Console().is_jupyter else None)
+    return console if console.is_terminal else Console(**plain, force_terminal=False, width=140)
 
 
 def _clock(seconds: float) -> str:
@@ -146,6 +145,8 @@ class StageProgress(Callback):
         # The loss first: on a narrow terminal the rest is cut.
         for name, value in sorted(trainer.callback_metrics.items(), key=lambda item: ("loss" not in item[0], item[0])):
             short = name.removeprefix("train/").removeprefix("loss_")
+            if short == "grad_norm":
+                continue  # of use in a curve
             parts.append(f"{short} {float(value):.3f}")
         self._losses = "  ".join(parts)
         if self._bar is not None and self._task is not None:

@@ -39,10 +39,54 @@ class Schedule:
     min_epochs: int | None = None
 
 
+LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
+
+
 def quiet_lightning() -> None:
     """Turn off what Lightning tells about features that are not in use, at its loggers; warnings still come through."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in LIGHTNING_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def run_fit(
+    trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None = None, begun: Path | None = None
+) -> None:
+    """Run a trainer without the warnings that are about what we do on purpose.
+
+    Args:
+        trainer: Runs the fit.
+        module: What to train; all that is not frozen is trained in training mode.
+        datamodule: Its data; None for a module that makes its own.
+        begun: Checkpoint of a fit that was broken off.
+
+    Raises:
+        KeyboardInterrupt: If the user stopped it.
+    """
+    if isinstance(module, SteppedModule):
+        module.take_clipping(trainer)
+    # Lightning trains in whatever mode it is given, and networks come from disk in evaluation mode. What is frozen
+    # stays in that mode by its type.
+    module.train()
+    try:
+        with warnings.catch_warnings():
+            if any(isinstance(part, FrozenModule) for part in module.modules()):
+                warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
+            # Lightning 2.6 asks torch in an old way.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+            # Our own checkpoints are there on purpose: they are what a resumed fit starts from.
+            warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
+            if isinstance(module, SteppedModule):
+                # It is told of the end of an epoch in its last training step, which returns no loss.
+                warnings.filterwarnings("ignore", r".*`training_step` returned `None`")
+            trainer.fit(
+                module, datamodule=datamodule, ckpt_path=None if begun is None else str(begun), weights_only=True
+            )
+    except SystemExit as stop:
+        # Lightning answers Ctrl-C by leaving the program, deaf to a second one.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+        raise
 
 
 @dataclass(frozen=True)
@@ -117,32 +161,8 @@ class Training:
             ],
             limit_val_batches=None if schedule.select_best else 0,
         )
-        if isinstance(module, SteppedModule):
-            module.take_clipping(trainer)
         begun = checkpoints / "resume.ckpt"
-        # Lightning trains in whatever mode it is given, and networks come from disk in evaluation mode. What is frozen
-        # stays in that mode by its type.
-        module.train()
-        try:
-            with warnings.catch_warnings():
-                if any(isinstance(part, FrozenModule) for part in module.modules()):
-                    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
-                # Lightning 2.6 asks torch in an old way.
-                warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-                # Our own checkpoints are there on purpose: they are what a resumed fit starts from.
-                warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
-                if isinstance(module, SteppedModule):
-                    # It is told of the end of an epoch in its last training step, which returns no loss.
-                    warnings.filterwarnings("ignore", r".*`training_step` returned `None`")
-                trainer.fit(
-                    module, datamodule=datamodule, ckpt_path=str(begun) if begun.exists() else None, weights_only=True
-                )
-        except SystemExit as stop:
-            # Lightning answers Ctrl-C by leaving the program, deaf to a second one.
-            if isinstance(stop.__context__, KeyboardInterrupt):
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                raise KeyboardInterrupt from None
-            raise
+        run_fit(trainer, module, datamodule, begun if begun.exists() else None)
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         if best is not None and best.best_model_path:
             content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)

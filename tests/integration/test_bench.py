@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cases import EXPERIMENTS, make_case
-from benchmarks.table import choices_table, speed_table
+from benchmarks.table import SHOWN
 from benchmarks.worker import Task, count_operations
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_stored_benchmark_is_whole() -> None:
     assert {row["precision"] for row in rows} == {"32-true", "bf16-mixed"}
 
 
-@pytest.mark.parametrize(("name", "show"), [("bench", speed_table), ("bench_choices", choices_table)])
+@pytest.mark.parametrize(("name", "show"), SHOWN.items())
 def test_readme_shows_what_was_measured(name: str, show: object) -> None:
     text = (ROOT / "README.md").read_text()
     start = text.index(f"<!-- python -m benchmarks.table: results/{name}.json -->")

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kegnet_pl.modules.base import SeededModule
+from kegnet_pl.reporting.workspace import make_workspace
 from tests.integration.conftest import FAST, Command
 from tests.integration.test_pipeline import go
 from tests.integration.wandb_file import OfflineRun, read_runs
@@ -43,12 +46,10 @@ def test_one_run_a_stage_in_one_group(runs: dict[str, list[OfflineRun]]) -> None
     assert len({run.identifier for run in every}) == 10, "each ends before the next begins"
     assert {run.exit_code for run in every} == {0}
     assert {tuple(sorted(run.tags)) for run in every} == {
-        tuple(sorted(["digits", "lenet5", "ratio8.0", "strict", "seed 0"]))
+        tuple(sorted(["digits", "lenet5", "ratio8", "strict", "seed 0"]))
     }
     names = [run.name for run in every]
-    assert (
-        "student kegnet · digits ratio8.0, seed 0" in names and "evaluation T+KegNet · digits ratio8.0, seed 0" in names
-    )
+    assert "student kegnet · digits ratio8, seed 0" in names and "evaluation T+KegNet · digits ratio8, seed 0" in names
     for run in every:
         assert run.config["generator"]["count"] == 2, "resolved"
         assert run.config["pipeline"] == group
@@ -146,3 +147,50 @@ def test_a_sweep_is_one_group(command: Command, tmp_path: Path) -> None:
     assert group.startswith("seed-")
     assert len({run.config["pipeline"] for run in runs}) == 2
     assert all(group in run.tags for run in runs)
+
+
+def _panels(workspace: Any) -> dict[str, list[dict[str, Any]]]:
+    """Return what is saved of a workspace: section -> panels."""
+    model = workspace._to_model().model_dump(by_alias=True, exclude_none=True)
+    sections = model["spec"]["section"]["panelBankConfig"]["sections"]
+    return {section["name"]: section["panels"] for section in sections}
+
+
+def test_the_dashboard_shows_what_is_logged(runs: dict[str, list[OfflineRun]]) -> None:
+    sections = _panels(make_workspace("team", "project", generators=2))
+    assert list(sections) == ["generators", "samples", "students", "sweep"]
+    logged = {key.split(":")[0] for mine in runs.values() for run in mine for key in run.keys}
+    shown: set[str] = set()
+    for panel in (panel for panels in sections.values() for panel in panels):
+        config = panel["config"]
+        if "metricRegex" in config:
+            found = {key for key in logged if re.search(config["metricRegex"], key)}
+            assert found, config
+            assert (
+                len(found) % 2 == 0 or "grad_norm" in config["metricRegex"] or found & {"train/loss", "train/accuracy"}
+            )
+            shown |= found
+        shown |= {key for key in config.get("metrics", []) if not key.startswith("val/")}  # none by `strict`
+        shown |= {config[axis].removeprefix("summary:") for axis in ("xAxis", "yAxis") if axis in config}
+        shown |= {key for key in config.get("mediaKeys", []) if key != "samples/sheet"}  # a single generator's
+        if panel["viewType"] == "Weave":
+            shown |= set(re.findall(r'"key": \{[^{}]*"val": "(\w+)"', json.dumps(config))) - {"project"}
+        for column in config.get("columns", []):
+            kind, name = column["accessor"].split(":")
+            keys = name.split(".")
+            assert (kind == "summary" and name in logged) or all(keys[0] in run.config for run in runs["evaluation"])
+            if len(keys) > 2:
+                assert keys[2] in runs["evaluation"][0].config[keys[0]]
+    assert shown <= logged
+    unseen = {key.removeprefix("generator_0/").removeprefix("generator_1/") for key in logged - shown}
+    assert unseen == {"epoch", "parameters", "confusion", "report"}
+
+
+def test_a_workspace_survives_saving_and_loading() -> None:
+    workspace = make_workspace("team", "project")
+    again = type(workspace)._from_model(workspace._to_model())
+    assert (again.entity, again.project, again.name) == ("team", "project", "kegnet_pl")
+    assert [section.name for section in again.sections] == [section.name for section in workspace.sections]
+    assert [[p._to_model() for p in s.panels] for s in again.sections] == [
+        [p._to_model() for p in s.panels] for s in workspace.sections
+    ]

@@ -22,7 +22,7 @@ from kegnet_pl.store import Stage
 _INDEX = {"uniform": 0, "normal": 1, "kegnet": 2}
 """Tells the random streams of the methods apart."""
 
-_ADAPTING_SAMPLES = 1280
+ADAPTING_SAMPLES = 1280
 """Enough for means and variances of a channel; their activations are in memory at once."""
 
 
@@ -61,7 +61,7 @@ def student_stage(
         network = prefer_channels_last(load_network(initial.folder), shop.input_shape)
         if config["norm"] == "adapt":
             data.setup()
-            adapt_norm(network.to(shop.device), data.teacher.network, data.sample(_ADAPTING_SAMPLES))
+            adapt_norm(network.to(shop.device), data.teacher.network, data.sample(ADAPTING_SAMPLES))
         module = StudentModule(
             network,
             DistillationLoss(config["temperature"]),

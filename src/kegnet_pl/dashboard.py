@@ -1,0 +1,79 @@
+"""Save the dashboard of a W&B project: ``python -m kegnet_pl.dashboard``."""
+
+import argparse
+import sys
+from typing import Any
+
+from kegnet_pl.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the program's name; None for those of this process.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m kegnet_pl.dashboard",
+        description="Save a W&B workspace with the sections generators, samples, students and sweep.",
+    )
+    parser.add_argument("--project", default="kegnet_pl", help="logger.wandb.project (default: %(default)s)")
+    parser.add_argument("--entity", help="logger.wandb.entity: a team (default: your own)")
+    parser.add_argument(
+        "--generators", type=int, default=10, help="show sheets of so many a run (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        workspace = save(options.project, options.entity, options.generators)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    print(f"dashboard     {workspace.url}")  # noqa: T201
+    return 0
+
+
+def save(project: str, entity: str | None = None, generators: int = 10) -> Any:
+    """Save the dashboard to W&B.
+
+    Args:
+        project: W&B project.
+        entity: User or team; None for the default of the key.
+        generators: Sheets are shown of so many generators a run.
+
+    Returns:
+        The saved ``wandb_workspaces.workspaces.Workspace``, which has a ``url``.
+
+    Raises:
+        UserError: If wandb-workspaces is not installed, there is no key, or W&B does not answer.
+    """
+    from kegnet_pl.loggers import has_wandb_key
+    from kegnet_pl.reporting.workspace import make_workspace
+
+    try:
+        import wandb_workspaces  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "Expected the package wandb-workspaces, but it is not installed: pip install '.[dashboard]'"
+        ) from error
+    if not has_wandb_key():
+        raise UserError("Expected a W&B key, but found none: wandb login (or set WANDB_API_KEY), and run this again.")
+    import requests
+    import wandb
+
+    try:
+        api = wandb.Api()
+        workspace = make_workspace(entity or str(api.default_entity), project, generators)
+        return workspace.save()
+    except (wandb.Error, requests.RequestException, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(
+            f"Expected W&B to take the dashboard of project {project}, but: {reason}. Is the key valid, and is there "
+            f"such a project? The first run with logger=wandb makes it."
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""The library without Hydra: what it makes is what the pipeline makes."""
+
+import ast
+import copy
+import inspect
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+import kegnet_pl
+from kegnet_pl import api
+from kegnet_pl.networks import MLP, LeNet5, ResNet14
+from tests.integration.conftest import configure
+from tests.integration.test_pipeline import go
+
+SHAPE = (1, 32, 32)
+TINY: dict[str, Any] = {"count": 2, "epochs": 2, "steps_per_epoch": 3, "batch_size": 8, "progress": False}
+
+
+def _lenet(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return LeNet5()
+
+
+def _same(a: nn.Module, b: nn.Module) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@pytest.fixture(scope="module")
+def generators() -> kegnet_pl.Generators:
+    return kegnet_pl.train_generators(_lenet(), SHAPE, **TINY)
+
+
+def test_the_whole_way(generators: kegnet_pl.Generators) -> None:
+    teacher = _lenet()
+    before = copy.deepcopy(teacher.state_dict())
+    data = generators.dataset(64)
+    small = kegnet_pl.compress(teacher, SHAPE, target=4.0)
+    untrained = copy.deepcopy(small.network)
+    student = kegnet_pl.distil(small.network, data, epochs=2, batch_size=16, progress=False)
+    assert small.ledger.compression_ratio >= 4
+    assert not _same(student, untrained) and _same(small.network, untrained), "a copy is trained"
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+    assert not student.training and student(torch.zeros(3, *SHAPE)).shape == (3, 10)
+
+
+def test_it_is_what_the_pipeline_makes(tmp_path: Path) -> None:
+    go(tmp_path, "methods=[kegnet]", "student.norm=batch", "seed=3")
+    config = configure("+debug=fast", "seed=3")
+    folders = {path.name.split("-")[0]: path for path in (tmp_path / "store").iterdir() if path.is_dir()}
+    teacher = kegnet_pl.load_network(folders["teacher"])
+    generator, student = config["generator"], config["student"]
+    mine = kegnet_pl.train_generators(
+        teacher,
+        SHAPE,
+        **{key: generator[key] for key in ("count", "epochs", "steps_per_epoch", "batch_size", "teacher_norm")},
+        lr=generator["optimizer"]["lr"],
+        objective={name: term["weight"] for name, term in generator["objective"].items()},
+        seed=3,
+        device="cpu",
+        progress=False,
+    )
+    theirs = kegnet_pl.load_generators(folders["generators"], folders["teacher"], device="cpu")
+    for ours, stored in ((mine.networks, theirs.networks), (mine.decoders, theirs.decoders)):
+        assert [_same(a, b) for a, b in zip(ours, stored, strict=True)] == [True] * generator["count"]
+    assert mine.metrics[1]["train/loss"] == theirs.metrics[1]["train/loss"]
+    assert (mine.input_shape, mine.classes) == (theirs.input_shape, theirs.classes) == (SHAPE, 10)
+    distilled = kegnet_pl.distil(
+        kegnet_pl.load_network(folders["compression"]),
+        mine.dataset(student["samples"], seed=3),
+        **{key: student[key] for key in ("epochs", "batch_size", "temperature", "dropout", "shuffle")},
+        lr=student["optimizer"]["lr"],
+        seed=3,
+        device="cpu",
+        progress=False,
+    )
+    assert _same(distilled, kegnet_pl.load_network(folders["student"]))
+
+
+def test_nothing_of_the_callers_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    logging.getLogger("pytorch_lightning").setLevel(logging.INFO)
+    teacher = _lenet().train()
+    state = torch.random.get_rng_state()
+    generators = kegnet_pl.train_generators(teacher, SHAPE, **TINY)
+    kegnet_pl.distil(teacher, generators.dataset(16), epochs=1, progress=False)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert teacher.training and all(parameter.requires_grad for parameter in teacher.parameters())
+    assert logging.getLogger("pytorch_lightning").level == logging.INFO
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dataset_is_a_dataset(generators: kegnet_pl.Generators) -> None:
+    data = generators.dataset(20, seed=4)
+    assert len(data) == 20
+    x, logits = data[3]
+    assert x.shape == SHAPE and logits.shape == (10,)
+    (batch, answers), *_ = DataLoader(data, batch_size=20)
+    assert torch.allclose(generators.teacher(batch), answers, atol=1e-5)
+    assert torch.equal(generators.dataset(20, seed=4).tensors[0], batch)
+    assert not torch.equal(generators.dataset(20, seed=5).tensors[0], batch)
+    moved = generators.dataset(20, seed=4, jitter=0.5).tensors[0] - batch
+    assert moved.std() == pytest.approx(0.5, rel=0.05)
+    assert 0 < data.label_entropy <= 2.31
+
+
+def test_noise_is_a_source_too() -> None:
+    data = kegnet_pl.SyntheticDataset(kegnet_pl.NoiseSource("uniform", SHAPE), _lenet(), 12)
+    assert data.tensors[0].abs().max() <= 1 and data.tensors[1].shape == (12, 10)
+
+
+def test_looking_inside(generators: kegnet_pl.Generators) -> None:
+    x, answers = generators.walk(3, 8, steps=5)
+    assert x.shape == (5, *SHAPE) and torch.allclose(answers.sum(dim=1), torch.ones(5))
+    assert torch.allclose(x[0], generators.walk(3, 1, steps=2)[0][0], atol=1e-4), "the same start"
+    of_class = generators.of_class(2, 100)
+    assert of_class.shape == (100, *SHAPE)
+    confidence = generators.confidence(100)
+    assert confidence.shape == (2, 10)
+    assert confidence[0, 2] == pytest.approx(float(generators.teacher(of_class).softmax(dim=1)[:, 2].mean()))
+    assert generators.decoders[1](of_class).shape == (100, generators.noise_dim)
+    assert generators.sheet(rows=3, scale=1).size == (10 * 34 - 2, 3 * 34 - 2)
+    assert len(generators) == 2 and generators.draw(4).shape == (4, *SHAPE)
+
+
+def test_tables_are_trained_together_without_diversity() -> None:
+    torch.manual_seed(0)
+    teacher = MLP(7, 3, width=10, blocks=2, dropout=0.1)
+    generators = kegnet_pl.train_generators(teacher, (7,), **TINY)
+    assert generators.classes == 3 and generators.draw(4).shape == (4, 7)
+    assert "train/loss_decoder" in generators.metrics[1] and "train/loss_diversity" not in generators.metrics[1]
+    student = kegnet_pl.distil(teacher, generators.dataset(32), epochs=1, dropout=False, progress=False)
+    assert student(torch.zeros(2, 7)).shape == (2, 3)
+
+
+def test_batch_norm_adapts_and_layers_learn() -> None:
+    torch.manual_seed(0)
+    teacher = ResNet14(channels=1)
+    data = kegnet_pl.SyntheticDataset(kegnet_pl.NoiseSource("normal", SHAPE), teacher, 16)
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "progress": False}
+    plain = kegnet_pl.distil(teacher, data, **options)
+    others = [
+        kegnet_pl.distil(teacher, data, norm="adapt", features=10.0, **options),
+        kegnet_pl.distil(teacher, data, norm="frozen", **options),
+        kegnet_pl.distil(teacher, data, fresh=True, epochs=2, batch_size=8, progress=False),
+    ]
+    assert not any(_same(plain, other) for other in others)
+    frozen = dict(others[1].named_buffers())
+    assert all(torch.equal(frozen[name], value) for name, value in teacher.named_buffers())
+
+
+def test_loggers_and_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = CSVLogger(tmp_path)
+    kegnet_pl.train_generators(_lenet(), SHAPE, **TINY | {"count": 1, "progress": True}, logger=logger)
+    assert "train/loss_classifier" in (Path(logger.log_dir) / "metrics.csv").read_text()
+    assert "generators: finished" in capsys.readouterr().out
+
+
+def test_rules_without_a_target() -> None:
+    network = _lenet()
+    assert set(kegnet_pl.compress(network, SHAPE, rules={"fc1": 0.2}).ledger.ranks) == {"fc1"}
+    assert kegnet_pl.compress(network, SHAPE).ledger.compression_ratio > 1, "by EVBMF"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: kegnet_pl.train_generators(_lenet(), (3, 32, 32), **TINY), r"take samples of shape \(3, 32, 32\)"),
+        (lambda: kegnet_pl.train_generators(nn.Flatten(0), SHAPE, **TINY), r"return logits \(2, classes\)"),
+        (lambda: kegnet_pl.train_generators(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (1, 8, 8), **TINY),
+         r"`make_generator` for samples of shape \(1, 8, 8\)"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, objective={"beauty": 1}, **TINY), "got 'beauty'"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, make_decoder=lambda: nn.Flatten(), **TINY),
+         r"decoder of 10 noise dimensions, but got \(1, 32, 32\) and \(1024,\)"),
+        (lambda: kegnet_pl.load_generators("nowhere", _lenet()), r"nowhere has no manifest\.json"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(call: Any, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        call()
+
+
+def test_a_student_of_other_classes_is_refused(generators: kegnet_pl.Generators) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="the teacher's 10 classes, but got 4"):
+        kegnet_pl.distil(LeNet5(classes=4), generators.dataset(4), progress=False)
+
+
+def test_public_names() -> None:
+    assert set(kegnet_pl.__all__) == set(kegnet_pl._HOMES) <= set(dir(kegnet_pl))
+    for name in kegnet_pl.__all__:
+        assert inspect.getdoc(getattr(kegnet_pl, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = kegnet_pl.nothing
+    told = {
+        target.name for target in ast.walk(ast.parse(inspect.getsource(kegnet_pl))) if isinstance(target, ast.alias)
+    }
+    assert set(kegnet_pl.__all__) <= told, "type checkers see them"
+    assert api.Generators is kegnet_pl.Generators
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, kegnet_pl; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

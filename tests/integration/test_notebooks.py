@@ -1,0 +1,37 @@
+"""The notebooks run, from an empty folder, and show what their stored outputs promise."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+
+def test_all_three_are_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["look_inside_a_generator", "quickstart", "read_a_sweep"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    shutil.copy(path, tmp_path)
+    notebook = nbformat.read(tmp_path / path.name, as_version=4)
+    stored = [[output["output_type"] for output in cell.get("outputs", [])] for cell in notebook.cells]
+    assert any(stored), "kept with its outputs: make notebooks"
+    assert all("error" not in kinds for kinds in stored)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    for cell, kinds in zip(notebook.cells, stored, strict=True):
+        now = {output["output_type"] for output in cell.get("outputs", [])}
+        assert now == set(kinds), cell["source"]
+        assert "\x1b" not in str(cell.get("outputs")), "plain lines, no bars for a terminal"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_names_no_machine(path: Path) -> None:
+    text = path.read_text()
+    assert len(text) < 1_000_000
+    assert not any(word in text for word in ("/home/", "/work/", "/tmp/", "/root/"))
