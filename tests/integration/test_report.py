@@ -64,7 +64,7 @@ def test_the_page_of_a_run_shows_everything_and_needs_nothing(finished: Path) ->
     assert {"results", "layers", "samples", "curves", "classes", "costs", "settings"} <= set(page.ids)
     for row in rows:
         assert f"<td>{row['method']}</td>" in text
-        assert f"{100 * row['accuracy']:.2f} %" in text
+        assert f"{100 * row['accuracy']:.2f}\N{NO-BREAK SPACE}%" in text
     assert text.count("<svg ") == 7, "tradeoff, layers, walk, generators, students, classes, costs"
     # The large sheet, the first generator's after two epochs, the walk.
     assert sum(address.startswith("data:image/png") for address in page.asked) == 4

@@ -1,6 +1,7 @@
 """Pages of one file: templates, and what they show of pictures."""
 
 import base64
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -40,6 +41,7 @@ def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[s
         The page's path.
     """
     text = _ENVIRONMENT.get_template(template).render(title=title, sections=sections, version=__version__, **values)
+    text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)  # a number and its unit stay on one line
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)

@@ -55,7 +55,7 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Pat
     files = [*write_tables(runs, out), *write_picture(points, out), write_sweep_page(runs, out)]
     finished = [run for run in runs if run.rows]
     console.print()
-    console.print(f"{len(finished)} of {len(runs)} runs finished: {describe(runs)}", soft_wrap=True)
+    console.print(f"{len(finished)} of {len(runs)} runs finished, {describe(runs)}", soft_wrap=True)
     console.print(make_summary_table(points))
     keys = varied(runs)
     for run in runs:

@@ -52,7 +52,7 @@ def describe(runs: Sequence[FinishedRun]) -> str:
     sets = sorted({row.test_set for row in rows if row.test_set is not None}) or ["no test data, accuracy not measured"]
     kept = sorted({row.selection for row in rows if row.selection is not None}) or ["nothing was trained"]
     swept = ", ".join(varied(runs)) or "nothing"
-    return f"{swept} varied; {'; '.join(sets)}; epoch kept: {', '.join(kept)}"
+    return f"varied: {swept}; {'; '.join(sets)}; epoch kept: {', '.join(kept)}"
 
 
 def tell(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list[str]:
