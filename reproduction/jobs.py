@@ -111,7 +111,9 @@ def all_jobs(cells: dict[str, Any]) -> Iterator[Job]:
             for experiment in run["experiments"]:
                 for seed in range(run[kind]):
                     for option in cells["experiments"][experiment]["options"]:
-                        settings = tuple(run.get("settings", ())) if kind == "kegnet" else ()
+                        settings = tuple(
+                            s for s in run.get("settings", ()) if kind == "kegnet" or not s.startswith("generator.")
+                        )
                         yield Job(experiment, option, run["recipe"], kind, seed, settings, run.get("gpu", False))
 
 

@@ -127,6 +127,15 @@ def test_every_cell_of_the_paper_has_jobs() -> None:
         }
 
 
+def test_noise_is_run_with_the_settings_of_kegnet_that_concern_it() -> None:
+    fast, paper = (
+        {job.kind: job.settings for job in all_jobs(CELLS) if (job.cell, job.recipe) == cell}
+        for cell in (("svhn_resnet/option1", "fast"), ("mnist_lenet/option1", "paper"))
+    )
+    assert fast["noise"] == fast["kegnet"] == ("trainer.precision=bf16-mixed",)
+    assert (paper["noise"], paper["kegnet"]) == ((), ("generator.seed=0",))
+
+
 @pytest.mark.parametrize("job", SMOKE_JOBS + tuple(all_jobs(CELLS))[::7], ids=lambda job: job.name)
 def test_jobs_are_what_the_product_takes(job: Job, reference_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEGNET_REFERENCE_DIR", str(reference_dir))
