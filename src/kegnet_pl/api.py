@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -42,11 +42,13 @@ from kegnet_pl.networks import (
     StackedModule,
     TeacherNorm,
     adapt_norm,
+    count_classes,
     layers_named,
     prefer_channels_last,
 )
 from kegnet_pl.progress import StageProgress, make_console
 from kegnet_pl.reporting.pixels import grid, sheet_rows
+from kegnet_pl.schema import PRECISION
 from kegnet_pl.seeds import derive_seed, stream
 from kegnet_pl.stages.generators import faster_together, teacher_for
 from kegnet_pl.stages.student import ADAPTING_SAMPLES
@@ -54,6 +56,7 @@ from kegnet_pl.training import LIGHTNING_LOGGERS, quiet_lightning, run_fit
 
 Device = torch.device | str
 Terms = Mapping[str, float]
+Norm = Literal["batch", "frozen", "adapt"]
 
 _IMAGE_SIDE = 32
 
@@ -115,9 +118,9 @@ class Generators:
     @torch.no_grad()
     def of_class(self, label: int, n: int, *, seed: int = 0, index: int = 0) -> Tensor:
         """Return ``n`` samples ``(n, *input_shape)`` that one generator makes for a class, on the CPU."""
+        network = self._network(index)
         z = torch.randn(n, self.noise_dim, generator=stream(seed, "of_class"))
-        y = torch.eye(self.classes)[label].expand(n, -1)
-        x: Tensor = self.networks[index](z, y)
+        x: Tensor = network(z, self._one_hot(label).expand(n, -1))
         return x
 
     @torch.no_grad()
@@ -134,11 +137,21 @@ class Generators:
         Returns:
             Samples ``(steps, *input_shape)`` and the teacher's probabilities ``(steps, C)``, on the CPU.
         """
+        network = self._network(index)
         z = torch.randn(1, self.noise_dim, generator=stream(seed, "walk"))
         share = torch.linspace(0, 1, steps)[:, None]
-        y = torch.eye(self.classes)
-        x = self.networks[index](z.expand(steps, -1), (1 - share) * y[start] + share * y[end])
+        x = network(z.expand(steps, -1), (1 - share) * self._one_hot(start) + share * self._one_hot(end))
         return x, self.teacher(x).softmax(dim=1)
+
+    def _network(self, index: int) -> nn.Module:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Expected `index` from 0 to {len(self) - 1}, one of the generators, but got {index}.")
+        return self.networks[index]
+
+    def _one_hot(self, label: int) -> Tensor:
+        if not 0 <= label < self.classes:
+            raise IndexError(f"Expected a class from 0 to {self.classes - 1}, but got {label}.")
+        return torch.eye(self.classes)[label]
 
     @torch.no_grad()
     def confidence(self, n: int = 100, *, seed: int = 0) -> Tensor:
@@ -251,9 +264,13 @@ def train_generators(
     Raises:
         ValueError: If the teacher, the generator or the decoder does not take such samples.
     """
-    input_shape = tuple(input_shape)
     where = _device(device)
-    classes = _count_classes(teacher, input_shape)
+    _check(
+        precision, where, count=(count, 1), epochs=(epochs, 1), steps_per_epoch=(steps_per_epoch, 1),
+        batch_size=(batch_size, 2), noise_dim=(noise_dim, 1),
+    )  # fmt: skip
+    input_shape = tuple(input_shape)
+    classes = count_classes(teacher, input_shape, "teacher")
     make_generator = make_generator or _default_generator(input_shape, classes, noise_dim)
     make_decoder = make_decoder or partial(Decoder, input_shape, noise_dim, blocks=1 if len(input_shape) == 3 else 2)
     pairs = []
@@ -355,12 +372,19 @@ def compress(
         ``network``, the smaller one, and ``ledger``, what every layer cost before and after.
 
     Raises:
-        ValueError: If a pattern matches no layer, a rank is out of range, or the target is out of reach.
+        ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
+            does not take such samples.
     """
     if rules is None:
         rules = {"*": "evbmf" if target is None else "target"}
     plan = CompressionPlan([Rule(layers, rank) for layers, rank in rules.items()], target, when_larger)
-    compressed: Compressed = plan.apply(network, input_shape)
+    try:
+        compressed: Compressed = plan.apply(network, input_shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
+            f"failed: {str(error).splitlines()[0]}"
+        ) from error
     return compressed
 
 
@@ -373,7 +397,7 @@ def distil(
     lr: float = 1e-3,
     lr_schedule: LRSchedule = "constant",
     temperature: float = 4.0,
-    norm: Literal["batch", "frozen", "adapt"] = "batch",
+    norm: Norm = "batch",
     dropout: bool = True,
     features: float = 0.0,
     feature_layers: Sequence[str] | None = None,
@@ -418,8 +442,15 @@ def distil(
             does not share with the teacher.
     """
     where = _device(device)
+    _check(precision, where, epochs=(epochs, 1), features=(features, 0))
+    if norm not in (norms := get_args(Norm)):
+        raise ValueError(f"Expected `norm` to be one of {norms}, but got {norm!r}.")
+    if not isinstance(data, SyntheticDataset):
+        raise ValueError(
+            f"Expected `data` to be a SyntheticDataset, which `Generators.dataset` returns, but got {data!r}."
+        )
     x, logits = data.tensors
-    classes = _count_classes(student, tuple(x.shape[1:]), name="student")
+    classes = count_classes(student, tuple(x.shape[1:]), "student")
     if classes != logits.shape[1]:
         raise ValueError(f"Expected a student of the teacher's {logits.shape[1]} classes, but got {classes}.")
     network = prefer_channels_last(copy.deepcopy(student).requires_grad_(True), tuple(x.shape[1:])).to(where)
@@ -509,30 +540,26 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _device(device: Device) -> torch.device:
-    if device != "auto":
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
         return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"Expected `device` to be 'auto', 'cpu', 'cuda' or 'cuda:1', but got {device!r}.") from error
 
 
 def _frozen(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).cpu().eval().requires_grad_(False)
 
 
-def _count_classes(network: nn.Module, input_shape: tuple[int, ...], name: str = "teacher") -> int:
-    try:
-        with torch.no_grad():
-            logits = _frozen(network)(torch.zeros(2, *input_shape))
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"Expected the {name} {type(network).__name__} to take samples of shape {input_shape}, but it failed: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"Expected the {name} {type(network).__name__} to return logits (2, classes) for 2 samples, but got {came}."
-        )
-    return int(logits.shape[1])
+def _check(precision: Any, device: torch.device, **at_least: tuple[float, float]) -> None:
+    for name, (value, least) in at_least.items():
+        if not value >= least:
+            raise ValueError(f"Expected `{name}` of at least {least}, but got {value}.")
+    if precision not in PRECISION:
+        raise ValueError(f"Expected `precision` to be one of {', '.join(PRECISION)}, but got {precision!r}.")
+    if precision == "16-mixed" and device.type == "cpu":
+        raise ValueError("Expected `precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed'.")
 
 
 def _default_generator(input_shape: tuple[int, ...], classes: int, noise_dim: int) -> Callable[[], nn.Module]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import kegnet_pl
 from kegnet_pl import api
@@ -175,18 +175,50 @@ def test_rules_without_a_target() -> None:
     ("call", "message"),
     [
         (lambda: kegnet_pl.train_generators(_lenet(), (3, 32, 32), **TINY), r"take samples of shape \(3, 32, 32\)"),
-        (lambda: kegnet_pl.train_generators(nn.Flatten(0), SHAPE, **TINY), r"return logits \(2, classes\)"),
+        (lambda: kegnet_pl.train_generators(nn.Flatten(0), SHAPE, **TINY), r"return logits of shape \(2, classes\)"),
         (lambda: kegnet_pl.train_generators(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (1, 8, 8), **TINY),
          r"`make_generator` for samples of shape \(1, 8, 8\)"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, objective={"beauty": 1}, **TINY), "got 'beauty'"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, make_decoder=lambda: nn.Flatten(), **TINY),
          r"decoder of 10 noise dimensions, but got \(1, 32, 32\) and \(1024,\)"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, **(TINY | {"count": 0})), "`count` of at least 1"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, **(TINY | {"batch_size": 1})), "`batch_size` of at least"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, precision="bf16", **TINY), "16-mixed, but got 'bf16'"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, precision="16-mixed", device="cpu", **TINY), "on a CPU"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="gpu", **TINY), "'cuda:1', but got 'gpu'"),
+        (lambda: kegnet_pl.train_generators("model.pt", SHAPE, **TINY), r"a torch\.nn\.Module, but got 'model\.pt'"),
+        (lambda: kegnet_pl.compress(_lenet(), (3, 32, 32), 2.0), r"take samples of shape \(3, 32, 32\), but it failed"),
+        (lambda: kegnet_pl.distil(_lenet(), TensorDataset(torch.zeros(4, *SHAPE)), progress=False), "SyntheticDataset"),
         (lambda: kegnet_pl.load_generators("nowhere", _lenet()), r"nowhere has no manifest\.json"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(call: Any, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "`epochs` of at least 1"),
+        ({"features": -1.0}, "`features` of at least 0"),
+        ({"norm": "addapt"}, "'frozen', 'adapt'.*got 'addapt'"),
+    ],
+)
+def test_settings_of_a_student_are_checked(
+    generators: kegnet_pl.Generators, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kegnet_pl.distil(_lenet(), generators.dataset(4), progress=False, **settings)
+
+
+def test_classes_and_generators_are_counted_from_zero(generators: kegnet_pl.Generators) -> None:
+    with pytest.raises(IndexError, match="a class from 0 to 9, but got -1"):
+        generators.of_class(-1, 2)
+    with pytest.raises(IndexError, match="a class from 0 to 9, but got 10"):
+        generators.walk(0, 10)
+    with pytest.raises(IndexError, match="`index` from 0 to 1, one of the generators, but got 2"):
+        generators.of_class(0, 2, index=2)
 
 
 def test_a_student_of_other_classes_is_refused(generators: kegnet_pl.Generators) -> None:

@@ -1,5 +1,6 @@
 """Plain networks of the paper (PAPER section 3): teachers, generators, decoder, and the frozen teacher."""
 
+from kegnet_pl.networks.answers import count_classes
 from kegnet_pl.networks.decoder import Decoder
 from kegnet_pl.networks.frozen import FrozenModule, TeacherNorm
 from kegnet_pl.networks.generator import DenseGenerator, ImageGenerator
@@ -23,6 +24,7 @@ __all__ = [
     "TeacherNorm",
     "WatchedModule",
     "adapt_norm",
+    "count_classes",
     "layers_named",
     "norm_layers",
     "over_stack",

@@ -8,10 +8,11 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.errors import ConfigError
+from kegnet_pl.networks import count_classes
 from kegnet_pl.store import Build, Stage, Store
 from kegnet_pl.training import Schedule, Training
 
@@ -137,20 +138,14 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], c
     Raises:
         ConfigError: If it does not take such samples, or does not return logits of so many classes.
     """
-    mode = network.training
     try:
-        with torch.no_grad():
-            logits = network.eval()(torch.zeros(2, *input_shape))
-    except (RuntimeError, ValueError, TypeError) as error:
+        found = count_classes(network, input_shape, name)
+    except ValueError as error:
         raise ConfigError(
-            f"Expected the {name} {type(network).__name__} to take samples of shape {input_shape}, but it failed: "
-            f"{str(error).splitlines()[0]} Choose data and network that fit: data=..., {name}=..., data.input_shape."
+            f"{error} Choose data and network that fit: data=..., {name}=..., data.input_shape."
         ) from error
-    finally:
-        network.train(mode)
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != classes:
         raise ConfigError(
-            f"Expected the {name} {type(network).__name__} to return logits of shape (2, {classes}) for 2 samples, but "
-            f"got {came}. Set data.classes to the number of its classes; a network must return logits alone."
+            f"Expected the {name} {type(network).__name__} to know {classes} classes, as the data has, but it knows "
+            f"{found}. Set data.classes to that, or choose data and network that fit."
         )
