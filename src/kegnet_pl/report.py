@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = read_runs(options.folders)
         for run in runs:
-            if run.rows:
+            if run.rows and run.folder.is_dir():
                 write_run_page(run)
         report(runs, options.out, console)
     except UserError as error:

@@ -1,8 +1,9 @@
 """Finished runs on disk: what the report of a sweep is made from."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ RESULTS = "results.json"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 SWEEP_MARK = "multirun.yaml"
 """What Hydra leaves in the folder of a sweep."""
+_RUN = "run"
+"""What a sweep's rows have beside a run's: the name of theirs."""
 
 
 @dataclass(frozen=True)
@@ -27,48 +30,96 @@ class FinishedRun:
         settings: What was changed on its command line, by key.
         rows: Its networks; none where it failed or was stopped.
         failure: Why it failed; None where it did not, or was stopped.
+        name: Of its folder, which is the number of the job; with so much of the path as tells it from the others.
     """
 
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
     failure: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Its folder's name: the number of the job."""
-        return self.folder.name
+    name: str = ""
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     """Read the runs in folders of runs and sweeps, and below.
 
+    A folder of which only a sweep's own ``results.json`` is left gives the runs that it tells of.
+
     Raises:
-        UserError: If a folder does not exist, or none holds a finished run.
+        UserError: If a folder does not exist, cannot be read, or none holds a finished run.
     """
     found: dict[Path, FinishedRun] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"Expected a folder with finished runs, but {folder} does not exist.")
-        for place in _run_folders(folder):
-            found.setdefault(place.resolve(), read_run(place))
+            what = "it is a file" if folder.exists() else "it does not exist"
+            raise UserError(f"Expected a folder with finished runs, but got {folder}: {what}.")
+        runs = [read_run(place) for place in _run_folders(folder)] or _read_summary(folder)
+        for run in runs:
+            found.setdefault(run.folder.resolve(), run)
     if not any(run.rows for run in found.values()):
         failed = f" ({len(found)} failed or were stopped)" if found else ""
         raise UserError(
             f"Expected finished runs (folders with a {RESULTS}) in {', '.join(map(str, folders))}, but found "
             f"none{failed}. Name folders such as outputs/runs/... or outputs/sweeps/..."
         )
-    return list(found.values())
+    if len({path.name for path in found}) == len(found):
+        return list(found.values())
+    above = Path(os.path.commonpath(path.parent for path in found))
+    return [replace(run, name=path.relative_to(above).as_posix()) for path, run in found.items()]
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     marks = (RESULTS, FAILURE, str(OVERRIDES))
-    if not (folder / SWEEP_MARK).exists() and any((folder / mark).exists() for mark in marks):
+    if any((folder / mark).exists() for mark in marks) and not _is_of_several(folder):
         yield folder
         return
     for child in sorted(folder.iterdir(), key=lambda path: (not path.name.isdigit(), path.name.zfill(9))):
         if child.is_dir() and not child.name.startswith("."):
             yield from _run_folders(child)
+
+
+def _is_of_several(folder: Path) -> bool:
+    return (folder / SWEEP_MARK).exists() or any(_RUN in record for record in _records(folder))
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    path = folder / RESULTS
+    if not path.exists():
+        return []
+    try:
+        records: list[dict[str, Any]] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"Expected the results of a run in {path}, but: {error}. Run it again, or delete it."
+        ) from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise UserError(
+            f"Expected a list of rows in {path}, but it is something else. Delete it, if it is not a run's."
+        )
+    return records
+
+
+def _rows(records: Sequence[dict[str, Any]], folder: Path) -> tuple[Row, ...]:
+    try:
+        return tuple(Row(**record) for record in records)
+    except TypeError as error:
+        raise UserError(
+            f"Expected rows as results.schema.json describes them in {folder / RESULTS}, but: "
+            f"{str(error).removeprefix('Row.__init__() ')}. Was it written by another version?"
+        ) from error
+
+
+def _read_summary(folder: Path) -> list[FinishedRun]:
+    """Return the runs that a sweep's ``results.json`` tells of."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    settings: dict[str, dict[str, str]] = {}
+    for record in _records(folder):
+        name = str(record.pop(_RUN, ""))
+        settings[name] = {key: value for key, value in record.pop("settings", {}).items() if value is not None}
+        runs.setdefault(name, []).append(record)
+    return [
+        FinishedRun(folder / name, settings[name], _rows(records, folder), name=name) for name, records in runs.items()
+    ]
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -79,13 +130,9 @@ def read_run(folder: Path) -> FinishedRun:
     """
     settings = _settings(folder / OVERRIDES)
     if (folder / RESULTS).exists():
-        try:
-            rows = tuple(Row(**row) for row in json.loads((folder / RESULTS).read_text()))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"Expected the results of a run in {folder / RESULTS}, but: {error}.") from error
-        return FinishedRun(folder, settings, rows)
+        return FinishedRun(folder, settings, _rows(_records(folder), folder), name=folder.name)
     failure = json.loads((folder / FAILURE).read_text())["error"] if (folder / FAILURE).exists() else None
-    return FinishedRun(folder, settings, failure=failure)
+    return FinishedRun(folder, settings, failure=failure, name=folder.name)
 
 
 def _settings(path: Path) -> dict[str, str]:

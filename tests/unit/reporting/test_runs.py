@@ -7,6 +7,7 @@ import pytest
 
 from kegnet_pl.errors import UserError
 from kegnet_pl.reporting.runs import read_runs, varied
+from kegnet_pl.reporting.sweep import write_tables
 from tests.unit.reporting.rows import TEACHER, student, write_run
 
 
@@ -47,5 +48,28 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_runs([tmp_path])
     folder = write_run(tmp_path / "run", [TEACHER])
     (folder / "results.json").write_text('[{"dataset": "toy"}]')
-    with pytest.raises(UserError, match=r"results\.json, but: .*missing"):
+    with pytest.raises(UserError, match=r"results\.json, but: missing .* another version"):
         read_runs([folder])
+    with pytest.raises(UserError, match="it is a file"):
+        read_runs([folder / "results.json"])
+    (folder / "results.json").write_text('[{"dataset": ')
+    with pytest.raises(UserError, match=r"results\.json, but: .*Run it again"):
+        read_runs([folder])
+    (folder / "results.json").write_text('{"dataset": "toy"}')
+    with pytest.raises(UserError, match=r"Expected a list of rows in .*results\.json"):
+        read_runs([folder])
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    sweeps = [_sweep(tmp_path / "sweeps" / name) for name in ("a", "b")]
+    names = [run.name for run in read_runs(sweeps)]
+    assert names == [f"{sweep}/{job}" for sweep in "ab" for job in (0, 1, 2, 10)]
+
+
+def test_what_is_left_of_a_sweep(tmp_path: Path) -> None:
+    runs = [run for run in read_runs([_sweep(tmp_path / "sweep")]) if run.rows]
+    write_tables(runs, tmp_path / "report")
+    again = read_runs([tmp_path / "report"])
+    assert [(run.name, run.rows) for run in again] == [(run.name, run.rows) for run in runs]
+    assert [run.settings for run in again] == [{"seed": "0"}, {"seed": "10"}]
+    assert len(read_runs([tmp_path])) == 4, "the report of runs is none"
