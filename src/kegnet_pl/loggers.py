@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from netrc import NetrcParseError, netrc
@@ -13,6 +14,7 @@ from urllib.parse import urlparse
 from hydra.utils import instantiate
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from kegnet_pl.errors import UserError
 from kegnet_pl.ranks import rank
 from kegnet_pl.store import Stage
 
@@ -55,6 +57,7 @@ class Loggers:
         tags: Of all W&B runs.
         hyperparameters: Resolved configuration to log.
         tell: Shows a message to the user.
+        waited: Seconds spent on a W&B server that did not answer.
     """
 
     specifications: Mapping[str, Mapping[str, Any]]
@@ -64,8 +67,23 @@ class Loggers:
     tags: Sequence[str]
     hyperparameters: Mapping[str, Any]
     tell: Callable[[str], object]
+    waited: float = 0.0
     _wandb: dict[str, WandbLogger] = field(default_factory=dict)
     _unreachable: bool = False
+
+    def __post_init__(self) -> None:
+        if not self._wandb_keys:
+            return
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "Expected the package wandb for its logger, but it is missing: pip install wandb"
+            ) from error
+
+    @property
+    def _wandb_keys(self) -> list[str]:
+        return [key for key, s in self.specifications.items() if s["_target_"].endswith(f".{WandbLogger.__name__}")]
 
     def make(self, stage: str, name: str, folder: Path, *, prefix: str = "") -> list[Logger]:
         """Make the loggers of one fit.
@@ -124,13 +142,20 @@ class Loggers:
 
     def _open(self, logger: WandbLogger, options: Mapping[str, Any], folder: Path) -> WandbLogger:
         """Start the run; without an answer from the server it is kept offline, like all that follow."""
-        from wandb.errors import AuthenticationError, CommError
+        from wandb.errors import AuthenticationError, CommError, UsageError
 
         mode = os.environ.get("WANDB_MODE")
+        start = time.perf_counter()
         try:
             _ = logger.experiment
+        except UsageError as error:
+            raise UserError(
+                f"Expected a W&B run to start, but: {error} Or do without WANDB_MODE and logger.wandb.offline: "
+                f"runs are kept offline where there is no key."
+            ) from error
         except (CommError, AuthenticationError) as error:
             self._unreachable = True
+            self.waited += time.perf_counter() - start
             self.tell(
                 f"W&B does not answer ({str(error).splitlines()[0]}): runs are kept offline in "
                 f"{self.run_folder}/wandb; later: wandb sync FOLDER/wandb/offline-run-*"
@@ -154,8 +179,7 @@ class Loggers:
         """
         if rank() != 0:
             return
-        wanted = [key for key, s in self.specifications.items() if s["_target_"].endswith(f".{WandbLogger.__name__}")]
-        for key in wanted:
+        for key in self._wandb_keys:
             logger = self._wandb.get(key) or self._make_wandb(key, self.specifications[key], stage, stage, folder, "")
             logger.experiment.log(dict(make()))
 

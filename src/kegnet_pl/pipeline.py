@@ -42,6 +42,8 @@ from kegnet_pl.store import Stage, Store, fingerprint
 from kegnet_pl.training import Training, device_of, quiet_lightning
 
 _TITLES = {"uniform": "Uniform", "normal": "Normal", "kegnet": "KegNet"}
+_ALWAYS_LOGGED = {"csv": {"_target_": "pytorch_lightning.loggers.CSVLogger"}}
+"""What logger=[] leaves: the report draws its curves from it."""
 
 
 def run(config: dict[str, Any], folder: Path, *, job: int | None = None, gpu: int | None = None) -> float | None:
@@ -109,7 +111,7 @@ def _make_loggers(config: Mapping[str, Any], run_folder: Path, tell: Callable[[s
     pipeline = f"{config['data']['name']}-{fingerprint('pipeline', _result_settings(config), [])}"
     names = [config["data"]["name"], config["teacher"]["name"], _student_name(config), config["recipe"]]
     return Loggers(
-        config["logger"],
+        config.get("logger") or _ALWAYS_LOGGED,
         run_folder,
         group=config["sweep"] or pipeline,
         label=f"{config['data']['name']} {_student_name(config)}, seed {config['seed']}",

@@ -329,6 +329,12 @@ def test_without_any_real_data(tmp_path: Path) -> None:
     assert all(row["accuracy"] is None and row["test_set"] is None for row in rows)
 
 
+def test_curves_are_written_without_a_logger(tmp_path: Path) -> None:
+    go(tmp_path, "methods=[]", "logger=[]")
+    (teacher,) = (tmp_path / "store").glob("teacher-*")
+    assert (teacher / "logs" / "teacher" / "version_0" / "metrics.csv").exists()
+
+
 def test_wrong_input_is_named_before_training(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="Expected a weight file at"):
         go(tmp_path, f"teacher.weights={tmp_path / 'nowhere.pt'}")

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from kegnet_pl.errors import UserError
 from kegnet_pl.loggers import Loggers, _record_artifact, has_wandb_key
 from kegnet_pl.store import Stage
 
@@ -215,6 +216,20 @@ def test_wandb_mode_is_the_users_decision(monkeypatch: pytest.MonkeyPatch, mode:
     assert "offline" not in wandb_options().options
 
 
+def test_online_without_a_key_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"wandb login.*kept offline where there is no key"):
+        _loggers({"wandb": WANDB}, tmp_path, []).make("student", "kegnet", tmp_path / "stage")
+
+
+def test_wandb_is_asked_for_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        _loggers({"csv": CSV, "wandb": WANDB}, tmp_path, [])
+    _loggers({"csv": CSV}, tmp_path, [])
+
+
 def test_offline_in_the_configuration_is_the_users_decision(wandb_options: Any) -> None:
     assert wandb_options(offline=False).options["offline"] is False
 
@@ -280,6 +295,7 @@ def test_a_server_that_does_not_answer_makes_runs_offline(tmp_path: Path, monkey
         assert logger.experiment.offline
         loggers.finish(_stage(tmp_path / stage, stage))
     assert len(told) == 1, "asked once"
+    assert 1 < loggers.waited < 20, "which the stage's seconds leave out"
     assert "W&B does not answer" in told[0] and "wandb sync" in told[0]
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
 
