@@ -79,7 +79,8 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
         if every:
             cells.append(f"{statistics.mean(row['label_entropy'] for row in every):.3f}")
             cells.append(f"{statistics.mean(row['seconds'] for row in every):.0f}")
-            swept = {"compression": options, "seed": list(map(str, range(study["seeds"])))}
+            seeds = sorted({row["seed"] for row in every})
+            swept = {"compression": options, "seed": list(map(str, seeds))}
             commands[variant] = changed(every[0]["command"], **swept)
         lines.append(f"| {variant} | " + " | ".join([*cells, *[""] * (2 if not every else 0)]) + " |")
     if remarks.exists():

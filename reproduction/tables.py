@@ -187,7 +187,7 @@ def _is(row: dict[str, Any], dataset: str, option: str, method: str) -> bool:
 def _table(rows: list[dict[str, Any]], experiment: dict[str, Any]) -> list[str]:
     head = ["option", "network", "paper"]
     for recipe in RECIPES:
-        head += [recipe, "seconds"]
+        head += [f"recipe={recipe}", "seconds"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- | ---: |" + " ---: |" * 2 * len(RECIPES)]
     for option, paper in experiment["options"].items():
         for method in METHODS:

@@ -86,6 +86,10 @@ class Generators:
     def __len__(self) -> int:
         return len(self.networks)
 
+    def __repr__(self) -> str:
+        kind = type(self.networks[0]).__name__
+        return f"Generators({len(self)} {kind}, samples of shape {self.input_shape}, {self.classes} classes)"
+
     @property
     def noise_dim(self) -> int:
         """Dimensions of the noise, Z."""
@@ -213,7 +217,7 @@ class SyntheticDataset(TensorDataset):
 
 def train_generators(
     teacher: nn.Module,
-    input_shape: Sequence[int],
+    input_shape: int | Sequence[int],
     *,
     count: int = 5,
     epochs: int = 20,
@@ -237,7 +241,7 @@ def train_generators(
 
     Args:
         teacher: Any network that returns logits ``(B, C)``. It stays as it is.
-        input_shape: Shape of one sample of it: ``(channels, 32, 32)`` or ``(features,)``; any other one needs
+        input_shape: Shape of one sample of it: ``(channels, 32, 32)``, or the number of features; any other one needs
             ``make_generator``. Samples are standardised, as the teacher's own input should have been.
         count: Generators, trained independently; a student learns more from several.
         epochs: Epochs; the paper's images have 200 of 100 steps.
@@ -269,7 +273,7 @@ def train_generators(
         precision, where, count=(count, 1), epochs=(epochs, 1), steps_per_epoch=(steps_per_epoch, 1),
         batch_size=(batch_size, 2), noise_dim=(noise_dim, 1),
     )  # fmt: skip
-    input_shape = tuple(input_shape)
+    input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
     classes = count_classes(teacher, input_shape, "teacher")
     make_generator = make_generator or _default_generator(input_shape, classes, noise_dim)
     make_decoder = make_decoder or partial(Decoder, input_shape, noise_dim, blocks=1 if len(input_shape) == 3 else 2)
@@ -328,6 +332,7 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
 
     Raises:
         FileNotFoundError: If there are none.
+        ValueError: If the teacher is another one.
     """
     folder = Path(folder)
     manifest = folder / "manifest.json"
@@ -338,12 +343,18 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
         raise FileNotFoundError(f"Expected a folder of generators, but {folder} holds {content['stage']}.")
     settings, metrics = content["config"], content["metrics"]["generators"]
     names = sorted(metrics, key=int)
+    teacher = teacher if isinstance(teacher, nn.Module) else load_network(teacher)
+    classes = count_classes(teacher, settings["input_shape"], "teacher")
+    if classes != settings["classes"]:
+        raise ValueError(
+            f"Expected the teacher of these generators, of {settings['classes']} classes, but got one of {classes}."
+        )
     return Generators(
         [load_network(folder, f"generator_{name}") for name in names],
         [load_network(folder, f"decoder_{name}") for name in names],
-        _frozen(teacher if isinstance(teacher, nn.Module) else load_network(teacher)),
+        _frozen(teacher),
         tuple(settings["input_shape"]),
-        int(settings["classes"]),
+        classes,
         _device(device),
         [metrics[name] for name in names],
     )
@@ -351,7 +362,7 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
 
 def compress(
     network: nn.Module,
-    input_shape: Sequence[int],
+    input_shape: int | Sequence[int],
     target: float | None = None,
     *,
     rules: Mapping[str, Any] | None = None,
@@ -377,6 +388,7 @@ def compress(
     """
     if rules is None:
         rules = {"*": "evbmf" if target is None else "target"}
+    input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
     plan = CompressionPlan([Rule(layers, rank) for layers, rank in rules.items()], target, when_larger)
     try:
         compressed: Compressed = plan.apply(network, input_shape)

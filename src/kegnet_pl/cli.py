@@ -16,6 +16,9 @@ from kegnet_pl import sweep
 from kegnet_pl.errors import ConfigError, UserError
 from kegnet_pl.schema import check, to_plain
 
+_LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
+"""Launchers of Hydra, and our extra that installs each."""
+
 _entered = False
 
 
@@ -27,9 +30,10 @@ def _run(cfg: DictConfig) -> float | None:
     try:
         return _run_job(cfg, folder)
     except KeyboardInterrupt:
+        offline = f" W&B runs so far: wandb sync {folder}/wandb/offline-run-*" if (folder / "wandb").is_dir() else ""
         _leave(
             f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to go on from "
-            f"where this one was.",
+            f"where this one was.{offline}",
             code=130,
         )
     except Exception as error:
@@ -106,7 +110,12 @@ def _explain_overrides(arguments: list[str]) -> None:
         except HydraException:
             cfg = compose("config")
     for override in wrong:
-        key = override.split("=", 1)[0]
+        key, _, value = override.partition("=")
+        if key == "hydra/launcher":
+            if value in _LAUNCHERS:
+                what = f"hydra/launcher={value} is a plugin of its own: pip install '.[{_LAUNCHERS[value]}]'"
+                print(f"\n{what}", file=sys.stderr)  # noqa: T201
+            continue
         missing = _first_missing(cfg, key)
         if missing is None:
             continue

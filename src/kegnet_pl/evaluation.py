@@ -34,6 +34,9 @@ def count_answers(
 
     Returns:
         Counts ``(C, C)``, int64, on the CPU: rows are the true classes, columns the network's.
+
+    Raises:
+        ValueError: If there are classes that the network does not know.
     """
     device = torch.device(device)
     shape = split.x.shape[1:]
@@ -41,6 +44,8 @@ def count_answers(
     size = batch_size or chunk_size(shape, device)
     answers = [frozen(x.to(device)) for x in split.x.split(size)]
     classes = answers[0].shape[1]
+    if int(split.y.max()) >= classes:
+        raise ValueError(f"Expected a network of {int(split.y.max()) + 1} classes or more, but it has {classes}.")
     cells = split.y * classes + torch.cat([logits.argmax(dim=1) for logits in answers]).cpu()
     return torch.bincount(cells, minlength=classes**2).view(classes, classes)
 

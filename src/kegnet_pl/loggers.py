@@ -209,7 +209,10 @@ class Loggers:
 
 
 def _build(specification: Mapping[str, Any], **options: Any) -> Any:
-    return instantiate(dict(specification), **options, _convert_="all")
+    logger = instantiate(dict(specification), **options, _convert_="all")
+    if isinstance(logger, WandbLogger):
+        logger._wandb_init.pop("anonymous", None)  # Lightning always passes it, and the client warns of it
+    return logger
 
 
 def _run_id(folder: Path) -> str:

@@ -14,7 +14,7 @@ from kegnet_pl.costs import add_up
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.loggers import Loggers
 from kegnet_pl.memory import keep_freed_memory
-from kegnet_pl.progress import make_console
+from kegnet_pl.progress import make_console, shown, tell_offline
 from kegnet_pl.provenance import command_line, versions
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting import (
@@ -254,13 +254,17 @@ def report(
     say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
 
     say()
-    say(f"student       {_shown(list(made.values())[-1][-1].folder)}  (kegnet_pl.artefacts.load_network reads it)")
+    say(f"teacher       {shown(made['teacher'][0].folder)}")
     if generators is not None:
-        say(f"sample sheet  {_shown(folder / 'samples.png')}")
-    say(f"results       {_shown(folder / 'results.json')}")
-    say(f"report        {_shown(page)}  (open it in a browser)")
-    if any((folder / "wandb").glob("offline-run-*")):
-        say(f"W&B           offline; to show it later: wandb login; wandb sync {_shown(folder)}/wandb/offline-run-*")
+        say(f"generators    {shown(generators.folder)}  (kegnet_pl.load_generators reads them)")
+    say(f"student       {shown(list(made.values())[-1][-1].folder)}  (kegnet_pl.load_network reads it)")
+    if generators is not None:
+        say(f"sample sheet  {shown(folder / 'samples.png')}")
+    say(f"results       {shown(folder / 'results.json')}")
+    say(f"report        {shown(page)}  (open it in a browser)")
+    if "tensorboard" in shop.config.get("logger", {}):
+        say(f"TensorBoard   tensorboard --logdir {shown(shop.store.root)}")
+    tell_offline(folder, "", shop.console)
 
 
 def read_ledger(stage: Stage) -> Ledger | None:
@@ -269,8 +273,3 @@ def read_ledger(stage: Stage) -> Ledger | None:
     if not path.exists():
         return None
     return Ledger.from_dict(json.loads(path.read_text()))
-
-
-def _shown(path: Path) -> Path:
-    """Return a path as seen from the folder the user is in, where it is below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -68,7 +68,21 @@ def test_an_unexpected_error_is_shown_in_full_and_named(command: Command) -> Non
     assert "Traceback" in done.stderr and "nothing" in done.stderr
     for job in (0, 1):
         assert f"Job {job} (+debug=fast" in done.stderr
-    assert "found none (2 failed or were stopped)" in done.stdout
+    assert "0 of 2 runs finished. The same command starts the sweep again." in done.stdout
+    assert re.search(r"^Job 1 \(seed=1\): .*nothing", done.stdout, re.M)
+
+
+def test_a_sweep_says_how_to_send_what_was_kept_offline(command: Command, tmp_path: Path) -> None:
+    done = command("-m", FAST, "methods=[]", "compression.target=4,8", "logger=wandb")
+    folder = _sweep(tmp_path).relative_to(tmp_path)
+    assert done.stdout.rstrip().endswith(f"wandb sync {folder}/*/wandb/offline-run-*")
+    assert len(list(tmp_path.glob(f"{folder}/*/wandb/offline-run-*"))) > 2
+    assert "anonymous" not in done.stdout + done.stderr
+
+
+def test_a_launcher_that_is_missing_is_named(command: Command) -> None:
+    done = command("-m", FAST, "hydra/launcher=ray", "seed=0,1", expect=1)
+    assert "hydra/launcher=ray is a plugin of its own: pip install '.[ray]'" in done.stderr
 
 
 def test_a_typo_in_a_sweep_gets_an_answer(command: Command) -> None:

@@ -104,7 +104,9 @@ def test_a_resumed_fit_goes_on_from_where_it_was(tmp_path: Path) -> None:
         _fit(progress, tmp_path, 4, resume=str(tmp_path / "resume.ckpt"))
     assert _shares(file.getvalue()) == [56, 62, 69, 75, 81, 88, 94, 100]
     assert progress._first == 0.5, "the time left must count from where this run began"
-    assert all(line.endswith(" left") for line in file.getvalue().splitlines()[1:-1])
+    lines = file.getvalue().splitlines()
+    assert lines[1] == "teacher: goes on after epoch 2"
+    assert all(line.endswith(" left") for line in lines[2:-1])
 
 
 def test_time_left_counts_what_this_run_gained(monkeypatch: pytest.MonkeyPatch) -> None:

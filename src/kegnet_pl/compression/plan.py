@@ -4,7 +4,7 @@ import copy
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -31,6 +31,13 @@ class Compressed:
 
     network: nn.Module
     ledger: Ledger
+
+    def __repr__(self) -> str:
+        before, after = self.ledger.parameters_before, self.ledger.parameters_after
+        return f"Compressed({type(self.network).__name__}, {before:,} -> {after:,} parameters, {before / after:.2f}x)"
+
+
+_OVERSHOOT = 1.05
 
 
 @dataclass
@@ -92,7 +99,8 @@ class CompressionPlan:
         rules: The first rule that matches a layer decides; layers that none matches stay as they are.
         target: Compression ratio of the whole network (parameters before / after), above 1, which the sides of rank
             ``"target"`` are chosen for: they all keep the same share of their squared singular values, the largest
-            share that reaches the ratio.
+            share that reaches the ratio. Where that overshoots the ratio by more than a twentieth (one rank more of
+            one layer would be too much), what is left is spent on other layers, those first that keep least.
         when_larger: What to do with a layer that its factorisation would enlarge: ``"keep"`` it (with a note in the
             ledger) or ``"compress"`` it all the same, as the paper does with the outer layers of its MLP.
 
@@ -198,12 +206,14 @@ class CompressionPlan:
         return Compressed(network, Ledger(rows, before.parameters, after.parameters, before.macs, after.macs))
 
     def _check_patterns(self, layers: Mapping[str, nn.Module]) -> None:
+        if not layers:
+            raise ValueError("Expected a network with convolutions or dense layers, but it has none to compress.")
         for rule in self.rules:
             for pattern in rule.patterns:
                 if not fnmatch.filter(layers, pattern):
                     raise ValueError(
                         f"Expected `layers` to name layers of the network, but {pattern!r} matches none of: "
-                        f"{', '.join(layers) or '(the network has no convolution or dense layer)'}."
+                        f"{', '.join(layers)}."
                     )
 
     def _enlarges(self, layer: Factorisable, ranks: Ranks) -> bool:
@@ -236,6 +246,11 @@ class CompressionPlan:
         low, high = 0, len(shares) - 1
         most = ratio(at(shares[0]))
         if most < self.target:
+            if not free:
+                raise ValueError(
+                    f"Expected layers that can be factorised, to reach target={self.target}, but found none: plain "
+                    f"convolutions (without groups) and dense layers can, if their weights are not shared."
+                )
             raise ValueError(
                 f"Expected `target` of at most {math.floor(100 * most) / 100:.2f}, the ratio with every rank 'target' "
                 f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."
@@ -243,4 +258,33 @@ class CompressionPlan:
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if ratio(at(shares[middle])) >= self.target else (low, middle - 1)
-        return at(shares[low])
+        chosen = at(shares[low])
+        return chosen if ratio(chosen) <= _OVERSHOOT * self.target else self._spend(candidates, free, chosen, ratio)
+
+    def _spend(
+        self,
+        candidates: Sequence[_Candidate],
+        free: Mapping[tuple[str, int], np.ndarray],
+        chosen: dict[str, Ranks],
+        ratio: Callable[[Mapping[str, Ranks]], float],
+    ) -> dict[str, Ranks]:
+        """Raise free ranks one by one, of the side that keeps least, as long as the target is still reached."""
+        assert self.target is not None
+        steps: set[tuple[str, tuple[int, ...]]] = set()
+        for c in candidates:
+            mine = tuple(side for side in (0, 1) if (c.name, side) in free)
+            # A matrix has one rank: a side more than the other would keep nothing.
+            together = isinstance(c.layer, nn.Linear) and len(mine) == 2
+            steps |= {(c.name, mine)} if together else {(c.name, (side,)) for side in mine}
+        layers = {c.name: c.layer for c in candidates}
+        while steps:
+            step = min(steps, key=lambda s: (free[s[0], s[1][0]][chosen[s[0]][s[1][0]] - 1], s))
+            name, raised = step
+            ranks = (chosen[name][0] + (0 in raised), chosen[name][1] + (1 in raised))
+            more = {**chosen, name: ranks}
+            full = any(ranks[side] > len(free[name, side]) for side in raised)
+            if full or self._enlarges(layers[name], ranks) or ratio(more) < self.target:
+                steps.remove(step)
+            else:
+                chosen = more
+        return chosen

@@ -23,7 +23,8 @@ def layers_named(network: nn.Module, patterns: Sequence[str] | None) -> tuple[st
         names = tuple(norm_layers(network))
         if not names:
             raise ValueError(
-                "Expected layers of batch norm, but found none. Name others: student.features.layers=[...]."
+                "Expected layers of batch norm, but found none. Name others: `feature_layers`, or on the command line "
+                "student.features.layers=[...]."
             )
         return names
     everything = [name for name, _ in network.named_modules() if name]

@@ -24,7 +24,7 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters["percent"] = lambda value: "not run" if value is None else f"{100 * value:.2f} %"
+_ENVIRONMENT.filters["percent"] = lambda value: "not measured" if value is None else f"{100 * value:.2f} %"
 
 
 def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[str, str]], **values: Any) -> Path:

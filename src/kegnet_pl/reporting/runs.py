@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ RESULTS = "results.json"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 SWEEP_MARK = "multirun.yaml"
 """What Hydra leaves in the folder of a sweep."""
+_PLACES = ("logger", "store", "resume", "sweep", "hydra")
 _RUN = "run"
 """What a sweep's rows have beside a run's: the name of theirs."""
 
@@ -40,7 +42,7 @@ class FinishedRun:
     name: str = ""
 
 
-def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
+def read_runs(folders: str | Path | Sequence[str | Path]) -> list[FinishedRun]:
     """Read the runs in folders of runs and sweeps, and below.
 
     A folder of which only a sweep's own ``results.json`` is left gives the runs that it tells of.
@@ -48,6 +50,19 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     Raises:
         UserError: If a folder does not exist, cannot be read, or none holds a finished run.
     """
+    places = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
+    found = find_runs(places)
+    if not any(run.rows for run in found):
+        failed = f" ({len(found)} failed or were stopped)" if found else ""
+        raise UserError(
+            f"Expected finished runs (folders with a {RESULTS}) in {', '.join(map(str, places))}, but found "
+            f"none{failed}. Name folders such as outputs/runs/... or outputs/sweeps/..."
+        )
+    return found
+
+
+def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
+    """Read runs, also where none has finished; see :func:`read_runs`."""
     found: dict[Path, FinishedRun] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -56,12 +71,6 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
         runs = [read_run(place) for place in _run_folders(folder)] or _read_summary(folder)
         for run in runs:
             found.setdefault(run.folder.resolve(), run)
-    if not any(run.rows for run in found.values()):
-        failed = f" ({len(found)} failed or were stopped)" if found else ""
-        raise UserError(
-            f"Expected finished runs (folders with a {RESULTS}) in {', '.join(map(str, folders))}, but found "
-            f"none{failed}. Name folders such as outputs/runs/... or outputs/sweeps/..."
-        )
     if len({path.name for path in found}) == len(found):
         return list(found.values())
     above = Path(os.path.commonpath(path.parent for path in found))
@@ -144,6 +153,13 @@ def _settings(path: Path) -> dict[str, str]:
 
 
 def varied(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return the keys whose values differ between runs, in the order of the command line."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    """Return the keys whose values differ between runs, in the order of the command line.
+
+    Settings that say where something is kept or shown, and change no network, are left out.
+    """
+    keys = [key for key in dict.fromkeys(key for run in runs for key in run.settings) if not _changes_nothing(key)]
     return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+
+
+def _changes_nothing(key: str) -> bool:
+    return re.split(r"[./]", key)[0] in _PLACES or key in ("data.root", "data.download")

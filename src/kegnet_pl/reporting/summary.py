@@ -33,6 +33,7 @@ class Point:
         seconds: Mean of what made the network once its parents were there.
         accuracies: One a seed, in [0, 1]; empty where they were not measured.
         seeds: Their seeds.
+        runs: Networks it stands for, also where no accuracy was measured.
     """
 
     dataset: str
@@ -47,6 +48,7 @@ class Point:
     seconds: float
     accuracies: tuple[float, ...]
     seeds: tuple[int, ...]
+    runs: int
 
     @property
     def mean(self) -> float:
@@ -103,4 +105,5 @@ def _point(key: tuple[str | None, ...], rows: list[Row]) -> Point:
         statistics.mean(row.seconds for row in rows),
         tuple(row.accuracy for row in measured if row.accuracy is not None),
         tuple(row.seed for row in measured),
+        len(rows),
     )  # fmt: skip

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kegnet_pl.errors import UserError
-from kegnet_pl.progress import make_console
-from kegnet_pl.reporting.runs import FinishedRun, read_runs, varied
+from kegnet_pl.progress import make_console, shown, tell_offline
+from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
 from kegnet_pl.reporting.style import house_style
 from kegnet_pl.reporting.summary import Point, summarize
 from kegnet_pl.reporting.sweep_page import describe, figure, write_sweep_page
@@ -32,12 +32,26 @@ def finish_sweep(folder: Path) -> bool:
     if not folder.is_dir() or not any(folder.glob("*/.hydra")):
         return False  # it did not come to a job, and what is wrong has been told
     try:
-        runs = read_runs([folder])
+        runs = find_runs([folder])
     except UserError as error:
         console.print(f"\n{error}", soft_wrap=True)
         return True
-    report(runs, folder, console)
+    if any(run.rows for run in runs):
+        report(runs, folder, console)
+    else:
+        console.print(f"\n0 of {len(runs)} runs finished. The same command starts the sweep again.", soft_wrap=True)
+        tell_failures(runs, console)
+    tell_offline(folder, "*/", console)
     return any(not run.rows for run in runs)
+
+
+def tell_failures(runs: Sequence[FinishedRun], console: Console) -> None:
+    """Name the jobs that failed or were stopped."""
+    keys = varied(runs)
+    for run in runs:
+        if not run.rows:
+            what = " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
+            console.print(f"Job {run.name} ({what}): {run.failure or 'stopped'}", soft_wrap=True)
 
 
 def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Path]:
@@ -57,11 +71,7 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Pat
     console.print()
     console.print(f"{len(finished)} of {len(runs)} runs finished, {describe(runs)}", soft_wrap=True)
     console.print(make_summary_table(points))
-    keys = varied(runs)
-    for run in runs:
-        if not run.rows:
-            what = " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
-            console.print(f"Job {run.name} ({what}): {run.failure or 'stopped'}", soft_wrap=True)
+    tell_failures(runs, console)
     for path in files:
         console.print(f"{path.name:<14}{shown(path)}", soft_wrap=True)
     return files
@@ -132,15 +142,10 @@ def make_summary_table(points: Sequence[Point]) -> Table:
         table.add_row(
             *[text for text, wanted in cells if wanted],
             figure(point),
-            str(len(point.accuracies)),
+            str(point.runs),
             f"{point.compression_ratio:.2f}x",
             f"{point.macs:,.0f}",
             f"{point.seconds:.1f}",
             end_section=following.student != point.student,
         )
     return table
-
-
-def shown(path: Path) -> Path:
-    """Return a path as seen from the folder the user is in, where it is below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

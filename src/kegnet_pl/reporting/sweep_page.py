@@ -90,6 +90,6 @@ def _name(point: Point) -> str:
 def figure(point: Point) -> str:
     """Return an accuracy for people, in percent."""
     if not point.accuracies:
-        return "not run"
+        return "not measured"
     spread = "" if point.sd is None else f" ± {100 * point.sd:.2f}"
     return f"{100 * point.mean:.2f}{spread} %"

@@ -45,7 +45,7 @@ def make_results_table(rows: Sequence[Row]) -> Table:
 
 def shown_accuracy(row: Row) -> str:
     """Return a row's accuracy for people."""
-    return "not run" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
+    return "not measured" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
 
 
 def make_ledger_table(ledger: Ledger) -> Table:

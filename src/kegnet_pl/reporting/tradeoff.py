@@ -1,6 +1,7 @@
 """The picture of a sweep: accuracy against how much smaller a network is."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -12,6 +13,7 @@ from kegnet_pl.reporting.style import COLOURS, SERIES, percent_axis
 from kegnet_pl.reporting.summary import Point
 
 _MARKS = {"KegNet": "o", "Uniform": "^", "Normal": "v", "compressed": "x"}
+_LABEL_WIDTH = 90
 _NAMES = {"compressed": "untrained"}
 
 
@@ -38,8 +40,11 @@ def draw_tradeoff(points: Sequence[Point]) -> Figure:
         panels[row][1].set_xlabel("multiply-accumulates for one sample")
         panels[row][1].invert_xaxis()  # smaller to the right, as on the left
         percent_axis(panels[row][0])
-        handles, labels = panels[row][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3)) if row == 0 else None
+        if row == 0:
+            handles, labels = panels[row][0].get_legend_handles_labels()
+            labels = [textwrap.fill(label, _LABEL_WIDTH) for label in labels]
+            columns = max(1, min(len(labels), 3, 3 * 28 // max(map(len, labels))))
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     return figure
 
 

@@ -112,7 +112,8 @@ def check_generator(shop: Workshop) -> None:
         raise ConfigError(
             f"Expected generator.network and generator.decoder to take {config['noise_dim']} noise dimensions, "
             f"{shop.classes} classes and samples of shape {shop.input_shape}, but: {str(error).splitlines()[0]}. "
-            f"Choose generator=image for images, generator=dense for tables."
+            f"generator=image makes 32x32 images, generator=dense makes rows; for others name generator.network and "
+            f"generator.decoder of your own."
         ) from error
     torch.random.set_rng_state(state)
     if tuple(x.shape[1:]) != shop.input_shape or decoded.shape != z.shape:

@@ -60,6 +60,19 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_runs([folder])
 
 
+def test_one_folder_will_do_and_a_string_too(tmp_path: Path) -> None:
+    sweep = _sweep(tmp_path / "sweep")
+    assert read_runs(str(sweep)) == read_runs([str(sweep)]) == read_runs(sweep) == read_runs([sweep])
+
+
+def test_settings_that_change_no_network_are_not_varied(tmp_path: Path) -> None:
+    for seed, places in enumerate(
+        ("logger=wandb store=a", "logger.wandb.project=pets data.root=x hydra/launcher=joblib")
+    ):
+        write_run(tmp_path / str(seed), [TEACHER], [f"seed={seed}", *places.split(), "generator.epochs=2"])
+    assert varied(read_runs(tmp_path)) == ["seed", "generator.epochs"][:1]
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     sweeps = [_sweep(tmp_path / "sweeps" / name) for name in ("a", "b")]
     names = [run.name for run in read_runs(sweeps)]
