@@ -340,7 +340,7 @@ def test_wrong_input_is_named_before_training(tmp_path: Path) -> None:
         go(tmp_path, f"teacher.weights={tmp_path / 'nowhere.pt'}")
     with pytest.raises(ConfigError, match=r"to take samples of shape \(1, 32, 32\), but it failed"):
         go(tmp_path, "teacher.network.channels=3")
-    with pytest.raises(ConfigError, match=r"generator=image for"):
+    with pytest.raises(ConfigError, match=r"generator=image makes 32x32 images"):
         go(tmp_path, "generator=dense")
     with pytest.raises(ConfigError, match=r"know 10 classes, as the data has, but it knows 7\."):
         go(tmp_path, "teacher.network.classes=7")
