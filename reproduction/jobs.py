@@ -55,14 +55,15 @@ class Job:
 
         Args:
             teacher: File of the teacher's weights below KEGNET_REFERENCE_DIR/teachers; None to train one.
-            settings: Further overrides.
+            settings: Further overrides; they replace the job's own.
         """
         seed_of_generators = next((s for s in self.settings if s.startswith("generator.seed=")), f"seed={self.seed}")
         parents = (self.recipe, seed_of_generators) if self.kind == "kegnet" else (str(self.seed),)
+        replaced = {setting.split("=", 1)[0] for setting in settings}
         overrides = (
             f"+experiment={self.experiment}", f"compression={self.option}", f"recipe={self.recipe}",
             f"seed={self.seed}", f"methods=[{','.join(KINDS[self.kind])}]",
-            *self.settings, *weights(teacher), *settings,
+            *(own for own in self.settings if own.split("=", 1)[0] not in replaced), *weights(teacher), *settings,
         )  # fmt: skip
         methods = tuple(_ROWS[method] for method in KINDS[self.kind])
         return Run(self.name, overrides, methods, (self.experiment, *parents))

@@ -8,12 +8,13 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from reproduction.commands import changed
+from reproduction.commands import changed, setting
 from reproduction.jobs import ROOT, at_hand, weights
 from reproduction.runner import Run, run_missing, say, shown
 
@@ -24,23 +25,24 @@ def read_studies() -> dict[str, Any]:
     return content
 
 
-def runs_of(study: dict[str, Any], teacher: str | None) -> dict[tuple[str, str, int], Run]:
+def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] = ()) -> dict[tuple[str, str, int], Run]:
     """Return the runs of a study by variant, option and seed; all options and seeds of a variant follow each other.
 
     Args:
         study: One of ``studies.yaml``.
         teacher: File of the teacher's weights below KEGNET_REFERENCE_DIR/teachers; None to train one.
+        further: Settings of every run, which replace those of the base.
     """
     runs = {}
     for variant, settings in study["variants"].items():
-        changed = {setting.split("=", 1)[0] for setting in settings}
+        changed = {setting.split("=", 1)[0] for setting in (*settings, *further)}
         base = [setting for setting in study["base"] if setting.split("=", 1)[0] not in changed]
         generators = tuple(setting for setting in settings if setting.startswith("generator."))
         for seed in range(study["seeds"]):
             for option in study["options"]:
                 overrides = (
                     f"+experiment={study['experiment']}", f"compression={option}", f"seed={seed}", "methods=[kegnet]",
-                    *weights(teacher), *base, *settings,
+                    *weights(teacher), *base, *settings, *further,
                 )  # fmt: skip
                 name = f"{_slug(variant)}-{option}-seed{seed}"
                 runs[variant, option, seed] = Run(name, overrides, ("T+KegNet",), (*generators, str(seed)))
@@ -63,9 +65,11 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
     options = study["options"]
     lines = [f"# {study['title']}", "", study["text"].strip(), ""]
     lines += ["Accuracy in %, mean ± standard deviation over (seeds). Entropy: of the teacher's labels, in nats.", ""]
+    head = len(lines)
     lines.append("| | " + " | ".join([*options, "entropy", "seconds of a student"]) + " |")
     lines.append("| --- |" + " ---: |" * (len(options) + 2))
-    commands = {}
+    commands: dict[str, None] = {}
+    precisions: dict[str, set[int]] = {}
     for variant in study["variants"]:
         found = {option: [] for option in options}  # type: dict[str, list[dict[str, Any]]]
         for option in options:
@@ -76,18 +80,38 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
                     found[option] += [row for row in rows if row["method"] == "T+KegNet"]
         every = [row for rows in found.values() for row in rows]
         cells = [_figure([100 * row["accuracy"] for row in rows]) for rows in found.values()]
+        for row in every:
+            precisions.setdefault(row["precision"], set()).add(row["seed"])
         if every:
             cells.append(f"{statistics.mean(row['label_entropy'] for row in every):.3f}")
             cells.append(f"{statistics.mean(row['seconds'] for row in every):.0f}")
-            seeds = sorted({row["seed"] for row in every})
-            swept = {"compression": options, "seed": list(map(str, seeds))}
-            commands[variant] = changed(every[0]["command"], **swept)
+            commands |= dict.fromkeys(_commands(every))
         lines.append(f"| {variant} | " + " | ".join([*cells, *[""] * (2 if not every else 0)]) + " |")
+    if len(precisions) > 1:
+        told = [f"{_seeds(seeds)} in {precision}" for precision, seeds in precisions.items()]
+        lines[head:head] = [f"Compare within a seed: {', '.join(told)}; seconds are of different machines.", ""]
     if remarks.exists():
         lines += ["", remarks.read_text().strip()]
     if commands:
-        lines += ["", "Commands, in the order of the lines:", "", "```sh", *commands.values(), "```"]
+        lines += ["", "Commands, in the order of the lines:", "", "```sh", *commands, "```"]
     return "\n".join(lines) + "\n"
+
+
+def _commands(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the commands of a variant's rows: one, or several where seeds were run with other settings."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        alike.setdefault(changed(row["command"], compression=["any"], seed=["any"]), []).append(row)
+    commands = []
+    for some in alike.values():
+        options = dict.fromkeys(setting(row["command"], "compression") for row in some)
+        seeds = sorted({row["seed"] for row in some})
+        commands.append(changed(some[0]["command"], compression=list(options), seed=list(map(str, seeds))))
+    return commands
+
+
+def _seeds(seeds: set[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
 
 
 def _figure(values: list[float]) -> str:
@@ -97,6 +121,27 @@ def _figure(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread} ({len(values)})"
 
 
+def choose_lines(variants: Iterable[str], wanted: Sequence[str]) -> set[str]:
+    """Return the variants that are meant.
+
+    Args:
+        variants: Names of all variants of a study.
+        wanted: Names, or what only one name begins with.
+
+    Raises:
+        ValueError: If a text begins no name, or several.
+    """
+    chosen = set()
+    for name in wanted:
+        exact = [variant for variant in variants if variant == name]
+        found = exact or [variant for variant in variants if variant.startswith(name)]
+        if len(found) != 1:
+            many = f"{len(found)} lines" if found else "no line"
+            raise ValueError(f"--only {name!r} begins {many}; the lines are: {'; '.join(variants)}")
+        chosen.update(found)
+    return chosen
+
+
 def main() -> int:
     """Run the command line."""
     studies = read_studies()
@@ -104,15 +149,24 @@ def main() -> int:
     parser.add_argument("study", choices=sorted(studies))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--seeds", type=int, help="only the first seeds")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="only these lines, by what they begin with")
+    parser.add_argument("--precision", help="32-true or bf16-mixed, where it shall not be the study's")
     parser.add_argument("--tables", action="store_true", help="write the page from what is there, and run nothing")
     options = parser.parse_args()
     study = studies[options.study]
-    runs = runs_of(study, at_hand(study["teacher"]))
+    further = [f"trainer.precision={options.precision}"] if options.precision else []
+    runs = runs_of(study, at_hand(study["teacher"]), further)
     results = ROOT / "results"
     failed = []
     if not options.tables:
         # All variants with one seed, then with the next: a study that is stopped has something of everything.
         order = sorted(runs, key=lambda key: key[2])
+        if options.only:
+            try:
+                chosen = choose_lines(study["variants"], options.only)
+            except ValueError as error:
+                parser.error(str(error))
+            order = [key for key in order if key[0] in chosen]
         wanted = [runs[key] for key in order if options.seeds is None or key[2] < options.seeds]
         failed = run_missing(wanted, results / options.study, options.jobs)
     page = results / f"{options.study.upper()}.md"

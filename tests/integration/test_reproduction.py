@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from reproduction.jobs import SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells
-from reproduction.study import read_studies, runs_of
+from reproduction.study import choose_lines, read_studies, runs_of
 from reproduction.study import render as render_study
 from reproduction.tables import METHODS, read_runs, render, summarise, write_tables
 from tests.integration.conftest import configure
@@ -242,8 +242,40 @@ def test_page_of_a_study(tmp_path: Path) -> None:
         (folder / "results.json").write_text(json.dumps([mine]))
     page = render_study(study, runs, tmp_path, tmp_path / "none.md")
     assert "| as released | not run | 55.0 ± 7.1 (2) | not run | 0.250 | 10 |" in page
-    assert "python -m kegnet_pl -m +experiment=svhn_resnet compression=option1,option2,option3 seed=0,1 " in page
+    assert "python -m kegnet_pl -m +experiment=svhn_resnet compression=option2 seed=0,1 student.norm=batch\n" in page
     assert "hydra" not in page
+    assert "Compare within a seed" not in page
+
+
+def test_page_of_a_study_of_two_precisions(tmp_path: Path) -> None:
+    study = read_studies()["svhn"]
+    study["variants"] = {"as released": []}
+    for seed, precision in enumerate(("bf16-mixed", "32-true", "32-true")):
+        runs = runs_of(study, None, [f"trainer.precision={precision}"])
+        for option in study["options"][: 3 - seed]:
+            run = runs["as released", option, seed]
+            assert [part for part in run.overrides if "precision" in part] == [f"trainer.precision={precision}"]
+            (tmp_path / run.name).mkdir()
+            command = f"python -m kegnet_pl {' '.join(run.overrides)} hydra.run.dir=x"
+            mine = row(seed=seed, label_entropy=0.25, seconds=10.0, command=command, precision=precision)
+            (tmp_path / run.name / "results.json").write_text(json.dumps([mine]))
+    page = render_study(study, runs, tmp_path, tmp_path / "none.md")
+    assert "Compare within a seed: seed 0 in bf16-mixed, seeds 1, 2 in 32-true" in page
+    commands = [line for line in page.splitlines() if line.startswith("python")]
+    assert ["compression=option1,option2,option3 seed=0 " in command for command in commands] == [True, False]
+    assert ["compression=option1,option2 seed=1,2 " in command for command in commands] == [False, True]
+
+
+def test_a_study_runs_the_lines_that_are_asked_for() -> None:
+    variants = read_studies()["svhn"]["variants"]
+    assert choose_lines(variants, ["frozen", "student's statistics: a"]) == {
+        "frozen, and draws by the batch",
+        "student's statistics: adapt",
+    }
+    with pytest.raises(ValueError, match="'adapt' begins 3 lines; the lines are: as released; "):
+        choose_lines(variants, ["adapt"])
+    with pytest.raises(ValueError, match="'x' begins no line; "):
+        choose_lines(variants, ["x"])
 
 
 def test_stored_studies_are_what_the_runs_say() -> None:
