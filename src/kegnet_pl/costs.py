@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -32,6 +32,33 @@ class Costs:
     total: float = 0.0
     samples_made: int = 0
     teacher_forwards: int = 0
+    _bill: Path | None = field(default=None, init=False, repr=False, compare=False)
+    _since: float = field(default=0.0, init=False, repr=False, compare=False)
+
+    @contextmanager
+    def billed(self, path: Path) -> Iterator[None]:
+        """Count the seconds inside the context, and keep all costs in a file that outlives an attempt.
+
+        The file is brought up to date by :meth:`keep` and at the end: an attempt that is killed loses what it has cost
+        since the last time.
+        """
+        self._bill, self._since = path, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.keep()
+            self._bill = None
+
+    def keep(self) -> None:
+        """Bring the file of :meth:`billed` up to date; without one, do nothing."""
+        if self._bill is None:
+            return
+        now = time.perf_counter()
+        self.total += now - self._since
+        self._since = now
+        written = self._bill.with_suffix(".part")  # a killed attempt leaves a whole file
+        written.write_text(json.dumps({name: value for name, value in vars(self).items() if not name.startswith("_")}))
+        written.replace(self._bill)
 
     @contextmanager
     def measure(self, work: Work) -> Iterator[None]:
@@ -46,10 +73,6 @@ class Costs:
     def load(cls, path: Path) -> Self:
         """Go on with what an interrupted attempt has cost; a missing file costs nothing."""
         return cls(**json.loads(path.read_text())) if path.exists() else cls()
-
-    def save(self, path: Path) -> None:
-        """Keep what an interrupted attempt has cost."""
-        path.write_text(json.dumps(asdict(self)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a manifest holds: all kinds of work, and ``other``, to the millisecond."""

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -201,14 +200,8 @@ class Store:
         bill = hidden / "costs.json"
         costs = Costs.load(bill)
         forget_peak_memory()
-        start = time.perf_counter()
-        try:
+        with costs.billed(bill):
             metrics = build(hidden, costs)
-        except BaseException:
-            costs.total += time.perf_counter() - start
-            costs.save(bill)
-            raise
-        costs.total += time.perf_counter() - start
         manifest = {
             "stage": stage,
             "fingerprint": mark,

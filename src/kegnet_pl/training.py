@@ -205,6 +205,11 @@ class Meter(Callback):
         self._steps = trainer.global_step
         self._count(trainer, None)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what has been counted: an attempt that is killed has cost something, too."""
+        self._count(trainer, self.work)
+        self.costs.keep()
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop counting as training."""
         self._count(trainer, self.work)

@@ -2,6 +2,8 @@
 
 import importlib.resources
 import json
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -250,23 +252,47 @@ def test_costs_are_told_apart(tmp_path: Path, selection: str) -> None:
     assert sum(seconds.values()) == pytest.approx(json.loads(stage.read_text())["seconds"], abs=0.02)
 
 
-def test_costs_of_an_interrupted_stage_are_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _go_until(end: str, folder: Path, stage: str, epoch: int) -> None:
+    """Run the pipeline until an epoch of a stage begins, and end there: "crash" raises, "kill" says no word."""
     start_epoch = SeededModule.on_train_epoch_start
 
-    def crash(module: SeededModule) -> None:
-        if type(module).__name__ == "GeneratorModule" and module.current_epoch == 1:
+    def stop(module: SeededModule) -> None:
+        if type(module).__name__ == stage and module.current_epoch == epoch:
+            if end == "kill":
+                os._exit(9)
             raise RuntimeError("the power went out")
         start_epoch(module)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
-        patch.setattr(SeededModule, "on_train_epoch_start", crash)
-        go(tmp_path, "methods=[kegnet]")
+    SeededModule.on_train_epoch_start = stop  # type: ignore[method-assign]
+    try:
+        go(folder, "methods=[kegnet]")
+    finally:
+        SeededModule.on_train_epoch_start = start_epoch  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("end", ["crash", "kill"])
+def test_costs_of_an_interrupted_stage_are_not_forgotten(tmp_path: Path, end: str) -> None:
+    if end == "crash":
+        with pytest.raises(RuntimeError, match="power"):
+            _go_until(end, tmp_path, "GeneratorModule", 1)
+    else:
+        process = multiprocessing.get_context("spawn").Process(
+            target=_go_until, args=(end, tmp_path, "GeneratorModule", 1)
+        )
+        process.start()
+        process.join(300)
+        assert process.exitcode == 9
+    (bill,) = (tmp_path / "store").glob(".generators-*/costs.json")
+    spent = json.loads(bill.read_text())
+    assert 0 < spent["seconds"]["generator_training"] <= spent["total"]
     go(tmp_path, "methods=[kegnet]")
     (path,) = (tmp_path / "store").glob("generators-*/manifest.json")
     config = configure(FAST)["generator"]
     epoch = config["steps_per_epoch"] * config["batch_size"] + 10 * SAMPLES
     made = config["count"] * (config["epochs"] * epoch + 100 * 10) + 5 * 11
-    assert json.loads(path.read_text())["costs"]["samples_made"] == made
+    manifest = json.loads(path.read_text())
+    assert manifest["costs"]["samples_made"] == made
+    assert manifest["seconds"] > spent["total"]
 
 
 def test_seeds_differ_and_repeat(tmp_path: Path) -> None:

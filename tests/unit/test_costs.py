@@ -18,10 +18,27 @@ def test_measures_also_what_is_broken_off() -> None:
 
 
 def test_goes_on_where_an_interrupted_attempt_stopped(tmp_path: Path) -> None:
-    costs = Costs.load(tmp_path / "costs.json")
-    costs.seconds["labelling"], costs.total, costs.samples_made, costs.teacher_forwards = 1.5, 2.0, 10, 20
-    costs.save(tmp_path / "costs.json")
-    assert Costs.load(tmp_path / "costs.json") == costs != Costs()
+    bill = tmp_path / "costs.json"
+    costs = Costs.load(bill)
+    costs.keep()
+    assert not bill.exists(), "there is no bill yet"
+    with pytest.raises(KeyboardInterrupt), costs.billed(bill):
+        costs.seconds["labelling"], costs.samples_made, costs.teacher_forwards = 1.5, 10, 20
+        time.sleep(0.02)
+        costs.keep()
+        killed = Costs.load(bill)
+        assert killed == costs
+        assert 0.02 <= killed.total < 1
+        costs.seconds["drawing"] = 0.5
+        time.sleep(0.02)
+        raise KeyboardInterrupt
+    stopped = Costs.load(bill)
+    assert stopped == costs != killed
+    assert killed.total + 0.02 <= stopped.total < 1
+    with stopped.billed(bill):
+        time.sleep(0.02)
+    assert Costs.load(bill).total >= costs.total + 0.02
+    assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
 
 
 def test_what_no_kind_of_work_explains_is_other() -> None:
