@@ -52,6 +52,16 @@ def test_mean_and_spread_over_seeds() -> None:
     assert found["seconds"] == 23.0, "neither the teacher's training nor evaluation"
 
 
+def test_seconds_are_of_seeds_whose_cost_is_whole() -> None:
+    rows = seeds(0.75, 0.77, 0.76)
+    for mine, made, spent in zip(rows, (1000, 150, 990), (30.0, 2.0, 40.0), strict=True):
+        mine["costs"] = {"seconds": {"student_training": spent}, "samples_made": made}
+    (found,) = summarise(rows, CELLS)
+    jsonschema.validate([found], SCHEMA)
+    assert (found["seconds"], found["samples_made"], found["counted"]) == (35.0, 995, [0, 2])
+    assert found["seeds"] == 3
+
+
 def test_one_seed_has_no_spread() -> None:
     (found,) = summarise(seeds(0.75), CELLS)
     assert found["sd"] is None
@@ -105,7 +115,13 @@ def test_fast_is_put_beside_strict(tmp_path: Path) -> None:
     assert "| 76.00 ± 1.41 (2) | 75.00 ± 1.41 (2) | -1.00 | yes | 10.0x | yes |" in page
     rows = [*of("strict", 100.0, 0.75, 0.77), *of("fast", 10.1, 0.74, 0.75)]
     page = render(summarise(rows, CELLS), CELLS, tmp_path)
-    assert "| 76.00 ± 1.41 (2) | 74.50 ± 0.71 (2) | -1.50 | no | 9.9x | no |" in page
+    assert "option1 | strict | 76.00 ± 1.41 (2) | 74.50 ± 0.71 (2) | -1.50 | no | 9.9x | no |" in page
+    fast = of("fast", 10.0, 0.74, 0.76)
+    page = render(summarise([*of("paper", 200.0, 0.77, 0.79), *fast], CELLS), CELLS, tmp_path)
+    assert "option1 | paper | 78.00 ± 1.41 (2) | 75.00 ± 1.41 (2) | -3.00 | no | 20.0x | yes |" in page
+    page = render(summarise([*of("paper", 200.0, 0.8), *of("strict", 100.0, 0.75), *fast], CELLS), CELLS, tmp_path)
+    assert "option1 | strict | 75.00 (1) | " in page and "option1 | paper |" not in page
+    assert "Not run." in render(summarise(fast, CELLS), CELLS, tmp_path)
 
 
 def test_what_is_below_the_paper_is_listed(tmp_path: Path) -> None:
