@@ -35,6 +35,7 @@ from kegnet_pl.stages import (
     compression_stage,
     evaluation_stage,
     generators_stage,
+    result_settings,
     student_stage,
     teacher_stage,
 )
@@ -108,7 +109,7 @@ def open_workshop(
 
 
 def _make_loggers(config: Mapping[str, Any], run_folder: Path, tell: Callable[[str], object]) -> Loggers:
-    pipeline = f"{config['data']['name']}-{fingerprint('pipeline', _result_settings(config), [])}"
+    pipeline = f"{config['data']['name']}-{fingerprint('pipeline', result_settings(config), [])}"
     names = [config["data"]["name"], config["teacher"]["name"], _student_name(config), config["recipe"]]
     return Loggers(
         config.get("logger") or _ALWAYS_LOGGED,
@@ -119,16 +120,6 @@ def _make_loggers(config: Mapping[str, Any], run_folder: Path, tell: Callable[[s
         hyperparameters={**config, "pipeline": pipeline},
         tell=tell,
     )
-
-
-def _result_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that say where and how, not what."""
-    settings = {
-        key: value for key, value in config.items() if key not in ("store", "resume", "sweep", "logger", "callbacks")
-    }
-    settings["data"] = {key: value for key, value in config["data"].items() if key not in ("root", "download")}
-    settings["trainer"] = {key: config["trainer"][key] for key in ("precision", "devices", "num_nodes")}
-    return settings
 
 
 def open_data(config: Mapping[str, Any], tell: Any) -> RealDataModule | None:

@@ -17,6 +17,7 @@ from kegnet_pl.artefacts import load_network
 from kegnet_pl.errors import ConfigError, StoreError, WeightsError
 from kegnet_pl.modules.base import SeededModule
 from kegnet_pl.pipeline import run
+from kegnet_pl.stages import result_settings
 from kegnet_pl.stages.generators import faster_together
 from kegnet_pl.watching import SAMPLES
 from tests.integration.conftest import FAST, configure
@@ -166,6 +167,29 @@ def test_one_generator_is_never_stacked(tmp_path: Path) -> None:
     rows = go(tmp_path, "methods=[kegnet]", "generator.count=1", "generator.training=together")
     again = go(tmp_path, "methods=[kegnet]", "generator.count=1", "generator.training=one_by_one")
     assert rows[-1]["fingerprint"] == again[-1]["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("override", "differs"),
+    [
+        ("student.optimizer.lr=0.002", True),
+        ("seed=3", True),
+        ("trainer.precision=bf16-mixed", True),
+        ("trainer.devices=2", True),
+        ("+trainer.gradient_clip_val=0.1", True),
+        ("+callbacks.stop._target_=pytorch_lightning.callbacks.Timer", True),
+        ("data.root=elsewhere", False),
+        ("logger=wandb", False),
+        ("store=elsewhere", False),
+        ("resume=never", False),
+        ("trainer.log_every_n_steps=7", False),
+        ("callbacks.resume.every_n_epochs=2", False),
+    ],
+)
+def test_what_makes_another_group_of_runs(override: str, differs: bool) -> None:
+    first, second = configure(FAST, "data=mnist"), configure(FAST, "data=mnist", override)
+    assert first != second
+    assert (result_settings(first) != result_settings(second)) is differs
 
 
 def test_interrupted_together_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

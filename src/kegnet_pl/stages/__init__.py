@@ -5,7 +5,7 @@ from kegnet_pl.stages.evaluation import evaluation_stage
 from kegnet_pl.stages.generators import check_generator, generators_stage
 from kegnet_pl.stages.student import student_stage
 from kegnet_pl.stages.teacher import teacher_stage
-from kegnet_pl.stages.workshop import Workshop, build, check_network
+from kegnet_pl.stages.workshop import Workshop, build, check_network, result_settings
 
 __all__ = [
     "Workshop",
@@ -15,6 +15,7 @@ __all__ = [
     "compression_stage",
     "evaluation_stage",
     "generators_stage",
+    "result_settings",
     "student_stage",
     "teacher_stage",
 ]

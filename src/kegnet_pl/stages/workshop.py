@@ -72,13 +72,7 @@ class Workshop(Experiment):
 
     def trained(self) -> Config:
         """Return the settings that change the result of anything trained."""
-        trainer = self.config["trainer"]
-        return {
-            "seed": self.seed,
-            "processes": trainer["devices"] * trainer["num_nodes"],
-            "trainer": without(trainer, *_NEUTRAL),
-            "callbacks": without(self.config["callbacks"], "resume"),
-        }
+        return {"seed": self.seed, **_training_settings(self.config)}
 
     def obtain(
         self,
@@ -114,6 +108,21 @@ class Workshop(Experiment):
 def without(config: Mapping[str, Any], *keys: str) -> Config:
     """Return a part of the configuration without some of its keys."""
     return {key: value for key, value in config.items() if key not in keys}
+
+
+def _training_settings(config: Mapping[str, Any]) -> Config:
+    trainer = config["trainer"]
+    return {
+        "processes": trainer["devices"] * trainer["num_nodes"],
+        "trainer": without(trainer, *_NEUTRAL),
+        "callbacks": without(config["callbacks"], "resume"),
+    }
+
+
+def result_settings(config: Mapping[str, Any]) -> Config:
+    """Return the configuration without what says where and how, not what: the store, loggers, folders of data."""
+    settings = without(config, "store", "resume", "sweep", "logger", "callbacks", "trainer")
+    return settings | {"data": without(config["data"], "root", "download")} | _training_settings(config)
 
 
 def schedule_of(config: Mapping[str, Any], select_best: bool) -> Schedule:
