@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,13 +15,19 @@ import pytest
 from tests.integration.conftest import FAST, Command
 
 
+def _seconds_of_processors() -> float:
+    """What ended children took: waiting for a processor that other tests keep busy is nobody's slowness."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
 def test_help_is_quick(command: Command, arguments: list[str]) -> None:
     seconds = []
-    for _ in range(3):  # the best of three: other tests may keep the machine busy
-        start = time.perf_counter()
+    for _ in range(3):
+        start = _seconds_of_processors()
         done = command(*arguments)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_seconds_of_processors() - start)
     assert min(seconds) < 2
     wanted = {
         "--help": ["+experiment=", "data=digits", "compression=ratio", "svhn_resnet", "teacher.weights=FILE"],

@@ -92,7 +92,7 @@ def _file(released: str | None, request: pytest.FixtureRequest) -> Path | None:
 
 
 @pytest.mark.parametrize(
-    ("network", "released"), [("lenet5", None), ("mlp", None), pytest.param("lenet5", "mnist", marks=pytest.mark.data)]
+    ("network", "released"), [("mlp", None), pytest.param("lenet5", "mnist", marks=pytest.mark.data)]
 )
 def test_first_losses_equal_the_direct_ones(
     network: str, released: str | None, request: pytest.FixtureRequest, record_property: Any
@@ -105,18 +105,23 @@ def test_first_losses_equal_the_direct_ones(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("released", [None, pytest.param("svhn", marks=pytest.mark.data)])
-def test_losses_of_svhn_equal_the_direct_ones_step_by_step(
-    released: str | None, request: pytest.FixtureRequest, record_property: Any
+@pytest.mark.parametrize(
+    ("network", "released"),
+    [("lenet5", None), ("resnet14", None), pytest.param("resnet14", "svhn", marks=pytest.mark.data)],
+)
+def test_losses_equal_the_direct_ones_step_by_step(
+    network: str, released: str | None, request: pytest.FixtureRequest, record_property: Any
 ) -> None:
-    """With diversity no two ways to add up are alike, and at SVHN's learning rate Adam makes the last digit grow.
+    """Where the last digit grows from step to step, on which no two processors agree.
 
-    So every step starts from the same weights; that the two also stay together, the next test shows in float64.
+    With diversity no two ways to add up are alike, and at SVHN's learning rate Adam makes the last digit grow, as it
+    grows where the teacher is untrained. So every step starts from the same weights; that the two also stay together,
+    the next test shows in float64.
     """
-    worst = _largest_difference(make_case("resnet14"), _file(released, request), led=True)
-    name = f"losses of {STEPS} generator steps, resnet14 ({released or 'untrained'}), from the same weights: difference"
+    worst = _largest_difference(make_case(network), _file(released, request), led=True)
+    name = f"losses of {STEPS} generator steps, {network} ({released or 'untrained'}), from equal weights: difference"
     record_property(name, f"{worst:.1e}")
-    assert worst < 1e-4
+    assert worst < 1e-5
 
 
 @pytest.mark.slow
@@ -128,25 +133,24 @@ def test_in_float64_the_two_stay_together(network: str, record_property: Any) ->
 
 
 @pytest.mark.slow
-def test_the_direct_ones_do_not_stay_together_with_themselves_in_float32(record_property: Any) -> None:
-    """SVHN, the rows of every batch in another order: the same mathematics. What the test before last rests on."""
-    case = make_case("resnet14")
+@pytest.mark.parametrize("network", ["lenet5", "resnet14"])
+def test_the_direct_ones_do_not_stay_together_with_themselves_in_float32(network: str, record_property: Any) -> None:
+    """The rows of every batch in another order: the same mathematics. What the test before last rests on."""
+    case = make_case(network)
     config, worst = case.config["generator"], 0.0
-    makers = [
-        DirectGenerator(
-            case.generator(), case.decoder(), case.teacher(), config["optimizer"]["lr"], case.weight("decoder"),
-            case.weight("diversity"),
-        )
-        for _ in range(2)
-    ]  # fmt: skip
+    first = DirectGenerator(
+        case.generator(), case.decoder(), case.teacher(), config["optimizer"]["lr"], case.weight("decoder"),
+        case.weight("diversity"),
+    )  # fmt: skip
+    other = copy.deepcopy(first)
     chance = stream(4, "noise", 0, 0, 0)
     for _ in range(STEPS):
         z, y = draw_labels_and_noise(32, case.classes, config["noise_dim"], chance)
-        worst = max(worst, abs(float(makers[0].step(z, y)) - float(makers[1].step(z.flip(0), y.flip(0)))))
+        worst = max(worst, abs(float(first.step(z, y)) - float(other.step(z.flip(0), y.flip(0)))))
     record_property(
-        f"the same, direct against direct with rows in another order, float32, on their own: {worst:.1e}", ""
+        f"the same, {network}, direct against direct with rows in another order, float32, on their own: {worst:.1e}", ""
     )
-    assert worst > 1e-4
+    assert worst > 1e-5
 
 
 @pytest.mark.parametrize("network", ["lenet5", "mlp"])
