@@ -46,6 +46,11 @@ def _clean_state() -> Iterator[None]:
     os.environ.pop("KEGNET_STAGES", None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no process is left with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tests recorded: figures that are measured, not only compared."""
     recorded = [line for report in terminalreporter.stats.get("passed", []) for line in report.user_properties]

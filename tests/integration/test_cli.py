@@ -70,6 +70,7 @@ def test_bad_input_gets_one_clear_line(command: Command, arguments: list[str], a
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_default_run_shows_everything(command: Command, tmp_path: Path) -> None:
     done = command(FAST, "logger=[wandb,tensorboard]")
     text = done.stdout
@@ -92,6 +93,7 @@ def test_default_run_shows_everything(command: Command, tmp_path: Path) -> None:
     assert runs == 1 + 1 + 1 + 3 + 5 + 1, "offline by itself, a run a stage, and the report"
 
 
+@pytest.mark.slow
 def test_metric_names(command: Command, tmp_path: Path) -> None:
     command(FAST, "methods=[kegnet]", "generator.objective.diversity.weight=1", "student.selection=synthetic")
     names: dict[str, set[str]] = {}
@@ -111,6 +113,7 @@ def test_metric_names(command: Command, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_through_the_command_line(command: Command, tmp_path: Path) -> None:
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -166,6 +169,7 @@ def test_ctrl_c_keeps_finished_stages_and_says_how_to_go_on(tmp_path: Path) -> N
     assert [path.name.split("-")[0] for path in sorted(begun.glob("[!.]*"))] == ["compression", "teacher"]
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_build_every_stage_once(tmp_path: Path) -> None:
     commands = [
         subprocess.Popen(

@@ -134,6 +134,7 @@ def test_struct_mode() -> None:
     check(to_plain(cfg))
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_starts_on_real_data(name: str, data_dir: Path, reference_dir: Path, tmp_path: Path) -> None:

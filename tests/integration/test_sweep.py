@@ -21,6 +21,7 @@ def _stages(tmp_path: Path) -> list[str]:
     return [path.name.split("-")[0] for path in (tmp_path / "outputs" / "debug_store").glob("[!.]*")]
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp_path: Path) -> None:
     done = command(*JOBS, "seed=0,1")
     folder = _sweep(tmp_path)
@@ -47,6 +48,7 @@ def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp
     assert stages.count("student") == 4
 
 
+@pytest.mark.slow
 def test_a_failed_job_fails_alone_and_the_sweep_goes_on_when_it_is_started_again(
     command: Command, tmp_path: Path
 ) -> None:
@@ -90,6 +92,7 @@ def test_a_typo_in_a_sweep_gets_an_answer(command: Command) -> None:
     assert "generator.epochs" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_side_by_side_build_what_they_share_once(command: Command, tmp_path: Path, launcher: str) -> None:
     options = {

@@ -56,6 +56,7 @@ def test_fashion(data_dir: Path, teacher: Teachers, record_property: Record) -> 
     assert accuracy == pytest.approx(92.50, abs=0.02)
 
 
+@pytest.mark.slow
 def test_svhn(data_dir: Path, teacher: Teachers, record_property: Record) -> None:
     split = _test_split("svhn", data_dir)
     accuracy, _ = _table("svhn", teacher, split, record_property)  # the paper's T row: 19.31 / 11.02 / 11.07

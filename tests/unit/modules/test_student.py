@@ -218,9 +218,10 @@ def test_statistics_of_batch_norm(norm: Any, tmp_path: Path) -> None:
 
 
 def test_frozen_statistics_are_what_a_batch_is_normalised_by() -> None:
-    module = StudentModule(make_classifier(dropout=0.0), DistillationLoss(), adam, norm="frozen").train()
-    x = torch.randn(8, FEATURES) * 5
-    assert torch.equal(module(x)[:3], module(x[:3]))
+    module = StudentModule(make_classifier(dropout=0.0), DistillationLoss(), adam, norm="frozen").train().double()
+    x = torch.randn(8, FEATURES, dtype=torch.float64) * 5
+    # To the bit on some processors only: how a product is summed up may depend on the number of rows.
+    torch.testing.assert_close(module(x)[:3], module(x[:3]), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dropout", [True, False])
