@@ -1,0 +1,117 @@
+"""What the functions of the library have in common: where they run, their numbers, and one fit that leaves no trace."""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning.loggers import Logger
+from torch import nn
+
+from kegnet_pl.modules.base import SteppedModule
+from kegnet_pl.schema import PRECISION
+from kegnet_pl.training import LIGHTNING_LOGGERS, quiet_lightning, run_fit
+
+Device = torch.device | str
+
+
+def fit_quietly(
+    module: SteppedModule,
+    data: LightningDataModule | None,
+    epochs: int,
+    device: torch.device,
+    precision: Any,
+    callbacks: Sequence[Callback],
+    logger: Logger | Sequence[Logger] | bool,
+) -> None:
+    """Fit a module with a Lightning trainer of its own, which writes nothing and leaves log levels as they were.
+
+    Args:
+        module: What is trained; on the CPU afterwards.
+        data: Its data, None where it draws its own.
+        epochs: How long.
+        device: Where.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        callbacks: Of the trainer.
+        logger: Lightning loggers.
+    """
+    with seeded(0), _quietly():
+        trainer = Trainer(
+            max_epochs=epochs,
+            accelerator={"cuda": "gpu"}.get(device.type, device.type),
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            precision=precision,
+            callbacks=list(callbacks),
+            logger=list(logger) if isinstance(logger, Sequence) else logger,
+            limit_val_batches=0,
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        run_fit(trainer, module, data)
+    module.to("cpu")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    levels = {name: logging.getLogger(name).level for name in LIGHTNING_LOGGERS}
+    quiet_lightning()
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch's global random numbers come from a seed for a while."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed % 2**32)
+        yield
+
+
+def find_device(device: Device) -> torch.device:
+    """Return the device that is meant; ``"auto"``: a GPU if there is one.
+
+    Raises:
+        ValueError: If torch knows no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"Expected `device` to be 'auto', 'cpu', 'cuda' or 'cuda:1', but got {device!r}.") from error
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """Return a copy on the CPU, in evaluation mode, without gradients of its weights."""
+    return copy.deepcopy(network).cpu().eval().requires_grad_(False)
+
+
+def check_numbers(precision: Any, device: torch.device, **at_least: tuple[float, float]) -> None:
+    """Check what a user has typed, before anything takes time.
+
+    Args:
+        precision: Of the training.
+        device: Where it will be.
+        at_least: Name of an argument -> its value, and the smallest that is allowed.
+
+    Raises:
+        ValueError: If something is out of range.
+    """
+    for name, (value, least) in at_least.items():
+        if not value >= least:
+            raise ValueError(f"Expected `{name}` of at least {least}, but got {value}.")
+    if precision not in PRECISION:
+        raise ValueError(f"Expected `precision` to be one of {', '.join(PRECISION)}, but got {precision!r}.")
+    if precision == "16-mixed" and device.type == "cpu":
+        raise ValueError("Expected `precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed'.")

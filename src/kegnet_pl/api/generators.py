@@ -1,0 +1,168 @@
+"""Training generators for a network."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.loggers import Logger
+from torch import nn
+
+from kegnet_pl.api.drawing import Generators
+from kegnet_pl.api.fitting import Device, check_numbers, find_device, fit_quietly, frozen_copy, seeded
+from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective
+from kegnet_pl.modules import GeneratorModule
+from kegnet_pl.modules.base import LRSchedule
+from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, StackedModule, TeacherNorm, count_classes
+from kegnet_pl.progress import StageProgress, make_console
+from kegnet_pl.seeds import derive_seed
+from kegnet_pl.stages.generators import faster_together, teacher_for
+
+Terms = Mapping[str, float]
+
+_IMAGE_SIDE = 32
+
+
+def train_generators(
+    teacher: nn.Module,
+    input_shape: int | Sequence[int],
+    *,
+    count: int = 5,
+    epochs: int = 20,
+    steps_per_epoch: int = 50,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    lr_schedule: LRSchedule = "constant",
+    objective: GeneratorObjective | Terms | None = None,
+    noise_dim: int = 10,
+    make_generator: Callable[[], nn.Module] | None = None,
+    make_decoder: Callable[[], nn.Module] | None = None,
+    teacher_norm: TeacherNorm = "batch",
+    seed: int = 0,
+    device: Device = "auto",
+    precision: Any = "32-true",
+    logger: Logger | Sequence[Logger] | bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> Generators:
+    """Train generators against a frozen network until it recognises what they make (PAPER sections 1 and 2).
+
+    Args:
+        teacher: Any network that returns logits ``(B, C)``. It stays as it is.
+        input_shape: Shape of one sample of it: ``(channels, 32, 32)``, or the number of features; any other one needs
+            ``make_generator``. Samples are standardised, as the teacher's own input should have been.
+        count: Generators, trained independently; a student learns more from several.
+        epochs: Epochs; the paper's images have 200 of 100 steps.
+        steps_per_epoch: Optimiser steps of an epoch.
+        batch_size: Samples of a step.
+        lr: Adam's learning rate.
+        lr_schedule: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
+        objective: Weights of the terms ``classifier``, ``decoder`` and ``diversity``, or an objective of your own;
+            None for the paper's: 1, 1 and 1, without diversity for rows of features.
+        noise_dim: Dimensions of the noise.
+        make_generator: Returns a new generator with attributes ``noise_dim`` and ``classes``.
+        make_decoder: Returns a new decoder from samples to noise.
+        teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.
+        seed: All random numbers derive from it.
+        device: Where to train; ``"auto"``: a GPU if there is one.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        logger: Lightning loggers.
+        callbacks: Further Lightning callbacks.
+        progress: Whether to show how far it is.
+
+    Returns:
+        The trained generators.
+
+    Raises:
+        ValueError: If the teacher, the generator or the decoder does not take such samples.
+    """
+    where = find_device(device)
+    check_numbers(
+        precision, where, count=(count, 1), epochs=(epochs, 1), steps_per_epoch=(steps_per_epoch, 1),
+        batch_size=(batch_size, 2), noise_dim=(noise_dim, 1),
+    )  # fmt: skip
+    input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    classes = count_classes(teacher, input_shape, "teacher")
+    make_generator = make_generator or _default_generator(input_shape, classes, noise_dim)
+    make_decoder = make_decoder or partial(Decoder, input_shape, noise_dim, blocks=1 if len(input_shape) == 3 else 2)
+    pairs = []
+    for index in range(count):
+        with seeded(derive_seed(seed, "generator", index)):
+            pairs.append((make_generator(), make_decoder()))
+    _check_shapes(*pairs[0], classes, input_shape)
+    fits = [list(range(count))] if count > 1 and faster_together(where, input_shape) else [[i] for i in range(count)]
+    metrics: list[dict[str, float]] = []
+    bar = StageProgress("generators", make_console(), len(fits)) if progress else None
+    with bar or nullcontext():
+        for number, indices in enumerate(fits):
+            if bar is not None:
+                bar.next_fit(number)
+            mine = [pairs[index] for index in indices]
+            alone = len(mine) == 1
+            module = GeneratorModule(
+                mine[0][0] if alone else StackedModule([generator for generator, _ in mine]),
+                mine[0][1] if alone else StackedModule([decoder for _, decoder in mine]),
+                teacher_for(teacher, input_shape, precision),
+                _objective(objective, input_shape),
+                partial(torch.optim.Adam, lr=lr),
+                batch_size=batch_size,
+                steps_per_epoch=steps_per_epoch,
+                teacher_norm=teacher_norm,
+                lr_schedule=lr_schedule,
+                seed=seed,
+                index=indices[0],
+            )
+            own = [*callbacks, *([bar] if bar is not None else [])]
+            fit_quietly(module, None, epochs, where, precision, own, logger)
+            metrics += module.means
+            for place, pair in enumerate(mine):
+                for stacked, single in zip((module.generator, module.decoder), pair, strict=True):
+                    if isinstance(stacked, StackedModule):
+                        stacked.take(place, single)
+    return Generators(
+        [generator.cpu().eval() for generator, _ in pairs],
+        [decoder.cpu().eval() for _, decoder in pairs],
+        frozen_copy(teacher),
+        input_shape,
+        classes,
+        where,
+        metrics,
+    )
+
+
+def _default_generator(input_shape: tuple[int, ...], classes: int, noise_dim: int) -> Callable[[], nn.Module]:
+    if len(input_shape) == 1:
+        return partial(DenseGenerator, input_shape[0], classes, noise_dim)
+    if len(input_shape) == 3 and input_shape[1:] == (_IMAGE_SIDE, _IMAGE_SIDE):
+        return partial(ImageGenerator, input_shape[0], classes, noise_dim)
+    raise ValueError(
+        f"Expected `make_generator` for samples of shape {input_shape}: our own generators make (channels, 32, 32) and "
+        f"(features,). Give a function that returns a module with `noise_dim` and `classes`, called with (z, y)."
+    )
+
+
+def _check_shapes(generator: nn.Module, decoder: nn.Module, classes: int, input_shape: tuple[int, ...]) -> None:
+    noise_dim = int(generator.noise_dim)  # type: ignore[arg-type]
+    with torch.no_grad():
+        x = copy.deepcopy(generator).eval()(torch.zeros(2, noise_dim), torch.eye(classes)[:2])
+        decoded = copy.deepcopy(decoder).eval()(x)
+    if tuple(x.shape) != (2, *input_shape) or tuple(decoded.shape) != (2, noise_dim):
+        raise ValueError(
+            f"Expected a generator of samples {input_shape} and a decoder of {noise_dim} noise dimensions, but got "
+            f"{tuple(x.shape[1:])} and {tuple(decoded.shape[1:])}."
+        )
+
+
+def _objective(given: GeneratorObjective | Terms | None, input_shape: tuple[int, ...]) -> GeneratorObjective:
+    if isinstance(given, GeneratorObjective):
+        return given
+    terms = {"classifier": ClassifierLoss(), "decoder": DecoderLoss(), "diversity": DiversityLoss()}
+    default = {"classifier": 1.0, "decoder": 1.0, "diversity": 1.0 if len(input_shape) == 3 else 0.0}
+    weights = dict(default if given is None else given)
+    unknown = sorted(set(weights) - set(terms))
+    if unknown:
+        raise ValueError(f"Expected weights of {sorted(terms)} in `objective`, but got {unknown[0]!r}.")
+    return GeneratorObjective({name: terms[name] for name in weights}, weights)
