@@ -40,10 +40,10 @@ def _run(cfg: DictConfig) -> float | None:
         # Our own checks say what to do, and a traceback would hide it.
         ours = isinstance(error, UserError | ValueError | FileNotFoundError)
         expected = ours and (isinstance(error, UserError) or str(error).startswith("Expected "))
-        if sweep.in_sweep():
-            # A number, as sweepers look at it; what failed is told when the sweep ends.
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             sweep.record_failure(folder, error, expected)
-            return math.nan
+        if sweep.in_sweep():
+            return math.nan  # a number, as sweepers look at it; what failed is told when the sweep ends
         if not expected or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         _leave(f"Error: {error}", code=1)
@@ -54,11 +54,7 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
     config = to_plain(cfg)
     check(config)
     if sweep.in_sweep() and config["trainer"]["devices"] * config["trainer"]["num_nodes"] > 1:
-        raise ConfigError(
-            "Expected one process a job in a sweep (-m), but got several: the processes of one job would start the "
-            "whole sweep again. Use trainer=gpu or trainer=cpu (jobs run side by side with hydra/launcher=joblib, each "
-            "on a GPU of its own), or run the jobs one by one without -m."
-        )
+        raise ConfigError(sweep.ONE_PROCESS)
     from kegnet_pl.gpus import one_gpu
     from kegnet_pl.pipeline import run
 

@@ -57,7 +57,7 @@ class Loggers:
         tags: Of all W&B runs.
         hyperparameters: Resolved configuration to log.
         tell: Shows a message to the user.
-        waited: Seconds spent on a W&B server that did not answer.
+        waited: Seconds spent on starting W&B runs, and on servers that did not answer: no work of any stage.
     """
 
     specifications: Mapping[str, Mapping[str, Any]]
@@ -155,7 +155,6 @@ class Loggers:
             ) from error
         except (CommError, AuthenticationError) as error:
             self._unreachable = True
-            self.waited += time.perf_counter() - start
             self.tell(
                 f"W&B does not answer ({str(error).splitlines()[0]}): runs are kept offline in "
                 f"{self.run_folder}/wandb; later: wandb sync FOLDER/wandb/offline-run-*"
@@ -164,6 +163,7 @@ class Loggers:
             logger = _build({**options, **_OFFLINE, "id": _run_id(folder)})
             _ = logger.experiment
         finally:
+            self.waited += time.perf_counter() - start
             # Lightning turns the whole process offline.
             if mode is None:
                 os.environ.pop("WANDB_MODE", None)

@@ -1,6 +1,7 @@
 """Put finished runs together: ``python -m kegnet_pl.report DIR...``."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -36,9 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = read_runs(options.folders)
         for run in runs:
-            if run.rows and run.folder.is_dir():
+            if run.rows and os.access(run.folder, os.W_OK):  # somebody else's keep the page they have
                 write_run_page(run)
-        report(runs, options.out, console)
+        try:
+            report(runs, options.out, console)
+        except OSError as error:
+            raise UserError(
+                f"Expected to write the report to {options.out}, but: {error.strerror or error}. Choose another folder "
+                f"with --out FOLDER."
+            ) from error
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201
         return 1

@@ -112,9 +112,10 @@ class Store:
         return error.errno in (errno.EACCES, errno.EPERM) and inside
 
     def _unwritable(self, error: OSError) -> StoreError:
+        choose = "Free some space, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
         return StoreError(
-            f"Expected to write to the store {self.root}, but got: {error.strerror or error}. Free some space, or "
-            f"choose another folder with store=FOLDER. Finished stages are untouched; run the command again to go on."
+            f"Expected to write to the store {self.root}, but got: {error.strerror or error}. "
+            f"{choose} another folder with store=FOLDER. Finished stages are untouched; run the command again to go on."
         )
 
     def get(

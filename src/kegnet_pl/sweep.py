@@ -3,6 +3,7 @@
 Hydra runs the jobs, one after another or through a launcher; this module imports nothing heavy.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,51 @@ begun: Path | None = None
 """Folder of the sweep that this process has started."""
 
 
+ONE_PROCESS = (
+    "Expected one process a job in a sweep (-m), but got several: the processes of one job would start the whole sweep "
+    "again. Use trainer=gpu or trainer=cpu (jobs run side by side with hydra/launcher=joblib, each on a GPU of its "
+    "own), or run the jobs one by one without -m."
+)
+
+
 class SweepCallback(Callback):
-    """Hydra's callback in the process that starts a sweep (``hydra.callbacks.sweep``)."""
+    """Hydra's callback before it starts a run or a sweep (``hydra.callbacks.sweep``).
+
+    Hydra only warns of exceptions here: what has to end the program leaves it.
+    """
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """See that the run's folder can be written: Hydra itself would answer with a traceback."""
+        _make_folder(config, "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Remember where the sweep lies, and give it a name that is the same when it is started again."""
         global begun
+        processes = [OmegaConf.select(config, f"trainer.{key}") for key in ("devices", "num_nodes")]
+        if any(isinstance(count, int) and count > 1 for count in processes):
+            _leave(f"Error: {ONE_PROCESS}")
+        _make_folder(config, "hydra.sweep.dir")
         begun = Path(config.hydra.sweep.dir).absolute()
         if not os.environ.get(NAME_VARIABLE):
             os.environ[NAME_VARIABLE] = sweep_name(_as_written(config.hydra.overrides.task))
+
+
+def _make_folder(config: DictConfig, key: str) -> None:
+    try:
+        folder = Path(OmegaConf.select(config, key, throw_on_missing=True)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        _leave(
+            f"Error: Expected to write results to {folder}, but: {error.strerror or error}. Choose another folder with "
+            f"{key}=FOLDER, or run from one that can be written."
+        )
+
+
+def _leave(message: str) -> None:
+    print(f"\n{message}", file=sys.stderr)  # noqa: T201
+    sys.exit(1)
 
 
 def sweep_name(overrides: Sequence[str]) -> str:
@@ -81,20 +119,24 @@ def jobs_share_the_terminal() -> bool:
 
 
 def record_failure(folder: Path, error: Exception, expected: bool) -> None:
-    """Leave the reason in the job's folder, and show it: the sweep goes on.
+    """Leave the reason in the folder of a run, for reports; of a job of a sweep also show it, as the sweep goes on.
 
     Args:
-        folder: The job's.
+        folder: The run's or the job's.
         error: What was raised.
         expected: Whether it says all by itself, so that a traceback would only hide it.
     """
     overrides = job_overrides()
     reason = str(error) if expected else f"{type(error).__name__}: {error}"
     trace = "".join(traceback.format_exception(error))
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"job": job_number(), "overrides": overrides, "error": reason, "traceback": trace}
+    number = job_number() if in_sweep() else None
+    content = {"job": number, "overrides": overrides, "error": reason, "traceback": trace}
+    with suppress(OSError):  # a full disk may be what is told
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FAILURE).write_text(json.dumps(content, indent=2) + "\n")
+    if number is None:
+        return
     (folder / "results.json").unlink(missing_ok=True)  # of an earlier sweep in the same folder
-    (folder / FAILURE).write_text(json.dumps(content, indent=2) + "\n")
     sys.stdout.flush()
     shown = reason if expected and not os.environ.get("HYDRA_FULL_ERROR") else trace
-    print(f"Job {job_number()} ({' '.join(overrides)}) failed: {shown}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"Job {number} ({' '.join(overrides)}) failed: {shown}", file=sys.stderr, flush=True)  # noqa: T201

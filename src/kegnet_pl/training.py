@@ -150,7 +150,6 @@ class Training:
             selecting.append(best)
             if schedule.patience is not None:
                 selecting.append(EarlyStopping("val/accuracy", mode="max", patience=schedule.patience))
-        waited = self.loggers.waited
         trainer = self.make_trainer(
             max_epochs=schedule.epochs,
             min_epochs=schedule.min_epochs,
@@ -162,7 +161,6 @@ class Training:
             ],
             limit_val_batches=None if schedule.select_best else 0,
         )
-        costs.total -= self.loggers.waited - waited
         begun = checkpoints / "resume.ckpt"
         run_fit(trainer, module, datamodule, begun if begun.exists() else None)
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}

@@ -76,9 +76,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
+    size = path.stat().st_size
+    if not size:
+        reason = "it is empty"
+    elif path.suffix == ".safetensors":
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    else:
+        reason = "it is not what torch.save writes, or not all of it"  # torch's own words advise to unpickle anything
     return WeightsError(
-        f"Expected a whole weight file at {path} ({path.stat().st_size:,} bytes), but it cannot be read: "
-        f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. It may be cut short; copy it again."
+        f"Expected a whole weight file at {path} ({size:,} bytes), but it cannot be read: {reason}. It may be cut "
+        f"short; copy it again."
     )
 
 

@@ -6,6 +6,7 @@ import inspect
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kegnet_pl
 from kegnet_pl import api
-from kegnet_pl.networks import MLP, LeNet5, ResNet14
+from kegnet_pl.networks import MLP, ImageGenerator, LeNet5, ResNet14
 from tests.integration.conftest import configure
 from tests.integration.test_pipeline import go
 
@@ -70,6 +71,10 @@ def test_it_is_what_the_pipeline_makes(tmp_path: Path) -> None:
         progress=False,
     )
     theirs = kegnet_pl.load_generators(folders["generators"], folders["teacher"], device="cpu")
+    with pytest.raises(
+        ValueError, match=r"Expected the teacher of these generators, teacher-\w{16}, but .* holds \w{16}"
+    ):
+        kegnet_pl.load_generators(folders["generators"], folders["compression"], device="cpu")
     for ours, stored in ((mine.networks, theirs.networks), (mine.decoders, theirs.decoders)):
         assert [_same(a, b) for a, b in zip(ours, stored, strict=True)] == [True] * generator["count"]
     assert mine.metrics[1]["train/loss"] == theirs.metrics[1]["train/loss"]
@@ -171,6 +176,23 @@ def test_rules_without_a_target() -> None:
     assert kegnet_pl.compress(network, SHAPE).ledger.compression_ratio > 1, "by EVBMF"
 
 
+class _Wrong(nn.Module):
+    """A generator that returns something else."""
+
+    noise_dim, classes = 10, 10
+
+    def __init__(self, answer: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, z: torch.Tensor, y: torch.Tensor) -> Any:
+        return self.answer(z)
+
+
+def _with_generator(make: Any) -> None:
+    kegnet_pl.train_generators(_lenet(), SHAPE, make_generator=make, **TINY)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -180,7 +202,19 @@ def test_rules_without_a_target() -> None:
          r"`make_generator` for samples of shape \(1, 8, 8\)"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, objective={"beauty": 1}, **TINY), "got 'beauty'"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, make_decoder=lambda: nn.Flatten(), **TINY),
-         r"decoder of 10 noise dimensions, but got \(1, 32, 32\) and \(1024,\)"),
+         r"decoder of 10 noise dimensions, but got one of \(1024,\)"),
+        (lambda: _with_generator(lambda: nn.Flatten()), "attributes `noise_dim` and `classes`, but got Flatten"),
+        (lambda: _with_generator(ImageGenerator(1, 10, 10)), "`make_generator` to be a function"),
+        (lambda: _with_generator(lambda: _Wrong(lambda z: torch.zeros(len(z), 1, 28, 28))),
+         r"generator of samples \(1, 32, 32\), but got one of \(1, 28, 28\)"),
+        (lambda: _with_generator(lambda: _Wrong(lambda z: (z, z))), "to return a tensor, but got a tuple"),
+        (lambda: _with_generator(lambda: _Wrong(lambda z: z @ z)), r"take \(2, 10\) and \(2, 10\), but it failed"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, lr=-1, **TINY), "`lr` of at least 0"),
+        (lambda: kegnet_pl.train_generators(_lenet(), "1,32,32", **TINY), "`input_shape` as .* but got '1,32,32'"),
+        (lambda: kegnet_pl.compress(_lenet(), (1, -32, 32)), r"`input_shape` as .* but got \(1, -32, 32\)"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="cuda:99", **TINY),
+         "`device` to be there, but got 'cuda:99'"),
+        (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.zeros(3)), "as many samples as labels, but got 8 and 3"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, **(TINY | {"count": 0})), "`count` of at least 1"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, **(TINY | {"batch_size": 1})), "`batch_size` of at least"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, precision="bf16", **TINY), "16-mixed, but got 'bf16'"),
@@ -219,6 +253,22 @@ def test_classes_and_generators_are_counted_from_zero(generators: kegnet_pl.Gene
         generators.walk(0, 10)
     with pytest.raises(IndexError, match="`index` from 0 to 1, one of the generators, but got 2"):
         generators.of_class(0, 2, index=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda g: g.of_class(1, -3), "`n` to be a whole number of at least 1, but got -3"),
+        (lambda g: g.confidence(0), "`n` to be a whole number of at least 1, but got 0"),
+        (lambda g: g.walk(0, 1, steps=1), "`steps` to be a whole number of at least 2, but got 1"),
+        (lambda g: g.sheet(0), "`rows` to be a whole number of at least 1, but got 0"),
+        (lambda g: g.sheet(scale=0), "`scale` to be"),
+        (lambda g: g.dataset(8.0), "`samples` to be a whole number of at least 1, but got 8.0"),
+    ],
+)
+def test_counts_are_checked(generators: kegnet_pl.Generators, call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(generators)
 
 
 def test_a_student_of_other_classes_is_refused(generators: kegnet_pl.Generators) -> None:

@@ -93,6 +93,21 @@ def test_default_run_shows_everything(command: Command, tmp_path: Path) -> None:
     assert runs == 1 + 1 + 1 + 3 + 5 + 1, "offline by itself, a run a stage, and the report"
 
 
+@pytest.mark.parametrize(
+    "arguments", [["hydra.run.dir=/proc/nowhere"], ["-m", "seed=0,1", "hydra.sweep.dir=/proc/nowhere"]]
+)
+def test_a_folder_that_cannot_be_written_is_named(command: Command, arguments: list[str]) -> None:
+    done = command(*arguments, FAST, expect=1)
+    (line,) = done.stderr.strip().splitlines()
+    assert re.fullmatch(r"Error: Expected to write results to /proc/nowhere, but: .*dir=FOLDER, or run .*", line)
+
+
+def test_a_run_that_fails_leaves_its_reason(command: Command, tmp_path: Path) -> None:
+    command(FAST, "student.samples=3", "hydra.run.dir=here", expect=1)
+    failure = json.loads((tmp_path / "here" / "failure.json").read_text())
+    assert failure["error"].startswith("Expected `student.samples` to be a multiple") and failure["job"] is None
+
+
 @pytest.mark.slow
 def test_metric_names(command: Command, tmp_path: Path) -> None:
     command(FAST, "methods=[kegnet]", "generator.objective.diversity.weight=1", "student.selection=synthetic")
@@ -144,7 +159,9 @@ def test_float16_is_refused_on_a_cpu_which_would_run_bfloat16(command: Command) 
 def test_a_sweep_over_several_processes_is_refused(command: Command) -> None:
     several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     done = command("-m", FAST, *several, "seed=0,1", expect=1)
-    assert "one process a job in a sweep" in done.stderr
+    assert done.stderr.count("one process a job in a sweep") == 1, "once, before any job starts"
+    swept = command("-m", FAST, "trainer=cpu,ddp", "methods=[]", "trainer.accelerator=cpu", expect=1)
+    assert "1 of 2 runs finished" in swept.stdout and "one process a job in a sweep" in swept.stderr
 
 
 def test_ctrl_c_keeps_finished_stages_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def test_the_page_of_a_run_shows_everything_and_needs_nothing(finished: Path) ->
     confusion = re.findall(r'<td style="--v:[\d.]+">(\d*)</td>', text)
     assert len(confusion) == 100 and sum(int(count or 0) for count in confusion) == 539
     assert "decoder" in text and "noise_dim: " in text
+    assert "The teacher does not recognise all of them" in text, "after four steps"
+    assert "the teacher takes them for it" not in text
 
 
 def test_it_is_made_again_from_what_lies_there(finished: Path, tmp_path: Path) -> None:
@@ -105,6 +107,7 @@ def test_tables_and_no_test_data(tmp_path: Path) -> None:
     go(tmp_path, *shape, f"teacher.weights={tmp_path / 't.pt'}", "compression=ratio", "methods=[kegnet]")
     text, page = _read(tmp_path / "run" / "report.html")
     assert "There was no test data" in text and "not measured" in text
+    assert "<title>mlp: " in text, "not: on none"
     assert "a row a class, a strip a sample" in text
     assert "samples" in page.ids and "classes" not in page.ids
 
@@ -114,3 +117,9 @@ def test_mistakes_get_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "does not exist" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 1
     assert "Name folders such as outputs/runs" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(finished / "run"), "--out", "/proc/nowhere"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "Expected to write the report to /proc/nowhere" in line and "--out FOLDER" in line

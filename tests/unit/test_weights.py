@@ -158,6 +158,17 @@ class _Attack:
         return os.mkdir, (self.folder,)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "it is empty"), (b"junk\xff\xfe", "it is not what torch.save writes, or not all of it")],
+)
+def test_what_is_no_weight_file_at_all(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match=reason) as caught:
+        read_state_dict(tmp_path / "weights.pt")
+    assert "weights_only" not in str(caught.value), "torch's advice to unpickle anything"
+
+
 @pytest.mark.parametrize("how", ["new", "old", "pickle"])
 @pytest.mark.parametrize("what", ["attack", "module"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

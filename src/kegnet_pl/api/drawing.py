@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from kegnet_pl.api.fitting import Device, find_device, frozen_copy
+from kegnet_pl.api.fitting import Device, check_counts, find_device, frozen_copy
 from kegnet_pl.artefacts import load_network
 from kegnet_pl.data.synthetic import GeneratorSource, SyntheticDataModule, SyntheticSource
 from kegnet_pl.networks import count_classes
@@ -80,6 +80,7 @@ class Generators:
     def of_class(self, label: int, n: int, *, seed: int = 0, index: int = 0) -> Tensor:
         """Return ``n`` samples ``(n, *input_shape)`` that one generator makes for a class, on the CPU."""
         network = self._network(index)
+        check_counts(n=(n, 1))
         z = torch.randn(n, self.noise_dim, generator=stream(seed, "of_class"))
         x: Tensor = network(z, self._one_hot(label).expand(n, -1))
         return x
@@ -99,6 +100,7 @@ class Generators:
             Samples ``(steps, *input_shape)`` and the teacher's probabilities ``(steps, C)``, on the CPU.
         """
         network = self._network(index)
+        check_counts(steps=(steps, 2))
         z = torch.randn(1, self.noise_dim, generator=stream(seed, "walk"))
         share = torch.linspace(0, 1, steps)[:, None]
         x = network(z.expand(steps, -1), (1 - share) * self._one_hot(start) + share * self._one_hot(end))
@@ -133,6 +135,7 @@ class Generators:
             index: Which generator.
             scale: Pixels of the picture for one of a sample.
         """
+        check_counts(rows=(rows, 1), scale=(scale, 1))
         samples = [self.of_class(label, rows, seed=seed, index=index) for label in range(self.classes)]
         return to_image(sheet_rows(samples, rows), scale)
 
@@ -144,7 +147,7 @@ class SyntheticDataset(TensorDataset):
 
     Args:
         source: Where samples come from: :meth:`Generators.source`, or :class:`NoiseSource` for the paper's baselines.
-        teacher: Returns logits. It is copied and frozen.
+        teacher: Returns logits (or logarithms of probabilities, which are as good). It is copied and frozen.
         samples: How many; a multiple of the number of generators.
         seed: The same seed gives the same samples.
         device: Where the teacher labels them; ``"auto"``: a GPU if there is one.
@@ -162,6 +165,7 @@ class SyntheticDataset(TensorDataset):
         seed: int = 0,
         device: Device = "auto",
     ) -> None:
+        check_counts(samples=(samples, 1))
         data = SyntheticDataModule(source, teacher, samples=samples, seed=seed, device=find_device(device))
         data.setup()
         super().__init__(*(tensor.cpu() for tensor in data.splits["train"]))
@@ -182,7 +186,7 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
 
     Raises:
         FileNotFoundError: If there are none.
-        ValueError: If the teacher is another one.
+        ValueError: If the folder is another teacher's, or the network has other classes (its weights are not compared).
     """
     folder = Path(folder)
     manifest = folder / "manifest.json"
@@ -193,7 +197,9 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
         raise FileNotFoundError(f"Expected a folder of generators, but {folder} holds {content['stage']}.")
     settings, metrics = content["config"], content["metrics"]["generators"]
     names = sorted(metrics, key=int)
-    teacher = teacher if isinstance(teacher, nn.Module) else load_network(teacher)
+    if not isinstance(teacher, nn.Module):
+        _check_teacher(Path(teacher), content["parents"]["teacher"])
+        teacher = load_network(teacher)
     classes = count_classes(teacher, settings["input_shape"], "teacher")
     if classes != settings["classes"]:
         raise ValueError(
@@ -208,6 +214,16 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
         find_device(device),
         [metrics[name] for name in names],
     )
+
+
+def _check_teacher(folder: Path, fingerprint: str) -> None:
+    manifest = folder / "manifest.json"
+    found = json.loads(manifest.read_text())["fingerprint"] if manifest.is_file() else None
+    if found not in (None, fingerprint):  # without a manifest, load_network says what is wrong
+        raise ValueError(
+            f"Expected the teacher of these generators, teacher-{fingerprint}, but {folder} holds {found}. The results "
+            f"of the run that made them name both."
+        )
 
 
 def to_image(rows: Sequence[Sequence[Tensor]], scale: int = 2) -> Image.Image:

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -87,14 +88,34 @@ def find_device(device: Device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"Expected `device` to be 'auto', 'cpu', 'cuda' or 'cuda:1', but got {device!r}.") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"Expected `device` to be there, but got {device!r} and torch sees {torch.cuda.device_count()} GPUs. "
+            f"Use device='auto' or 'cpu'."
+        )
+    return found
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:
     """Return a copy on the CPU, in evaluation mode, without gradients of its weights."""
     return copy.deepcopy(network).cpu().eval().requires_grad_(False)
+
+
+def check_counts(**at_least: tuple[int, int]) -> None:
+    """Check whole numbers that a user has typed.
+
+    Args:
+        at_least: Name of an argument -> its value, and the smallest that is allowed.
+
+    Raises:
+        ValueError: If a value is too small, or no whole number.
+    """
+    for name, (value, least) in at_least.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"Expected `{name}` to be a whole number of at least {least}, but got {value!r}.")
 
 
 def check_numbers(precision: Any, device: torch.device, **at_least: tuple[float, float]) -> None:
@@ -103,7 +124,7 @@ def check_numbers(precision: Any, device: torch.device, **at_least: tuple[float,
     Args:
         precision: Of the training.
         device: Where it will be.
-        at_least: Name of an argument -> its value, and the smallest that is allowed.
+        at_least: Name of an argument -> its value, and what it must not be below.
 
     Raises:
         ValueError: If something is out of range.
@@ -115,3 +136,17 @@ def check_numbers(precision: Any, device: torch.device, **at_least: tuple[float,
         raise ValueError(f"Expected `precision` to be one of {', '.join(PRECISION)}, but got {precision!r}.")
     if precision == "16-mixed" and device.type == "cpu":
         raise ValueError("Expected `precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed'.")
+
+
+def to_shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one sample.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
+    if not shape or not all(isinstance(size, Integral) and size > 0 for size in shape):
+        raise ValueError(
+            f"Expected `input_shape` as (channels, height, width) or a number of features, but got {input_shape!r}."
+        )
+    return tuple(int(size) for size in shape)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
-from torch import nn
+from torch import Tensor, nn
 
 from kegnet_pl.api.drawing import Generators
-from kegnet_pl.api.fitting import Device, check_numbers, find_device, fit_quietly, frozen_copy, seeded
+from kegnet_pl.api.fitting import Device, check_numbers, find_device, fit_quietly, frozen_copy, seeded, to_shape
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective
 from kegnet_pl.modules import GeneratorModule
 from kegnet_pl.modules.base import LRSchedule
@@ -82,16 +82,16 @@ def train_generators(
     where = find_device(device)
     check_numbers(
         precision, where, count=(count, 1), epochs=(epochs, 1), steps_per_epoch=(steps_per_epoch, 1),
-        batch_size=(batch_size, 2), noise_dim=(noise_dim, 1),
+        batch_size=(batch_size, 2), noise_dim=(noise_dim, 1), lr=(lr, 0),
     )  # fmt: skip
-    input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    input_shape = to_shape(input_shape)
     classes = count_classes(teacher, input_shape, "teacher")
     make_generator = make_generator or _default_generator(input_shape, classes, noise_dim)
     make_decoder = make_decoder or partial(Decoder, input_shape, noise_dim, blocks=1 if len(input_shape) == 3 else 2)
     pairs = []
     for index in range(count):
         with seeded(derive_seed(seed, "generator", index)):
-            pairs.append((make_generator(), make_decoder()))
+            pairs.append((_made(make_generator, "make_generator"), _made(make_decoder, "make_decoder")))
     _check_shapes(*pairs[0], classes, input_shape)
     fits = [list(range(count))] if count > 1 and faster_together(where, input_shape) else [[i] for i in range(count)]
     metrics: list[dict[str, float]] = []
@@ -133,6 +133,12 @@ def train_generators(
     )
 
 
+def _made(make: Callable[[], nn.Module], name: str) -> nn.Module:
+    if isinstance(make, nn.Module):
+        raise ValueError(f"Expected `{name}` to be a function that returns a new module, but got a module: lambda: ...")
+    return make()
+
+
 def _default_generator(input_shape: tuple[int, ...], classes: int, noise_dim: int) -> Callable[[], nn.Module]:
     if len(input_shape) == 1:
         return partial(DenseGenerator, input_shape[0], classes, noise_dim)
@@ -145,15 +151,38 @@ def _default_generator(input_shape: tuple[int, ...], classes: int, noise_dim: in
 
 
 def _check_shapes(generator: nn.Module, decoder: nn.Module, classes: int, input_shape: tuple[int, ...]) -> None:
-    noise_dim = int(generator.noise_dim)  # type: ignore[arg-type]
-    with torch.no_grad():
-        x = copy.deepcopy(generator).eval()(torch.zeros(2, noise_dim), torch.eye(classes)[:2])
-        decoded = copy.deepcopy(decoder).eval()(x)
-    if tuple(x.shape) != (2, *input_shape) or tuple(decoded.shape) != (2, noise_dim):
+    """See that a generator and a decoder fit the teacher, and each other, before they are trained."""
+    noise_dim = getattr(generator, "noise_dim", None)
+    if not isinstance(generator, nn.Module) or not isinstance(noise_dim, int):
         raise ValueError(
-            f"Expected a generator of samples {input_shape} and a decoder of {noise_dim} noise dimensions, but got "
-            f"{tuple(x.shape[1:])} and {tuple(decoded.shape[1:])}."
+            f"Expected `make_generator` to return a new module with the attributes `noise_dim` and `classes`, but got "
+            f"{type(generator).__name__}{'' if isinstance(generator, nn.Module) else ', which is no module'}."
         )
+    x = _answer("generator", generator, torch.zeros(2, noise_dim), torch.eye(classes)[:2])
+    if tuple(x.shape) != (2, *input_shape):
+        raise ValueError(f"Expected a generator of samples {input_shape}, but got one of {tuple(x.shape[1:])}.")
+    decoded = _answer("decoder", decoder, x)
+    if tuple(decoded.shape) != (2, noise_dim):
+        raise ValueError(
+            f"Expected a decoder of {noise_dim} noise dimensions, but got one of {tuple(decoded.shape[1:])}."
+        )
+
+
+@torch.no_grad()
+def _answer(name: str, network: nn.Module, *inputs: Tensor) -> Tensor:
+    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
+    try:
+        answer = copy.deepcopy(network).eval()(*inputs)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"Expected the {name} {type(network).__name__} to take {shapes}, but it failed: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(answer, Tensor):
+        raise ValueError(
+            f"Expected the {name} {type(network).__name__} to return a tensor, but got a {type(answer).__name__}."
+        )
+    return answer
 
 
 def _objective(given: GeneratorObjective | Terms | None, input_shape: tuple[int, ...]) -> GeneratorObjective:

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from kegnet_pl.api.drawing import SyntheticDataset
-from kegnet_pl.api.fitting import Device, check_numbers, find_device, fit_quietly
+from kegnet_pl.api.fitting import Device, check_numbers, find_device, fit_quietly, to_shape
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
@@ -53,7 +53,7 @@ def compress(
     """
     if rules is None:
         rules = {"*": "evbmf" if target is None else "target"}
-    input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    input_shape = to_shape(input_shape)
     plan = CompressionPlan([Rule(layers, rank) for layers, rank in rules.items()], target, when_larger)
     try:
         compressed: Compressed = plan.apply(network, input_shape)
@@ -119,7 +119,7 @@ def distil(
             does not share with the teacher.
     """
     where = find_device(device)
-    check_numbers(precision, where, epochs=(epochs, 1), features=(features, 0))
+    check_numbers(precision, where, epochs=(epochs, 1), features=(features, 0), lr=(lr, 0))
     if norm not in (norms := get_args(Norm)):
         raise ValueError(f"Expected `norm` to be one of {norms}, but got {norm!r}.")
     if not isinstance(data, SyntheticDataset):

@@ -27,7 +27,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
-            raise ValueError(f"Expected as many samples as classes, but got {len(self.x)} and {len(self.y)}.")
+            raise ValueError(f"Expected as many samples as labels, but got {len(self.x)} and {len(self.y)}.")
 
     def __len__(self) -> int:
         return len(self.y)

@@ -70,7 +70,8 @@ class ImageDataModule(RealDataModule):
                 try:
                     self._fetch(train)
                 except (OSError, RuntimeError, ValueError) as error:
-                    raise FileNotFoundError(f"{missing} (The download failed: {str(error).splitlines()[0]})") from error
+                    reason = " ".join(str(error).split()).rstrip(":. ")
+                    raise FileNotFoundError(f"{missing} (The download failed: {reason[:200]}.)") from error
 
     def _fetch(self, train: bool) -> None:
         """Download one part to ``root``."""

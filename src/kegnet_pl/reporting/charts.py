@@ -144,13 +144,16 @@ def draw_classes(confusions: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
     figure = Figure(figsize=(9.2, 3.1), layout="constrained")
     axis = figure.subplots()
     marks = {"teacher": "_", "KegNet": "o", "Uniform": "^", "Normal": "v", "compressed": "x"}
+    students = [method for method in confusions if kind_of(method) != "teacher"]
     for method, confusion in confusions.items():
         kind = kind_of(method)
+        # Side by side: near 100 % they would hide each other.
+        aside = 0.0 if kind == "teacher" else 0.13 * (students.index(method) - (len(students) - 1) / 2)
         counts = np.asarray(confusion)
         shares = counts.diagonal() / np.maximum(counts.sum(axis=1), 1)
         axis.plot(
-            range(count), shares, linestyle="none", marker=marks[kind], color=COLOURS[kind], label=method,
-            markersize=13 if kind == "teacher" else 6.5, markeredgewidth=2.2 if kind == "teacher" else 1.2,
+            np.arange(count) + aside, shares, linestyle="none", marker=marks[kind], color=COLOURS[kind], label=method,
+            markersize=20 if kind == "teacher" else 6.5, markeredgewidth=2.2 if kind == "teacher" else 1.2,
         )  # fmt: skip
     axis.set_xticks(range(count))
     axis.set_xlabel("class")

@@ -25,6 +25,8 @@ STAGES = "stages.json"
 
 PAGE = "report.html"
 _SHEETS_SHOWN = 8
+_RECOGNISED = 0.5
+"""What the teacher takes for a class it gives at least this probability."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def write_run_page(run: FinishedRun) -> Path:
     return write_page(
         "run.html",
         run.folder / PAGE,
-        f"{first.teacher} on {first.dataset}: {rows[-1].compression_ratio:.2f} times smaller, without its data",
+        f"{first.teacher}{'' if first.dataset == 'none' else f' on {first.dataset}'}: "
+        f"{rows[-1].compression_ratio:.2f} times smaller, without its data",
         [(key, name) for key, name in sections.items() if name],
         rows=rows,
         best=_best(rows),
@@ -116,7 +119,7 @@ def tell(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     """Say in sentences what was done and what came of it."""
     teacher, last = rows[0], rows[-1]
     small = next((row for row in rows if row.method in ("T", "S")), last)
-    known = "" if teacher.accuracy is None else f"; right on {100 * teacher.accuracy:.2f} % of {teacher.test_set}"
+    known = "" if teacher.accuracy is None else f"; accuracy {100 * teacher.accuracy:.2f} % on {teacher.test_set}"
     made = "compressed" if small.method.startswith("T") else "replaced by another network"
     text = [
         f"The teacher {teacher.teacher} ({teacher.parameters:,} parameters{known}) was {made}: {last.student} has "
@@ -236,6 +239,7 @@ def _samples(stages: StageFolders) -> dict[str, Any]:
         return shown
     metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
     shown["confidence"] = metrics.get("confidence", [])
+    shown["recognised"] = bool(shown["confidence"]) and min(shown["confidence"]) >= _RECOGNISED
     sheets = sorted((folder / "sheets" / "generator_0").glob("epoch_*.png"))
     shown["sheet"] = embed(sheets[-1] if sheets else folder / "samples.png")
     if len(sheets) > 1:

@@ -1,7 +1,7 @@
 """Several runs put together: means and spread over seeds."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kegnet_pl.reporting.results import Row
@@ -12,8 +12,8 @@ _TOLD_BY_ROWS = (
 )  # fmt: skip
 """Settings that a row tells by itself, or that are averaged over."""
 
-_WITHOUT_STUDENT = ("teacher", "data", "trainer")
-"""Groups of settings that a teacher depends on."""
+_OF_STUDENTS = ("generator", "student", "compression", "schedule")
+"""Groups of settings that a teacher does not depend on; all others, also those a user adds, it may."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,60 @@ def summarize(runs: Sequence[FinishedRun]) -> list[Point]:
         ]
         for method in methods
     }
-    groups: dict[tuple[str | None, ...], dict[tuple[int, str], Row]] = {}
+    groups: dict[tuple[str | None, ...], list[tuple[FinishedRun, Row]]] = {}
     for run in runs:
         for row in run.rows:
-            settings = " ".join(f"{key}={run.settings[key]}" for key in keys[row.method] if key in run.settings)
             recipe = row.recipe if "+" in row.method else ""
-            key = (row.dataset, row.teacher, recipe, settings, row.student, row.method, row.selection)
-            groups.setdefault(key, {})[row.seed, row.fingerprint] = row
-    return [_point(key, list(rows.values())) for key, rows in groups.items()]
+            key = (
+                row.dataset,
+                row.teacher,
+                recipe,
+                _told(run, keys[row.method]),
+                row.student,
+                row.method,
+                row.selection,
+            )
+            groups.setdefault(key, []).append((run, row))
+    every = [key for key in varied(runs) if key != "seed"]
+    return [
+        _point((*key[:3], settings, *key[4:]), rows)
+        for key, members in groups.items()
+        for settings, rows in _apart(str(key[3]), members, every)
+    ]
+
+
+def _told(run: FinishedRun, keys: Sequence[str]) -> str:
+    return " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
+
+
+def _apart(
+    settings: str, members: Sequence[tuple[FinishedRun, Row]], keys: Sequence[str]
+) -> list[tuple[str, list[Row]]]:
+    """Return rows that differ by their seed alone, with what tells them from others.
+
+    Two networks of one seed are no two seeds, whatever was set where nobody looked: they are told by all that was set,
+    or else by their runs.
+    """
+    names: list[Callable[[FinishedRun], str]] = [lambda _: settings, lambda run: _told(run, keys), lambda run: run.name]
+    parts: dict[str, dict[tuple[int, str], Row]] = {}
+    for name in names:
+        parts = {}
+        for run, row in members:
+            parts.setdefault(name(run), {})[row.seed, row.fingerprint] = row
+        if all(len({seed for seed, _ in rows}) == len(rows) for rows in parts.values()):
+            break
+    return [(name, list(rows.values())) for name, rows in parts.items()]
 
 
 def _matters(key: str, method: str) -> bool:
     """Whether a network of some method may depend on a setting."""
     group = key.split(".", 1)[0]
     if method == "teacher":
-        return group in _WITHOUT_STUDENT
+        return group not in _OF_STUDENTS
     if "+" not in method:
-        return group in (*_WITHOUT_STUDENT, "compression") or key.startswith("student.network") or key == "student"
+        return (
+            group not in _OF_STUDENTS or group == "compression" or key.startswith("student.network") or key == "student"
+        )
     return group != "generator" or method.endswith("KegNet")
 
 

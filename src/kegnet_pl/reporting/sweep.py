@@ -51,7 +51,8 @@ def tell_failures(runs: Sequence[FinishedRun], console: Console) -> None:
     for run in runs:
         if not run.rows:
             what = " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
-            console.print(f"Job {run.name} ({what}): {run.failure or 'stopped'}", soft_wrap=True)
+            name = f"Job {run.name} ({what})" if what else f"Run {run.name}"
+            console.print(f"{name}: {run.failure or 'stopped'}", soft_wrap=True)
 
 
 def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Path]:

@@ -51,7 +51,7 @@ def describe(runs: Sequence[FinishedRun]) -> str:
     rows = [row for run in runs for row in run.rows]
     sets = sorted({row.test_set for row in rows if row.test_set is not None}) or ["no test data, accuracy not measured"]
     kept = sorted({row.selection for row in rows if row.selection is not None}) or ["nothing was trained"]
-    swept = ", ".join(varied(runs)) or "nothing"
+    swept = ", ".join(varied([run for run in runs if run.rows])) or "nothing"
     return f"varied: {swept}; {'; '.join(sets)}; epoch kept: {', '.join(kept)}"
 
 
@@ -80,7 +80,18 @@ def tell(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list[str]:
                 else "."
             )
         )
+        better = [
+            point for point in mine if _same_network(point, best) and point is not best and point.mean > best.mean
+        ]
+        if better:
+            others = ", ".join(f"{point.method} {figure(point)}" for point in better)
+            text.append(f"Without generators the same network is better: {others}.")
     return text
+
+
+def _same_network(point: Point, other: Point) -> bool:
+    names = ("dataset", "teacher", "student")
+    return all(getattr(point, name) == getattr(other, name) for name in names)
 
 
 def _name(point: Point) -> str:

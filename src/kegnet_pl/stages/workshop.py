@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from torch import nn
 
+from kegnet_pl.costs import Costs
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.errors import ConfigError
 from kegnet_pl.networks import count_classes
@@ -94,12 +96,21 @@ class Workshop(Experiment):
             title: What it is called on the terminal; None to say nothing where it was found.
             collective: See :meth:`Store.get`.
         """
+        loggers = self.training.loggers
+
+        def make_without_waiting(folder: Path, costs: Costs) -> Mapping[str, Any]:
+            waited = loggers.waited
+            try:
+                return make(folder, costs)
+            finally:
+                costs.total -= loggers.waited - waited
+
         try:
-            finished = self.store.get(stage, settings, parents, make, collective=collective)
+            finished = self.store.get(stage, settings, parents, make_without_waiting, collective=collective)
         except BaseException:
-            self.training.loggers.finish(None)
+            loggers.finish(None)
             raise
-        self.training.loggers.finish(finished, parents)
+        loggers.finish(finished, parents)
         if finished.found and title is not None:
             self.console.print(f"{title}: found ({finished.fingerprint}), {finished.seconds:.1f} s when it was made")
         return finished

@@ -8,6 +8,7 @@ import pytest
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.style import house_style, to_svg
 from kegnet_pl.reporting.summary import Point, summarize
+from kegnet_pl.reporting.sweep_page import tell
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from tests.unit.reporting.rows import TEACHER, student
 
@@ -51,6 +52,40 @@ def test_what_else_was_varied_tells_points_apart_where_it_matters() -> None:
     }
 
 
+def test_a_teacher_of_other_settings_is_no_seed() -> None:
+    """Seed 0 in full, seed 1 with +debug=fast: two teachers, not two seeds of one."""
+    runs = [
+        FinishedRun(HERE, {"seed": "0"}, (TEACHER, student(0.8, method="T"))),
+        FinishedRun(HERE, {"seed": "1", "debug": "fast"}, tuple(
+            dataclasses.replace(row, seed=1, fingerprint=f"{row.fingerprint}1", accuracy=0.3)
+            for row in (TEACHER, student(0.8, method="T"))
+        )),
+    ]  # fmt: skip
+    assert {(p.method, p.settings, p.accuracies) for p in summarize(runs)} == {
+        ("teacher", "", (0.9,)), ("teacher", "debug=fast", (0.3,)), ("T", "", (0.8,)), ("T", "debug=fast", (0.3,)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (({"experiment": "mine"}, {"experiment": "yours"}), {"experiment=mine", "experiment=yours"}),
+        (({}, {}), {"a", "b"}),
+    ],
+)
+def test_two_networks_of_one_seed_are_never_averaged(
+    settings: tuple[dict[str, str], dict[str, str]], told: set[str]
+) -> None:
+    """Whatever made them differ: an experiment of the user's own, or nothing that a command line says."""
+    runs = [
+        FinishedRun(HERE, settings[0], (TEACHER, student(0.8)), name="a"),
+        FinishedRun(HERE, settings[1], (TEACHER, student(0.4)), name="b"),
+    ]
+    found = [p for p in summarize(runs) if p.method == "T+KegNet"]
+    assert {(p.settings, len(p.accuracies)) for p in found} == {(name, 1) for name in told}
+    assert [p.accuracies for p in summarize(runs) if p.method == "teacher"] == [(0.9,)], "one teacher, seen twice"
+
+
 def test_a_single_seed_has_no_spread_and_no_test_data_no_mean() -> None:
     points = summarize([FinishedRun(HERE, {}, (TEACHER, student(None)))])
     assert points[0].sd is None
@@ -79,3 +114,11 @@ def test_the_picture_is_at_the_numbers() -> None:
         lengths = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
         assert lengths == pytest.approx([2**0.5 * 0.1] * 2)
         assert panel.lines[0].get_ydata()[0] == pytest.approx(0.91), "the teacher"
+
+
+def test_a_sweep_says_where_noise_is_better() -> None:
+    rows = (TEACHER, student(0.5, method="T"), student(0.7, method="T+Uniform"), student(0.6))
+    runs = [FinishedRun(HERE, {}, rows)]
+    assert tell(runs, summarize(runs))[-1] == "Without generators the same network is better: T+Uniform 70.00 %."
+    runs = [FinishedRun(HERE, {}, (*rows[:3], student(0.8)))]
+    assert "Without generators" not in " ".join(tell(runs, summarize(runs)))
