@@ -71,6 +71,9 @@ def _leave(message: str, code: int) -> None:
 
 def main() -> None:
     """Run the command line."""
+    # Threads of OpenMP that wait for each other spin by default: where other programs want the cores, too, networks of
+    # this size then take ten times as long. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _run()
     except SystemExit as stop:

@@ -2,15 +2,17 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from kegnet_pl import __version__
+from kegnet_pl.reporting.style import to_svg
 
 
 def _template(name: str) -> str:
@@ -53,6 +55,12 @@ def embed(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def drawn(svg: str) -> Markup:
-    """Let a picture made by us stand in a page as it is."""
-    return Markup(svg)
+def draw(make: Callable[[bool], Figure], title: str) -> Markup:
+    """Return a picture for a page, in two shapes: one is shown on a screen, the other on a phone.
+
+    Args:
+        make: Draws it; called with whether it shall be narrow.
+        title: What it shows, for those who cannot see it.
+    """
+    wide, narrow = to_svg(make(False), title), to_svg(make(True), title, " narrow")
+    return Markup(f'<div class="on-wide">{wide}</div><div class="on-narrow">{narrow}</div>')

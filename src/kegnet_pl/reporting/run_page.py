@@ -3,20 +3,20 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from kegnet_pl.compression import Ledger
 from kegnet_pl.errors import UserError
 from kegnet_pl.reporting import charts
-from kegnet_pl.reporting.page import drawn, embed, write_page
+from kegnet_pl.reporting.page import draw, embed, write_page
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.runs import FinishedRun
-from kegnet_pl.reporting.style import house_style, to_svg
+from kegnet_pl.reporting.style import house_style
 from kegnet_pl.reporting.summary import summarize
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 
@@ -82,12 +82,14 @@ def write_run_page(run: FinishedRun) -> Path:
     rows = run.rows
     with house_style():
         parts = {
-            "tradeoff": _svg(draw_tradeoff(summarize([run])), "accuracy against size") if _measured(rows) else None,
+            "tradeoff": draw(partial(draw_tradeoff, summarize([run])), "accuracy against size")
+            if _measured(rows)
+            else None,
             **_layers(stages),
             **_curves(stages),
             **_samples(stages),
             **_classes(stages, rows),
-            "costs": _svg(charts.draw_costs(_spent(rows)), "seconds by kind of work"),
+            "costs": draw(partial(charts.draw_costs, _spent(rows)), "seconds by kind of work"),
         }
     sections = {
         "results": "Results",
@@ -199,15 +201,13 @@ def _spent(rows: Sequence[Row]) -> dict[str, float]:
     return total
 
 
-def _svg(figure: Figure, title: str) -> Any:
-    return drawn(to_svg(figure, title))
-
-
 def _layers(stages: StageFolders) -> dict[str, Any]:
     folder = stages.find("compression")
     path = folder / "ledger.json" if folder is not None else None
     ledger = Ledger.from_dict(json.loads(path.read_text())) if path is not None and path.exists() else None
-    picture = None if ledger is None else _svg(charts.draw_ledger(ledger), "parameters and MACs of every layer")
+    picture = (
+        None if ledger is None else draw(partial(charts.draw_ledger, ledger), "parameters and MACs of every layer")
+    )
     return {"ledger": ledger, "ledger_picture": picture}
 
 
@@ -224,8 +224,12 @@ def _curves(stages: StageFolders) -> dict[str, Any]:
     made = {name: curves for name, curves in made.items() if curves}
     students = {name: curves for name, curves in students.items() if curves}
     return {
-        "generator_curves": _svg(charts.draw_generator_curves(made), "losses of the generators") if made else None,
-        "student_curves": _svg(charts.draw_student_curves(students), "losses of the students") if students else None,
+        "generator_curves": draw(partial(charts.draw_generator_curves, made), "losses of the generators")
+        if made
+        else None,
+        "student_curves": draw(partial(charts.draw_student_curves, students), "losses of the students")
+        if students
+        else None,
     }
 
 
@@ -249,7 +253,7 @@ def _samples(stages: StageFolders) -> dict[str, Any]:
     if metrics.get("walk"):
         shown["walks"] = metrics["walk"]
         shown["walk"] = embed(folder / "walk.png")
-        shown["walk_picture"] = _svg(charts.draw_walk(metrics["walk"]), "probabilities along the walks")
+        shown["walk_picture"] = draw(partial(charts.draw_walk, metrics["walk"]), "probabilities along the walks")
     return shown
 
 
@@ -266,5 +270,5 @@ def _classes(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "confusion": [[(count, count / max(sum(line), 1)) for count in line] for line in shown],
         "confused": last,
-        "classes_picture": _svg(charts.draw_classes(confusions), "accuracy of every class"),
+        "classes_picture": draw(partial(charts.draw_classes, confusions), "accuracy of every class"),
     }

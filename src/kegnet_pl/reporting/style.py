@@ -4,10 +4,12 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 COLOURS = {
     "KegNet": "#2468d8",
@@ -23,6 +25,9 @@ SERIES = ("#c2356b", "#1295a8", "#7a6a00", "#3b4cc0", "#a0522d", "#2e8b57", "#b8
 
 INK, MUTED, GRID = "#1b1f24", "#5b6473", "#d9dde3"
 """Text; less important text; lines behind the data. A page may turn these, see :func:`to_svg`."""
+
+WIDE, NARROW = 9.2, 4.6
+"""Widths of pictures, in inches: for a screen, where panels stand side by side, and for a phone."""
 
 _VARIABLES = {INK: "--ink", MUTED: "--muted", COLOURS["teacher"]: "--muted", GRID: "--line"}
 
@@ -54,22 +59,34 @@ def house_style() -> Iterator[None]:
             "legend.frameon": False,
             "lines.linewidth": 1.8,
             "svg.fonttype": "none",
-            "svg.hashsalt": "kegnet_pl",
             "figure.dpi": 110,
         }
     ):
         yield
 
 
-def to_svg(figure: Figure, title: str) -> str:
+def width_of(narrow: bool) -> float:
+    """Return the width of a picture, in inches."""
+    return NARROW if narrow else WIDE
+
+
+def layout_of(narrow: bool) -> ConstrainedLayoutEngine:
+    """Return how the panels of a picture are laid out: below each other they need more room for their titles."""
+    return ConstrainedLayoutEngine(h_pad=0.12) if narrow else ConstrainedLayoutEngine()
+
+
+def to_svg(figure: Figure, title: str, salt: str = "") -> str:
     """Return a figure as SVG to stand in a page: transparent, text in the page's font, ink that follows its theme.
 
     Args:
         figure: Drawn in the style of the house.
         title: What it shows, for those who cannot see it.
+        salt: Tells the identifiers of pictures of one page apart, where they show the same.
     """
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    options: dict[str, Any] = {"metadata": {"Date": None, "Creator": None}, "bbox_inches": "tight", "transparent": True}
+    with mpl.rc_context({"svg.hashsalt": f"kegnet_pl{salt}"}):
+        figure.savefig(out, format="svg", **options)
     svg = out.getvalue()[out.getvalue().index("<svg") :]
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")

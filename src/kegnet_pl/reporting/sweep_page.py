@@ -1,13 +1,14 @@
 """``report.html`` of a sweep, or of any set of finished runs."""
 
 from collections.abc import Sequence
+from functools import partial
 from os.path import relpath
 from pathlib import Path
 
-from kegnet_pl.reporting.page import drawn, write_page
+from kegnet_pl.reporting.page import draw, write_page
 from kegnet_pl.reporting.run_page import PAGE
 from kegnet_pl.reporting.runs import FinishedRun, varied
-from kegnet_pl.reporting.style import house_style, to_svg
+from kegnet_pl.reporting.style import house_style
 from kegnet_pl.reporting.summary import Point, summarize
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 
@@ -24,7 +25,7 @@ def write_sweep_page(runs: Sequence[FinishedRun], out: Path) -> Path:
     picture = None
     if any(point.accuracies and point.method != "teacher" for point in points):
         with house_style():
-            picture = drawn(to_svg(draw_tradeoff(points), "accuracy against size, and against work"))
+            picture = draw(partial(draw_tradeoff, points), "accuracy against size, and against work")
     jobs = [(run, relpath(run.folder / PAGE, out) if (run.folder / PAGE).exists() else None) for run in runs]
     datasets = ", ".join(dict.fromkeys(point.dataset for point in points))
     return write_page(
