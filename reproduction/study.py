@@ -64,7 +64,10 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
     """
     options = study["options"]
     lines = [f"# {study['title']}", "", study["text"].strip(), ""]
-    lines += ["Accuracy in %, mean ± standard deviation over (seeds). Entropy: of the teacher's labels, in nats.", ""]
+    lines += [
+        "Accuracy in %: of one seed, or mean ± standard deviation (each seed). Entropy of the teacher's labels: nats.",
+        "",
+    ]
     head = len(lines)
     lines.append("| | " + " | ".join([*options, "entropy", "seconds of a student"]) + " |")
     lines.append("| --- |" + " ---: |" * (len(options) + 2))
@@ -117,8 +120,10 @@ def _seeds(seeds: set[int]) -> str:
 def _figure(values: list[float]) -> str:
     if not values:
         return "not run"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread} ({len(values)})"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    each = ", ".join(f"{value:.1f}" for value in values)
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({each})"
 
 
 def choose_lines(variants: Iterable[str], wanted: Sequence[str]) -> set[str]:

@@ -257,7 +257,7 @@ def test_page_of_a_study(tmp_path: Path) -> None:
         mine = row(seed=seed, accuracy=accuracy, label_entropy=0.25, seconds=10.0, command=command)
         (folder / "results.json").write_text(json.dumps([mine]))
     page = render_study(study, runs, tmp_path, tmp_path / "none.md")
-    assert "| as released | not run | 55.0 ± 7.1 (2) | not run | 0.250 | 10 |" in page
+    assert "| as released | not run | 55.0 ± 7.1 (50.0, 60.0) | not run | 0.250 | 10 |" in page
     assert "python -m kegnet_pl -m +experiment=svhn_resnet compression=option2 seed=0,1 student.norm=batch\n" in page
     assert "hydra" not in page
     assert "Compare within a seed" not in page
