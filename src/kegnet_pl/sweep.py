@@ -52,7 +52,7 @@ class SweepCallback(Callback):
         global begun
         processes = [OmegaConf.select(config, f"trainer.{key}") for key in ("devices", "num_nodes")]
         if any(isinstance(count, int) and count > 1 for count in processes):
-            _leave(f"Error: {ONE_PROCESS}")
+            sys.exit(f"\nError: {ONE_PROCESS}")
         _make_folder(config, "hydra.sweep.dir")
         begun = Path(config.hydra.sweep.dir).absolute()
         if not os.environ.get(NAME_VARIABLE):
@@ -66,15 +66,10 @@ def _make_folder(config: DictConfig, key: str) -> None:
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        _leave(
-            f"Error: Expected to write results to {folder}, but: {error.strerror or error}. Choose another folder with "
+        sys.exit(
+            f"\nError: Expected to write results to {folder}, but: {error.strerror or error}. Choose another folder with "
             f"{key}=FOLDER, or run from one that can be written."
         )
-
-
-def _leave(message: str) -> None:
-    print(f"\n{message}", file=sys.stderr)  # noqa: T201
-    sys.exit(1)
 
 
 def sweep_name(overrides: Sequence[str]) -> str:
