@@ -67,8 +67,8 @@ def _make_folder(config: DictConfig, key: str) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         sys.exit(
-            f"\nError: Expected to write results to {folder}, but: {error.strerror or error}. Choose another folder with "
-            f"{key}=FOLDER, or run from one that can be written."
+            f"\nError: Expected to write results to {folder}, but: {error.strerror or error}. Choose another folder "
+            f"with {key}=FOLDER, or run from one that can be written."
         )
 
 
