@@ -71,9 +71,10 @@ def _leave(message: str, code: int) -> None:
 
 def main() -> None:
     """Run the command line."""
-    # Threads of OpenMP that wait for each other spin by default: where other programs want the cores, too, networks of
-    # this size then take ten times as long. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads of GNU's OpenMP spin for a long while before they sleep: where other programs want the cores, too, networks
+    # of this size then take many times as long (benchmarks/waiting.py). Read when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         _run()
     except SystemExit as stop:

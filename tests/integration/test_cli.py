@@ -36,14 +36,16 @@ def test_help_is_quick(command: Command, arguments: list[str]) -> None:
     assert all(word in done.stdout for word in wanted[arguments[0]])
 
 
-@pytest.mark.parametrize("given", [None, "ACTIVE"])
-def test_threads_that_wait_give_their_core_away_unless_told_otherwise(given: str | None) -> None:
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given: dict[str, str], count: str) -> None:
     code = "import os, sys; sys.argv = ['kegnet_pl', '--version']; from kegnet_pl.cli import main\n"
-    code += "try: main()\nexcept SystemExit: pass\nprint(os.environ['OMP_WAIT_POLICY'])"
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == (given or "PASSIVE")
+    code += "try: main()\nexcept SystemExit: pass\nprint(os.environ.get('GOMP_SPINCOUNT'))"
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_WAIT", "GOMP"))}
+    done = subprocess.run([sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == count
 
 
 @pytest.mark.parametrize(
