@@ -72,7 +72,7 @@ def _leave(message: str, code: int) -> None:
 def main() -> None:
     """Run the command line."""
     # Threads of GNU's OpenMP spin for a long while before they sleep: where other programs want the cores, too, small
-    # networks then take many times as long (benchmarks/waiting.py). Read when torch is imported.
+    # networks then take far longer (benchmarks/waiting.py). Read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
