@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import nn
 
 from kegnet_pl.compression import restore_structure
+from kegnet_pl.files import write_whole
 from kegnet_pl.weights import load_weights
 
 
@@ -32,9 +33,9 @@ def save_network(
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     state = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
     # Written by us, so that a full disk is an OSError like any other.
-    (Path(folder) / f"{name}.safetensors").write_bytes(save(state))
+    write_whole(Path(folder) / f"{name}.safetensors", save(state))
     content = {"network": dict(recipe), "ranks": dict(ranks or {})}
-    (Path(folder) / f"{name}.json").write_text(json.dumps(content, indent=2))
+    write_whole(Path(folder) / f"{name}.json", json.dumps(content, indent=2))
 
 
 def load_network(folder: str | Path, name: str = "network") -> nn.Module:

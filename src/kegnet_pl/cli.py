@@ -53,6 +53,12 @@ def _run(cfg: DictConfig) -> float | None:
 def _run_job(cfg: DictConfig, folder: Path) -> float | None:
     config = to_plain(cfg)
     check(config)
+    if config["recipe"] == "fast" and not HydraConfig.get().runtime.choices.get("schedule"):
+        raise ConfigError(
+            "Expected an experiment beside recipe=fast, which shortens the schedules of the paper's experiments, but "
+            "got none: nothing would change. Add +experiment=..., or schedule=... (mnist_lenet, svhn_resnet, "
+            "fashion_resnet, table_mlp), or leave recipe=fast out."
+        )
     if sweep.in_sweep() and config["trainer"]["devices"] * config["trainer"]["num_nodes"] > 1:
         raise ConfigError(sweep.ONE_PROCESS)
     from kegnet_pl.gpus import one_gpu

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from kegnet_pl.files import write_whole
+
 Work = Literal[
     "teacher_training", "compression", "generator_training", "drawing", "labelling", "student_training", "evaluation"
 ]
@@ -56,9 +58,8 @@ class Costs:
         now = time.perf_counter()
         self.total += now - self._since
         self._since = now
-        written = self._bill.with_suffix(".part")  # a killed attempt leaves a whole file
-        written.write_text(json.dumps({name: value for name, value in vars(self).items() if not name.startswith("_")}))
-        written.replace(self._bill)
+        kept = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        write_whole(self._bill, json.dumps(kept))
 
     @contextmanager
     def measure(self, work: Work) -> Iterator[None]:

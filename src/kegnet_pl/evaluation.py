@@ -1,21 +1,11 @@
 """Accuracy of a finished network on real test data."""
 
-import hashlib
-
 import torch
 from torch import Tensor, nn
 
 from kegnet_pl.data import Split
 from kegnet_pl.data.loading import chunk_size
 from kegnet_pl.networks import FrozenModule, prefer_channels_last
-
-
-def digest(split: Split) -> str:
-    """Return a hash of samples and classes, so that a result says which data it was measured on."""
-    found = hashlib.sha256(str(tuple(split.x.shape)).encode())
-    for tensor in (split.x, split.y):
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -42,7 +32,17 @@ def count_answers(
     shape = split.x.shape[1:]
     frozen = prefer_channels_last(FrozenModule(network).to(device), shape)
     size = batch_size or chunk_size(shape, device)
+    if not len(split):
+        raise ValueError("Expected samples to measure accuracy on, but got none.")
+    if not split.x.is_floating_point():
+        raise ValueError(
+            f"Expected floating-point samples, normalised as the network takes them, but got {split.x.dtype}."
+        )
     answers = [frozen(x.to(device)) for x in split.x.split(size)]
+    if not all(bool(logits.isfinite().all()) for logits in answers):
+        raise ValueError(
+            "Expected finite logits, but got NaN or infinite ones: see that weights and samples are finite."
+        )
     classes = answers[0].shape[1]
     if int(split.y.max()) >= classes:
         raise ValueError(f"Expected a network of {int(split.y.max()) + 1} classes or more, but it has {classes}.")

@@ -14,7 +14,8 @@ from urllib.parse import urlparse
 from hydra.utils import instantiate
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from kegnet_pl.errors import UserError
+from kegnet_pl.errors import UserError, first_line
+from kegnet_pl.files import write_whole
 from kegnet_pl.ranks import rank
 from kegnet_pl.store import Stage
 
@@ -156,7 +157,7 @@ class Loggers:
         except (CommError, AuthenticationError) as error:
             self._unreachable = True
             self.tell(
-                f"W&B does not answer ({str(error).splitlines()[0]}): runs are kept offline in "
+                f"W&B does not answer ({first_line(error)}): runs are kept offline in "
                 f"{self.run_folder}/wandb; later: wandb sync FOLDER/wandb/offline-run-*"
             )
             (folder / _RUN_FILE).unlink(missing_ok=True)  # the client holds on to the identifier
@@ -222,7 +223,7 @@ def _run_id(folder: Path) -> str:
         return str(json.loads(path.read_text())["id"])
     identifier = secrets.token_hex(4)
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"id": identifier}) + "\n")
+    write_whole(path, json.dumps({"id": identifier}) + "\n")
     return identifier
 
 

@@ -63,6 +63,8 @@ def run(config: dict[str, Any], folder: Path, *, job: int | None = None, gpu: in
         UserError: If something is wrong that the user can mend.
     """
     shop = open_workshop(config, folder, job=job, gpu=gpu)
+    if shop.data is not None:
+        shop.data.setup()  # what is wrong with it is told before anything takes time
     if "kegnet" in config["methods"]:
         check_generator(shop)
 

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from kegnet_pl.errors import ConfigError
+from kegnet_pl.errors import ConfigError, first_line
 
 RESUME = ("auto", "never", "require")
 METHODS = ("uniform", "normal", "kegnet")
@@ -17,6 +17,16 @@ PRECISION = ("32-true", "bf16-mixed", "16-mixed")
 NORM = ("batch", "running")
 LR_SCHEDULE = ("constant", "cosine")
 STUDENT_NORM = ("batch", "frozen", "adapt")
+
+_EPOCHS = "how long is teacher.epochs, generator.epochs and student.epochs"
+_OURS = {
+    **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_steps"), _EPOCHS),
+    "min_epochs": "that is teacher.min_epochs and student.min_epochs",
+    "limit_val_batches": "students are selected by all of student.validation_samples",
+    "logger": "loggers are the group `logger`",
+    "callbacks": "callbacks are the group `callbacks`",
+}
+"""Arguments of Lightning's trainer that other settings decide."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
             f"Expected a value for `{error.full_key}`, but got none. Add {error.full_key}=... to the command."
         ) from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"Expected every setting to resolve, but got: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"Expected every setting to resolve, but got: {first_line(error)}") from error
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
@@ -84,8 +94,17 @@ def check(config: Mapping[str, Any]) -> None:
     if not isinstance(c.value("recipe"), str):
         raise ConfigError(f"Expected `recipe` to be a name, but got {c.value('recipe')!r}.")
     c.choice("resume", RESUME)
-    for name in ("devices", "num_nodes"):
-        c.whole(f"trainer.{name}", 1)
+    for name, instead in _OURS.items():
+        if name in c.value("trainer"):
+            raise ConfigError(f"Expected no setting `trainer.{name}`: {instead}.")
+    c.choice("trainer.accelerator", ("cpu", "gpu"))
+    c.whole("trainer.devices", 1)
+    if c.value("trainer.num_nodes") != 1:
+        raise ConfigError(
+            f"Expected `trainer.num_nodes` to be 1, but got {c.value('trainer.num_nodes')!r}: the processes of one run "
+            f"are on one machine (trainer=ddp trainer.devices=N). Several machines can share the jobs of a sweep "
+            f"(hydra/launcher=submitit_slurm)."
+        )
     if not isinstance(c.value("store"), str) or not c.value("store"):
         raise ConfigError(f"Expected `store` to be a folder, but got {c.value('store')!r}.")
     if c.value("sweep") is not None and not isinstance(c.value("sweep"), str):
@@ -130,6 +149,12 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError("Expected a positive weight for one term of `generator.objective`, but got only zeros.")
 
     _check_training(c, "student")
+    network = c.value("student.network")
+    if network is not None and not (isinstance(network, Mapping) and "_target_" in network):
+        raise ConfigError(
+            f"Expected `student.network` to be null (the compressed teacher) or a network with `_target_`, but got "
+            f"{network!r}. A group is chosen by student=..., such as student=lenet5."
+        )
     c.whole("student.samples", 1)
     c.whole("student.validation_samples", 1)
     c.number("student.temperature", above=0)

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from kegnet_pl.costs import Costs
 from kegnet_pl.errors import StoreError
+from kegnet_pl.files import write_whole
 from kegnet_pl.memory import forget_peak_memory, peak_memory
 from kegnet_pl.provenance import command_line, git_state, versions
 from kegnet_pl.ranks import barrier, decide, decided, distributed, rank
@@ -71,7 +72,7 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds that made it, over all attempts but killed ones, which leave no clock."""
+        """Wall-clock seconds that made it, over all attempts; of one that was killed, up to its last epoch."""
         return float(self.manifest["seconds"])
 
 
@@ -221,7 +222,7 @@ class Store:
         bill.unlink(missing_ok=True)
         shutil.rmtree(hidden / "checkpoints", ignore_errors=True)
         manifest["files"] = {path.name: path.stat().st_size for path in sorted(hidden.iterdir()) if path.is_file()}
-        _write(hidden / "manifest.json", json.dumps(manifest, indent=2))
+        write_whole(hidden / "manifest.json", json.dumps(manifest, indent=2))
         if final.exists():  # resume=never: the old one steps aside, then goes
             old = final.with_name(f".{final.name}.old")
             shutil.rmtree(old, ignore_errors=True)
@@ -247,10 +248,3 @@ class Store:
                 f"folder and run the same command again."
             ) from error
         return Stage(stage, mark, final, manifest, found)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text)
-    draft.replace(path)

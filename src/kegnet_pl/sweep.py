@@ -20,6 +20,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kegnet_pl.files import write_whole
+
 NAME_VARIABLE = "KEGNET_SWEEP"
 """Environment variable that carries the sweep's name to its jobs, wherever a launcher starts them."""
 
@@ -128,7 +130,7 @@ def record_failure(folder: Path, error: Exception, expected: bool) -> None:
     content = {"job": number, "overrides": overrides, "error": reason, "traceback": trace}
     with suppress(OSError):  # a full disk may be what is told
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FAILURE).write_text(json.dumps(content, indent=2) + "\n")
+        write_whole(folder / FAILURE, json.dumps(content, indent=2) + "\n")
     if number is None:
         return
     (folder / "results.json").unlink(missing_ok=True)  # of an earlier sweep in the same folder

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 
+from kegnet_pl.callbacks import LastEpoch, Meter, Patience
 from kegnet_pl.costs import Costs, Work
 from kegnet_pl.errors import ConfigError
 from kegnet_pl.loggers import Loggers
@@ -30,7 +30,7 @@ class Schedule:
         epochs: Epochs at most.
         select_best: Keep the epoch with the highest ``val/accuracy`` instead of the last.
         patience: Stop so many epochs after the best; None never stops early. Needs ``select_best``.
-        min_epochs: Epochs at least.
+        min_epochs: Epochs at least; see :class:`Patience`.
     """
 
     epochs: int
@@ -94,7 +94,7 @@ class Training:
     """What all stages train with.
 
     Attributes:
-        make_trainer: Returns a trainer for given ``max_epochs``, ``min_epochs``, ``callbacks`` and ``logger``.
+        make_trainer: Returns a trainer for given ``max_epochs``, ``callbacks``, ``logger`` and ``limit_val_batches``.
         make_callbacks: Returns the user's callbacks for a checkpoint folder.
         loggers: Makes the user's loggers.
     """
@@ -149,11 +149,17 @@ class Training:
             )
             selecting.append(best)
             if schedule.patience is not None:
-                selecting.append(EarlyStopping("val/accuracy", mode="max", patience=schedule.patience))
+                selecting.append(Patience(schedule.patience, schedule.min_epochs or 0))
+        last = LastEpoch()
         trainer = self.make_trainer(
             max_epochs=schedule.epochs,
-            min_epochs=schedule.min_epochs,
-            callbacks=[Meter(costs, work, samples_per_step), *callbacks, *selecting, *self.make_callbacks(checkpoints)],
+            callbacks=[
+                Meter(costs, work, samples_per_step),
+                last,
+                *callbacks,
+                *selecting,
+                *self.make_callbacks(checkpoints),
+            ],
             logger=[
                 logger
                 for name in names
@@ -163,66 +169,15 @@ class Training:
         )
         begun = checkpoints / "resume.ckpt"
         run_fit(trainer, module, datamodule, begun if begun.exists() else None)
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        metrics = dict(last.metrics)
+        if isinstance(module, SteppedModule):
+            module.means = last.means
         if best is not None and best.best_model_path:
             content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
             module.load_state_dict(content["state_dict"])
             metrics["val/accuracy"] = float(best.best_model_score)  # type: ignore[arg-type]
         module.to("cpu")
         return metrics | {"epochs": trainer.current_epoch}
-
-
-class Meter(Callback):
-    """Adds what a fit costs to a ledger; validation counts as evaluation.
-
-    Args:
-        costs: The ledger.
-        work: What to count training as.
-        samples_per_step: Samples that a step makes and shows to the teacher.
-    """
-
-    def __init__(self, costs: Costs, work: Work, samples_per_step: int = 0) -> None:
-        self.costs = costs
-        self.work = work
-        self.samples_per_step = samples_per_step
-        self._since: float | None = None
-        self._steps = 0
-
-    def _count(self, trainer: Trainer, work: Work | None) -> None:
-        now = time.perf_counter()
-        if work is not None and self._since is not None:
-            self.costs.seconds[work] += now - self._since
-        self._since = now
-        made = (trainer.global_step - self._steps) * self.samples_per_step
-        self._steps = trainer.global_step
-        self.costs.samples_made += made
-        self.costs.teacher_forwards += made
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, where a resumed fit goes on."""
-        self._steps = trainer.global_step
-        self._count(trainer, None)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what has been counted: an attempt that is killed has cost something, too."""
-        self._count(trainer, self.work)
-        self.costs.keep()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop counting as training."""
-        self._count(trainer, self.work)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop counting as evaluation."""
-        self._count(trainer, "evaluation")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
-        self._count(trainer, self.work)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop the clock of a fit that is broken off."""
-        self._count(trainer, self.work)
 
 
 def device_of(trainer_config: dict[str, Any], gpu: int | None = None) -> torch.device:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kegnet_pl.errors import WeightsError
+from kegnet_pl.errors import WeightsError, first_line
 
 _CONTAINERS = ("state_dict", "model_state", "model_state_dict", "model")
 """Keys under which checkpoints keep their state dict: Lightning, the KegNet release, others."""
@@ -76,17 +76,33 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
+    if isinstance(error, PermissionError):
+        return WeightsError(f"Expected to read {path}, but got: permission denied. Ask for it, or copy the file.")
     size = path.stat().st_size
+    if _is_program(path):
+        return WeightsError(
+            f"Expected weights in {path}, but it holds a program (TorchScript or torch.export). Where the network's "
+            f"class is at hand, save its weights alone: torch.save(model.state_dict(), FILE)."
+        )
     if not size:
         reason = "it is empty"
     elif path.suffix == ".safetensors":
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        reason = first_line(error).rstrip(".")
     else:
         reason = "it is not what torch.save writes, or not all of it"  # torch's own words advise to unpickle anything
     return WeightsError(
         f"Expected a whole weight file at {path} ({size:,} bytes), but it cannot be read: {reason}. It may be cut "
         f"short; copy it again."
     )
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file is what torch.jit.save or torch.export.save writes."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        parts = {part for name in archive.namelist() for part in name.split("/")}
+    return bool(parts & {"code", "constants.pkl", "models", "serialized_exported_program.json"})
 
 
 def _describe(content: Any) -> str:

@@ -4,6 +4,7 @@ import ast
 import copy
 import inspect
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,12 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import kegnet_pl
 from kegnet_pl import api
+from kegnet_pl.errors import DivergedError
 from kegnet_pl.networks import MLP, ImageGenerator, LeNet5, ResNet14
 from tests.integration.conftest import configure
 from tests.integration.test_pipeline import go
@@ -189,6 +193,26 @@ class _Wrong(nn.Module):
         return self.answer(z)
 
 
+class _Once:
+    """Returns one and the same generator at every call."""
+
+    def __init__(self) -> None:
+        self.generator = ImageGenerator(1, 10, 10)
+
+    def __call__(self) -> nn.Module:
+        return self.generator
+
+
+def _broken(network: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        next(network.parameters()).fill_(math.nan)
+    return network
+
+
+def _split(count: int, value: float = 0.0) -> kegnet_pl.Split:
+    return kegnet_pl.Split(torch.full((count, *SHAPE), value), torch.zeros(count).long())
+
+
 def _with_generator(make: Any) -> None:
     kegnet_pl.train_generators(_lenet(), SHAPE, make_generator=make, **TINY)
 
@@ -198,11 +222,16 @@ def _with_generator(make: Any) -> None:
     [
         (lambda: kegnet_pl.train_generators(_lenet(), (3, 32, 32), **TINY), r"take samples of shape \(3, 32, 32\)"),
         (lambda: kegnet_pl.train_generators(nn.Flatten(0), SHAPE, **TINY), r"return logits of shape \(2, classes\)"),
-        (lambda: kegnet_pl.train_generators(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (1, 8, 8), **TINY),
-         r"`make_generator` for samples of shape \(1, 8, 8\)"),
+        (lambda: kegnet_pl.train_generators(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (8, 8), **TINY),
+         r"`make_generator` for samples of shape \(8, 8\)"),
+        (lambda: kegnet_pl.train_generators(torch.jit.script(_lenet()), SHAPE, **TINY), "Build it from its class"),
+        (lambda: kegnet_pl.train_generators(_broken(_lenet()), SHAPE, **TINY), "finite logits, but got NaN"),
+        (lambda: _with_generator(_Once()), "a new module at every call, but got the same twice"),
+        (lambda: _with_generator(lambda: ImageGenerator(1, 7, 10)), "the teacher's 10 classes, but got one of 7"),
+        (lambda: _with_generator(lambda: ImageGenerator(1, 10, 12)), "Set `noise_dim` to 12, or give `make_decoder`"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, objective={"beauty": 1}, **TINY), "got 'beauty'"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, make_decoder=lambda: nn.Flatten(), **TINY),
-         r"decoder of 10 noise dimensions, but got one of \(1024,\)"),
+         r"decoder of the generator's 10 noise dimensions, but got one of \(1024,\)"),
         (lambda: _with_generator(lambda: nn.Flatten()), "attributes `noise_dim` and `classes`, but got Flatten"),
         (lambda: _with_generator(ImageGenerator(1, 10, 10)), "`make_generator` to be a function"),
         (lambda: _with_generator(lambda: _Wrong(lambda z: torch.zeros(len(z), 1, 28, 28))),
@@ -214,9 +243,17 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.compress(_lenet(), (1, -32, 32)), r"`input_shape` as .* but got \(1, -32, 32\)"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="cuda:99", **TINY),
          "`device` to be there, but got 'cuda:99'"),
-        (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.zeros(3)), "as many samples as labels, but got 8 and 3"),
-        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, **(TINY | {"count": 0})), "`count` of at least 1"),
-        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, **(TINY | {"batch_size": 1})), "`batch_size` of at least"),
+        (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.zeros(3).long()), "many samples as labels, but got 8 and 3"),
+        (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.zeros(8)), r"classes \(N,\), .* got torch.float32 \(8,\)"),
+        (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.eye(8).long()), r"classes \(N,\), .* torch.int64 \(8, 8\)"),
+        (lambda: kegnet_pl.Split(torch.zeros(8, 2), [1] * 8), "`y` to be a tensor, but got list"),
+        (lambda: kegnet_pl.measure_accuracy(_lenet(), _split(0)), "samples to measure accuracy on, but got none"),
+        (lambda: kegnet_pl.measure_accuracy(_lenet(), _split(4, math.nan)), "finite logits, but got NaN"),
+        (lambda: kegnet_pl.measure_accuracy(_lenet(), kegnet_pl.Split(_split(4).x.byte(), _split(4).y)),
+         "floating-point samples, .* but got torch.uint8"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, **(TINY | {"count": 0})), "`count` to be a whole number"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, **(TINY | {"batch_size": 1})),
+         "`batch_size` to be a whole number of at least 2"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, precision="bf16", **TINY), "16-mixed, but got 'bf16'"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, precision="16-mixed", device="cpu", **TINY), "on a CPU"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="gpu", **TINY), "'cuda:1', but got 'gpu'"),
@@ -234,7 +271,8 @@ def test_mistakes_are_named(call: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "`epochs` of at least 1"),
+        ({"epochs": 0}, "`epochs` to be a whole number of at least 1"),
+        ({"epochs": 1.5}, "`epochs` to be a whole number of at least 1"),
         ({"features": -1.0}, "`features` of at least 0"),
         ({"norm": "addapt"}, "'frozen', 'adapt'.*got 'addapt'"),
     ],
@@ -293,3 +331,52 @@ def test_public_names() -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, kegnet_pl; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 40), (1, 32, 48), (3, 64, 64), (2, 7, 100)])
+def test_images_of_any_size(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(
+        nn.Conv2d(shape[0], 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(32, 3),
+    )  # fmt: skip
+    tiny = TINY | {"epochs": 1, "steps_per_epoch": 1}
+    generators = kegnet_pl.train_generators(teacher, shape, objective={"classifier": 1, "statistics": 1}, **tiny)
+    student = kegnet_pl.distil(teacher, generators.dataset(16), epochs=1, progress=False)
+    assert generators.dataset(4).tensors[0].shape == (4, *shape)
+    assert student(torch.zeros(2, *shape)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (6,)], ids=["one by one", "together"])
+def test_a_logger_is_told_of_every_generator(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    class Recorder(DummyLogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: set[str] = set()
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+            self.names |= set(metrics)
+
+    teacher = _lenet() if shape == SHAPE else MLP(6, 3)
+    recorder = Recorder()
+    kegnet_pl.train_generators(teacher, shape, logger=[recorder], **TINY)
+    assert {name for name in recorder.names if name.endswith("train/loss")} == {
+        "generator_0/train/loss", "generator_1/train/loss",
+    }  # fmt: skip
+
+
+def test_callbacks_may_begin_anew_with_every_generator() -> None:
+    made: list[EarlyStopping] = []
+
+    def make() -> list[EarlyStopping]:
+        made.append(EarlyStopping("train/accuracy", mode="max", patience=1))
+        return [made[-1]]
+
+    kegnet_pl.train_generators(_lenet(), SHAPE, callbacks=make, **TINY)
+    assert len(made) == 2
+    assert made[0] is not made[1]
+
+
+def test_a_fit_that_diverges_is_an_error(generators: kegnet_pl.Generators) -> None:
+    with pytest.raises(DivergedError, match=r"diverged in epoch \d\. Lower the learning rate"):
+        kegnet_pl.distil(_lenet(), generators.dataset(64), lr=1e30, epochs=2, progress=False)

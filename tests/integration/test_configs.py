@@ -112,9 +112,10 @@ def test_the_users_settings_win_over_a_recipe() -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_of_a_group_composes(group: str) -> None:
     for path in sorted((ROOT / group).glob("*.yaml")):
-        more = ["data.input_shape=[1,32,32]", "data.classes=3", "teacher.weights=w"] if path.stem == "none" else []
+        unknown = path.stem in ("none", "files")
+        more = ["data.input_shape=[1,32,32]", "data.classes=3", "teacher.weights=w"] if unknown else []
         more += ["trainer.devices=2"] if path.stem == "ddp" else []
-        more += ["teacher.network._target_=torch.nn.Identity", "compression=ratio"] if path.stem == "custom" else []
+        more += [f"{group}.network._target_=torch.nn.Identity", "compression=ratio"] if path.stem == "custom" else []
         config = configure(f"{group}={path.stem}", *more)
         assert config[group]
 

@@ -1,20 +1,25 @@
 """The stages in a row, and what the store finds again."""
 
+import importlib
 import importlib.resources
 import json
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
 from safetensors.torch import load_file
+from torch import nn
 
 from kegnet_pl.artefacts import load_network
-from kegnet_pl.errors import ConfigError, StoreError, WeightsError
+from kegnet_pl.data import DigitsDataModule, Split
+from kegnet_pl.errors import ConfigError, DivergedError, StoreError, WeightsError
 from kegnet_pl.modules.base import SeededModule
 from kegnet_pl.pipeline import run
 from kegnet_pl.stages import result_settings
@@ -244,6 +249,38 @@ def test_jitter_concerns_generators_alone(tmp_path: Path) -> None:
         assert by[0][method]["accuracy"] == by[1][method]["accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("method", "override"),
+    [
+        ("normal", "student.draw_norm=batch"), ("kegnet", "student.validation_samples=64"),
+        ("kegnet", "student.features.layers=[conv1]"), ("kegnet", "generator.objective.statistics.term=null"),
+    ],
+)  # fmt: skip
+def test_what_a_result_does_not_depend_on_rebuilds_nothing(tmp_path: Path, method: str, override: str) -> None:
+    weightless = "generator.objective.statistics.term._target_=kegnet_pl.losses.DecoderLoss"
+    go(tmp_path, f"methods=[{method}]", "student.features.weight=0", "generator.objective.statistics.weight=0")
+    before = stages(tmp_path)
+    go(
+        tmp_path,
+        f"methods=[{method}]",
+        "student.features.weight=0",
+        override.replace("generator.objective.statistics.term=null", weightless),
+    )
+    assert stages(tmp_path) == before
+
+
+def test_a_teacher_of_other_data_is_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go(tmp_path, "methods=[]")
+    read = DigitsDataModule.read
+
+    def fewer(self: DigitsDataModule) -> dict[str, Split]:
+        return {part: split[: len(split) // 2] if part == "train" else split for part, split in read(self).items()}
+
+    monkeypatch.setattr(DigitsDataModule, "read", fewer)
+    go(tmp_path, "methods=[]")
+    assert kinds(set(stages(tmp_path))).count("teacher") == 2
+
+
 def test_hints_are_counted_and_named_layers_must_be_there(tmp_path: Path) -> None:
     row = go(tmp_path, "methods=[normal]", "student.features.weight=1", "student.features.layers=[conv*]")[-1]
     assert row["costs"]["teacher_forwards"] == 128 + 2 * 128, "labels, and two epochs"
@@ -390,7 +427,7 @@ def test_wrong_input_is_named_before_training(tmp_path: Path) -> None:
         go(tmp_path, f"teacher.weights={tmp_path / 'nowhere.pt'}")
     with pytest.raises(ConfigError, match=r"to take samples of shape \(1, 32, 32\), but it failed"):
         go(tmp_path, "teacher.network.channels=3")
-    with pytest.raises(ConfigError, match=r"generator=image makes 32x32 images"):
+    with pytest.raises(ConfigError, match=r"generator=image makes images \(data\.input_shape"):
         go(tmp_path, "generator=dense")
     with pytest.raises(ConfigError, match=r"know 10 classes, as the data has, but it knows 7\."):
         go(tmp_path, "teacher.network.classes=7")
@@ -419,3 +456,87 @@ def test_norm_of_the_student(tmp_path: Path) -> None:
     assert (student["norm1.weight"] - teacher["norm1.weight"]).abs().max() > 0.05
     with pytest.raises(ValueError, match=r"Set student\.norm=batch"):
         go(tmp_path, "methods=[kegnet]", "student.norm=adapt")
+
+
+NETWORK = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1024, 10)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)) * {factor}
+"""
+
+
+def test_changed_code_of_ones_own_network_builds_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    overrides = ["methods=[]", "teacher=custom", "teacher.network._target_=own_network.Net", "compression=ratio"]
+    for factor, teachers in (("1", 1), ("1", 1), ("2", 2)):
+        (tmp_path / "own_network.py").write_text(NETWORK.format(factor=factor))
+        sys.modules.pop("own_network", None)
+        importlib.invalidate_caches()
+        go(tmp_path, *overrides)
+        assert kinds(set(stages(tmp_path))).count("teacher") == teachers
+
+
+def test_the_same_weights_in_another_file_are_the_same_teacher(tmp_path: Path) -> None:
+    rows = go(tmp_path, "methods=[]")
+    weights = tmp_path / "store" / f"teacher-{rows[0]['fingerprint']}" / "network.safetensors"
+    torch.save({"state_dict": {f"net.{key}": value for key, value in load_file(weights).items()}}, tmp_path / "copy.pt")
+    marks = {
+        go(tmp_path, "methods=[]", f"teacher.weights={file}")[0]["fingerprint"]
+        for file in (weights, tmp_path / "copy.pt")
+    }
+    assert len(marks) == 1
+
+
+def test_ones_own_test_data(tmp_path: Path) -> None:
+    rows = go(tmp_path, "methods=[]")
+    weights = tmp_path / "store" / f"teacher-{rows[0]['fingerprint']}" / "network.safetensors"
+    digits = DigitsDataModule()
+    digits.setup()
+    test = digits.part("test")
+    np.savez(tmp_path / "test.npz", x=test.x.numpy(), y=test.y.numpy())
+    mine = [f"teacher.weights={weights}", "data=files", "data.input_shape=[1,32,32]", "data.classes=10"]
+    measured = go(tmp_path, "methods=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}")
+    assert measured[0]["accuracy"] == rows[0]["accuracy"]
+    assert measured[0]["test_set"] == f"files: {len(test)} test samples"
+    with pytest.raises(ValueError, match="a split 'val' of the data set 'files', but it has test"):
+        go(tmp_path, "methods=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}", "student.selection=real")
+
+
+def test_bad_test_data_is_told_before_anything_takes_time(tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", x=np.zeros((4, 1, 32, 32)), y=np.full(4, 10))
+    with pytest.raises(ValueError, match="classes 0 to 9 in data set 'files', but got 10 to 10"):
+        go(
+            tmp_path, "data=files", "data.input_shape=[1,32,32]", "data.classes=10", "teacher.weights=nowhere.pt",
+            f"data.test={tmp_path / 'test.npz'}",
+        )  # fmt: skip
+    assert not stages(tmp_path)
+
+
+@pytest.mark.parametrize("size", [28, 40])
+def test_images_of_other_sizes_need_no_generator_of_ones_own(tmp_path: Path, size: int) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    network(torch.zeros(1, 2, size, size))
+    torch.save(network.state_dict(), tmp_path / "mine.pt")
+    rows = go(
+        tmp_path, "methods=[kegnet]", "data=none", f"data.input_shape=[2,{size},{size}]", "data.classes=3",
+        "teacher=custom", "compression=ratio", "compression.target=2",
+        "teacher.network._target_=tests.integration.test_pipeline.make_linear",
+        f"+teacher.network.size={size}", f"teacher.weights={tmp_path / 'mine.pt'}",
+    )  # fmt: skip
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+KegNet"]
+
+
+def make_linear(size: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(2 * size * size, 3))
+
+
+def test_a_diverged_student_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="Lower the learning rate"):
+        go(tmp_path, "methods=[normal]", "student.baselines.lr=1e30")
+    assert kinds(set(stages(tmp_path))) == ["compression", "teacher"]

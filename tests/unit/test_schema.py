@@ -85,7 +85,7 @@ def test_the_example_of_the_help_passes() -> None:
 
 
 WHOLE = [
-    ("seed", 0), ("trainer__devices", 1), ("trainer__num_nodes", 1), ("data__classes", 2),
+    ("seed", 0), ("trainer__devices", 1), ("data__classes", 2),
     ("teacher__epochs", 1), ("teacher__batch_size", 1), ("teacher__patience", 1), ("teacher__min_epochs", 1),
     ("generator__epochs", 1), ("generator__batch_size", 1), ("generator__count", 1), ("generator__noise_dim", 1),
     ("generator__steps_per_epoch", 1), ("student__epochs", 1), ("student__batch_size", 1), ("student__patience", 1),
@@ -192,9 +192,35 @@ def test_input_shape(value: Any) -> None:
 @pytest.mark.parametrize("part", ["teacher", "generator", "student"])
 def test_batches_are_shared_out(part: str) -> None:
     good = {f"{name}__batch_size": 24 for name in ("teacher", "generator", "student")}
-    check(_config(trainer__devices=4, trainer__num_nodes=2, **good))
+    check(_config(trainer__devices=8, **good))
     with pytest.raises(ConfigError, match=rf"`{part}\.batch_size` to be a multiple of the 8 processes.*got 20"):
-        check(_config(trainer__devices=4, trainer__num_nodes=2, **(good | {f"{part}__batch_size": 20})))
+        check(_config(trainer__devices=8, **(good | {f"{part}__batch_size": 20})))
+
+
+@pytest.mark.parametrize("value", [0, 2, "1", None])
+def test_a_run_is_on_one_machine(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"`trainer\.num_nodes` to be 1, but got .*trainer=ddp trainer\.devices=N"):
+        check(_config(trainer__num_nodes=value))
+
+
+@pytest.mark.parametrize("value", ["auto", "mps", "cuda", None])
+def test_accelerators(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"`trainer\.accelerator` to be one of cpu, gpu, but got"):
+        check(_config(trainer__accelerator=value))
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("max_epochs", "teacher.epochs"), ("max_steps", "student.epochs"), ("min_epochs", "teacher.min_epochs"),
+        ("limit_val_batches", "validation_samples"), ("logger", "group `logger`"),
+    ],
+)  # fmt: skip
+def test_what_other_settings_decide_is_no_setting_of_the_trainer(name: str, instead: str) -> None:
+    config = _config()
+    config["trainer"] = config["trainer"] | {name: 1}
+    with pytest.raises(ConfigError, match=rf"no setting `trainer\.{name}`: .*{instead}"):
+        check(config)
 
 
 def test_teacher_without_data_or_weights() -> None:

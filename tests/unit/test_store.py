@@ -214,7 +214,7 @@ def test_full_disk_at_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_write", fail)
+        patch.setattr(store_module, "write_whole", fail)
         with pytest.raises(StoreError, match="No space left"):
             _get(tmp_path, Builder())
     assert _visible(tmp_path) == []

@@ -256,3 +256,22 @@ def test_released_teacher_cut_short(reference_dir: Path, tmp_path: Path, share: 
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(WeightsError, match="cut short"):
         read_state_dict(path)
+
+
+def test_programs_are_told_from_weights(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(3, 2))
+    torch.jit.save(torch.jit.script(network), tmp_path / "script.pt")
+    torch.export.save(torch.export.export(network, (torch.zeros(1, 3),)), tmp_path / "export.pt2")
+    for name in ("script.pt", "export.pt2"):
+        with pytest.raises(
+            WeightsError, match=rf"{name}, but it holds a program .*save\(model\.state_dict\(\), FILE\)"
+        ):
+            load_weights(network, tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
+    (tmp_path / "a.pt").chmod(0)
+    with pytest.raises(WeightsError, match="permission denied"):
+        read_state_dict(tmp_path / "a.pt")

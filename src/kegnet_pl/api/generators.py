@@ -12,18 +12,27 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from kegnet_pl.api.drawing import Generators
-from kegnet_pl.api.fitting import Device, check_numbers, find_device, fit_quietly, frozen_copy, seeded, to_shape
-from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective
+from kegnet_pl.api.fitting import (
+    Device,
+    check_counts,
+    check_numbers,
+    find_device,
+    fit_quietly,
+    frozen_copy,
+    seeded,
+    to_shape,
+)
+from kegnet_pl.errors import first_line
+from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.modules import GeneratorModule
 from kegnet_pl.modules.base import LRSchedule
 from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, StackedModule, TeacherNorm, count_classes
+from kegnet_pl.networks.answers import FORWARD_ERRORS
 from kegnet_pl.progress import StageProgress, make_console
 from kegnet_pl.seeds import derive_seed
 from kegnet_pl.stages.generators import faster_together, teacher_for
 
 Terms = Mapping[str, float]
-
-_IMAGE_SIDE = 32
 
 
 def train_generators(
@@ -45,23 +54,23 @@ def train_generators(
     device: Device = "auto",
     precision: Any = "32-true",
     logger: Logger | Sequence[Logger] | bool = False,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | Callable[[], Sequence[Callback]] = (),
     progress: bool = True,
 ) -> Generators:
     """Train generators against a frozen network until it recognises what they make (PAPER sections 1 and 2).
 
     Args:
         teacher: Any network that returns logits ``(B, C)``. It stays as it is.
-        input_shape: Shape of one sample of it: ``(channels, 32, 32)``, or the number of features; any other one needs
-            ``make_generator``. Samples are standardised, as the teacher's own input should have been.
+        input_shape: Shape of one sample of it: ``(channels, height, width)``, or the number of features; any other one
+            needs ``make_generator``. Samples are standardised, as the teacher's own input should have been.
         count: Generators, trained independently; a student learns more from several.
         epochs: Epochs; the paper's images have 200 of 100 steps.
         steps_per_epoch: Optimiser steps of an epoch.
         batch_size: Samples of a step.
         lr: Adam's learning rate.
         lr_schedule: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        objective: Weights of the terms ``classifier``, ``decoder`` and ``diversity``, or an objective of your own;
-            None for the paper's: 1, 1 and 1, without diversity for rows of features.
+        objective: Weights of the terms ``classifier``, ``decoder``, ``diversity`` and ``statistics``, or one of your
+            own; None for the paper's: 1, 1 and 1, without diversity for rows of features.
         noise_dim: Dimensions of the noise.
         make_generator: Returns a new generator with attributes ``noise_dim`` and ``classes``.
         make_decoder: Returns a new decoder from samples to noise.
@@ -69,8 +78,9 @@ def train_generators(
         seed: All random numbers derive from it.
         device: Where to train; ``"auto"``: a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
-        logger: Lightning loggers.
-        callbacks: Further Lightning callbacks.
+        logger: Lightning loggers. Where there are several generators, names of metrics begin with ``generator_0/``.
+        callbacks: Further Lightning callbacks, or a function that returns new ones: a CPU trains generators one after
+            another, and callbacks that keep something (``EarlyStopping``) should begin anew with each.
         progress: Whether to show how far it is.
 
     Returns:
@@ -80,10 +90,11 @@ def train_generators(
         ValueError: If the teacher, the generator or the decoder does not take such samples.
     """
     where = find_device(device)
-    check_numbers(
-        precision, where, count=(count, 1), epochs=(epochs, 1), steps_per_epoch=(steps_per_epoch, 1),
-        batch_size=(batch_size, 2), noise_dim=(noise_dim, 1), lr=(lr, 0),
+    check_counts(
+        count=(count, 1), epochs=(epochs, 1), steps_per_epoch=(steps_per_epoch, 1), batch_size=(batch_size, 2),
+        noise_dim=(noise_dim, 1),
     )  # fmt: skip
+    check_numbers(precision, where, lr=(lr, 0))
     input_shape = to_shape(input_shape)
     classes = count_classes(teacher, input_shape, "teacher")
     make_generator = make_generator or _default_generator(input_shape, classes, noise_dim)
@@ -92,6 +103,10 @@ def train_generators(
     for index in range(count):
         with seeded(derive_seed(seed, "generator", index)):
             pairs.append((_made(make_generator, "make_generator"), _made(make_decoder, "make_decoder")))
+    if len({id(network) for pair in pairs for network in pair}) < 2 * count:
+        raise ValueError(
+            "Expected `make_generator` and `make_decoder` to return a new module at every call, but got the same twice."
+        )
     _check_shapes(*pairs[0], classes, input_shape)
     fits = [list(range(count))] if count > 1 and faster_together(where, input_shape) else [[i] for i in range(count)]
     metrics: list[dict[str, float]] = []
@@ -115,7 +130,8 @@ def train_generators(
                 seed=seed,
                 index=indices[0],
             )
-            own = [*callbacks, *([bar] if bar is not None else [])]
+            module.prefixes = [f"generator_{index}/" for index in indices] if count > 1 else None
+            own = [*(callbacks() if callable(callbacks) else callbacks), *([bar] if bar is not None else [])]
             fit_quietly(module, None, epochs, where, precision, own, logger)
             metrics += module.means
             for place, pair in enumerate(mine):
@@ -142,29 +158,33 @@ def _made(make: Callable[[], nn.Module], name: str) -> nn.Module:
 def _default_generator(input_shape: tuple[int, ...], classes: int, noise_dim: int) -> Callable[[], nn.Module]:
     if len(input_shape) == 1:
         return partial(DenseGenerator, input_shape[0], classes, noise_dim)
-    if len(input_shape) == 3 and input_shape[1:] == (_IMAGE_SIDE, _IMAGE_SIDE):
-        return partial(ImageGenerator, input_shape[0], classes, noise_dim)
+    if len(input_shape) == 3:
+        return partial(ImageGenerator, input_shape[0], classes, noise_dim, input_shape[1:])
     raise ValueError(
-        f"Expected `make_generator` for samples of shape {input_shape}: our own generators make (channels, 32, 32) and "
-        f"(features,). Give a function that returns a module with `noise_dim` and `classes`, called with (z, y)."
+        f"Expected `make_generator` for samples of shape {input_shape}: our own generators make (channels, height, "
+        f"width) and (features,). Give a function that returns a module with `noise_dim` and `classes`, called with "
+        f"(z, y)."
     )
 
 
 def _check_shapes(generator: nn.Module, decoder: nn.Module, classes: int, input_shape: tuple[int, ...]) -> None:
     """See that a generator and a decoder fit the teacher, and each other, before they are trained."""
-    noise_dim = getattr(generator, "noise_dim", None)
-    if not isinstance(generator, nn.Module) or not isinstance(noise_dim, int):
+    noise_dim, known = getattr(generator, "noise_dim", None), getattr(generator, "classes", None)
+    if not isinstance(generator, nn.Module) or not isinstance(noise_dim, int) or not isinstance(known, int):
         raise ValueError(
             f"Expected `make_generator` to return a new module with the attributes `noise_dim` and `classes`, but got "
             f"{type(generator).__name__}{'' if isinstance(generator, nn.Module) else ', which is no module'}."
         )
+    if known != classes:
+        raise ValueError(f"Expected a generator of the teacher's {classes} classes, but got one of {known}.")
     x = _answer("generator", generator, torch.zeros(2, noise_dim), torch.eye(classes)[:2])
     if tuple(x.shape) != (2, *input_shape):
         raise ValueError(f"Expected a generator of samples {input_shape}, but got one of {tuple(x.shape[1:])}.")
     decoded = _answer("decoder", decoder, x)
     if tuple(decoded.shape) != (2, noise_dim):
         raise ValueError(
-            f"Expected a decoder of {noise_dim} noise dimensions, but got one of {tuple(decoded.shape[1:])}."
+            f"Expected a decoder of the generator's {noise_dim} noise dimensions, but got one of "
+            f"{tuple(decoded.shape[1:])}. Set `noise_dim` to {noise_dim}, or give `make_decoder`."
         )
 
 
@@ -173,10 +193,9 @@ def _answer(name: str, network: nn.Module, *inputs: Tensor) -> Tensor:
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
     try:
         answer = copy.deepcopy(network).eval()(*inputs)
-    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+    except FORWARD_ERRORS as error:
         raise ValueError(
-            f"Expected the {name} {type(network).__name__} to take {shapes}, but it failed: "
-            f"{str(error).splitlines()[0]}"
+            f"Expected the {name} {type(network).__name__} to take {shapes}, but it failed: {first_line(error)}"
         ) from error
     if not isinstance(answer, Tensor):
         raise ValueError(
@@ -188,7 +207,10 @@ def _answer(name: str, network: nn.Module, *inputs: Tensor) -> Tensor:
 def _objective(given: GeneratorObjective | Terms | None, input_shape: tuple[int, ...]) -> GeneratorObjective:
     if isinstance(given, GeneratorObjective):
         return given
-    terms = {"classifier": ClassifierLoss(), "decoder": DecoderLoss(), "diversity": DiversityLoss()}
+    terms = {
+        "classifier": ClassifierLoss(), "decoder": DecoderLoss(), "diversity": DiversityLoss(),
+        "statistics": StatisticsLoss(),
+    }  # fmt: skip
     default = {"classifier": 1.0, "decoder": 1.0, "diversity": 1.0 if len(input_shape) == 3 else 0.0}
     weights = dict(default if given is None else given)
     unknown = sorted(set(weights) - set(terms))

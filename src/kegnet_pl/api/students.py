@@ -12,13 +12,15 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from kegnet_pl.api.drawing import SyntheticDataset
-from kegnet_pl.api.fitting import Device, check_numbers, find_device, fit_quietly, to_shape
+from kegnet_pl.api.fitting import Device, check_counts, check_numbers, find_device, fit_quietly, to_shape
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
+from kegnet_pl.errors import first_line
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import Hints, StudentModule
 from kegnet_pl.modules.base import LRSchedule
 from kegnet_pl.networks import adapt_norm, count_classes, layers_named, prefer_channels_last
+from kegnet_pl.networks.answers import FORWARD_ERRORS
 from kegnet_pl.progress import StageProgress, make_console
 from kegnet_pl.stages.student import ADAPTING_SAMPLES
 
@@ -57,10 +59,12 @@ def compress(
     plan = CompressionPlan([Rule(layers, rank) for layers, rank in rules.items()], target, when_larger)
     try:
         compressed: Compressed = plan.apply(network, input_shape)
-    except RuntimeError as error:
+    except ValueError:  # the plan's own
+        raise
+    except FORWARD_ERRORS as error:
         raise ValueError(
             f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
-            f"failed: {str(error).splitlines()[0]}"
+            f"failed: {first_line(error)}"
         ) from error
     return compressed
 
@@ -119,7 +123,8 @@ def distil(
             does not share with the teacher.
     """
     where = find_device(device)
-    check_numbers(precision, where, epochs=(epochs, 1), features=(features, 0), lr=(lr, 0))
+    check_counts(epochs=(epochs, 1), batch_size=(batch_size, 1))
+    check_numbers(precision, where, features=(features, 0), lr=(lr, 0))
     if norm not in (norms := get_args(Norm)):
         raise ValueError(f"Expected `norm` to be one of {norms}, but got {norm!r}.")
     if not isinstance(data, SyntheticDataset):

@@ -2,6 +2,7 @@
 
 from kegnet_pl.data.base import RealDataModule, Split
 from kegnet_pl.data.digits import DigitsDataModule
+from kegnet_pl.data.files import FilesDataModule
 from kegnet_pl.data.images import MNIST, SVHN, FashionMNIST, ImageDataModule
 from kegnet_pl.data.synthetic import GeneratorSource, NoiseSource, SyntheticDataModule, SyntheticSource
 from kegnet_pl.data.tables import Letter, Pendigits, Shuttle, TableDataModule
@@ -11,6 +12,7 @@ __all__ = [
     "SVHN",
     "DigitsDataModule",
     "FashionMNIST",
+    "FilesDataModule",
     "GeneratorSource",
     "ImageDataModule",
     "Letter",

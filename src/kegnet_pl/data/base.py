@@ -1,5 +1,6 @@
 """What all real data sets have in common."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,13 @@ class Split:
     y: Tensor
 
     def __post_init__(self) -> None:
+        for name, value in (("x", self.x), ("y", self.y)):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"Expected `{name}` to be a tensor, but got {type(value).__name__}: torch.as_tensor.")
+        if self.y.ndim != 1 or self.y.is_floating_point() or self.y.dtype == torch.bool:
+            raise ValueError(
+                f"Expected `y` to be classes (N,), whole numbers from 0, but got {self.y.dtype} {tuple(self.y.shape)}."
+            )
         if len(self.x) != len(self.y):
             raise ValueError(f"Expected as many samples as labels, but got {len(self.x)} and {len(self.y)}.")
 
@@ -34,6 +42,13 @@ class Split:
 
     def __getitem__(self, rows: Tensor | slice) -> "Split":
         return Split(self.x[rows], self.y[rows])
+
+    def digest(self) -> str:
+        """Return a hash of samples and classes, so that a result says which data it comes from."""
+        found = hashlib.sha256(str(tuple(self.x.shape)).encode())
+        for tensor in (self.x, self.y):
+            found.update(tensor.contiguous().numpy().data)
+        return found.hexdigest()[:16]
 
 
 class RealDataModule(LightningDataModule):
@@ -75,6 +90,7 @@ class RealDataModule(LightningDataModule):
         self.seed = seed
         self.flip = flip
         self.splits: dict[str, Split] = {}
+        self._digests: dict[str, str] = {}
 
     def prepare_data(self) -> None:
         """See that the files are there; download what may be downloaded.
@@ -86,13 +102,35 @@ class RealDataModule(LightningDataModule):
         raise NotImplementedError
 
     def read(self) -> dict[str, Split]:
-        """Read and normalise the splits ``train``, ``val`` and ``test``.
+        """Read and normalise the splits ``train``, ``val`` and ``test``, or those of them that there are.
 
         Raises:
             FileNotFoundError: If files are missing (see :meth:`prepare_data`).
             ValueError: If files are damaged or of another kind.
         """
         raise NotImplementedError
+
+    def digest(self, *parts: str) -> list[str]:
+        """Return hashes of splits; they are read if they have not been."""
+        for part in parts:
+            if part not in self._digests:
+                self._digests[part] = self.part(part).digest()
+        return [self._digests[part] for part in parts]
+
+    def part(self, name: str) -> Split:
+        """Return a split; they are read if they have not been.
+
+        Raises:
+            ValueError: If the data has no such split.
+        """
+        self.setup()
+        if name not in self.splits:
+            raise ValueError(
+                f"Expected a split {name!r} of the data set {self.name!r}, but it has {', '.join(self.splits)}. "
+                f"`train` trains a teacher (or set teacher.weights=FILE), `val` selects (teacher.patience, "
+                f"student.selection=real), `test` is what accuracy is reported on."
+            )
+        return self.splits[name]
 
     @property
     def test_set(self) -> str:
@@ -112,6 +150,11 @@ class RealDataModule(LightningDataModule):
                     f"Expected samples of shape {self.input_shape} in data set {self.name!r}, but got "
                     f"{tuple(split.x.shape[1:])}. Set data.input_shape to what the files hold."
                 )
+            if split.x.dtype != torch.float32 or not bool(split.x.isfinite().all()):
+                raise ValueError(
+                    f"Expected finite samples in float32 in the {part} split of {self.name!r}, but got "
+                    f"{split.x.dtype if split.x.dtype != torch.float32 else 'NaN or infinite values'}."
+                )
             if int(split.y.min()) < 0 or int(split.y.max()) >= self.classes:
                 raise ValueError(
                     f"Expected classes 0 to {self.classes - 1} in data set {self.name!r}, but got "
@@ -120,7 +163,7 @@ class RealDataModule(LightningDataModule):
         self.splits = splits
 
     def _loader(self, part: str, **options: Any) -> TensorLoader:
-        split = self.splits[part]
+        split = self.part(part)
         return TensorLoader(
             split.x, split.y, batch_size=self.batch_size, trainer=self.trainer, seed=self.seed, **options
         )

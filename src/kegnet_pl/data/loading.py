@@ -10,6 +10,8 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from kegnet_pl.seeds import derive_seed
+
 STEPS_PER_BATCH = 10
 """Optimiser steps of one Lightning batch: enough to make Lightning's work a batch small, few enough to see progress."""
 
@@ -59,7 +61,7 @@ class TensorLoader:
             num_replicas=world,
             rank=rank,
             shuffle=shuffle,
-            seed=seed % 2**32,
+            seed=derive_seed(seed, "order") % 2**32,  # the sampler adds the epoch to it
         )
         self.drop_last = train and len(self.sampler) > self.batch_size
         self.steps = steps

@@ -223,9 +223,9 @@ class SyntheticDataModule(LightningDataModule):
         return entropies.cpu()
 
     def sample(self, n: int) -> Tensor:
-        """Return up to ``n`` of the training samples, from all generators."""
+        """Return ``n`` of the training samples, or all, at equal distances: from all generators."""
         x = self.splits["train"][0]
-        return x[:: max(len(x) // n, 1)][:n]
+        return x[torch.linspace(0, len(x) - 1, min(n, len(x)), device=x.device).round().long()]
 
     def setup(self, stage: str | None = None) -> None:
         """Draw and label once; every process draws the same and trains on its share."""

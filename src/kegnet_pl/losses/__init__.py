@@ -1,12 +1,13 @@
 """One loss term a file (PAPER section 2 and 5)."""
 
-from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss
+from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss, NormStatistics
 from kegnet_pl.losses.classifier import ClassifierLoss
 from kegnet_pl.losses.decoder import DecoderLoss
 from kegnet_pl.losses.distillation import DistillationLoss
 from kegnet_pl.losses.diversity import DiversityLoss
 from kegnet_pl.losses.features import FeatureLoss
 from kegnet_pl.losses.objective import GeneratorObjective
+from kegnet_pl.losses.statistics import StatisticsLoss
 
 __all__ = [
     "ClassifierLoss",
@@ -17,4 +18,6 @@ __all__ = [
     "GeneratedBatch",
     "GeneratorLoss",
     "GeneratorObjective",
+    "NormStatistics",
+    "StatisticsLoss",
 ]

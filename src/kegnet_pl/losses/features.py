@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from kegnet_pl.networks.precision import at_least_float32
 
-_LEAST_VARIANCE = 1e-6
+_DEAD = 1e-6
+"""Variance below which a channel of the teacher is constant, and has no unit of its own."""
 
 
 class FeatureLoss(nn.Module):
@@ -15,7 +16,8 @@ class FeatureLoss(nn.Module):
 
     .. math:: \frac{1}{L} \sum_l \frac{1}{C_l} \sum_c \frac{mean (s_{lc} - t_{lc})^2}{var (t_{lc})}
 
-    Mean and variance are over the batch and all positions. A compressed network has the teacher's layers, so that no
+    Mean and variance are over the batch and all positions; a channel in which the teacher is constant is measured in
+    units of the layer's mean variance. A compressed network has the teacher's layers, so that no
     regressor between them is needed. 1 is what layers reach that return the teacher's mean.
 
     Shapes:
@@ -39,5 +41,6 @@ class FeatureLoss(nn.Module):
 def _difference(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     over = [dim for dim in range(teacher.ndim) if dim != 1]
-    variance = teacher.var(dim=over, correction=0).clamp_min(_LEAST_VARIANCE)
+    variance = teacher.var(dim=over, correction=0)
+    variance = torch.where(variance < _DEAD, variance.mean().clamp_min(_DEAD), variance)
     return ((student - teacher).square().mean(dim=over) / variance).mean()

@@ -36,6 +36,11 @@ class GeneratorObjective(nn.Module):
         """Whether one of the terms reads the decoded noise."""
         return any(isinstance(term, GeneratorLoss) and term.uses_decoder for term in self.terms.values())
 
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether one of the terms reads what enters the teacher's batch-norm layers."""
+        return any(isinstance(term, GeneratorLoss) and term.uses_statistics for term in self.terms.values())
+
     def forward(self, batch: GeneratedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum, a scalar, and every term by name, unweighted."""
         parts = {name: term(batch) for name, term in self.terms.items()}

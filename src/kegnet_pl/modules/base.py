@@ -14,7 +14,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from kegnet_pl.errors import ConfigError
+from kegnet_pl.errors import ConfigError, DivergedError
 from kegnet_pl.seeds import derive_seed
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter] | list[nn.Parameter]], torch.optim.Optimizer]
@@ -43,7 +43,7 @@ def gradient_norm(gradients: Sequence[Tensor], networks: int = 1) -> Tensor:
     if networks == 1:
         norms = [torch.linalg.vector_norm(gradient, dtype=dtype) for gradient in gradients]
     else:
-        norms = [torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=dtype) for gradient in gradients]
+        norms = [torch.linalg.vector_norm(gradient.reshape(networks, -1), dim=1, dtype=dtype) for gradient in gradients]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     return norm
 
@@ -55,13 +55,32 @@ class SeededModule(LightningModule):
         seed: The run's seed.
     """
 
+    index = 0
+    """Tells modules of one seed apart, where there are several."""
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.seed = seed
 
     def on_train_epoch_start(self) -> None:
-        """Seed what draws from torch's global stream (dropout) by the epoch and the rank."""
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.global_rank, self.current_epoch))
+        """Seed what draws from torch's global stream (dropout) by the epoch, the rank and the module's index."""
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.index, self.global_rank, self.current_epoch))
+
+    @torch.no_grad()
+    def check_weights(self, parameters: Iterable[Tensor]) -> None:
+        """Stop a fit that has diverged: what came out of it would be of no use.
+
+        Raises:
+            DivergedError: If a weight is NaN or infinite.
+        """
+        finite = [parameter.isfinite().all() for parameter in parameters]
+        if finite and not bool(torch.stack(finite).all()):
+            raise DivergedError(
+                f"Expected finite weights, but some are NaN or infinite: training diverged in epoch "
+                f"{self.current_epoch + 1}. Lower the learning rate (optimizer.lr of the teacher, the generator or the "
+                f"student), set trainer.gradient_clip_val=1, or train in trainer.precision=32-true; and see that the "
+                f"samples, and the weights of the teacher, are finite."
+            )
 
     def log_epoch(self, metrics: dict[str, Tensor], batch_size: int) -> None:
         """Log means over an epoch and over all processes."""
@@ -91,6 +110,10 @@ class SteppedModule(SeededModule):
 
     networks = 1
     """How many networks are trained together; metrics are ``(networks,)`` where it is more than one."""
+
+    prefixes: Sequence[str] | None = None
+    """For each network what the names of its metrics begin with, where every logger is given all of them; None where
+    each network has a group of loggers of its own."""
 
     means: list[dict[str, float]]
     """Metrics of the last epoch that was reported, for each network; on rank 0."""
@@ -193,6 +216,7 @@ class SteppedModule(SeededModule):
             # Lightning holds autocast open over all steps, which would go on with its copies of the old weights.
             torch.clear_autocast_cache()
         if batch_idx + 1 == self.trainer.num_training_batches:
+            self.check_weights(self.trained_parameters())
             self.report()
 
     @torch.no_grad()
@@ -230,7 +254,11 @@ class SteppedModule(SeededModule):
             return
         self.means = [dict(zip(names, row, strict=True)) for row in values.tolist()]
         for index, logger in enumerate(self.trainer.loggers):
-            mine = self.means[index * self.networks // len(self.trainer.loggers)]
+            if self.prefixes is None:
+                mine = self.means[index * self.networks // len(self.trainer.loggers)]
+            else:
+                named = zip(self.prefixes, self.means, strict=True)
+                mine = {f"{prefix}{name}": value for prefix, means in named for name, value in means.items()}
             logger.log_metrics(mine | {"epoch": self.current_epoch}, step=self.global_step)
             logger.save()
 

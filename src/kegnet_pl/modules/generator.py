@@ -9,11 +9,14 @@ from torch.func import vmap
 
 from kegnet_pl.data.loading import STEPS_PER_BATCH, local_batch_size
 from kegnet_pl.data.synthetic import draw_labels_and_noise
-from kegnet_pl.losses import GeneratedBatch, GeneratorObjective
+from kegnet_pl.losses import GeneratedBatch, GeneratorObjective, NormStatistics
 from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy, frozen_keys_left_out
-from kegnet_pl.networks import FrozenModule, StackedModule, TeacherNorm, over_stack
+from kegnet_pl.networks import FrozenModule, NormWatch, StackedModule, TeacherNorm, over_stack
 from kegnet_pl.networks.precision import at_least_float32
 from kegnet_pl.seeds import stream
+
+Moments = list[tuple[Tensor, Tensor]]
+"""Mean and variance ``(C,)`` of what enters every batch-norm layer of the teacher."""
 
 _ELEMENTWISE = frozenset(
     {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
@@ -25,7 +28,8 @@ class GeneratorModule(SteppedModule):
     """Generators and their decoders, trained so that the teacher recognises what the generators make.
 
     One generator, or K that are stacked (:class:`StackedModule`) and trained together: the same mathematics as K
-    modules of one generator each, with the same draws.
+    modules of one generator each, with the same draws of noise and labels; where the teacher's dropout is on, masks are
+    other ones.
 
     Logs ``train/loss``, ``train/loss_<term>`` for every term of the objective (nats, unweighted) and
     ``train/accuracy``, the share of samples that the teacher puts into the class they were made for: each generator's
@@ -181,29 +185,36 @@ class GeneratorAnswer(nn.Module):
         self.decoder = decoder
         self.teacher = teacher
         self.objective = objective
+        self.watch = NormWatch(teacher) if objective.uses_statistics else None
         self.stacked = isinstance(generator, StackedModule)
 
     def forward(self, z: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return loss, terms and accuracy."""
         x = self.generator(z, y)
-        logits = self._teach(x)
+        logits, moments = self._teach(x)
         decoded = at_least_float32(self.decoder(x)) if self.objective.uses_decoder else None
         # Exponentials and means of bfloat16 would lose what the losses differ in.
         with torch.autocast(x.device.type, enabled=False):
-            seen = (z, y, at_least_float32(x), at_least_float32(logits), decoded)
-            judge = vmap(self._judge, in_dims=(0, 0, 0, 0, None if decoded is None else 0))
+            seen = (z, y, at_least_float32(x), at_least_float32(logits), decoded, moments)
+            judge = vmap(self._judge, in_dims=(0, 0, 0, 0, None if decoded is None else 0, 0))
             loss, parts, right = judge(*seen) if self.stacked else self._judge(*seen)
         return loss, parts, right
 
-    def _teach(self, x: Tensor) -> Tensor:
+    def _teach(self, x: Tensor) -> tuple[Tensor, Moments]:
+        """Return the teacher's answer, and what enters its batch norm if a term asks for it."""
         if not self.stacked:
-            return self.teacher(x)  # type: ignore[no-any-return]
-        if self.teacher.looks_at_the_batch:
-            return over_stack(self.teacher, x)  # type: ignore[no-any-return]
-        return self.teacher(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # type: ignore[no-any-return]
+            return self._ask(x)
+        if self.teacher.looks_at_the_batch or self.watch is not None:
+            return over_stack(self._ask, x)  # type: ignore[no-any-return]
+        return self.teacher(x.flatten(0, 1)).unflatten(0, x.shape[:2]), []
+
+    def _ask(self, x: Tensor) -> tuple[Tensor, Moments]:
+        return (self.teacher(x), []) if self.watch is None else self.watch(x)
 
     def _judge(
-        self, z: Tensor, y: Tensor, x: Tensor, logits: Tensor, decoded: Tensor | None
+        self, z: Tensor, y: Tensor, x: Tensor, logits: Tensor, decoded: Tensor | None, moments: Moments
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        loss, parts = self.objective(GeneratedBatch(z, y, x, logits, decoded))
+        stored = self.watch.stored() if self.watch is not None else []
+        statistics = [NormStatistics(*mine, *theirs) for mine, theirs in zip(moments, stored, strict=True)]
+        loss, parts = self.objective(GeneratedBatch(z, y, x, logits, decoded, statistics))
         return loss, parts, accuracy(logits, y.argmax(dim=1))

@@ -80,14 +80,27 @@ class StudentModule(SteppedModule):
         self.distillation = distillation
         self.teacher_forwards = 0
         self.hints = hints
+        self._watched: tuple[WatchedModule, ...] = ()
         if hints is None:
             self.step_by(network)
         else:
             self.features = FeatureLoss()
             # In a tuple, so that the teacher is not registered.
             self._teacher = (WatchedModule(hints.teacher, hints.layers),)
-            self.step_by(WatchedModule(network, hints.layers))
+            self._watched = (*self._teacher, WatchedModule(network, hints.layers))
+            self.step_by(self._watched[-1])
         self.train()
+
+    def on_fit_start(self) -> None:
+        """Watch the layers as they are now: a trainer may have put others into their place (``sync_batchnorm``)."""
+        for watched in self._watched:
+            watched.open()
+        super().on_fit_start()
+
+    def on_fit_end(self) -> None:
+        """Leave student and teacher without anything that watches them."""
+        for watched in self._watched:
+            watched.close()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen batch norm, and dropout that is off, stay in evaluation mode."""

@@ -45,6 +45,10 @@ class TeacherModule(SeededModule):
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         self.log_epoch({"train/grad_norm": gradient_norm(gradients)}, 1)
 
+    def on_train_epoch_end(self) -> None:
+        """Stop where training has diverged."""
+        self.check_weights(self.network.parameters())
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy on the validation split."""
         x, y = batch

@@ -9,7 +9,7 @@ from kegnet_pl.networks.lenet import LeNet5
 from kegnet_pl.networks.mlp import MLP
 from kegnet_pl.networks.resnet import ResNet14
 from kegnet_pl.networks.stacked import StackedModule, over_stack
-from kegnet_pl.networks.statistics import adapt_norm, norm_layers
+from kegnet_pl.networks.statistics import NormWatch, adapt_norm, norm_layers
 from kegnet_pl.networks.watched import WatchedModule, layers_named
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "FrozenModule",
     "ImageGenerator",
     "LeNet5",
+    "NormWatch",
     "ResNet14",
     "StackedModule",
     "TeacherNorm",

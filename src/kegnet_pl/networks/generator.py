@@ -1,11 +1,16 @@
 """Generators: from a label and noise to a sample that the teacher knows."""
 
 import itertools
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks.precision import at_least_float32
+
+Adjust = Literal["image", "batch", "none"]
+"""What generated images are standardised by: each by itself, all of a batch together, or not at all."""
 
 
 def standardise_images(x: Tensor) -> Tensor:
@@ -24,32 +29,55 @@ def standardise_images(x: Tensor) -> Tensor:
 
 
 class ImageGenerator(nn.Module):
-    """Deconvolutional generator of 32x32 images.
+    """Deconvolutional generator of images, of 32x32 pixels in the paper.
 
-    Two dense layers, four transposed convolutions and a ``tanh``; then every image and channel is standardised, as
-    the teacher's own input was by its data set's statistics.
+    Two dense layers, four transposed convolutions and a ``tanh``; then images are standardised, as the teacher's own
+    input was by its data set's statistics. A map of n by m positions, 128 channels each, becomes an image of
+    16 (n + 1) by 16 (m + 1) pixels: 1 by 1 for 32x32. For other sizes the map is as large as it must be, and the image
+    is cut to size around its middle.
 
     Args:
         channels: Channels of the image.
         classes: Number of classes, at least 2.
         noise_dim: Dimensions of the noise.
-        adjust: Whether to standardise the images (the paper does).
+        size: Height and width of the images; or the shape of an image, which ends with them.
+        adjust: ``"image"`` gives every image and channel zero mean and unit deviation, as the paper does. ``"batch"``
+            gives them to every channel over all images, by a batch norm without parameters, as a data set is
+            standardised: images may then be bright or dark, of high or low contrast. ``"none"`` leaves the ``tanh``.
 
     Shapes:
-        Input ``z (B, noise_dim)`` and one-hot ``y (B, classes)``, output ``(B, channels, 32, 32)``.
+        Input ``z (B, noise_dim)`` and one-hot ``y (B, classes)``, output ``(B, channels, *size)``.
+
+    Raises:
+        ValueError: If ``adjust`` is unknown, or ``size`` is no height and width.
 
     Source:
-        KegNet section 4.1 and its release (PAPER section 3).
+        KegNet section 4.1 and its release (PAPER section 3); ``"batch"`` is the last layer of the generator of Chen et
+        al., "Data-Free Learning of Student Networks", 2019.
     """
 
-    def __init__(self, channels: int, classes: int, noise_dim: int = 10, adjust: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        noise_dim: int = 10,
+        size: Sequence[int] = (32, 32),
+        adjust: Adjust = "image",
+    ) -> None:
         super().__init__()
+        if len(size) not in (2, 3) or min(size) < 1:
+            raise ValueError(f"Expected `size` to be height and width of an image, but got {size!r}.")
+        if adjust not in get_args(Adjust):
+            raise ValueError(f"Expected `adjust` to be one of {get_args(Adjust)}, but got {adjust!r}.")
         self.noise_dim = noise_dim
         self.classes = classes
         self.adjust = adjust
+        self.size = tuple(size[-2:])
+        self.map = [max(-(-side // 16) - 1, 1) for side in self.size]
+        positions = self.map[0] * self.map[1]
         self.fc = nn.Sequential(
             nn.Linear(noise_dim + classes, 256), nn.BatchNorm1d(256), nn.ReLU(),
-            nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU(),
+            nn.Linear(256, 128 * positions), nn.BatchNorm1d(128 * positions), nn.ReLU(),
         )  # fmt: skip
         self.conv = nn.Sequential(
             nn.ConvTranspose2d(128, 64, 4, stride=2, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
@@ -57,12 +85,23 @@ class ImageGenerator(nn.Module):
             nn.ConvTranspose2d(16, 4, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
             nn.ConvTranspose2d(4, channels, 4, stride=2, padding=1, bias=False), nn.Tanh(),
         )  # fmt: skip
+        self.norm = nn.BatchNorm2d(channels, affine=False) if adjust == "batch" else None
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """Return images ``(B, channels, 32, 32)`` for noise ``(B, noise_dim)`` and one-hot labels ``(B, classes)``."""
+        """Return images ``(B, channels, *size)`` for noise ``(B, noise_dim)`` and one-hot labels ``(B, classes)``."""
         hidden = self.fc(torch.cat([z, y], dim=1))
-        x: Tensor = self.conv(hidden[:, :, None, None])
-        return standardise_images(at_least_float32(x)) if self.adjust else x
+        x: Tensor = self.conv(hidden.unflatten(1, (-1, *self.map)))
+        x = _middle(x, self.size)
+        if self.norm is not None:
+            return self.norm(at_least_float32(x))  # type: ignore[no-any-return]
+        return standardise_images(at_least_float32(x)) if self.adjust == "image" else x
+
+
+def _middle(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut images to size around their middle."""
+    for dim, side in zip((-2, -1), size, strict=True):
+        x = x.narrow(dim, (x.shape[dim] - side) // 2, side)
+    return x
 
 
 class DenseGenerator(nn.Module):

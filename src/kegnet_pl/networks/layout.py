@@ -21,10 +21,10 @@ def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.M
     """
     if len(input_shape) != 3:
         return network
-    trial = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
     device = next((value.device for value in network.parameters()), torch.device("cpu"))
     x = torch.zeros(2, *input_shape, device=device, requires_grad=True)
     try:
+        trial = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
         trial(x.contiguous(memory_format=torch.channels_last)).sum().backward()
     except RuntimeError:
         return network

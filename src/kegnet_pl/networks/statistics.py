@@ -1,5 +1,6 @@
-"""What the batch norm of a compressed network makes of synthetic samples, and of real ones."""
+"""What enters the batch norm of a network: of a teacher while generators train, of a compressed network."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,11 +9,60 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kegnet_pl.networks.modes import evaluating
+from kegnet_pl.networks.precision import at_least_float32
 
 
 def norm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
     """Return the batch-norm layers of a network, by name."""
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+class NormWatch(nn.Module):
+    """A network, called as it is, that returns mean and variance of what enters its batch norm beside its own output.
+
+    Args:
+        network: Returns a tensor; it is not copied, and keeps the hooks that watch it.
+
+    Raises:
+        ValueError: If the network has no batch norm with stored statistics.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.layers = tuple(norm_layers(network).values())
+        if not self.layers or any(layer.running_mean is None for layer in self.layers):
+            raise ValueError(
+                "Expected a teacher whose batch-norm layers have stored statistics, but it has none: set the weight of "
+                "StatisticsLoss to 0, on the command line generator.objective.statistics.weight=0."
+            )
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+        self._watching = False
+        for index, layer in enumerate(self.layers):
+            layer.register_forward_pre_hook(functools.partial(self._keep, index))
+
+    def _keep(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self._watching:
+            mean, variance = _moments(inputs[0])
+            self._seen[index] = mean, variance + module.eps  # type: ignore[operator]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Return the network's output, and for every layer mean and variance ``(C,)``, with the layer's epsilon."""
+        self._watching = True
+        try:
+            output: Tensor = self.network(x)
+            return output, [self._seen[index] for index in range(len(self.layers))]
+        finally:
+            self._watching = False
+            self._seen.clear()
+
+    def stored(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the same of the network's training data, as its layers have stored it."""
+        moments = []
+        for layer in self.layers:
+            assert layer.running_mean is not None and layer.running_var is not None
+            moments.append((layer.running_mean, layer.running_var + layer.eps))
+        return moments
 
 
 @torch.no_grad()
@@ -74,7 +124,7 @@ def _widths(layers: dict[str, _BatchNorm]) -> dict[str, int]:
 
 def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance of every channel of ``(N, C, ...)``."""
-    variance, mean = torch.var_mean(inputs.float(), dim=[0, *range(2, inputs.ndim)], correction=0)
+    variance, mean = torch.var_mean(at_least_float32(inputs), dim=[0, *range(2, inputs.ndim)], correction=0)
     return mean, variance
 
 

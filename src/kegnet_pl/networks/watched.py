@@ -4,7 +4,9 @@ import fnmatch
 import functools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kegnet_pl.networks.statistics import norm_layers
 
@@ -37,8 +39,11 @@ def layers_named(network: nn.Module, patterns: Sequence[str] | None) -> tuple[st
 class WatchedModule(nn.Module):
     """A network, called as it is, that returns outputs of its layers beside its own.
 
+    What overwrites an output where it lies (``ReLU(inplace=True)``, ``out += identity``) is given a copy: what is
+    returned is what the layer has returned.
+
     Args:
-        network: Returns a tensor; it is not copied, and keeps the hooks that watch it.
+        network: Returns a tensor; it is not copied. :meth:`close` takes off the hooks that watch it.
         layers: Names of layers that return tensors.
 
     Raises:
@@ -55,21 +60,44 @@ class WatchedModule(nn.Module):
         self.network = network
         self.layers = tuple(layers)
         self._seen: dict[str, Tensor] = {}
+        self._copies: dict[str, Tensor] = {}
+        self._overwritten: set[str] | None = None
         self._watching = False
-        for name in self.layers:
-            # Once and for all: torch.compile follows hooks that are there before it looks.
-            network.get_submodule(name).register_forward_hook(functools.partial(self._keep, name))
+        self._hooks: list[RemovableHandle] = []
+        self.open()
 
-    def _keep(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG002
-        if self._watching:
-            self._seen[name] = output
+    def open(self) -> None:
+        """Watch the layers that the network has now; torch.compile follows hooks that are there before it looks."""
+        self.close()
+        for name in self.layers:
+            layer = self.network.get_submodule(name)
+            self._hooks.append(layer.register_forward_hook(functools.partial(self._keep, name)))
+
+    def close(self) -> None:
+        """Leave the network as it was."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _keep(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:  # noqa: ARG002
+        if not self._watching:
+            return None
+        self._seen[name] = output
+        if self._overwritten is not None and name not in self._overwritten:
+            return None
+        self._copies[name] = output.clone()
+        return self._copies[name]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the network's output, and the layers' in their order."""
         self._watching = True
         try:
             output: Tensor = self.network(x)
+            if self._overwritten is None and not torch.compiler.is_compiling():
+                # The first call has copied all, and shows which copies are needed.
+                self._overwritten = {name for name, copy in self._copies.items() if copy._version > 0}
             return output, [self._seen[name] for name in self.layers]
         finally:
             self._watching = False
             self._seen.clear()
+            self._copies.clear()

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from kegnet_pl import __version__
+from kegnet_pl.files import write_whole
 from kegnet_pl.reporting.style import to_svg
 
 
@@ -44,9 +45,7 @@ def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[s
     """
     text = _ENVIRONMENT.get_template(template).render(title=title, sections=sections, version=__version__, **values)
     text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)  # a number and its unit stay on one line
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, text)
     return path
 
 

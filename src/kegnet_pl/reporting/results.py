@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kegnet_pl.files import write_whole
+
 
 @dataclass(frozen=True)
 class Row:
@@ -68,6 +70,4 @@ class Row:
 
 def write_results(rows: Sequence[Row], path: Path) -> None:
     """Write rows as JSON, whole or not at all."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    draft.replace(path)
+    write_whole(path, json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from kegnet_pl.compression import Ledger
 from kegnet_pl.errors import UserError
+from kegnet_pl.files import write_whole
 from kegnet_pl.reporting import charts
 from kegnet_pl.reporting.page import draw, embed, write_page
 from kegnet_pl.reporting.results import Row
@@ -47,7 +48,8 @@ class StageFolders:
             method: {stage: relpath(folder, run_folder) for stage, folder in stages.items()}
             for method, stages in self.networks.items()
         }
-        (run_folder / STAGES).write_text(json.dumps({"config": self.config, "networks": networks}, indent=2) + "\n")
+        content = {"config": self.config, "networks": networks}
+        write_whole(run_folder / STAGES, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def read(cls, run_folder: Path) -> "StageFolders | None":
@@ -186,18 +188,13 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _spent(rows: Sequence[Row]) -> dict[str, float]:
     """Seconds by kind of work of all rows; what they share counts once."""
-    shared = rows[0].costs["seconds"]
+    shared = next(row for row in reversed(rows) if "+" not in row.method).costs["seconds"]
     total = dict(shared)
-    generators = 0.0
-    for row in rows[1:]:
-        for work, seconds in row.costs["seconds"].items():
-            if work in ("student_training", "drawing", "labelling"):
-                total[work] += seconds
-        generators = max(generators, row.costs["seconds"]["generator_training"])
-        total["compression"] = max(total["compression"], row.costs["seconds"]["compression"])
-    total["generator_training"] = generators
-    total["evaluation"] = sum(row.stage_seconds.get("evaluation", 0.0) for row in rows)
-    total["other"] = max(row.costs["seconds"]["other"] for row in rows)
+    for row in rows:
+        total["evaluation"] += row.stage_seconds.get("evaluation", 0.0)
+        if "+" in row.method:
+            for work, seconds in row.costs["seconds"].items():
+                total[work] += max(0.0, seconds - shared[work])
     return total
 
 

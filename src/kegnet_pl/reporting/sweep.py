@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kegnet_pl.errors import UserError
+from kegnet_pl.files import write_whole
 from kegnet_pl.progress import make_console, shown, tell_offline
 from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
 from kegnet_pl.reporting.style import house_style
@@ -88,7 +89,7 @@ def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
     ]
     out.mkdir(parents=True, exist_ok=True)
     as_json, as_csv = out / "results.json", out / "results.csv"
-    as_json.write_text(json.dumps(records, indent=2) + "\n")
+    write_whole(as_json, json.dumps(records, indent=2) + "\n")
     flat = [dict(_flat(record)) for record in records]
     with as_csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for record in flat for key in record)))

@@ -9,9 +9,10 @@ from torch import nn
 from kegnet_pl.artefacts import save_network
 from kegnet_pl.compression import CompressionPlan, Rule, measure_cost
 from kegnet_pl.costs import Costs
+from kegnet_pl.files import write_whole
 from kegnet_pl.reporting.wandb_objects import ledger_table
 from kegnet_pl.seeds import derive_seed
-from kegnet_pl.stages.workshop import Config, Workshop, build, check_network, without
+from kegnet_pl.stages.workshop import Config, Workshop, build, check_network, code_of, without
 from kegnet_pl.store import Stage
 
 
@@ -20,7 +21,7 @@ def compression_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Sta
     other = shop.config["student"]["network"]
     plan_config = shop.config["compression"]
     if other is not None:
-        settings: Config = {"network": other, "seed": shop.seed}
+        settings: Config = {"network": other, "seed": shop.seed, **code_of(other)}
     else:
         settings = {"compression": without(plan_config, "name"), "input_shape": shop.input_shape}
 
@@ -43,7 +44,7 @@ def compression_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Sta
         compressed = plan.apply(network, shop.input_shape)
         recipe = shop.config["teacher"]["network"]
         save_network(compressed.network, folder, "network", recipe, compressed.ledger.ranks)
-        (folder / "ledger.json").write_text(json.dumps(compressed.ledger.to_dict(), indent=2))
+        write_whole(folder / "ledger.json", json.dumps(compressed.ledger.to_dict(), indent=2))
         shop.training.loggers.show("compression", folder, lambda: {"ledger": ledger_table(compressed.ledger)})
         return _cost(compressed.network, shop.input_shape)
 

@@ -1,6 +1,5 @@
 """Accuracy of a finished network: no part of training, and never what a student is selected by."""
 
-import functools
 from pathlib import Path
 
 from torch import nn
@@ -8,8 +7,7 @@ from torch import nn
 from kegnet_pl.artefacts import load_network
 from kegnet_pl.compression import measure_cost
 from kegnet_pl.costs import Costs
-from kegnet_pl.data import RealDataModule
-from kegnet_pl.evaluation import count_answers, digest
+from kegnet_pl.evaluation import count_answers
 from kegnet_pl.reporting.wandb_objects import class_tables
 from kegnet_pl.stages.workshop import Config, Workshop
 from kegnet_pl.store import Stage
@@ -21,8 +19,10 @@ def evaluation_stage(shop: Workshop, stage: Stage, name: str, teacher: nn.Module
     if data is None:
         return None
     data.setup()
-    test = data.splits["test"]
-    settings = {"test_data": _test_digest(data), "measured": ["accuracy", "confusion"]}
+    if "test" not in data.splits:
+        return None
+    test = data.part("test")
+    settings = {"test_data": data.digest("test")[0], "measured": ["accuracy", "confusion"]}
 
     def make(folder: Path, costs: Costs) -> Config:
         network = load_network(stage.folder)
@@ -41,8 +41,3 @@ def evaluation_stage(shop: Workshop, stage: Stage, name: str, teacher: nn.Module
         return measured | {"confusion": answers.tolist()}
 
     return shop.obtain("evaluation", settings, [stage], make, title=None)
-
-
-@functools.cache
-def _test_digest(data: RealDataModule) -> str:
-    return digest(data.splits["test"])

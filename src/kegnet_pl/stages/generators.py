@@ -11,16 +11,18 @@ from torch import nn
 
 from kegnet_pl.artefacts import load_network, save_network
 from kegnet_pl.costs import Costs
-from kegnet_pl.errors import ConfigError
+from kegnet_pl.errors import ConfigError, first_line
+from kegnet_pl.files import write_whole
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.modules import GeneratorModule
 from kegnet_pl.networks import StackedModule, prefer_channels_last
+from kegnet_pl.networks.answers import FORWARD_ERRORS
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting import draw_sample_sheet
 from kegnet_pl.reporting.pixels import write_grid
 from kegnet_pl.seeds import derive_seed, stream
-from kegnet_pl.stages.workshop import Config, Workshop, build, without
+from kegnet_pl.stages.workshop import Config, Workshop, build, code_of, without
 from kegnet_pl.store import Stage
 from kegnet_pl.training import Schedule
 from kegnet_pl.watching import GeneratorWatch
@@ -39,11 +41,13 @@ def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stag
     config = shop.config["generator"]
     together = _together(shop)
     fits = [list(range(config["count"]))] if together else [[index] for index in range(config["count"])]
+    objective = {name: term for name, term in config["objective"].items() if term["weight"]}
     settings = {
-        "generator": config | {"training": "together" if together else "one_by_one"},
+        "generator": config | {"training": "together" if together else "one_by_one", "objective": objective},
         "input_shape": shop.input_shape,
         "classes": shop.classes,
         **without(shop.trained(), "seed"),
+        **code_of(config),
     }
 
     def make(folder: Path, costs: Costs) -> Config:
@@ -105,22 +109,30 @@ def check_generator(shop: Workshop) -> None:
     config = shop.config["generator"]
     state = torch.random.get_rng_state()
     z, y = torch.zeros(2, config["noise_dim"]), torch.eye(shop.classes)[:2]
+    generator, decoder = build(config["network"]), build(config["decoder"])
+    known = [getattr(generator, name, None) for name in ("noise_dim", "classes")]
+    if known != [config["noise_dim"], shop.classes]:
+        raise ConfigError(
+            f"Expected generator.network to have the attributes noise_dim={config['noise_dim']} and "
+            f"classes={shop.classes}, but got {known[0]} and {known[1]}. Set them in its constructor: self.noise_dim = "
+            f"noise_dim; self.classes = classes."
+        )
     try:
-        x = build(config["network"])(z, y)
-        decoded = build(config["decoder"])(x)
-    except (RuntimeError, ValueError, TypeError) as error:
+        x = generator(z, y)
+        decoded = decoder(x)
+    except FORWARD_ERRORS as error:
         raise ConfigError(
             f"Expected generator.network and generator.decoder to take {config['noise_dim']} noise dimensions, "
-            f"{shop.classes} classes and samples of shape {shop.input_shape}, but: {str(error).splitlines()[0]}. "
-            f"generator=image makes 32x32 images, generator=dense makes rows; for others name generator.network and "
-            f"generator.decoder of your own."
+            f"{shop.classes} classes and samples of shape {shop.input_shape}, but: {first_line(error).rstrip('.')}. "
+            f"generator=image makes images (data.input_shape=[channels,height,width]), generator=dense rows of "
+            f"features; generator=custom takes generator.network and generator.decoder of your own."
         ) from error
     torch.random.set_rng_state(state)
     if tuple(x.shape[1:]) != shop.input_shape or decoded.shape != z.shape:
         raise ConfigError(
             f"Expected generator.network to make samples of shape {shop.input_shape} and generator.decoder to read "
             f"{config['noise_dim']} noise dimensions, but got {tuple(x.shape[1:])} and {tuple(decoded.shape[1:])}. "
-            f"Choose generator=image for 32x32 images, generator=dense for tables."
+            f"Choose generator=image for images, generator=dense for tables."
         )
 
 
@@ -184,10 +196,8 @@ def _train_generators(
                 stacked.take(place, single)
             file = f"{'generator' if name == 'network' else name}_{index}"
             save_network(single, folder, file, config[name])
-    # A fit that was broken off after its last epoch has nothing left to report but the callbacks' means.
-    metrics = module.means or [last] * len(indices)
-    for index, mine in zip(indices, metrics, strict=True):
-        _metrics_file(folder, index).write_text(json.dumps(mine | {"epochs": last["epochs"]}))
+    for index, mine in zip(indices, module.means, strict=True):
+        write_whole(_metrics_file(folder, index), json.dumps(mine | {"epochs": last["epochs"]}))
 
 
 def _draw_sheet(

@@ -32,26 +32,24 @@ def student_stage(
     """Train the compressed network on synthetic data: from generators, or noise for the baselines."""
     config = settings_of(shop.config["student"], method)
     settings: Config = {
-        "student": without(config, "network"),
+        "student": _deciding(config, method),
         "source": method,
         "input_shape": shop.input_shape,
         **shop.trained(),
     }
     real = config["selection"] == "real"
-    if real:
-        settings["data"] = without(shop.config["data"], "root", "download")
+    if real and shop.data is not None:
+        settings["data"] = without(shop.config["data"], "root", "download") | {"content": shop.data.digest("val")}
     title = f"student ({method})"
 
     def make(folder: Path, costs: Costs) -> Config:
         seed_everything(derive_seed(shop.seed, "student", _INDEX[method]) % 2**32, verbose=False)
-        if real and shop.data is not None:
-            shop.data.setup()
         data = SyntheticDataModule(
             _source(shop, method, generators),
             teacher[1],
             samples=config["samples"],
             validation_samples=config["validation_samples"] if config["selection"] == "synthetic" else 0,
-            real_validation=shop.data.splits["val"] if real and shop.data is not None else None,
+            real_validation=shop.data.part("val") if real and shop.data is not None else None,
             batch_size=config["batch_size"],
             shuffle=config["shuffle"],
             fresh=config["fresh"],
@@ -108,6 +106,18 @@ def settings_of(config: Config, method: str) -> Config:
     own = config["baselines"] if method != "kegnet" else {}
     optimizer = config["optimizer"] | ({"lr": own["lr"]} if own else {})
     return without(config, "baselines") | without(own, "lr") | {"optimizer": optimizer}
+
+
+def _deciding(config: Config, method: str) -> Config:
+    """Return those of a student's settings that its result depends on."""
+    idle = ["network"]
+    if method != "kegnet":
+        idle += ["draw_norm", "jitter"]
+    if config["selection"] != "synthetic":
+        idle.append("validation_samples")
+    if not config["features"]["weight"]:
+        idle.append("features")
+    return without(config, *idle)
 
 
 def _hints(config: Config, teacher: nn.Module) -> Hints | None:

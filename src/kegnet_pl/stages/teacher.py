@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import torch
 from pytorch_lightning import seed_everything
 from torch import nn
 
@@ -12,7 +13,7 @@ from kegnet_pl.modules import TeacherModule
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.seeds import derive_seed
-from kegnet_pl.stages.workshop import Config, Workshop, build, check_network, schedule_of, without
+from kegnet_pl.stages.workshop import Config, Workshop, build, check_network, code_of, schedule_of, without
 from kegnet_pl.store import Stage
 from kegnet_pl.weights import load_weights
 
@@ -27,14 +28,17 @@ def teacher_stage(shop: Workshop) -> tuple[Stage, nn.Module]:
 
 def _train_teacher(shop: Workshop) -> Stage:
     config, data = shop.config["teacher"], shop.config["data"]
+    assert shop.data is not None  # schema.check has seen to it
+    parts = ["train", "val"] if config["patience"] is not None else ["train"]
     settings = {
         "teacher": without(config, "name", "weights"),
-        "data": without(data, "root", "download"),
+        "data": without(data, "root", "download") | {"content": shop.data.digest(*parts)},
         **shop.trained(),
+        **code_of(config),
     }
 
     def make(folder: Path, costs: Costs) -> Config:
-        assert shop.data is not None  # schema.check has seen to it
+        assert shop.data is not None
         seed_everything(derive_seed(shop.seed, "teacher") % 2**32, verbose=False)
         network = build(config["network"])
         check_network(network, "teacher", shop.input_shape, shop.classes)
@@ -64,7 +68,7 @@ def _import_teacher(shop: Workshop, weights: Path) -> Stage:
     network = build(config["network"])
     check_network(network, "teacher", shop.input_shape, shop.classes)
     load_weights(network, weights)
-    settings = {"network": config["network"], "weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    settings = {"network": config["network"], "weights": _digest(network), **code_of(config["network"])}
 
     def make(folder: Path, costs: Costs) -> Config:  # noqa: ARG001
         save_network(network, folder, "network", config["network"])
@@ -72,3 +76,12 @@ def _import_teacher(shop: Workshop, weights: Path) -> Stage:
         return {}
 
     return shop.obtain("teacher", settings, [], make, title="teacher")
+
+
+def _digest(network: nn.Module) -> str:
+    """Return a hash of a network's weights, whatever file they were in."""
+    found = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,12 +1,15 @@
 """What all stages work with."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
+from hydra.utils import get_object as locate
 from hydra.utils import instantiate
 from rich.console import Console
 from torch import nn
@@ -152,6 +155,46 @@ def build(specification: Mapping[str, Any], **arguments: Any) -> Any:
         ) from error
 
 
+def code_of(specification: Any) -> Config:
+    """Return hashes of the files that define the user's own ``_target_`` objects, for a fingerprint.
+
+    Their code changes without any setting. What is installed (site-packages), and ours, goes by its version, which a
+    manifest tells.
+
+    Args:
+        specification: Any part of the configuration.
+
+    Returns:
+        ``{"code": {target: hash}}``; nothing where all is installed.
+    """
+    files = {target: _source_file(target) for target in sorted(set(_targets(specification)))}
+    marks = {
+        target: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for target, path in files.items()
+        if path is not None and not set(path.parts) & {"site-packages", "dist-packages", "kegnet_pl"}
+    }
+    return {"code": marks} if marks else {}
+
+
+def _targets(specification: Any) -> Iterator[str]:
+    if isinstance(specification, Mapping):
+        if isinstance(specification.get("_target_"), str):
+            yield specification["_target_"]
+        for value in specification.values():
+            yield from _targets(value)
+    elif isinstance(specification, list):
+        for value in specification:
+            yield from _targets(value)
+
+
+def _source_file(target: str) -> Path | None:
+    try:
+        found = inspect.getsourcefile(inspect.unwrap(locate(target)))
+    except (ImportError, TypeError, ValueError, InstantiationException):  # built in, or not there: building it says so
+        return None
+    return Path(found).resolve() if found is not None else None
+
+
 def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], classes: int) -> None:
     """Pass a blank batch through a network.
 
@@ -162,7 +205,7 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], c
         found = count_classes(network, input_shape, name)
     except ValueError as error:
         raise ConfigError(
-            f"{error} Choose data and network that fit: data=..., {name}=..., data.input_shape."
+            f"{str(error).rstrip('.')}. Choose data and network that fit: data=..., {name}=..., data.input_shape."
         ) from error
     if found != classes:
         raise ConfigError(

@@ -28,7 +28,7 @@ def test_hold_out_takes_every_row_once() -> None:
 @pytest.mark.parametrize("size", [0, 5, 9])
 def test_hold_out_leaves_something_on_both_sides(size: int) -> None:
     with pytest.raises(ValueError, match="1 to 4 of 5"):
-        hold_out(Split(torch.zeros(5, 1), torch.zeros(5)), size, seed=0)
+        hold_out(Split(torch.zeros(5, 1), torch.zeros(5).long()), size, seed=0)
 
 
 def test_folds_keep_the_share_of_every_class() -> None:
@@ -71,14 +71,14 @@ class _Declared(Memory):
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (torch.zeros(2, 5), torch.zeros(2), r"shape \(6,\).*\(5,\).*data\.input_shape"),
+        (torch.zeros(2, 5), torch.zeros(2).long(), r"shape \(6,\).*\(5,\).*data\.input_shape"),
         (torch.zeros(2, 6), torch.tensor([0, 3]), "classes 0 to 2.*got 0 to 3"),
         (torch.zeros(2, 6), torch.tensor([-1, 0]), "classes 0 to 2.*got -1 to 0"),
-        (torch.zeros(0, 6), torch.zeros(0), "samples in the test split"),
+        (torch.zeros(0, 6), torch.zeros(0).long(), "samples in the test split"),
     ],
 )
 def test_files_of_another_kind_are_refused(x: Tensor, y: Tensor, message: str) -> None:
-    good = Split(torch.zeros(2, 6), torch.zeros(2))
+    good = Split(torch.zeros(2, 6), torch.zeros(2).long())
     with pytest.raises(ValueError, match=message):
         _Declared({"train": good, "val": good, "test": Split(x, y)}).setup()
 

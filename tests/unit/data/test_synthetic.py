@@ -314,3 +314,14 @@ def test_entropy_of_labels() -> None:
     assert sure.shape == unsure.shape == (40,), "one a sample"
     assert sure.tolist() == pytest.approx([0] * 40, abs=1e-9)
     assert unsure.tolist() == pytest.approx([math.log(3)] * 40)
+
+
+@pytest.mark.parametrize("samples", [1280, 2000, 2500, 3800, 5000])
+def test_a_part_of_the_samples_is_of_all_generators(samples: int) -> None:
+    data = _data(samples=samples)
+    data.splits["train"] = (torch.arange(samples).view(-1, 1).float(), torch.zeros(samples, 3))
+    part = data.sample(1280)
+    assert len(part) == len(part.unique()) == 1280
+    shares = torch.histc(part, bins=5, min=0, max=samples - 1) / 1280
+    torch.testing.assert_close(shares, torch.full((5,), 0.2), rtol=0.02, atol=0)
+    assert len(data.sample(10 * samples)) == samples

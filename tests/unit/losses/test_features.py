@@ -37,6 +37,17 @@ def test_zero_where_layers_agree_and_one_at_their_mean() -> None:
     assert FeatureLoss()([mean], [teacher]).item() == pytest.approx(1, rel=1e-5)
 
 
+def test_a_dead_channel_of_the_teacher_is_measured_by_the_others() -> None:
+    teacher = torch.randn(500, 2)
+    teacher[:, 1] = 3.0
+    student = teacher.clone()
+    student[:, 1] += 0.1
+    # One of two channels is wrong by 0.1, in units of half the other one's variance.
+    assert FeatureLoss()([student], [teacher]).item() == pytest.approx(
+        0.1**2 / (teacher[:, 0].var().item() / 2) / 2, rel=1e-2
+    )
+
+
 def test_a_dead_channel_of_the_teacher_gives_a_finite_gradient() -> None:
     student = torch.randn(5, 2, requires_grad=True)
     FeatureLoss()([student], [torch.zeros(5, 2)]).backward()

@@ -12,6 +12,7 @@ from kegnet_pl.losses import (
     GeneratedBatch,
     GeneratorLoss,
     GeneratorObjective,
+    StatisticsLoss,
 )
 from tests.unit.losses.samples import random_batch
 
@@ -75,6 +76,12 @@ def test_knows_whether_a_decoder_is_needed(weight: float, uses: bool) -> None:
     assert objective.uses_decoder is uses
     if not uses:
         assert objective(replace(random_batch(), z_decoded=None))[0].isfinite()
+
+
+@pytest.mark.parametrize(("weight", "uses"), [(1.0, True), (0.0, False)])
+def test_knows_whether_statistics_are_needed(weight: float, uses: bool) -> None:
+    terms = {"classifier": ClassifierLoss(), "statistics": StatisticsLoss()}
+    assert GeneratorObjective(terms, {"classifier": 1.0, "statistics": weight}).uses_statistics is uses
 
 
 def test_holds_the_parameters_of_its_terms() -> None:

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kegnet_pl.data.synthetic import draw_labels_and_noise
-from kegnet_pl.losses import GeneratedBatch, GeneratorLoss, GeneratorObjective
+from kegnet_pl.errors import DivergedError
+from kegnet_pl.losses import ClassifierLoss, GeneratedBatch, GeneratorLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.modules import GeneratorModule
+from kegnet_pl.modules.base import SeededModule
+from kegnet_pl.networks import StackedModule
 from kegnet_pl.seeds import stream
 from tests.unit.modules.tiny import (
     CLASSES,
+    FEATURES,
     NOISE,
     QUIET,
     changed,
@@ -248,3 +252,85 @@ def test_dropout_of_the_teacher(dropout: bool, tmp_path: Path) -> None:
     assert changed(snapshot(whole), parts) == set(), "what is dropped depends on the epoch, not on what ran before"
     without, _ = fit_at_once(make_generator_module, _no_data, tmp_path / "without")
     assert bool(changed(snapshot(whole.generator), without.generator)) is dropout
+
+
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_statistics_are_those_that_enter_the_teachers_batch_norm(norm: Any, tmp_path: Path) -> None:
+    seen: list[GeneratedBatch] = []
+
+    class Watch(GeneratorLoss):
+        uses_statistics = True
+
+        def forward(self, batch: GeneratedBatch) -> Tensor:
+            seen.append(batch)
+            return StatisticsLoss()(batch)
+
+    teacher = make_classifier()
+    objective = GeneratorObjective({"watch": Watch()}, {"watch": 1.0})
+    module = make_generator_module(teacher=teacher, teacher_norm=norm, objective=objective)
+    make_trainer(1, tmp_path).fit(module)
+    linear, layer = teacher[0], teacher[1]  # type: ignore[index]
+    for batch in seen:
+        (statistics,) = batch.statistics
+        entering = linear(batch.x)
+        torch.testing.assert_close(statistics.mean, entering.mean(dim=0))
+        torch.testing.assert_close(statistics.variance, entering.var(dim=0, correction=0) + layer.eps)
+        torch.testing.assert_close(statistics.stored_mean, layer.running_mean)
+        torch.testing.assert_close(statistics.stored_variance, layer.running_var + layer.eps)
+
+
+def test_the_term_of_statistics_brings_them_to_the_stored_ones(tmp_path: Path) -> None:
+    teacher = make_classifier()
+    data = torch.randn(256, 1) + 0.3 * torch.randn(
+        256, FEATURES
+    )  # columns that go together, as those of a new generator do not
+    teacher[1].momentum = 1.0  # type: ignore[index, union-attr]
+    teacher((data - data.mean(dim=0)) / data.std(dim=0))
+
+    def last(weight: float) -> float:
+        seen: list[float] = []
+
+        class Watch(StatisticsLoss):
+            def forward(self, batch: GeneratedBatch) -> Tensor:
+                loss = super().forward(batch)
+                seen.append(loss.item())
+                return loss
+
+        terms = {"classifier": ClassifierLoss(), "statistics": Watch()}
+        objective = GeneratorObjective(terms, {"classifier": 1.0, "statistics": weight})
+        make_trainer(60, tmp_path).fit(make_generator_module(teacher=teacher, objective=objective))
+        return seen[-1]
+
+    assert last(1.0) < last(1e-9) / 3
+
+
+def test_the_term_of_statistics_needs_batch_norm() -> None:
+    teacher = nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    with pytest.raises(ValueError, match=r"stored statistics.*generator\.objective\.statistics\.weight=0"):
+        make_generator_module(teacher=teacher, objective=make_objective(statistics=1.0))
+    make_generator_module(teacher=teacher, objective=make_objective(statistics=0.0))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_fit_that_diverges_is_stopped(tmp_path: Path, together: bool) -> None:
+    module = make_generator_module(optimizer=functools.partial(torch.optim.SGD, lr=1e30))
+    if together:
+        pair = [copy.deepcopy(module) for _ in range(2)]
+        module = GeneratorModule(
+            StackedModule([one.generator for one in pair]), StackedModule([one.decoder for one in pair]),
+            make_classifier(), make_objective(), functools.partial(torch.optim.SGD, lr=1e30), batch_size=12,
+            steps_per_epoch=2,
+        )  # fmt: skip
+    with pytest.raises(DivergedError, match=r"diverged in epoch 1\. Lower the learning rate .*generator"):
+        make_trainer(3, tmp_path).fit(module)
+
+
+def test_generators_that_train_one_by_one_drop_other_units() -> None:
+    """Of one seed and epoch, but each with an index of its own."""
+    masks = []
+    for index in range(2):
+        module = make_generator_module(index=index, teacher_dropout=True)
+        module.trainer = make_trainer(1, Path())
+        SeededModule.on_train_epoch_start(module)
+        masks.append(torch.rand(8))
+    assert not torch.equal(*masks)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from kegnet_pl.data import NoiseSource, Split, SyntheticDataModule
 from kegnet_pl.data.loading import TensorLoader
+from kegnet_pl.errors import DivergedError
 from kegnet_pl.evaluation import measure_accuracy
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import Hints, StudentModule
@@ -308,3 +309,34 @@ def test_resumed_fresh_samples_go_on(tmp_path: Path) -> None:
 def test_unknown_schedule() -> None:
     with pytest.raises(ValueError, match="Expected `lr_schedule` to be one of"):
         StudentModule(make_classifier(), DistillationLoss(), adam, lr_schedule="steep")  # type: ignore[arg-type]
+
+
+def test_a_student_that_diverges_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="diverged in epoch 1"):
+        make_trainer(2, tmp_path).fit(
+            _student(optimizer=functools.partial(torch.optim.SGD, lr=1e30)), datamodule=_data()
+        )
+
+
+def test_nothing_watches_a_student_that_is_trained(tmp_path: Path) -> None:
+    teacher, student = make_classifier(), make_classifier(seed=5)
+    for _ in range(2):
+        hints = Hints(teacher.eval(), ["1"], 1.0)
+        module = StudentModule(student, DistillationLoss(), adam, hints=hints)
+        make_trainer(1, tmp_path).fit(module, datamodule=_data(teacher))
+    for network in (teacher, student):
+        assert not any(layer._forward_hooks for layer in network.modules())
+
+
+def test_layers_that_were_replaced_when_the_fit_began_are_watched(tmp_path: Path) -> None:
+    """As ``sync_batchnorm`` does."""
+
+    class Replace(Callback):
+        def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+            pl_module.network[1] = copy.deepcopy(pl_module.network[1])
+            pl_module.network[1]._forward_hooks.clear()
+
+    module = StudentModule(make_classifier(5), DistillationLoss(), adam, hints=Hints(make_classifier(), ["1"], 1.0))
+    trainer = make_trainer(1, tmp_path, [Replace()])
+    trainer.fit(module, datamodule=_data())
+    assert trainer.callback_metrics["train/loss_features"] > 0

@@ -68,10 +68,15 @@ def _module(kind: str, indices: list[int], init: int = 0, **options: Any) -> Gen
 
 @pytest.mark.parametrize("kind", ["dense", "image"])
 @pytest.mark.parametrize("norm", ["batch", "running"])
-@pytest.mark.parametrize("decoder", [0.0, 0.5])
-def test_same_draws_give_the_same_weights_and_metrics(tmp_path: Path, kind: str, norm: Any, decoder: float) -> None:
+@pytest.mark.parametrize(("decoder", "statistics"), [(0.0, 0.0), (0.5, 0.0), (0.5, 1.0)])
+def test_same_draws_give_the_same_weights_and_metrics(
+    tmp_path: Path, kind: str, norm: Any, decoder: float, statistics: float
+) -> None:
     # In float64, where only an error would tell the two apart: Adam turns any rounding of a small gradient into a step.
-    options: dict[str, Any] = {"teacher_norm": norm, "objective": make_objective(decoder=decoder)}
+    options: dict[str, Any] = {
+        "teacher_norm": norm,
+        "objective": make_objective(decoder=decoder, statistics=statistics),
+    }
     epochs = 2 if kind == "dense" else 1
     together = _module(kind, [0, 1, 2], **options)
     make_trainer(epochs, tmp_path, precision="64-true").fit(together)
@@ -105,8 +110,9 @@ def test_batch_statistics_are_each_generators_own(tmp_path: Path) -> None:
     assert module.means[1] != pytest.approx(other.means[1], rel=1e-2)
 
 
-def test_bf16_trains_together(tmp_path: Path) -> None:
-    module = _module("image", [0, 1, 2])
+@pytest.mark.parametrize("statistics", [0.0, 1.0])
+def test_bf16_trains_together(tmp_path: Path, statistics: float) -> None:
+    module = _module("image", [0, 1, 2], objective=make_objective(statistics=statistics))
     before = snapshot(module.generator)
     halves: list[torch.dtype] = []
     module.teacher.network.linear.register_forward_hook(lambda *given: halves.append(given[-1].dtype))  # type: ignore[union-attr, operator]

@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective
+from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.modules import GeneratorModule
 from kegnet_pl.networks import Decoder, DenseGenerator
 
@@ -40,11 +40,15 @@ def make_classifier(seed: int = 0, dropout: float = 0.3) -> nn.Module:
     return network
 
 
-def make_objective(classifier: float = 1.0, decoder: float = 0.5, diversity: float = 2.0) -> GeneratorObjective:
-    return GeneratorObjective(
-        {"classifier": ClassifierLoss(), "decoder": DecoderLoss(), "diversity": DiversityLoss()},
-        {"classifier": classifier, "decoder": decoder, "diversity": diversity},
-    )
+def make_objective(
+    classifier: float = 1.0, decoder: float = 0.5, diversity: float = 2.0, statistics: float = 0.0
+) -> GeneratorObjective:
+    terms = {
+        "classifier": ClassifierLoss(), "decoder": DecoderLoss(), "diversity": DiversityLoss(),
+        "statistics": StatisticsLoss(),
+    }  # fmt: skip
+    weights = {"classifier": classifier, "decoder": decoder, "diversity": diversity, "statistics": statistics}
+    return GeneratorObjective(terms, weights)
 
 
 def make_generator_module(init: int = 0, teacher: nn.Module | None = None, **options: Any) -> GeneratorModule:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -35,12 +37,36 @@ def test_standardises_every_image_and_channel_on_its_own() -> None:
 
 
 def test_without_adjust_the_images_are_those_of_tanh() -> None:
-    adjusted, plain = ImageGenerator(2, 4).eval(), ImageGenerator(2, 4, adjust=False).eval()
+    adjusted, plain = ImageGenerator(2, 4).eval(), ImageGenerator(2, 4, adjust="none").eval()
     plain.load_state_dict(adjusted.state_dict())
     z, y = _noise(8, 4)
 
     assert plain(z, y).abs().max() < 1
     torch.testing.assert_close(standardise_images(plain(z, y)), adjusted(z, y))
+
+
+def test_adjusted_by_the_batch_channels_are_standardised_and_images_keep_their_own_contrast() -> None:
+    generator, (z, y) = ImageGenerator(3, 4, adjust="batch"), _noise(64, 4)
+    x = generator(z, y)
+    torch.testing.assert_close(x.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x.var(dim=(0, 2, 3), correction=0), torch.ones(3), rtol=1e-2, atol=0)
+    assert x.std(dim=(2, 3)).std() > 0.01
+    assert [name for name, _ in generator.named_parameters() if "norm" in name] == []
+
+
+def test_adjusted_by_the_batch_an_image_is_drawn_without_looking_at_others() -> None:
+    generator, (z, y) = ImageGenerator(3, 4, adjust="batch"), _noise(64, 4)
+    for _ in range(100):
+        generator(z, y)
+    trained, drawn = generator(z, y), generator.eval()(z, y)
+    torch.testing.assert_close(drawn[:1], generator(z[:1], y[:1]))
+    torch.testing.assert_close(drawn, trained, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("adjust", [True, "images", None])
+def test_an_unknown_adjustment_is_refused(adjust: Any) -> None:
+    with pytest.raises(ValueError, match=r"`adjust` to be one of \('image', 'batch', 'none'\), but got"):
+        ImageGenerator(3, 4, adjust=adjust)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, -1.0])
@@ -137,3 +163,28 @@ def test_blocks_of_the_dense_generator(blocks: int) -> None:
 @pytest.mark.parametrize("generator", [ImageGenerator(1, 5, noise_dim=3), DenseGenerator(9, 5, noise_dim=3)])
 def test_says_what_it_wants_to_be_called_with(generator: ImageGenerator | DenseGenerator) -> None:
     assert (generator.noise_dim, generator.classes) == (3, 5)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (32, 48), (40, 40), (1, 1), (33, 17), (64, 64), (224, 224)])
+def test_images_of_any_size(size: tuple[int, int]) -> None:
+    x = ImageGenerator(2, 3, size=size)(*_noise(4, 3))
+    assert x.shape == (4, 2, *size)
+
+
+def test_the_shape_of_an_image_is_a_size_too() -> None:
+    assert ImageGenerator(3, 4, size=(3, 20, 50))(*_noise(2, 4)).shape == (2, 3, 20, 50)
+
+
+def test_an_image_is_cut_around_its_middle() -> None:
+    torch.manual_seed(0)
+    whole = ImageGenerator(1, 4, size=(48, 48), adjust="none").eval()
+    torch.manual_seed(0)
+    cut = ImageGenerator(1, 4, size=(40, 42), adjust="none").eval()
+    z, y = _noise(2, 4)
+    torch.testing.assert_close(cut(z, y), whole(z, y)[..., 4:44, 3:45])
+
+
+@pytest.mark.parametrize("size", [(32,), (0, 32), (1, 2, 3, 4)])
+def test_no_size_of_an_image(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="`size` to be height and width of an image, but got"):
+        ImageGenerator(1, 4, size=size)

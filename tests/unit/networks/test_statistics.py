@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
-from kegnet_pl.networks import LeNet5, ResNet14, adapt_norm, norm_layers
+from kegnet_pl.networks import LeNet5, NormWatch, ResNet14, adapt_norm, norm_layers
 
 
 def _teacher() -> ResNet14:
@@ -79,3 +79,53 @@ def test_modes_stay() -> None:
 def test_other_networks_are_refused(student: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"with the teacher's batch-norm layers .* Set student\.norm=batch"):
         adapt_norm(student, _teacher(), torch.rand(8, 2, 32, 32))
+
+
+def test_watch_returns_what_the_network_returns_and_what_enters_its_batch_norm() -> None:
+    network, x = _teacher(), torch.randn(6, 2, 32, 32)
+    output, moments = NormWatch(network)(x)
+    assert torch.equal(output, network(x))
+    assert len(moments) == len(norm_layers(network))
+    first = network.conv1(x)
+    mean, variance = moments[0]
+    torch.testing.assert_close(mean, first.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(variance, first.var(dim=(0, 2, 3), correction=0) + network.norm1.eps)
+
+
+def test_watch_knows_what_is_stored() -> None:
+    """In training mode with a momentum of one a layer stores the batch, but for Bessel's correction."""
+    network, x = _teacher(), torch.randn(6, 2, 32, 32)
+    watch = NormWatch(network)
+    for layer in norm_layers(network).values():
+        layer.momentum = 1.0
+    moments = watch.train()(x)[1]
+    for layer, mine, theirs, output in zip(
+        watch.layers, moments, watch.stored(), _seen(network, x).values(), strict=True
+    ):
+        count = output[:, 0].numel()
+        torch.testing.assert_close(mine[0], theirs[0])
+        torch.testing.assert_close((mine[1] - layer.eps) * count / (count - 1) + layer.eps, theirs[1])
+
+
+def test_watch_keeps_nothing_between_calls() -> None:
+    network = _teacher()
+    watch = NormWatch(network)
+    network(torch.randn(2, 2, 32, 32))
+    assert watch._seen == {}
+    watch(torch.randn(2, 2, 32, 32))
+    assert watch._seen == {}
+
+
+@pytest.mark.slow
+def test_watch_compiles_as_one_graph() -> None:
+    watch, x = NormWatch(_teacher()), torch.randn(4, 2, 32, 32)
+    output, moments = torch.compile(watch, fullgraph=True, backend="aot_eager")(x)
+    expected, theirs = watch(x)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(moments, theirs)
+
+
+@pytest.mark.parametrize("network", [LeNet5(1, 10), nn.BatchNorm1d(3, track_running_stats=False)])
+def test_watch_needs_stored_statistics(network: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"stored statistics, but it has none: .*generator\.objective\.statistics"):
+        NormWatch(network)

@@ -66,3 +66,61 @@ def test_unknown_layers() -> None:
         layers_named(LeNet5(1, 10), None)
     with pytest.raises(ValueError, match="a network with layers conv7"):
         WatchedModule(nn.Sequential(), ["conv7"])
+
+
+class _Overwriting(nn.Module):
+    """As torchvision's ResNets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.relu = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.norm2(self.relu(self.norm1(x)))
+        out += x
+        return self.relu(out)
+
+
+def test_what_is_overwritten_is_returned_as_the_layer_returned_it() -> None:
+    network, x = _Overwriting().eval(), torch.randn(64, 4)
+    watched = WatchedModule(network, ["norm1", "norm2"])
+    expected = [network.norm1(x), network.norm2(network.norm1(x).relu())]
+    for _ in range(3):
+        output, seen = watched(x)
+        torch.testing.assert_close(seen, expected)
+        torch.testing.assert_close(output, (expected[1] + x).relu())
+    assert watched._overwritten == {"norm1", "norm2"}
+
+
+def test_what_is_not_overwritten_is_not_copied() -> None:
+    network, x = LeNet5(1, 10), torch.randn(2, 1, 32, 32)
+    watched = WatchedModule(network, ["conv1"])
+    watched(x)
+    assert watched._overwritten == set()
+    assert watched._keep("conv1", network.conv1, (x,), x) is None
+
+
+def test_gradients_of_an_overwritten_output() -> None:
+    network, x = _Overwriting(), torch.randn(64, 4)
+    watched = WatchedModule(network, ["norm1"])
+    for _ in range(2):
+        network.zero_grad()
+        output, (seen,) = watched(x)
+        (output.sum() + seen.square().sum()).backward()
+    grad = network.norm1.weight.grad
+    assert grad is not None
+    mine = grad.clone()
+    network.zero_grad()
+    first = network.norm1(x)
+    ((network.norm2(first.relu()) + x).relu().sum() + first.square().sum()).backward()
+    torch.testing.assert_close(network.norm1.weight.grad, mine)
+
+
+def test_closed_it_leaves_no_hook() -> None:
+    network = LeNet5(1, 10)
+    watched = WatchedModule(network, ["conv1"])
+    watched.close()
+    assert not network.conv1._forward_hooks
+    watched.open()
+    watched.open()
+    assert len(network.conv1._forward_hooks) == 1

@@ -1,0 +1,95 @@
+"""Data of the user's own, from files of tensors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kegnet_pl.data.base import RealDataModule, Split
+
+_PARTS = ("train", "val", "test")
+
+
+class FilesDataModule(RealDataModule):
+    """Samples ``x`` and classes ``y`` from files, a file a split: ``.npz``, ``.safetensors`` or ``.pt``.
+
+    A file holds ``x (N, *input_shape)``, floating-point and normalised as the teacher's training data was, and
+    ``y (N,)``, whole numbers from 0. ``numpy.savez(FILE, x=..., y=...)`` writes one, and so does
+    ``torch.save({"x": ..., "y": ...}, FILE)``. Where the teacher is trained already, the test file is enough.
+
+    Args:
+        name, input_shape, classes, options: See :class:`RealDataModule`.
+        train: File of the training split, None if there is none; a teacher is trained on it.
+        val: File of the validation split.
+        test: File of the test split; accuracy is reported on it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        input_shape: Sequence[int],
+        classes: int,
+        *,
+        train: str | Path | None = None,
+        val: str | Path | None = None,
+        test: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, input_shape, classes, **options)
+        paths = dict(zip(_PARTS, (train, val, test), strict=True))
+        self.files = {part: Path(path) for part, path in paths.items() if path is not None}
+        if not self.files:
+            raise ValueError("Expected a file of data, but got none: set data.test=FILE (or data.train, data.val).")
+
+    def prepare_data(self) -> None:
+        """See that all files are there."""
+        for part, path in self.files.items():
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"Expected a file at {path}, but there is none. Check data.{part}; relative paths start in the "
+                    f"folder you run from ({Path.cwd()})."
+                )
+
+    def read(self) -> dict[str, Split]:
+        """Read the files that were given."""
+        return {part: _read(path) for part, path in self.files.items()}
+
+
+def _read(path: Path) -> Split:
+    try:
+        content = _tensors(path)
+    except Exception as error:  # damaged files raise many kinds
+        raise ValueError(
+            f"Expected tensors x and y in {path}, but it cannot be read ({type(error).__name__}). Write it with "
+            f"numpy.savez(FILE, x=..., y=...), safetensors, or torch.save({{'x': ..., 'y': ...}}, FILE)."
+        ) from error
+    missing = [name for name in ("x", "y") if not isinstance(content.get(name), Tensor)]
+    if missing:
+        raise ValueError(
+            f"Expected tensors x (samples) and y (classes) in {path}, but got {', '.join(map(str, content)) or 'none'}."
+        )
+    x, y = content["x"], content["y"]
+    if not x.is_floating_point():
+        raise ValueError(
+            f"Expected floating-point samples in {path}, normalised as the teacher's training data was, but x is "
+            f"{x.dtype}."
+        )
+    if y.ndim != 1 or y.is_floating_point():
+        raise ValueError(
+            f"Expected classes (N,), whole numbers from 0, in {path}, but y is {y.dtype} {tuple(y.shape)}."
+        )
+    return Split(x.float(), y.long())
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    if path.suffix == ".safetensors":
+        return dict(load_file(path))
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(content)

@@ -1,0 +1,104 @@
+"""Data of the user's own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kegnet_pl.data import FilesDataModule
+
+SHAPE, CLASSES = (2, 5, 4), 3
+
+
+def _tensors(count: int = 6) -> tuple[Tensor, Tensor]:
+    chance = torch.Generator().manual_seed(count)
+    return torch.randn(count, *SHAPE, generator=chance), torch.arange(count) % CLASSES
+
+
+def _write(path: Path, x: Any, y: Any) -> Path:
+    if path.suffix == ".npz":
+        np.savez(path, x=np.asarray(x), y=np.asarray(y))
+    elif path.suffix == ".safetensors":
+        save_file({"x": x, "y": y}, path)
+    else:
+        torch.save({"x": x, "y": y}, path)
+    return path
+
+
+def _data(**files: Any) -> FilesDataModule:
+    data = FilesDataModule("mine", SHAPE, CLASSES, **files)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "pt"])
+def test_reads_what_was_written(tmp_path: Path, suffix: str) -> None:
+    x, y = _tensors()
+    data = _data(test=_write(tmp_path / f"test.{suffix}", x, y))
+    assert set(data.splits) == {"test"}
+    assert torch.equal(data.part("test").x, x)
+    assert torch.equal(data.part("test").y, y)
+    assert data.test_set == "mine: 6 test samples"
+
+
+def test_every_split_has_a_file(tmp_path: Path) -> None:
+    files = {part: _write(tmp_path / f"{part}.npz", *_tensors(n)) for n, part in enumerate(("train", "val", "test"), 3)}
+    assert {part: len(split) for part, split in _data(**files).splits.items()} == {"train": 3, "val": 4, "test": 5}
+
+
+def test_wider_numbers_are_taken(tmp_path: Path) -> None:
+    x, y = _tensors()
+    split = _data(test=_write(tmp_path / "test.npz", x.double(), y.int())).part("test")
+    assert (split.x.dtype, split.y.dtype) == (torch.float32, torch.int64)
+    assert torch.equal(split.x, x)
+
+
+def test_a_missing_split_is_named(tmp_path: Path) -> None:
+    data = _data(test=_write(tmp_path / "test.npz", *_tensors()))
+    with pytest.raises(ValueError, match=r"a split 'val' of the data set 'mine', but it has test\..*selection=real"):
+        data.part("val")
+
+
+def test_no_file_at_all() -> None:
+    with pytest.raises(ValueError, match=r"set data\.test=FILE"):
+        _data()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a file at .*none\.npz, but there is none\. Check data\.val"):
+        _data(val=tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x.byte(), y), "floating-point samples .* but x is torch.uint8"),
+        (lambda x, y: (x, y.float()), r"classes \(N,\), whole numbers from 0, .* torch.float32 \(6,\)"),
+        (lambda x, y: (x, torch.eye(6).long()), r"classes \(N,\), .* torch.int64 \(6, 6\)"),
+        (lambda x, y: (x * float("nan"), y), "finite samples in float32 in the test split"),
+        (lambda x, y: (x, y + 1), "classes 0 to 2 in data set 'mine', but got 1 to 3"),
+        (lambda x, y: (x[:, :1], y), r"samples of shape \(2, 5, 4\) in data set 'mine', but got \(1, 5, 4\)"),
+        (lambda x, y: (x[:0], y[:0]), "samples in the test split of 'mine', but got none"),
+        (lambda x, y: (x, y[:4]), "as many samples as labels"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _data(test=_write(tmp_path / "test.npz", *change(*_tensors())))
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("1,2,3")
+    with pytest.raises(ValueError, match=r"tensors x and y in .*text\.npz, but it cannot be read"):
+        _data(test=tmp_path / "text.npz")
+    np.savez(tmp_path / "images.npz", images=np.zeros(3))
+    with pytest.raises(ValueError, match=r"x \(samples\) and y \(classes\) in .*images\.npz, but got images"):
+        _data(test=tmp_path / "images.npz")
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), y=np.zeros(1))
+    with pytest.raises(ValueError, match="cannot be read"):
+        _data(test=tmp_path / "objects.npz")
