@@ -41,6 +41,8 @@ def save_network(
 def load_network(folder: str | Path, name: str = "network") -> nn.Module:
     """Rebuild a network that :func:`save_network` wrote, in evaluation mode.
 
+    ``NAME.json`` says which constructor to call, with which arguments, and it is called: load folders that you trust.
+
     Args:
         folder: Folder of a finished stage, such as the ``student`` folder that a run names at its end.
         name: Name of both files.

@@ -1,6 +1,7 @@
 """The door: Hydra composes the configuration, the pipeline runs it. Heavy imports stay behind it."""
 
 import difflib
+import itertools
 import math
 import os
 import re
@@ -115,8 +116,20 @@ def _explain_overrides(arguments: list[str]) -> None:
             cfg = compose("config", overrides=experiment)
         except HydraException:
             cfg = compose("config")
+        loader = GlobalHydra.instance().config_loader()
+        groups = {str(key): loader.get_group_options(str(key)) for key in cfg if str(key) in loader.list_groups("")}
+        plans = loader.get_group_options("compression/plans")
+    for folder in _config_folders(arguments):
+        for group, options in groups.items():
+            options += [path.stem for path in (folder / group).glob("*.yaml")]
+        plans += [path.stem for path in (folder / "compression" / "plans").glob("*.yaml")]
+    teacher = next((override.partition("=")[2] for override in wrong if override.startswith("teacher=")), None)
     for override in wrong:
         key, _, value = override.partition("=")
+        hint = _option_hint(key, value, groups[key], plans, teacher) if key in groups else None
+        if hint is not None:
+            print(f"\n{hint}", file=sys.stderr)  # noqa: T201
+            continue
         if key == "hydra/launcher":
             if value in _LAUNCHERS:
                 what = f"hydra/launcher={value} is a plugin of its own: pip install '.[{_LAUNCHERS[value]}]'"
@@ -130,6 +143,30 @@ def _explain_overrides(arguments: list[str]) -> None:
         hint = f" Did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
         what = f"`{parent}` has" if parent else "The configuration has"
         print(f"\n{key!r} does not exist.{hint}\n{what}: {', '.join(known)}", file=sys.stderr)  # noqa: T201
+
+
+def _config_folders(arguments: list[str]) -> list[Path]:
+    """Return the user's own folders of configuration."""
+    named = [value for name, value in itertools.pairwise(arguments) if name in ("--config-dir", "-cd")]
+    named += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config-dir=")]
+    return [Path(folder) for folder in named]
+
+
+def _option_hint(group: str, value: str, options: list[str], plans: list[str], teacher: str | None) -> str | None:
+    """Return what to choose in place of an option that cannot be; None if nothing is wrong with it."""
+    if re.search(r"[,(\[{$]", value):
+        return None  # several, or computed
+    if value not in options:
+        close = difflib.get_close_matches(value, options, n=1)
+        hint = f" Did you mean {group}={close[0]}?" if close else ""
+        return f"There is no {group}={value}.{hint}\nThere are: {', '.join(sorted(set(options)))}"
+    if group == "compression" and re.fullmatch(r"option\d", value) and teacher and f"{teacher}_{value}" not in plans:
+        return (
+            f"compression={value} is a plan of the paper for its own networks; there is none for teacher={teacher}. "
+            f"Choose compression=ratio (and compression.target=4), evbmf or fraction, or write a plan: a file "
+            f"compression/plans/{teacher}_{value}.yaml in the folder of --config-dir."
+        )
+    return None
 
 
 def _first_missing(cfg: Any, key: str) -> tuple[str, list[str]] | None:

@@ -133,7 +133,8 @@ def open_data(config: Mapping[str, Any], tell: Any) -> RealDataModule | None:
     try:
         data.prepare_data()
     except FileNotFoundError as error:
-        if config["teacher"]["weights"] is None or config["student"]["selection"] == "real":
+        needed = config["teacher"]["weights"] is None or config["student"]["selection"] == "real"
+        if needed or not data.may_be_missing:
             raise
         tell(f"Accuracy will not be measured: {error}")
         return None

@@ -56,7 +56,9 @@ def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given
         ("sed=1", "Did you mean seed?"),
         ("generator.objective.diversty.weight=1", "`generator.objective` has: classifier, decoder, diversity"),
         ("+experiment=svhn", "svhn_resnet"),
-        ("compression=option4", "option3"),
+        ("compression=option4", "Did you mean compression=option3?"),
+        ("generator=imgae", "There is no generator=imgae. Did you mean generator=image?"),
+        ("teacher=mine", "There is no teacher=mine."),
     ],
 )
 def test_a_typo_lists_what_exists(command: Command, typo: str, answer: str) -> None:
@@ -65,9 +67,35 @@ def test_a_typo_lists_what_exists(command: Command, typo: str, answer: str) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_a_plan_of_the_paper_is_not_for_ones_own_network(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "teacher").mkdir(parents=True)
+    (tmp_path / "mine" / "teacher" / "mynet.yaml").write_text("defaults: [custom, _self_]\n")
+    done = command("--config-dir", "mine", "teacher=mynet", "compression=option1", expect=1)
+    assert (
+        "compression=option1 is a plan of the paper for its own networks; there is none for teacher=mynet"
+        in done.stderr
+    )
+    assert "There is no teacher" not in done.stderr, "it is there"
+
+
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
+        (["recipe=fast"], "Expected an experiment beside recipe=fast"),
+        (["student.network=lenet5"], "A group is chosen by student=..., such as student=lenet5."),
+        (["trainer.num_nodes=2"], "Expected `trainer.num_nodes` to be 1, but got 2"),
+        (["+trainer.max_epochs=3"], "Expected no setting `trainer.max_epochs`: how long is teacher.epochs"),
+        (
+            [
+                "data=files",
+                "data.input_shape=[3]",
+                "data.classes=2",
+                "data.test=no.npz",
+                "generator=dense",
+                "teacher=mlp",
+            ],
+            "Expected a file at no.npz, but there is none. Check data.test",
+        ),
         (["seed=-1"], "Expected `seed` to be a whole number of at least 0, but got -1."),
         (["generator.objective.decoder.weight=-1"], "Expected `generator.objective.decoder.weight`"),
         (["data=none"], "Expected a value for `data.input_shape`"),

@@ -160,3 +160,13 @@ def test_missing_test_data_is_said_and_does_no_harm(tmp_path: Path) -> None:
     assert "Accuracy will not be measured" in said[0] and str(tmp_path) in said[0]
     with pytest.raises(FileNotFoundError, match=r"data\.download=true"):
         open_data(configure("data=mnist", "data.download=false", f"data.root={tmp_path}"), said.append)
+
+
+def test_fast_for_svhn_is_what_its_study_shows() -> None:
+    generator = configure("+experiment=svhn_resnet", "recipe=fast")["generator"]
+    found = (generator["count"], generator["teacher_norm"], generator["objective"]["statistics"]["weight"])
+    assert found == (2, "running", 10.0)
+    for recipe in ("strict", "paper"):
+        generator = configure("+experiment=svhn_resnet", f"recipe={recipe}")["generator"]
+        found = (generator["count"], generator["teacher_norm"], generator["objective"]["statistics"]["weight"])
+        assert found == (5, "batch", 0.0)

@@ -508,6 +508,14 @@ def test_ones_own_test_data(tmp_path: Path) -> None:
         go(tmp_path, "methods=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}", "student.selection=real")
 
 
+def test_a_mistyped_file_is_no_run_without_data(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a file at nowhere\.npz, but there is none\. Check data\.test"):
+        go(
+            tmp_path, "data=files", "data.input_shape=[1,32,32]", "data.classes=10", "teacher.weights=any.pt",
+            "data.test=nowhere.npz",
+        )  # fmt: skip
+
+
 def test_bad_test_data_is_told_before_anything_takes_time(tmp_path: Path) -> None:
     np.savez(tmp_path / "test.npz", x=np.zeros((4, 1, 32, 32)), y=np.full(4, 10))
     with pytest.raises(ValueError, match="classes 0 to 9 in data set 'files', but got 10 to 10"):

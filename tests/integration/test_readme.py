@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import kegnet_pl
+from kegnet_pl.artefacts import save_network
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
 from kegnet_pl.reporting import Row
@@ -113,3 +116,26 @@ def test_pictures_exist() -> None:
     assert pictures
     for picture in pictures:
         assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_student_runs_without_us(tmp_path: Path) -> None:
+    """The lines of the README that take a student elsewhere."""
+    content = next(block for block in blocks("python") if "torch.export.save" in block)
+    compressed = CompressionPlan([Rule("*", "target")], 2.0).apply(ResNet14(), (3, 32, 32))
+    student, recipe = compressed.network.eval(), {"_target_": "kegnet_pl.networks.ResNet14"}
+    save_network(student, tmp_path, "network", recipe, compressed.ledger.ranks)
+    code = content.replace("outputs/store/student-...", str(tmp_path))
+    run = [sys.executable, "-c"]
+    subprocess.run([*run, code], check=True, cwd=tmp_path)
+    x = torch.randn(1, 3, 32, 32)
+    torch.save(x, tmp_path / "x.pt")
+    elsewhere = """
+import sys, torch
+x = torch.load("x.pt")
+answers = [torch.export.load("student.pt2").module()(x), torch.jit.load("student.ts")(x)]
+assert "kegnet_pl" not in sys.modules
+torch.save([answer.detach() for answer in answers], "answers.pt")
+"""
+    subprocess.run([*run, elsewhere], check=True, cwd=tmp_path)
+    for answer in torch.load(tmp_path / "answers.pt"):
+        torch.testing.assert_close(answer, student(x), rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -66,7 +66,12 @@ class RealDataModule(LightningDataModule):
 
     Raises:
         ValueError: If ``classes`` or ``batch_size`` is too small.
+
+    Attributes:
+        may_be_missing: Whether a run that needs no real data goes on without its files, and measures nothing.
     """
+
+    may_be_missing: ClassVar[bool] = True
 
     def __init__(
         self,

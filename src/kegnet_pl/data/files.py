@@ -28,6 +28,8 @@ class FilesDataModule(RealDataModule):
         test: File of the test split; accuracy is reported on it.
     """
 
+    may_be_missing = False  # the user has named them
+
     def __init__(
         self,
         name: str,
