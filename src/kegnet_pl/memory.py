@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ def forget_peak_memory() -> None:
 
 def peak_memory() -> dict[str, float]:
     """Return the peak memory of this process, and of its GPU (0 where it uses none), in megabytes."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # In bytes on macOS, in kilobytes elsewhere.
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text()
         host = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024

@@ -22,6 +22,8 @@ def test_peak_memory_is_in_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "Path", lambda name: Path("/nowhere"))
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
     assert peak_memory()["host_mb"] == 3072
+    monkeypatch.setattr(sys, "platform", "darwin")  # macOS counts in bytes
+    assert peak_memory()["host_mb"] == 3
 
 
 @LINUX

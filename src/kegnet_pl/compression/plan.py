@@ -114,8 +114,9 @@ class CompressionPlan:
             raise ValueError("Expected `rules` to hold at least one rule, but got none.")
         if when_larger not in get_args(WhenLarger):
             raise ValueError(f"Expected `when_larger` to be one of {get_args(WhenLarger)}, but got {when_larger!r}.")
-        if target is not None and not (target > 1 and math.isfinite(target)):
-            raise ValueError(f"Expected `target` to be a compression ratio above 1, but got {target}.")
+        number = isinstance(target, int | float) and not isinstance(target, bool)
+        if target is not None and not (number and target > 1 and math.isfinite(target)):
+            raise ValueError(f"Expected `target` to be a compression ratio above 1, but got {target!r}.")
         wanted = any("target" in rule.sides for rule in rules)
         if wanted and target is None:
             raise ValueError("Expected `target`, a compression ratio, since a rule has the rank 'target'; got None.")
@@ -137,9 +138,12 @@ class CompressionPlan:
             The smaller network and its ledger; all its weights can be trained, also where the original's are frozen.
 
         Raises:
-            ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, or the target is
-                out of reach.
+            ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target is out of
+                reach, or weights are not finite.
         """
+        broken = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
+        if broken:
+            raise ValueError(f"Expected finite weights, but there are NaN or infinite ones in {', '.join(broken[:8])}.")
         mode = network.training
         network = copy.deepcopy(network).requires_grad_(True)
         layers = {

