@@ -472,10 +472,12 @@ class Net(nn.Module):
 
 
 def test_changed_code_of_ones_own_network_builds_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "kegnet_pl"  # as a clone is called, in which one works
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
     overrides = ["methods=[]", "teacher=custom", "teacher.network._target_=own_network.Net", "compression=ratio"]
     for factor, teachers in (("1", 1), ("1", 1), ("2", 2)):
-        (tmp_path / "own_network.py").write_text(NETWORK.format(factor=factor))
+        (folder / "own_network.py").write_text(NETWORK.format(factor=factor))
         sys.modules.pop("own_network", None)
         importlib.invalidate_caches()
         go(tmp_path, *overrides)

@@ -67,6 +67,7 @@ def _generator_panels() -> list[Any]:
         "loss_classifier": "classifier term",
         "loss_decoder": "decoder term",
         "loss_diversity": "diversity term",
+        "loss_statistics": "term of the batch-norm statistics",
         "accuracy": "the teacher sees the intended class",
         "grad_norm": "gradient norm",
     }

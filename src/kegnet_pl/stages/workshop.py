@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from torch import nn
 
+import kegnet_pl
 from kegnet_pl.costs import Costs
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.errors import ConfigError
@@ -171,7 +172,9 @@ def code_of(specification: Any) -> Config:
     marks = {
         target: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         for target, path in files.items()
-        if path is not None and not set(path.parts) & {"site-packages", "dist-packages", "kegnet_pl"}
+        if path is not None
+        and not set(path.parts) & {"site-packages", "dist-packages"}
+        and not path.is_relative_to(Path(kegnet_pl.__file__).resolve().parent)
     }
     return {"code": marks} if marks else {}
 
