@@ -60,7 +60,7 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
             "got none: nothing would change. Add +experiment=..., or schedule=... (mnist_lenet, svhn_resnet, "
             "fashion_resnet, table_mlp), or leave recipe=fast out."
         )
-    if sweep.in_sweep() and config["trainer"]["devices"] * config["trainer"]["num_nodes"] > 1:
+    if sweep.in_sweep() and config["trainer"]["devices"] > 1:
         raise ConfigError(sweep.ONE_PROCESS)
     from kegnet_pl.gpus import one_gpu
     from kegnet_pl.pipeline import run

@@ -129,7 +129,7 @@ def check(config: Mapping[str, Any]) -> None:
         )
 
     _check_training(c, "generator", stopping=False)
-    c.whole("generator.batch_size", 2 * c.value("trainer.devices") * c.value("trainer.num_nodes"))  # batch norm
+    c.whole("generator.batch_size", 2 * c.value("trainer.devices"))  # batch norm
     for name in ("count", "noise_dim", "steps_per_epoch"):
         c.whole(f"generator.{name}", 1)
     c.whole("generator.seed", 0)
@@ -211,11 +211,11 @@ def _check_training(c: _Check, part: str, *, stopping: bool = True) -> None:
     c.whole(f"{part}.epochs", 1)
     c.whole(f"{part}.batch_size", 1)
     c.number(f"{part}.optimizer.lr", above=0)
-    world = c.value("trainer.devices") * c.value("trainer.num_nodes")
+    world = c.value("trainer.devices")
     if c.value(f"{part}.batch_size") % world:
         raise ConfigError(
-            f"Expected `{part}.batch_size` to be a multiple of the {world} processes (trainer.devices x "
-            f"trainer.num_nodes), but got {c.value(f'{part}.batch_size')}."
+            f"Expected `{part}.batch_size` to be a multiple of the {world} processes "
+            f"(trainer.devices), but got {c.value(f'{part}.batch_size')}."
         )
     if stopping:
         c.whole(f"{part}.patience", 1, optional=True)

@@ -85,10 +85,9 @@ class StudentModule(SteppedModule):
             self.step_by(network)
         else:
             self.features = FeatureLoss()
-            # In a tuple, so that the teacher is not registered.
-            self._teacher = (WatchedModule(hints.teacher, hints.layers),)
-            self._watched = (*self._teacher, WatchedModule(network, hints.layers))
-            self.step_by(self._watched[-1])
+            # Teacher and student, in a tuple, so that the teacher is not registered.
+            self._watched = (WatchedModule(hints.teacher, hints.layers), WatchedModule(network, hints.layers))
+            self.step_by(self._watched[1])
         self.train()
 
     def on_fit_start(self) -> None:
@@ -129,7 +128,7 @@ class StudentModule(SteppedModule):
         else:
             logits, outputs = self.run(x)
             with torch.no_grad():
-                targets = self._teacher[0](x)[1]
+                targets = self._watched[0](x)[1]
             self.teacher_forwards += len(x)
             metrics["train/loss_features"] = self.features(outputs, targets)
             loss = self.distillation(logits, teacher_logits) + self.hints.weight * metrics["train/loss_features"]

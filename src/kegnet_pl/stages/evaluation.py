@@ -18,7 +18,6 @@ def evaluation_stage(shop: Workshop, stage: Stage, name: str, teacher: nn.Module
     data = shop.data
     if data is None:
         return None
-    data.setup()
     if "test" not in data.splits:
         return None
     test = data.part("test")

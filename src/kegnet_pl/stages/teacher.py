@@ -38,11 +38,9 @@ def _train_teacher(shop: Workshop) -> Stage:
     }
 
     def make(folder: Path, costs: Costs) -> Config:
-        assert shop.data is not None
         seed_everything(derive_seed(shop.seed, "teacher") % 2**32, verbose=False)
         network = build(config["network"])
         check_network(network, "teacher", shop.input_shape, shop.classes)
-        shop.data.setup()
         module = TeacherModule(network, build(config["optimizer"]), seed=shop.seed)
         with StageProgress("teacher", shop.console) as progress:
             metrics = shop.training.fit(

@@ -128,7 +128,7 @@ def without(config: Mapping[str, Any], *keys: str) -> Config:
 def _training_settings(config: Mapping[str, Any]) -> Config:
     trainer = config["trainer"]
     return {
-        "processes": trainer["devices"] * trainer["num_nodes"],
+        "processes": trainer["devices"],
         "trainer": without(trainer, *_NEUTRAL),
         "callbacks": without(config["callbacks"], "resume"),
     }
