@@ -171,6 +171,8 @@ def describe(
         seed=shop.seed,
         recipe=config["recipe"],
         selection=config["student"]["selection"] if trained else None,
+        epochs=stages[-1].metrics.get("epochs"),
+        epoch=stages[-1].metrics.get("epoch"),
         accuracy=tested.metrics["test/accuracy"] if tested is not None else None,
         teacher_accuracy=teacher_tested.metrics["test/accuracy"] if teacher_tested is not None else None,
         parameters=mine["parameters"],

@@ -135,7 +135,7 @@ class Training:
                 the network's.
 
         Returns:
-            The metrics of the last epoch, and ``epochs`` trained.
+            The metrics of the last epoch, ``epochs`` trained, and the ``epoch`` that is kept, counted from 1.
 
         Raises:
             KeyboardInterrupt: If the user stopped it.
@@ -169,15 +169,16 @@ class Training:
         )
         begun = checkpoints / "resume.ckpt"
         run_fit(trainer, module, datamodule, begun if begun.exists() else None)
-        metrics = dict(last.metrics)
+        metrics, kept = dict(last.metrics), trainer.current_epoch
         if isinstance(module, SteppedModule):
             module.means = last.means
         if best is not None and best.best_model_path:
             content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
             module.load_state_dict(content["state_dict"])
             metrics["val/accuracy"] = float(best.best_model_score)  # type: ignore[arg-type]
+            kept = content["epoch"] + 1
         module.to("cpu")
-        return metrics | {"epochs": trainer.current_epoch}
+        return metrics | {"epochs": trainer.current_epoch, "epoch": kept}
 
 
 def device_of(trainer_config: dict[str, Any], gpu: int | None = None) -> torch.device:

@@ -22,6 +22,7 @@ from kegnet_pl.data import DigitsDataModule, Split
 from kegnet_pl.errors import ConfigError, DivergedError, StoreError, WeightsError
 from kegnet_pl.modules.base import SeededModule
 from kegnet_pl.pipeline import run
+from kegnet_pl.reporting.charts import read_curves
 from kegnet_pl.stages import result_settings
 from kegnet_pl.stages.generators import faster_together
 from kegnet_pl.watching import SAMPLES
@@ -404,8 +405,17 @@ def test_another_network_as_student(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("selection", ["synthetic", "real"])
 def test_selection_is_named(tmp_path: Path, selection: str) -> None:
-    rows = go(tmp_path, "methods=[normal]", f"student.selection={selection}", "student.patience=1")
+    rows = go(tmp_path, "methods=[normal]", f"student.selection={selection}", "student.epochs=3")
     assert rows[-1]["selection"] == selection
+    (student,) = (tmp_path / "store").glob("student-*")
+    curve = [value for _, value in read_curves(student / "logs" / "normal")["val/accuracy"]]
+    assert rows[-1]["epochs"] == len(curve) == 3
+    assert rows[-1]["epoch"] == curve.index(max(curve)) + 1
+
+
+def test_rows_tell_which_epoch_was_kept(tmp_path: Path) -> None:
+    rows = go(tmp_path, "methods=[normal]", "student.epochs=2", "teacher.epochs=3")
+    assert [(row["epochs"], row["epoch"]) for row in rows] == [(3, 3), (None, None), (2, 2)]
 
 
 def test_without_any_real_data(tmp_path: Path) -> None:

@@ -94,14 +94,15 @@ def test_stops_so_many_epochs_after_the_best(
 ) -> None:
     module = _Scripted(accuracies)
     metrics = _fit(tmp_path, Schedule(len(accuracies), True, patience, min_epochs), module, _Data())
-    assert metrics["epochs"] == made
+    assert (metrics["epochs"], metrics["epoch"]) == (made, best)
     assert module.weight.item() == best
     assert metrics["val/accuracy"] == accuracies[best - 1]
 
 
 def test_without_selection_the_last_epoch_is_kept(tmp_path: Path) -> None:
     module = _Scripted([3, 2, 1])
-    assert _fit(tmp_path, Schedule(3), module, _Data())["epochs"] == 3
+    metrics = _fit(tmp_path, Schedule(3), module, _Data())
+    assert (metrics["epochs"], metrics["epoch"]) == (3, 3)
     assert module.weight.item() == 3
 
 
@@ -111,7 +112,7 @@ def test_a_fit_that_had_stopped_early_is_not_trained_on(tmp_path: Path) -> None:
         _fit(tmp_path, schedule, _Scripted(accuracies), _Data(), [_StopAfterTraining()])
     module = _Scripted(accuracies)
     metrics = _fit(tmp_path, schedule, module, _Data())
-    assert (metrics["epochs"], metrics["val/accuracy"], module.weight.item()) == (3, 5, 1)
+    assert (metrics["epochs"], metrics["epoch"], metrics["val/accuracy"], module.weight.item()) == (3, 1, 5, 1)
 
 
 def test_a_fit_resumed_in_the_middle_stops_where_it_would_have(tmp_path: Path) -> None:
@@ -136,4 +137,4 @@ def test_metrics_of_the_last_epoch_survive(tmp_path: Path) -> None:
         fit(tmp_path / "parts", [_StopAfterTraining()])
     assert fit(tmp_path / "parts") == whole
     assert {"train/loss", "train/accuracy", "epochs"} <= set(whole[0])
-    assert [set(means) for means in whole[1]] == [set(whole[0]) - {"epochs"}]
+    assert [set(means) for means in whole[1]] == [set(whole[0]) - {"epochs", "epoch"}]

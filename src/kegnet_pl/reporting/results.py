@@ -9,7 +9,7 @@ from typing import Any
 from kegnet_pl.files import write_whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One network of one run; ``results.schema.json`` describes the file.
 
@@ -23,6 +23,8 @@ class Row:
         seed: The run's seed.
         recipe: Name of the recipe: ``strict``, ``paper``, ``fast``, or the user's.
         selection: Which epoch of the student was kept: ``last``, ``synthetic`` or ``real``; None without training.
+        epochs: How many it was trained for; None without training here, and in rows of older versions.
+        epoch: Which of them was kept, counted from 1; None as above.
         accuracy: On the test set, in [0, 1]; None where there is no test data.
         teacher_accuracy: The same of the teacher.
         parameters: Weights and biases.
@@ -50,6 +52,8 @@ class Row:
     seed: int
     recipe: str
     selection: str | None
+    epochs: int | None = None
+    epoch: int | None = None
     accuracy: float | None
     teacher_accuracy: float | None
     parameters: int
