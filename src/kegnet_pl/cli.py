@@ -84,6 +84,10 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # kegnet_pl --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except SystemExit as stop:
         if stop.code == 1 and not _entered and (sweep.begun is None or not any(sweep.begun.glob("*/.hydra"))):
             _explain_overrides(sys.argv[1:])
@@ -139,10 +143,15 @@ def _explain_overrides(arguments: list[str]) -> None:
         if missing is None:
             continue
         parent, known = missing
-        close = difflib.get_close_matches(key.rsplit(".", 1)[-1] if parent else key.split(".")[0], known, n=1)
+        wanted = key.rsplit(".", 1)[-1] if parent else key.split(".")[0]
+        close = difflib.get_close_matches(wanted, known or [], n=1)
         hint = f" Did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
-        what = f"`{parent}` has" if parent else "The configuration has"
-        print(f"\n{key!r} does not exist.{hint}\n{what}: {', '.join(known)}", file=sys.stderr)  # noqa: T201
+        if known is None:
+            what = f"`{parent}` is a setting by itself: {parent}=..."
+        else:
+            what = f"`{parent}` has: " if parent else "The configuration has: "
+            what += ", ".join(known)
+        print(f"\n{key!r} does not exist.{hint}\n{what}", file=sys.stderr)  # noqa: T201
 
 
 def _config_folders(arguments: list[str]) -> list[Path]:
@@ -169,13 +178,13 @@ def _option_hint(group: str, value: str, options: list[str], plans: list[str], t
     return None
 
 
-def _first_missing(cfg: Any, key: str) -> tuple[str, list[str]] | None:
-    """Return where a dotted key leaves the configuration, and what there is; None if it exists."""
+def _first_missing(cfg: Any, key: str) -> tuple[str, list[str] | None] | None:
+    """Return where a dotted key leaves the configuration, and what is beneath (None: a value); None if it exists."""
     node: Any = cfg
     seen: list[str] = []
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:
-            known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+            known = [str(name) for name in node] if isinstance(node, DictConfig) else None
             return ".".join(seen), known
         seen.append(part)
         node = OmegaConf.to_container(node).get(part) if OmegaConf.is_missing(node, part) else node[part]  # type: ignore[union-attr]

@@ -36,6 +36,17 @@ def test_help_is_quick(command: Command, arguments: list[str]) -> None:
     assert all(word in done.stdout for word in wanted[arguments[0]])
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "kegnet_pl", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    assert running.stderr.read() == ""
+    running.stderr.close()
+    assert running.wait() == 1
+
+
 @pytest.mark.parametrize(
     ("given", "count"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
@@ -55,6 +66,7 @@ def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given
         ("generator.epoch=2", "`generator` has: count, noise_dim"),
         ("sed=1", "Did you mean seed?"),
         ("generator.objective.diversty.weight=1", "`generator.objective` has: classifier, decoder, diversity"),
+        ("store.dir=x", "`store` is a setting by itself: store=..."),
         ("+experiment=svhn", "svhn_resnet"),
         ("compression=option4", "Did you mean compression=option3?"),
         ("generator=imgae", "There is no generator=imgae. Did you mean generator=image?"),

@@ -439,6 +439,8 @@ def test_wrong_input_is_named_before_training(tmp_path: Path) -> None:
         go(tmp_path, "teacher.network.channels=3")
     with pytest.raises(ConfigError, match=r"generator=image makes images \(data\.input_shape"):
         go(tmp_path, "generator=dense")
+    with pytest.raises(ConfigError, match=r"generator of 10 noise dimensions .*, but got one of 4"):
+        go(tmp_path, "generator.network.noise_dim=4", "generator.decoder.noise_dim=4")
     with pytest.raises(ConfigError, match=r"know 10 classes, as the data has, but it knows 7\."):
         go(tmp_path, "teacher.network.classes=7")
     with pytest.raises(StoreError, match="resume=require"):

@@ -1,6 +1,5 @@
 """Training generators for a network."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
-from torch import Tensor, nn
+from torch import nn
 
 from kegnet_pl.api.drawing import Generators
 from kegnet_pl.api.fitting import (
@@ -22,12 +21,11 @@ from kegnet_pl.api.fitting import (
     seeded,
     to_shape,
 )
-from kegnet_pl.errors import first_line
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.modules import GeneratorModule
 from kegnet_pl.modules.base import LRSchedule
 from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, StackedModule, TeacherNorm, count_classes
-from kegnet_pl.networks.answers import FORWARD_ERRORS
+from kegnet_pl.networks.answers import check_generator
 from kegnet_pl.progress import StageProgress, make_console
 from kegnet_pl.seeds import derive_seed
 from kegnet_pl.stages.generators import faster_together, teacher_for
@@ -107,7 +105,12 @@ def train_generators(
         raise ValueError(
             "Expected `make_generator` and `make_decoder` to return a new module at every call, but got the same twice."
         )
-    _check_shapes(*pairs[0], classes, input_shape)
+    try:
+        check_generator(*pairs[0], input_shape, classes)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Give `make_generator` and `make_decoder` that fit, and `noise_dim` as your generator has."
+        ) from error
     fits = [list(range(count))] if count > 1 and faster_together(where, input_shape) else [[i] for i in range(count)]
     metrics: list[dict[str, float]] = []
     bar = StageProgress("generators", make_console(), len(fits)) if progress else None
@@ -152,7 +155,10 @@ def train_generators(
 def _made(make: Callable[[], nn.Module], name: str) -> nn.Module:
     if isinstance(make, nn.Module):
         raise ValueError(f"Expected `{name}` to be a function that returns a new module, but got a module: lambda: ...")
-    return make()
+    made = make()
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"Expected `{name}` to return a new module, but got {made!r}.")
+    return made
 
 
 def _default_generator(input_shape: tuple[int, ...], classes: int, noise_dim: int) -> Callable[[], nn.Module]:
@@ -165,43 +171,6 @@ def _default_generator(input_shape: tuple[int, ...], classes: int, noise_dim: in
         f"width) and (features,). Give a function that returns a module with `noise_dim` and `classes`, called with "
         f"(z, y)."
     )
-
-
-def _check_shapes(generator: nn.Module, decoder: nn.Module, classes: int, input_shape: tuple[int, ...]) -> None:
-    """See that a generator and a decoder fit the teacher, and each other, before they are trained."""
-    noise_dim, known = getattr(generator, "noise_dim", None), getattr(generator, "classes", None)
-    if not isinstance(generator, nn.Module) or not isinstance(noise_dim, int) or not isinstance(known, int):
-        raise ValueError(
-            f"Expected `make_generator` to return a new module with the attributes `noise_dim` and `classes`, but got "
-            f"{type(generator).__name__}{'' if isinstance(generator, nn.Module) else ', which is no module'}."
-        )
-    if known != classes:
-        raise ValueError(f"Expected a generator of the teacher's {classes} classes, but got one of {known}.")
-    x = _answer("generator", generator, torch.zeros(2, noise_dim), torch.eye(classes)[:2])
-    if tuple(x.shape) != (2, *input_shape):
-        raise ValueError(f"Expected a generator of samples {input_shape}, but got one of {tuple(x.shape[1:])}.")
-    decoded = _answer("decoder", decoder, x)
-    if tuple(decoded.shape) != (2, noise_dim):
-        raise ValueError(
-            f"Expected a decoder of the generator's {noise_dim} noise dimensions, but got one of "
-            f"{tuple(decoded.shape[1:])}. Set `noise_dim` to {noise_dim}, or give `make_decoder`."
-        )
-
-
-@torch.no_grad()
-def _answer(name: str, network: nn.Module, *inputs: Tensor) -> Tensor:
-    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
-    try:
-        answer = copy.deepcopy(network).eval()(*inputs)
-    except FORWARD_ERRORS as error:
-        raise ValueError(
-            f"Expected the {name} {type(network).__name__} to take {shapes}, but it failed: {first_line(error)}"
-        ) from error
-    if not isinstance(answer, Tensor):
-        raise ValueError(
-            f"Expected the {name} {type(network).__name__} to return a tensor, but got a {type(answer).__name__}."
-        )
-    return answer
 
 
 def _objective(given: GeneratorObjective | Terms | None, input_shape: tuple[int, ...]) -> GeneratorObjective:

@@ -10,7 +10,8 @@ from torch.func import vmap
 from kegnet_pl.data.loading import STEPS_PER_BATCH, local_batch_size
 from kegnet_pl.data.synthetic import draw_labels_and_noise
 from kegnet_pl.losses import GeneratedBatch, GeneratorObjective, NormStatistics
-from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy, frozen_keys_left_out
+from kegnet_pl.modules.base import LRSchedule, SteppedModule, accuracy, frozen_keys_left_out
+from kegnet_pl.modules.steps import OptimizerFactory
 from kegnet_pl.networks import FrozenModule, NormWatch, StackedModule, TeacherNorm, over_stack
 from kegnet_pl.networks.precision import at_least_float32
 from kegnet_pl.seeds import stream

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from kegnet_pl.losses import DistillationLoss, FeatureLoss
-from kegnet_pl.modules.base import LRSchedule, OptimizerFactory, SteppedModule, accuracy
+from kegnet_pl.modules.base import LRSchedule, SteppedModule, accuracy
+from kegnet_pl.modules.steps import OptimizerFactory
 from kegnet_pl.networks import WatchedModule, norm_layers
 
 StudentNorm = Literal["batch", "frozen"]

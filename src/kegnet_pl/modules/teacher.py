@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kegnet_pl.modules.base import OptimizerFactory, SeededModule, accuracy, gradient_norm
+from kegnet_pl.modules.base import SeededModule, accuracy
+from kegnet_pl.modules.steps import OptimizerFactory, gradient_norm
 
 
 class TeacherModule(SeededModule):

@@ -1,5 +1,6 @@
-"""What a network returns for a sample."""
+"""What networks return: a classifier for a sample, a generator and a decoder for noise."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -60,3 +61,51 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
             f"softmax, or return their logarithms."
         )
     return int(logits.shape[1])
+
+
+def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Sequence[int], classes: int) -> None:
+    """See that a generator and a decoder fit the data, and each other, before they are trained.
+
+    Args:
+        generator: Has attributes ``noise_dim`` and ``classes``; called with noise ``(2, noise_dim)`` and one-hot labels
+            ``(2, classes)``. Neither network is changed.
+        decoder: Called with the samples.
+        input_shape: Shape of one sample.
+        classes: How many there are.
+
+    Raises:
+        ValueError: If samples have another shape, the decoder does not read the noise, or one of them fails.
+    """
+    noise_dim, known = getattr(generator, "noise_dim", None), getattr(generator, "classes", None)
+    if not isinstance(noise_dim, int) or not isinstance(known, int):
+        raise ValueError(
+            f"Expected a generator with the attributes `noise_dim` and `classes`, but got {type(generator).__name__}. "
+            f"Set them in its constructor: self.noise_dim = noise_dim; self.classes = classes."
+        )
+    if known != classes:
+        raise ValueError(f"Expected a generator of {classes} classes, but got one of {known}.")
+    x = _answer("generator", generator, torch.zeros(2, noise_dim), torch.eye(classes)[:2])
+    if tuple(x.shape) != (2, *input_shape):
+        raise ValueError(f"Expected a generator of samples {tuple(input_shape)}, but got one of {tuple(x.shape[1:])}.")
+    decoded = _answer("decoder", decoder, x)
+    if tuple(decoded.shape) != (2, noise_dim):
+        raise ValueError(
+            f"Expected a decoder of the generator's {noise_dim} noise dimensions, but got one of "
+            f"{tuple(decoded.shape[1:])}."
+        )
+
+
+@torch.no_grad()
+def _answer(name: str, network: nn.Module, *inputs: Tensor) -> Tensor:
+    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
+    try:
+        answer = copy.deepcopy(network).eval()(*inputs)
+    except FORWARD_ERRORS as error:
+        raise ValueError(
+            f"Expected the {name} {type(network).__name__} to take {shapes}, but it failed: {first_line(error)}"
+        ) from error
+    if not isinstance(answer, Tensor):
+        raise ValueError(
+            f"Expected the {name} {type(network).__name__} to return a tensor, but got a {type(answer).__name__}."
+        )
+    return answer

@@ -11,12 +11,12 @@ from torch import nn
 
 from kegnet_pl.artefacts import load_network, save_network
 from kegnet_pl.costs import Costs
-from kegnet_pl.errors import ConfigError, first_line
+from kegnet_pl.errors import ConfigError
 from kegnet_pl.files import write_whole
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.modules import GeneratorModule
 from kegnet_pl.networks import StackedModule, prefer_channels_last
-from kegnet_pl.networks.answers import FORWARD_ERRORS
+from kegnet_pl.networks.answers import check_generator as check_networks
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting import draw_sample_sheet
@@ -101,39 +101,27 @@ def _metrics_file(folder: Path, index: int) -> Path:
 
 
 def check_generator(shop: Workshop) -> None:
-    """Pass a batch through a new generator and its decoder.
+    """See that a new generator and its decoder fit the data, and each other.
 
     Raises:
-        ConfigError: If the samples have another shape than the data, or the decoder does not take them.
+        ConfigError: As :func:`kegnet_pl.networks.answers.check_generator`; or if its noise is not as configured.
     """
     config = shop.config["generator"]
     state = torch.random.get_rng_state()
-    z, y = torch.zeros(2, config["noise_dim"]), torch.eye(shop.classes)[:2]
     generator, decoder = build(config["network"]), build(config["decoder"])
-    known = [getattr(generator, name, None) for name in ("noise_dim", "classes")]
-    if known != [config["noise_dim"], shop.classes]:
-        raise ConfigError(
-            f"Expected generator.network to have the attributes noise_dim={config['noise_dim']} and "
-            f"classes={shop.classes}, but got {known[0]} and {known[1]}. Set them in its constructor: self.noise_dim = "
-            f"noise_dim; self.classes = classes."
-        )
+    torch.random.set_rng_state(state)
     try:
-        x = generator(z, y)
-        decoded = decoder(x)
-    except FORWARD_ERRORS as error:
+        check_networks(generator, decoder, shop.input_shape, shop.classes)
+        if generator.noise_dim != config["noise_dim"]:
+            raise ValueError(
+                f"Expected a generator of {config['noise_dim']} noise dimensions (generator.noise_dim), but got one of "
+                f"{generator.noise_dim}."
+            )
+    except ValueError as error:
         raise ConfigError(
-            f"Expected generator.network and generator.decoder to take {config['noise_dim']} noise dimensions, "
-            f"{shop.classes} classes and samples of shape {shop.input_shape}, but: {first_line(error).rstrip('.')}. "
-            f"generator=image makes images (data.input_shape=[channels,height,width]), generator=dense rows of "
+            f"{error} generator=image makes images (data.input_shape=[channels,height,width]), generator=dense rows of "
             f"features; generator=custom takes generator.network and generator.decoder of your own."
         ) from error
-    torch.random.set_rng_state(state)
-    if tuple(x.shape[1:]) != shop.input_shape or decoded.shape != z.shape:
-        raise ConfigError(
-            f"Expected generator.network to make samples of shape {shop.input_shape} and generator.decoder to read "
-            f"{config['noise_dim']} noise dimensions, but got {tuple(x.shape[1:])} and {tuple(decoded.shape[1:])}. "
-            f"Choose generator=image for images, generator=dense for tables."
-        )
 
 
 def build_objective(terms: Mapping[str, Config]) -> GeneratorObjective:

@@ -14,7 +14,7 @@ from kegnet_pl.data import NoiseSource, SyntheticDataModule, synthetic
 from kegnet_pl.errors import ConfigError
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import StudentModule
-from kegnet_pl.modules.base import fused, gradient_norm
+from kegnet_pl.modules.steps import fused, gradient_norm
 from tests.unit.modules.tiny import (
     FEATURES,
     QUIET,
