@@ -52,8 +52,8 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Remember where the sweep lies, and give it a name that is the same when it is started again."""
         global begun
-        processes = [OmegaConf.select(config, f"trainer.{key}") for key in ("devices", "num_nodes")]
-        if any(isinstance(count, int) and count > 1 for count in processes):
+        processes = OmegaConf.select(config, "trainer.devices")
+        if isinstance(processes, int) and processes > 1:
             sys.exit(f"\nError: {ONE_PROCESS}")
         _make_folder(config, "hydra.sweep.dir")
         begun = Path(config.hydra.sweep.dir).absolute()

@@ -117,7 +117,7 @@ def local_batch_size(batch_size: int, trainer: Trainer | None) -> int:
     world = trainer.world_size if trainer is not None else 1
     if batch_size % world:
         raise ValueError(
-            f"Expected `batch_size` to be a multiple of the {world} processes (devices x nodes), but got {batch_size}. "
+            f"Expected `batch_size` to be a multiple of the {world} processes, but got {batch_size}. "
             f"Set it to {batch_size // world * world or world}, or change trainer.devices."
         )
     return batch_size // world

@@ -1,4 +1,4 @@
-"""What a network returns for a sample."""
+"""What networks return: a classifier for a sample, a generator and a decoder for noise."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.networks import count_classes
+from kegnet_pl.networks import Decoder, DenseGenerator, count_classes
+from kegnet_pl.networks.answers import check_generator
 
 
 class Answer(nn.Module):
@@ -61,3 +62,26 @@ def test_weights_of_another_precision_are_named() -> None:
 def test_what_is_not_a_network_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the network to be a torch\.nn\.Module, but got 'a\.pt'"):
         count_classes("a.pt", (5,))  # type: ignore[arg-type]
+
+
+def test_a_generator_that_fits_is_left_as_it_was() -> None:
+    generator, decoder = DenseGenerator(5, 3, 4).train(), Decoder((5,), 4, blocks=1).train()
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    check_generator(generator, decoder, (5,), 3)
+    assert generator.training and decoder.training
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("generator", "decoder", "message"),
+    [
+        (nn.Identity(), Decoder((5,), 4, blocks=1), "attributes `noise_dim` and `classes`, but got Identity"),
+        (DenseGenerator(5, 2, 4), Decoder((5,), 4, blocks=1), "generator of 3 classes, but got one of 2"),
+        (DenseGenerator(6, 3, 4), Decoder((5,), 4, blocks=1), r"samples \(5,\), but got one of \(6,\)"),
+        (DenseGenerator(5, 3, 4), Decoder((5,), 7, blocks=1), r"generator's 4 noise dimensions, but got one of \(7,\)"),
+        (DenseGenerator(5, 3, 4), Decoder((6,), 4, blocks=1), r"decoder Decoder to take \(2, 5\), but it failed"),
+    ],
+)
+def test_what_does_not_fit_is_named(generator: nn.Module, decoder: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_generator(generator, decoder, (5,), 3)
