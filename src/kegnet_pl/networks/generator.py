@@ -12,6 +12,9 @@ from kegnet_pl.networks.precision import at_least_float32
 Adjust = Literal["image", "batch", "none"]
 """What generated images are standardised by: each by itself, all of a batch together, or not at all."""
 
+Upsampling = Literal["transposed", "nearest"]
+"""How a map is enlarged: by transposed convolutions, or by repeating its pixels before a convolution."""
+
 
 def standardise_images(x: Tensor) -> Tensor:
     """Give every image and channel zero mean and unit (unbiased) standard deviation.
@@ -29,12 +32,12 @@ def standardise_images(x: Tensor) -> Tensor:
 
 
 class ImageGenerator(nn.Module):
-    """Deconvolutional generator of images, of 32x32 pixels in the paper.
+    """Convolutional generator of images, of 32x32 pixels in the paper.
 
-    Two dense layers, four transposed convolutions and a ``tanh``; then images are standardised, as the teacher's own
-    input was by its data set's statistics. A map of n by m positions, 128 channels each, becomes an image of
-    16 (n + 1) by 16 (m + 1) pixels: 1 by 1 for 32x32. For other sizes the map is as large as it must be, and the image
-    is cut to size around its middle.
+    Two dense layers, four convolutions and a ``tanh``; then images are standardised, as the teacher's own input was by
+    its data set's statistics. A map of n by m positions, 128 channels each, becomes an image of 16 (n + 1) by
+    16 (m + 1) pixels, 1 by 1 for 32x32; with ``upsampling="nearest"`` of 8 n by 8 m, 4 by 4 for 32x32. For other sizes
+    the map is as large as it must be, and the image is cut to size around its middle.
 
     Args:
         channels: Channels of the image.
@@ -44,16 +47,20 @@ class ImageGenerator(nn.Module):
         adjust: ``"image"`` gives every image and channel zero mean and unit deviation, as the paper does. ``"batch"``
             gives them to every channel over all images, by a batch norm without parameters, as a data set is
             standardised: images may then be bright or dark, of high or low contrast. ``"none"`` leaves the ``tanh``.
+        upsampling: ``"transposed"`` convolutions, as in the paper, whose kernels overlap unevenly: a checkerboard is
+            what they draw most easily. ``"nearest"`` doubles a map three times by repeating its pixels, each time
+            before a convolution of 3x3: what is drawn most easily is smooth.
 
     Shapes:
         Input ``z (B, noise_dim)`` and one-hot ``y (B, classes)``, output ``(B, channels, *size)``.
 
     Raises:
-        ValueError: If ``adjust`` is unknown, or ``size`` is no height and width.
+        ValueError: If ``adjust`` or ``upsampling`` is unknown, or ``size`` is no height and width.
 
     Source:
         KegNet section 4.1 and its release (PAPER section 3); ``"batch"`` is the last layer of the generator of Chen et
-        al., "Data-Free Learning of Student Networks", 2019.
+        al., "Data-Free Learning of Student Networks", 2019, and so is enlarging by repetition, for the reason of Odena
+        et al., "Deconvolution and Checkerboard Artifacts", 2016.
     """
 
     def __init__(
@@ -63,28 +70,29 @@ class ImageGenerator(nn.Module):
         noise_dim: int = 10,
         size: Sequence[int] = (32, 32),
         adjust: Adjust = "image",
+        upsampling: Upsampling = "transposed",
     ) -> None:
         super().__init__()
         if len(size) not in (2, 3) or min(size) < 1:
             raise ValueError(f"Expected `size` to be height and width of an image, but got {size!r}.")
         if adjust not in get_args(Adjust):
             raise ValueError(f"Expected `adjust` to be one of {get_args(Adjust)}, but got {adjust!r}.")
+        if upsampling not in get_args(Upsampling):
+            raise ValueError(f"Expected `upsampling` to be one of {get_args(Upsampling)}, but got {upsampling!r}.")
         self.noise_dim = noise_dim
         self.classes = classes
         self.adjust = adjust
         self.size = tuple(size[-2:])
-        self.map = [max(-(-side // 16) - 1, 1) for side in self.size]
+        if upsampling == "nearest":
+            self.map = [-(-side // 8) for side in self.size]
+        else:
+            self.map = [max(-(-side // 16) - 1, 1) for side in self.size]
         positions = self.map[0] * self.map[1]
         self.fc = nn.Sequential(
             nn.Linear(noise_dim + classes, 256), nn.BatchNorm1d(256), nn.ReLU(),
             nn.Linear(256, 128 * positions), nn.BatchNorm1d(128 * positions), nn.ReLU(),
         )  # fmt: skip
-        self.conv = nn.Sequential(
-            nn.ConvTranspose2d(128, 64, 4, stride=2, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
-            nn.ConvTranspose2d(64, 16, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.ConvTranspose2d(16, 4, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
-            nn.ConvTranspose2d(4, channels, 4, stride=2, padding=1, bias=False), nn.Tanh(),
-        )  # fmt: skip
+        self.conv = (_repeated if upsampling == "nearest" else _transposed)(channels)
         self.norm = nn.BatchNorm2d(channels, affine=False) if adjust == "batch" else None
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -95,6 +103,23 @@ class ImageGenerator(nn.Module):
         if self.norm is not None:
             return self.norm(at_least_float32(x))  # type: ignore[no-any-return]
         return standardise_images(at_least_float32(x)) if self.adjust == "image" else x
+
+
+def _transposed(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ConvTranspose2d(128, 64, 4, stride=2, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.ConvTranspose2d(64, 16, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.ConvTranspose2d(16, 4, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.ConvTranspose2d(4, channels, 4, stride=2, padding=1, bias=False), nn.Tanh(),
+    )  # fmt: skip
+
+
+def _repeated(channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise([128, 64, 32, 16]):
+        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(16, channels, 3, padding=1), nn.Tanh())
 
 
 def _middle(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from kegnet_pl.networks import DenseGenerator, ImageGenerator
-from kegnet_pl.networks.generator import standardise_images
+from kegnet_pl.networks.generator import Upsampling, standardise_images
 
 
 def _noise(count: int, classes: int, noise_dim: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,6 +67,22 @@ def test_adjusted_by_the_batch_an_image_is_drawn_without_looking_at_others() -> 
 def test_an_unknown_adjustment_is_refused(adjust: Any) -> None:
     with pytest.raises(ValueError, match=r"`adjust` to be one of \('image', 'batch', 'none'\), but got"):
         ImageGenerator(3, 4, adjust=adjust)
+
+
+def test_an_unknown_upsampling_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`upsampling` to be one of \('transposed', 'nearest'\), but got 'bilinear'"):
+        ImageGenerator(3, 4, upsampling="bilinear")  # type: ignore[arg-type]
+
+
+def test_repeated_pixels_draw_smoother_images_than_transposed_convolutions() -> None:
+    """What new generators draw, as a share of the variance: the alternating half of every pair of pixels."""
+    roughness: dict[str, list[float]] = {"transposed": [], "nearest": []}
+    for upsampling, found in roughness.items():
+        for seed in range(8):
+            torch.manual_seed(seed)
+            x = ImageGenerator(1, 4, upsampling=upsampling)(*_noise(64, 4))  # type: ignore[arg-type]
+            found.append(float((x - functional.avg_pool2d(x, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)).var()))
+    assert max(roughness["nearest"]) < min(roughness["transposed"])
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, -1.0])
@@ -166,8 +182,9 @@ def test_says_what_it_wants_to_be_called_with(generator: ImageGenerator | DenseG
 
 
 @pytest.mark.parametrize("size", [(28, 28), (32, 48), (40, 40), (1, 1), (33, 17), (64, 64), (224, 224)])
-def test_images_of_any_size(size: tuple[int, int]) -> None:
-    x = ImageGenerator(2, 3, size=size)(*_noise(4, 3))
+@pytest.mark.parametrize("upsampling", ["transposed", "nearest"])
+def test_images_of_any_size(size: tuple[int, int], upsampling: Upsampling) -> None:
+    x = ImageGenerator(2, 3, size=size, upsampling=upsampling)(*_noise(4, 3))
     assert x.shape == (4, 2, *size)
 
 

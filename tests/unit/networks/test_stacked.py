@@ -15,6 +15,8 @@ def _generators(kind: str) -> list[nn.Module]:
     torch.manual_seed(3)
     if kind == "image":
         return [ImageGenerator(2, 4, noise_dim=5) for _ in range(COUNT)]
+    if kind == "nearest":
+        return [ImageGenerator(2, 4, noise_dim=5, adjust="batch", upsampling="nearest") for _ in range(COUNT)]
     return [DenseGenerator(6, 4, noise_dim=5, width=8) for _ in range(COUNT)]
 
 
@@ -22,7 +24,7 @@ def _inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(COUNT, 9, 5), torch.eye(4)[torch.randint(4, (COUNT, 9))]
 
 
-@pytest.mark.parametrize("kind", ["image", "dense"])
+@pytest.mark.parametrize("kind", ["image", "nearest", "dense"])
 @pytest.mark.parametrize("training", [True, False])
 def test_equals_the_networks_one_after_another(kind: str, training: bool) -> None:
     networks = _generators(kind)
