@@ -162,11 +162,13 @@ def test_missing_test_data_is_said_and_does_no_harm(tmp_path: Path) -> None:
         open_data(configure("data=mnist", "data.download=false", f"data.root={tmp_path}"), said.append)
 
 
-def test_fast_for_svhn_is_what_its_study_shows() -> None:
-    generator = configure("+experiment=svhn_resnet", "recipe=fast")["generator"]
-    found = (generator["count"], generator["teacher_norm"], generator["objective"]["statistics"]["weight"])
-    assert found == (2, "running", 10.0)
+@pytest.mark.parametrize("name", ["fashion_resnet", "svhn_resnet"])
+def test_only_fast_looks_at_the_statistics_and_draws_by_repeated_pixels(name: str) -> None:
+    def found(recipe: str) -> tuple[Any, ...]:
+        generator = configure(f"+experiment={name}", f"recipe={recipe}")["generator"]
+        network, weight = generator["network"], generator["objective"]["statistics"]["weight"]
+        return network["upsampling"], network["adjust"], generator["count"], generator["teacher_norm"], weight
+
+    assert found("fast") == ("nearest", "batch", 2, "running", 10.0)
     for recipe in ("strict", "paper"):
-        generator = configure("+experiment=svhn_resnet", f"recipe={recipe}")["generator"]
-        found = (generator["count"], generator["teacher_norm"], generator["objective"]["statistics"]["weight"])
-        assert found == (5, "batch", 0.0)
+        assert found(recipe) == ("transposed", "image", 5, "batch", 0.0)
