@@ -162,6 +162,15 @@ def test_missing_test_data_is_said_and_does_no_harm(tmp_path: Path) -> None:
         open_data(configure("data=mnist", "data.download=false", f"data.root={tmp_path}"), said.append)
 
 
+def test_ones_own_network_gets_what_fast_has() -> None:
+    fast = configure("+experiment=svhn_resnet", "recipe=fast")
+    own = configure(
+        "data=none", "data.input_shape=[3,32,32]", "data.classes=10", "teacher=resnet14", "teacher.weights=w",
+        "compression=ratio", "schedule=batch_norm",
+    )  # fmt: skip
+    assert (own["generator"], own["student"]) == (fast["generator"], fast["student"])
+
+
 @pytest.mark.parametrize("name", ["fashion_resnet", "svhn_resnet"])
 def test_only_fast_looks_at_the_statistics_and_draws_by_repeated_pixels(name: str) -> None:
     def found(recipe: str) -> tuple[Any, ...]:
