@@ -58,16 +58,31 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
         raise ConfigError(
             "Expected an experiment beside recipe=fast, which shortens the schedules of the paper's experiments, but "
             "got none: nothing would change. Add +experiment=..., or schedule=... (mnist_lenet, svhn_resnet, "
-            "fashion_resnet, table_mlp), or leave recipe=fast out."
+            "fashion_resnet, table_mlp), or leave recipe=fast out. For a network of your own with batch norm there is "
+            "schedule=batch_norm."
         )
     if sweep.in_sweep() and config["trainer"]["devices"] > 1:
         raise ConfigError(sweep.ONE_PROCESS)
+    _say_how_short(config)
     from kegnet_pl.gpus import one_gpu
     from kegnet_pl.pipeline import run
 
     job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
     with one_gpu(config) as gpu:
         return run(config, folder, job=job, gpu=gpu)
+
+
+def _say_how_short(config: dict[str, Any]) -> None:
+    """Tell users who bring a network that a run without a schedule is a trial."""
+    job = HydraConfig.get()
+    chosen = job.runtime.choices.get("schedule") or any(".epochs=" in override for override in job.overrides.task)
+    if config["teacher"]["weights"] is None or chosen or int(os.environ.get("LOCAL_RANK", 0)) != 0:
+        return
+    generator = config["generator"]
+    print(  # noqa: T201
+        f"Without a schedule this is a trial: generators train for {generator['epochs']} epochs of "
+        f"{generator['steps_per_epoch']} steps. See README, \"Your own network\": schedule=batch_norm, for example."
+    )
 
 
 def _leave(message: str, code: int) -> None:

@@ -79,6 +79,14 @@ def test_a_typo_lists_what_exists(command: Command, typo: str, answer: str) -> N
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("more", "told"), [([], True), (["schedule=batch_norm"], False), (["generator.epochs=3"], False)]
+)
+def test_who_brings_a_network_is_told_of_schedules(command: Command, more: list[str], told: bool) -> None:
+    done = command("teacher.weights=nowhere.pt", *more, expect=1)
+    assert ("Without a schedule this is a trial: generators train for 2 epochs of 50 steps" in done.stdout) is told
+
+
 def test_a_plan_of_the_paper_is_not_for_ones_own_network(command: Command, tmp_path: Path) -> None:
     (tmp_path / "mine" / "teacher").mkdir(parents=True)
     (tmp_path / "mine" / "teacher" / "mynet.yaml").write_text("defaults: [custom, _self_]\n")
