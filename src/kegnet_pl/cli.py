@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from kegnet_pl import sweep
 from kegnet_pl.errors import ConfigError, UserError
 from kegnet_pl.schema import check, to_plain
+
+_TRIAL_STEPS = 1000
+"""Steps of a generator, up to which a run is as short as the demo."""
 
 _LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 """Launchers of Hydra, and our extra that installs each."""
@@ -54,12 +58,13 @@ def _run(cfg: DictConfig) -> float | None:
 def _run_job(cfg: DictConfig, folder: Path) -> float | None:
     config = to_plain(cfg)
     check(config)
-    if config["recipe"] == "fast" and not HydraConfig.get().runtime.choices.get("schedule"):
+    schedule = HydraConfig.get().runtime.choices.get("schedule")
+    if config["recipe"] == "fast" and schedule in (None, "released", "batch_norm"):
         raise ConfigError(
-            "Expected an experiment beside recipe=fast, which shortens the schedules of the paper's experiments, but "
-            "got none: nothing would change. Add +experiment=..., or schedule=... (mnist_lenet, svhn_resnet, "
-            "fashion_resnet, table_mlp), or leave recipe=fast out. For a network of your own with batch norm there is "
-            "schedule=batch_norm."
+            f"Expected an experiment beside recipe=fast, which shortens the schedules of the paper's experiments, but "
+            f"got {f'schedule={schedule}' if schedule else 'none'}: nothing would change. Add +experiment=..., or "
+            f"schedule=... (mnist_lenet, svhn_resnet, fashion_resnet, table_mlp), or leave recipe=fast out. For a "
+            f"network of your own with batch norm there is schedule=batch_norm, without recipe=fast."
         )
     if sweep.in_sweep() and config["trainer"]["devices"] > 1:
         raise ConfigError(sweep.ONE_PROCESS)
@@ -73,16 +78,16 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
 
 
 def _say_how_short(config: dict[str, Any]) -> None:
-    """Tell users who bring a network that a run without a schedule is a trial."""
-    job = HydraConfig.get()
-    chosen = job.runtime.choices.get("schedule") or any(".epochs=" in override for override in job.overrides.task)
-    if config["teacher"]["weights"] is None or chosen or int(os.environ.get("LOCAL_RANK", 0)) != 0:
-        return
-    generator = config["generator"]
-    print(  # noqa: T201
-        f"Without a schedule this is a trial: generators train for {generator['epochs']} epochs of "
-        f"{generator['steps_per_epoch']} steps. See README, \"Your own network\": schedule=batch_norm, for example."
-    )
+    """Tell users who bring a network that a run as short as the demo is a trial."""
+    generator, schedule = config["generator"], HydraConfig.get().runtime.choices.get("schedule")
+    short = generator["epochs"] * generator["steps_per_epoch"] <= _TRIAL_STEPS and "kegnet" in config["methods"]
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if config["teacher"]["weights"] is not None and schedule is None and short and first:
+        print(  # noqa: T201
+            f"This is a trial: generators train for {generator['epochs']} epochs of {generator['steps_per_epoch']} "
+            f"steps. Schedules for a network of your own are in README: schedule=batch_norm for images and a teacher "
+            f"with batch norm, schedule=mnist_lenet recipe=fast without, schedule=table_mlp recipe=fast for rows."
+        )
 
 
 def _leave(message: str, code: int) -> None:
@@ -97,12 +102,10 @@ def main() -> None:
     # networks then take far longer (benchmarks/waiting.py). Read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if {"--help", "-h", "--cfg", "-c", "--info", "-i"} & {argument.split("=")[0] for argument in sys.argv[1:]}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # kegnet_pl --help | head
     try:
         _run()
-        sys.stdout.flush()
-    except BrokenPipeError:  # kegnet_pl --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except SystemExit as stop:
         if stop.code == 1 and not _entered and (sweep.begun is None or not any(sweep.begun.glob("*/.hydra"))):
             _explain_overrides(sys.argv[1:])
@@ -158,10 +161,13 @@ def _explain_overrides(arguments: list[str]) -> None:
         if missing is None:
             continue
         parent, known = missing
-        wanted = key.rsplit(".", 1)[-1] if parent else key.split(".")[0]
-        close = difflib.get_close_matches(wanted, known or [], n=1)
+        depth = len(parent.split(".")) if parent else 0
+        wanted, *rest = key.split(".")[depth:]
+        close = [".".join([name, *rest]) for name in difflib.get_close_matches(wanted, known or [], n=1)]
         hint = f" Did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
-        if known is None:
+        if known is None and OmegaConf.select(cfg, parent) is None:
+            what = f"`{parent}` is null, a whole by itself: {parent}=..., or +{key}=... to make one of parts"
+        elif known is None:
             what = f"`{parent}` is a setting by itself: {parent}=..."
         else:
             what = f"`{parent}` has: " if parent else "The configuration has: "

@@ -32,6 +32,7 @@ from kegnet_pl.stages import (
     Workshop,
     build,
     check_generator,
+    check_student,
     compression_stage,
     evaluation_stage,
     generators_stage,
@@ -70,6 +71,8 @@ def run(config: dict[str, Any], folder: Path, *, job: int | None = None, gpu: in
 
     teacher, network = teacher_stage(shop)
     initial = compression_stage(shop, teacher, network)
+    if config["methods"]:
+        check_student(shop, network, initial)
     generators: Stage | None = None
     if "kegnet" in config["methods"]:
         generators = generators_stage(shop, teacher, network)

@@ -36,15 +36,16 @@ def test_help_is_quick(command: Command, arguments: list[str]) -> None:
     assert all(word in done.stdout for word in wanted[arguments[0]])
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_a_reader_that_has_seen_enough_gets_no_traceback(arguments: list[str]) -> None:
     running = subprocess.Popen(
-        [sys.executable, "-m", "kegnet_pl", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "kegnet_pl", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert running.stdout is not None and running.stderr is not None
     running.stdout.close()
     assert running.stderr.read() == ""
     running.stderr.close()
-    assert running.wait() == 1
+    assert running.wait() == -signal.SIGPIPE
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,8 @@ def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given
         ("generator.epoch=2", "`generator` has: count, noise_dim"),
         ("sed=1", "Did you mean seed?"),
         ("generator.objective.diversty.weight=1", "`generator.objective` has: classifier, decoder, diversity"),
+        ("generator.netwrk.noise_dim=4", "Did you mean generator.network.noise_dim?"),
+        ("student.network._target_=a.B", "`student.network` is null, a whole by itself: student.network=..., or +"),
         ("store.dir=x", "`store` is a setting by itself: store=..."),
         ("+experiment=svhn", "svhn_resnet"),
         ("compression=option4", "Did you mean compression=option3?"),
@@ -80,11 +83,18 @@ def test_a_typo_lists_what_exists(command: Command, typo: str, answer: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("more", "told"), [([], True), (["schedule=batch_norm"], False), (["generator.epochs=3"], False)]
+    ("more", "told"),
+    [
+        ([], True),
+        (["teacher.epochs=3"], True),
+        (["schedule=mnist_lenet"], False),
+        (["generator.steps_per_epoch=1000"], False),
+        (["methods=[normal]"], False),
+    ],
 )
 def test_who_brings_a_network_is_told_of_schedules(command: Command, more: list[str], told: bool) -> None:
     done = command("teacher.weights=nowhere.pt", *more, expect=1)
-    assert ("Without a schedule this is a trial: generators train for 2 epochs of 50 steps" in done.stdout) is told
+    assert ("This is a trial: generators train for 2 epochs of 50 steps" in done.stdout) is told
 
 
 def test_a_plan_of_the_paper_is_not_for_ones_own_network(command: Command, tmp_path: Path) -> None:
@@ -102,6 +112,7 @@ def test_a_plan_of_the_paper_is_not_for_ones_own_network(command: Command, tmp_p
     ("arguments", "answer"),
     [
         (["recipe=fast"], "Expected an experiment beside recipe=fast"),
+        (["recipe=fast", "schedule=batch_norm"], "but got schedule=batch_norm: nothing would change"),
         (["student.network=lenet5"], "A group is chosen by student=..., such as student=lenet5."),
         (["trainer.num_nodes=2"], "Expected `trainer.num_nodes` to be 1, but got 2"),
         (["+trainer.max_epochs=3"], "Expected no setting `trainer.max_epochs`: how long is teacher.epochs"),

@@ -171,6 +171,23 @@ def test_ones_own_network_gets_what_fast_has() -> None:
     assert (own["generator"], own["student"]) == (fast["generator"], fast["student"])
 
 
+SCHEDULES = sorted(path.stem for path in (ROOT / "schedule").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("generator", ["image", "dense", "custom"])
+def test_every_schedule_is_for_every_generator(schedule: str, generator: str) -> None:
+    target = "generator.network._target_=kegnet_pl.networks.generator.DenseGenerator"
+    own = ["+generator.network.features=7", target] if generator == "custom" else []
+    shape = "[3,32,32]" if generator == "image" else "[7]"
+    config = configure(
+        "data=none", f"data.input_shape={shape}", "data.classes=3", "teacher=mlp", "teacher.weights=w",
+        "compression=ratio", f"generator={generator}", f"schedule={schedule}", *own,
+    )  # fmt: skip
+    build(config["generator"]["network"])
+    build(config["generator"]["decoder"])
+
+
 @pytest.mark.parametrize("name", ["fashion_resnet", "svhn_resnet"])
 def test_only_fast_looks_at_the_statistics_and_draws_by_repeated_pixels(name: str) -> None:
     def found(recipe: str) -> tuple[Any, ...]:

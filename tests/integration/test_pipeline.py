@@ -413,6 +413,31 @@ def test_selection_is_named(tmp_path: Path, selection: str) -> None:
     assert rows[-1]["epoch"] == curve.index(max(curve)) + 1
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["schedule=batch_norm"],
+            r"batch norm beside student\.norm=adapt, .* LeNet5 has none\. .*schedule=mnist_lenet",
+        ),
+        (
+            ["teacher=resnet14", "teacher.network.channels=1", "student=lenet5", "schedule=batch_norm"],
+            r"LeNet5 has no .*Set student\.norm=batch student\.features\.weight=0",
+        ),
+        (
+            ["student=resnet14", "student.features.weight=1", "student.features.layers=[conv2]"],
+            r"teacher's layers .* ResNet14 has no conv2\.",
+        ),
+    ],
+)
+def test_layers_that_are_not_there_are_named_before_generators_train(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        go(tmp_path, "teacher.epochs=1", *overrides)
+    assert "generators" not in kinds(set(stages(tmp_path)))
+
+
 def test_rows_tell_which_epoch_was_kept(tmp_path: Path) -> None:
     rows = go(tmp_path, "methods=[normal]", "student.epochs=2", "teacher.epochs=3")
     assert [(row["epochs"], row["epoch"]) for row in rows] == [(3, 3), (None, None), (2, 2)]
@@ -439,8 +464,8 @@ def test_wrong_input_is_named_before_training(tmp_path: Path) -> None:
         go(tmp_path, "teacher.network.channels=3")
     with pytest.raises(ConfigError, match=r"generator=image makes images \(data\.input_shape"):
         go(tmp_path, "generator=dense")
-    with pytest.raises(ConfigError, match=r"generator of 10 noise dimensions .*, but got one of 4"):
-        go(tmp_path, "generator.network.noise_dim=4", "generator.decoder.noise_dim=4")
+    with pytest.raises(ConfigError, match=r"generator of 10 noise dimensions, .* has 4\. Set generator\.noise_dim=4"):
+        go(tmp_path, "generator.network.noise_dim=4")
     with pytest.raises(ConfigError, match=r"know 10 classes, as the data has, but it knows 7\."):
         go(tmp_path, "teacher.network.classes=7")
     with pytest.raises(StoreError, match="resume=require"):

@@ -1,11 +1,13 @@
 """What README.md tells to type works."""
 
+import inspect
 import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -17,6 +19,7 @@ from kegnet_pl.artefacts import save_network
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
 from kegnet_pl.reporting import Row
+from kegnet_pl.stages import build
 from tests.integration.conftest import Command, configure
 from tests.integration.test_pipeline import SCHEMA
 
@@ -121,16 +124,41 @@ def test_the_lines_of_python_for_batch_norm_run() -> None:
 
 def test_what_the_lines_for_batch_norm_say_is_its_schedule() -> None:
     code = next(block for block in blocks("python") if "upsampling" in block)
-    config = configure("+experiment=svhn_resnet", "schedule=batch_norm")
-    generator, student = config["generator"], config["student"]
-    weights = {name: term["weight"] for name, term in generator["objective"].items()}
-    for name in ("count", "epochs", "steps_per_epoch"):
-        assert f"{name}={generator[name]}" in code
-    assert all(f'"{name}": {weight:g}' in code for name, weight in weights.items())
-    assert f"features={student['features']['weight']:g}, fresh={student['fresh']}" in code
-    assert f"epochs={student['epochs']}, batch_size={student['batch_size']}" in code
-    assert (student["norm"], student["temperature"], student["optimizer"]["lr"]) == ("adapt", 4.0, 1e-3)
-    assert (generator["optimizer"]["lr"], generator["decoder"]["blocks"], student["samples"]) == (1e-2, 3, 6400)
+    config = configure(
+        "data=none", "data.input_shape=[3,32,32]", "data.classes=10", "teacher=resnet14", "teacher.weights=w",
+        "compression=ratio", "schedule=batch_norm",
+    )  # fmt: skip
+    said: dict[str, dict[str, Any]] = {}
+
+    def listen(name: str, function: Any, result: Any = None) -> Any:
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            call = inspect.signature(function).bind(*args, **kwargs)
+            call.apply_defaults()
+            said[name] = dict(call.arguments)
+            return result
+
+        return heard
+
+    drawn = SimpleNamespace(dataset=lambda samples: samples)
+    api = SimpleNamespace(
+        train_generators=listen("generators", kegnet_pl.train_generators, drawn),
+        compress=listen("compress", kegnet_pl.compress, SimpleNamespace(network=None)),
+        distil=listen("student", kegnet_pl.distil),
+    )
+    exec(code, {"kegnet_pl": api, "teacher": None})
+    generator, student, mine = config["generator"], config["student"], said["generators"]
+    for name in ("count", "epochs", "steps_per_epoch", "batch_size", "lr_schedule", "teacher_norm", "noise_dim"):
+        assert mine[name] == generator[name], name
+    assert mine["lr"] == generator["optimizer"]["lr"]
+    assert mine["objective"] == {name: term["weight"] for name, term in generator["objective"].items()}
+    network, decoder = mine["make_generator"](), mine["make_decoder"]()
+    assert str(network) == str(build(generator["network"])) and network.adjust == generator["network"]["adjust"]
+    assert str(decoder) == str(build(generator["decoder"]))
+    mine = said["student"]
+    for name in ("epochs", "batch_size", "lr_schedule", "temperature", "norm", "dropout", "fresh", "shuffle"):
+        assert mine[name] == student[name], name
+    assert (mine["lr"], mine["data"]) == (student["optimizer"]["lr"], student["samples"])
+    assert (mine["features"], mine["feature_layers"]) == (student["features"]["weight"], student["features"]["layers"])
 
 
 def test_public_names_are_told() -> None:

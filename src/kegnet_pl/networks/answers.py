@@ -95,14 +95,15 @@ def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Seque
         )
 
 
-@torch.no_grad()
 def _answer(name: str, network: nn.Module, *inputs: Tensor) -> Tensor:
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
     try:
-        answer = copy.deepcopy(network).eval()(*inputs)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            answer = copy.deepcopy(network).eval()(*inputs)
     except FORWARD_ERRORS as error:
         raise ValueError(
-            f"Expected the {name} {type(network).__name__} to take {shapes}, but it failed: {first_line(error)}"
+            f"Expected the {name} {type(network).__name__} to take {shapes}, but it failed: "
+            f"{first_line(error).rstrip('.')}."
         ) from error
     if not isinstance(answer, Tensor):
         raise ValueError(

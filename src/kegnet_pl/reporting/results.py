@@ -24,7 +24,7 @@ class Row:
         recipe: Name of the recipe: ``strict``, ``paper``, ``fast``, or the user's.
         selection: Which epoch of the student was kept: ``last``, ``synthetic`` or ``real``; None without training.
         epochs: How many it was trained for; None without training here, and in rows of older versions.
-        epoch: Which of them was kept, counted from 1; None as above.
+        epoch: Which of them was kept, counted from 1; None, too, for what an older version trained.
         accuracy: On the test set, in [0, 1]; None where there is no test data.
         teacher_accuracy: The same of the teacher.
         parameters: Weights and biases.

@@ -3,7 +3,7 @@
 from kegnet_pl.stages.compression import compression_stage
 from kegnet_pl.stages.evaluation import evaluation_stage
 from kegnet_pl.stages.generators import check_generator, generators_stage
-from kegnet_pl.stages.student import student_stage
+from kegnet_pl.stages.student import check_student, student_stage
 from kegnet_pl.stages.teacher import teacher_stage
 from kegnet_pl.stages.workshop import Workshop, build, check_network, result_settings
 
@@ -12,6 +12,7 @@ __all__ = [
     "build",
     "check_generator",
     "check_network",
+    "check_student",
     "compression_stage",
     "evaluation_stage",
     "generators_stage",

@@ -43,7 +43,9 @@ def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stag
     fits = [list(range(config["count"]))] if together else [[index] for index in range(config["count"])]
     objective = {name: term for name, term in config["objective"].items() if term["weight"]}
     settings = {
-        "generator": config | {"training": "together" if together else "one_by_one", "objective": objective},
+        # `network` holds what these two say.
+        "generator": without(config, "upsampling", "adjust")
+        | {"training": "together" if together else "one_by_one", "objective": objective},
         "input_shape": shop.input_shape,
         "classes": shop.classes,
         **without(shop.trained(), "seed"),
@@ -110,13 +112,14 @@ def check_generator(shop: Workshop) -> None:
     state = torch.random.get_rng_state()
     generator, decoder = build(config["network"]), build(config["decoder"])
     torch.random.set_rng_state(state)
+    mine = getattr(generator, "noise_dim", config["noise_dim"])
+    if mine != config["noise_dim"]:
+        raise ConfigError(
+            f"Expected a generator of {config['noise_dim']} noise dimensions, but {type(generator).__name__} has "
+            f"{mine}. Set generator.noise_dim={mine}, which the decoder and the draws of noise go by, too."
+        )
     try:
         check_networks(generator, decoder, shop.input_shape, shop.classes)
-        if generator.noise_dim != config["noise_dim"]:
-            raise ValueError(
-                f"Expected a generator of {config['noise_dim']} noise dimensions (generator.noise_dim), but got one of "
-                f"{generator.noise_dim}."
-            )
     except ValueError as error:
         raise ConfigError(
             f"{error} generator=image makes images (data.input_shape=[channels,height,width]), generator=dense rows of "

@@ -9,9 +9,11 @@ from torch import nn
 from kegnet_pl.artefacts import load_network, save_network
 from kegnet_pl.costs import Costs
 from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule, SyntheticSource
+from kegnet_pl.errors import ConfigError
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import Hints, StudentModule
 from kegnet_pl.networks import adapt_norm, layers_named, prefer_channels_last
+from kegnet_pl.networks.statistics import norm_layers
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting.wandb_objects import histogram
@@ -99,6 +101,36 @@ def student_stage(
 
     parents = [teacher[0], initial, *([generators] if generators is not None else [])]
     return shop.obtain("student", settings, parents, make, title=title, collective=True)
+
+
+def check_student(shop: Workshop, teacher: nn.Module, initial: Stage) -> None:
+    """See that the batch norm that generators or students shall learn from is there, before any is trained.
+
+    Raises:
+        ConfigError: If the teacher has none, or the student has not the teacher's layers.
+    """
+    config, statistics = shop.config["student"], shop.config["generator"]["objective"].get("statistics", {})
+    hints = bool(config["features"]["weight"])
+    wants = {
+        "student.norm=adapt": config["norm"] == "adapt",
+        "student.features.weight": hints and config["features"]["layers"] is None,
+        "generator.objective.statistics.weight": bool(statistics.get("weight")) and "kegnet" in shop.config["methods"],
+    }
+    asked = ", ".join(name for name, wanted in wants.items() if wanted)
+    if asked and not norm_layers(teacher):
+        raise ConfigError(
+            f"Expected a teacher with batch norm beside {asked}, but {type(teacher).__name__} has none. For images "
+            f"there is schedule=mnist_lenet recipe=fast, for rows of features schedule=table_mlp recipe=fast."
+        )
+    needed = list(norm_layers(teacher)) if config["norm"] == "adapt" else []
+    needed += layers_named(teacher, config["features"]["layers"]) if hints else []
+    student = load_network(initial.folder)
+    missing = dict.fromkeys(name for name in needed if name not in dict(student.named_modules()))
+    if missing:
+        raise ConfigError(
+            f"Expected a student with the teacher's layers beside student.norm=adapt or student.features.weight, but "
+            f"{type(student).__name__} has no {', '.join(missing)}. Set student.norm=batch student.features.weight=0."
+        )
 
 
 def settings_of(config: Config, method: str) -> Config:

@@ -85,3 +85,16 @@ def test_a_generator_that_fits_is_left_as_it_was() -> None:
 def test_what_does_not_fit_is_named(generator: nn.Module, decoder: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_generator(generator, decoder, (5,), 3)
+
+
+def test_the_check_leaves_the_random_state_as_it_was() -> None:
+    class Noisy(DenseGenerator):
+        def forward(self, z: Tensor, y: Tensor) -> Tensor:
+            x: Tensor = super().forward(z, y)
+            return x + torch.randn_like(x)
+
+    state = torch.random.get_rng_state()
+    generator, decoder = Noisy(5, 3, 4), Decoder((5,), 4, blocks=1)
+    torch.random.set_rng_state(state)
+    check_generator(generator, decoder, (5,), 3)
+    assert torch.equal(torch.random.get_rng_state(), state)
