@@ -244,6 +244,8 @@ def test_ctrl_c_keeps_finished_stages_and_says_how_to_go_on(tmp_path: Path) -> N
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # Where the tests themselves run in a shell's background, Ctrl-C is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
     begun = tmp_path / "outputs" / "debug_store"
