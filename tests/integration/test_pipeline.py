@@ -418,7 +418,7 @@ def test_selection_is_named(tmp_path: Path, selection: str) -> None:
     [
         (
             ["schedule=batch_norm"],
-            r"batch norm beside student\.norm=adapt, .* LeNet5 has none\. .*schedule=mnist_lenet",
+            r"beside student\.norm, .* LeNet5 has none\. Set student\.norm=batch .*schedule=mnist_lenet",
         ),
         (
             ["teacher=resnet14", "teacher.network.channels=1", "student=lenet5", "schedule=batch_norm"],
@@ -491,7 +491,7 @@ def test_norm_of_the_student(tmp_path: Path) -> None:
     )
     # Two epochs of one step move a scale by some thousandths, adapting it by much more.
     assert (student["norm1.weight"] - teacher["norm1.weight"]).abs().max() > 0.05
-    with pytest.raises(ValueError, match=r"Set student\.norm=batch"):
+    with pytest.raises(ConfigError, match=r"Set student\.norm=batch"):
         go(tmp_path, "methods=[kegnet]", "student.norm=adapt")
 
 

@@ -112,15 +112,17 @@ def check_student(shop: Workshop, teacher: nn.Module, initial: Stage) -> None:
     config, statistics = shop.config["student"], shop.config["generator"]["objective"].get("statistics", {})
     hints = bool(config["features"]["weight"])
     wants = {
-        "student.norm=adapt": config["norm"] == "adapt",
-        "student.features.weight": hints and config["features"]["layers"] is None,
-        "generator.objective.statistics.weight": bool(statistics.get("weight")) and "kegnet" in shop.config["methods"],
+        "student.norm=batch": config["norm"] == "adapt",
+        "student.features.weight=0": hints and config["features"]["layers"] is None,
+        "generator.objective.statistics.weight=0": bool(statistics.get("weight"))
+        and "kegnet" in shop.config["methods"],
     }
-    asked = ", ".join(name for name, wanted in wants.items() if wanted)
+    asked = [name for name, wanted in wants.items() if wanted]
     if asked and not norm_layers(teacher):
         raise ConfigError(
-            f"Expected a teacher with batch norm beside {asked}, but {type(teacher).__name__} has none. For images "
-            f"there is schedule=mnist_lenet recipe=fast, for rows of features schedule=table_mlp recipe=fast."
+            f"Expected a teacher with batch norm beside {', '.join(name.split('=')[0] for name in asked)}, but "
+            f"{type(teacher).__name__} has none. Set {' '.join(asked)}. Schedules without: for images "
+            f"schedule=mnist_lenet recipe=fast, for rows of features schedule=table_mlp recipe=fast."
         )
     needed = list(norm_layers(teacher)) if config["norm"] == "adapt" else []
     needed += layers_named(teacher, config["features"]["layers"]) if hints else []
