@@ -45,7 +45,7 @@ def _run(cfg: DictConfig) -> float | None:
         # Our own checks say what to do, and a traceback would hide it.
         ours = isinstance(error, UserError | ValueError | FileNotFoundError)
         expected = ours and (isinstance(error, UserError) or str(error).startswith("Expected "))
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        if _first_process():
             sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
             return math.nan  # a number, as sweepers look at it; what failed is told when the sweep ends
@@ -68,7 +68,8 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
         )
     if sweep.in_sweep() and config["trainer"]["devices"] > 1:
         raise ConfigError(sweep.ONE_PROCESS)
-    _say_how_short(config)
+    if schedule is None and _first_process():
+        _say_how_short(config)
     from kegnet_pl.gpus import one_gpu
     from kegnet_pl.pipeline import run
 
@@ -77,12 +78,16 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
         return run(config, folder, job=job, gpu=gpu)
 
 
+def _first_process() -> bool:
+    """Whether this is the process that speaks; before torch is imported, which :func:`kegnet_pl.ranks.rank` needs."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def _say_how_short(config: dict[str, Any]) -> None:
     """Tell users who bring a network that a run as short as the demo is a trial."""
-    generator, schedule = config["generator"], HydraConfig.get().runtime.choices.get("schedule")
+    generator = config["generator"]
     short = generator["epochs"] * generator["steps_per_epoch"] <= _TRIAL_STEPS and "kegnet" in config["methods"]
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if config["teacher"]["weights"] is not None and schedule is None and short and first:
+    if config["teacher"]["weights"] is not None and short:
         print(  # noqa: T201
             f"This is a trial: generators train for {generator['epochs']} epochs of {generator['steps_per_epoch']} "
             f"steps. Schedules for a network of your own are in README: schedule=batch_norm for images and a teacher "
@@ -161,8 +166,7 @@ def _explain_overrides(arguments: list[str]) -> None:
         if missing is None:
             continue
         parent, known = missing
-        depth = len(parent.split(".")) if parent else 0
-        wanted, *rest = key.split(".")[depth:]
+        wanted, *rest = key.removeprefix(f"{parent}.").split(".")
         close = [".".join([name, *rest]) for name in difflib.get_close_matches(wanted, known or [], n=1)]
         hint = f" Did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
         if known is None and OmegaConf.select(cfg, parent) is None:

@@ -109,9 +109,8 @@ def check_generator(shop: Workshop) -> None:
         ConfigError: As :func:`kegnet_pl.networks.answers.check_generator`; or if its noise is not as configured.
     """
     config = shop.config["generator"]
-    state = torch.random.get_rng_state()
-    generator, decoder = build(config["network"]), build(config["decoder"])
-    torch.random.set_rng_state(state)
+    with torch.random.fork_rng(devices=[]):
+        generator, decoder = build(config["network"]), build(config["decoder"])
     mine = getattr(generator, "noise_dim", config["noise_dim"])
     if mine != config["noise_dim"]:
         raise ConfigError(

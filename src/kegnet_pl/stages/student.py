@@ -126,8 +126,11 @@ def check_student(shop: Workshop, teacher: nn.Module, initial: Stage) -> None:
         )
     needed = list(norm_layers(teacher)) if config["norm"] == "adapt" else []
     needed += layers_named(teacher, config["features"]["layers"]) if hints else []
+    if not needed:
+        return
     student = load_network(initial.folder)
-    missing = dict.fromkeys(name for name in needed if name not in dict(student.named_modules()))
+    there = {name for name, _ in student.named_modules()}
+    missing = dict.fromkeys(name for name in needed if name not in there)
     if missing:
         raise ConfigError(
             f"Expected a student with the teacher's layers beside student.norm=adapt or student.features.weight, but "
