@@ -154,6 +154,8 @@ def compare_choices(
             pairs.append(("compile", epoch, replace(epoch, compile=True)))
             if device == "cpu":
                 pairs += [("keep_freed_memory", replace(task, keep=False), task) for task in (step, epoch)]
+            else:
+                pairs += [("cuda_graphs", replace(task, graphs=False), task) for task in (step, epoch)]
             for choice, without, chosen in pairs:
                 with running(without, chosen) as workers:
                     seconds = take_turns(workers, repeats)

@@ -43,6 +43,7 @@ def choices_table(rows: list[dict[str, Any]]) -> str:
         "together": "`generator.training=together`",
         "compile": "`compile=true`",
         "keep_freed_memory": "freed memory kept",
+        "cuda_graphs": "`cuda_graphs=true`",
     }
     return _lines(
         ["", "", "", "precision", "times as fast"],

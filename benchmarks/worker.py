@@ -20,6 +20,7 @@ from kegnet_pl.data.synthetic import draw_labels_and_noise
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.memory import forget_peak_memory, keep_freed_memory, peak_memory
 from kegnet_pl.modules import GeneratorModule, StudentModule
+from kegnet_pl.modules.graphs import GraphedStep
 from kegnet_pl.networks import StackedModule, prefer_channels_last
 from kegnet_pl.stages.generators import build_objective, teacher_for
 from kegnet_pl.stages.workshop import build
@@ -38,6 +39,7 @@ class Task:
         how: ``direct``; ``ours``, the product; ``bare``, the product's step without Lightning.
         together: Whether generators are trained together.
         compile: Whether networks are compiled.
+        graphs: Whether a GPU records steps and plays them again, as the product does by default.
         keep: Whether freed memory is kept, as the pipeline does on a CPU.
         steps: Generator steps of one measurement; the direct implementation makes a fifth of them.
         samples: Synthetic samples of an epoch, or to draw.
@@ -50,6 +52,7 @@ class Task:
     how: str = "ours"
     together: bool = False
     compile: bool = False
+    graphs: bool = True
     keep: bool = True
     steps: int = 10
     samples: int = 32_000
@@ -88,7 +91,8 @@ def _fit(case: Case, task: Task, module: LightningModule, data: SyntheticDataMod
     clock = _Clock()
     trainer: Trainer = build(
         case.config["trainer"] | {"accelerator": {"cuda": "gpu"}.get(task.device, "cpu"), "precision": task.precision},
-        max_epochs=1, callbacks=[clock], logger=False, enable_checkpointing=False, limit_val_batches=0,
+        max_epochs=2 if task.device == "cuda" else 1,  # a GPU's first steps are made before one is recorded
+        callbacks=[clock], logger=False, enable_checkpointing=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(module.train(), datamodule=data)
     return clock.seconds
@@ -108,6 +112,7 @@ def _generator_module(case: Case, task: Task) -> GeneratorModule:
         steps_per_epoch=task.steps,
         teacher_norm=config["teacher_norm"],
         compile=task.compile,
+        cuda_graphs=task.graphs,
     )
 
 
@@ -142,8 +147,17 @@ def _bare_steps(case: Case, task: Task, module: GeneratorModule) -> float:
     if not hasattr(module, "bare_optimizer"):
         factory = build(case.config["generator"]["optimizer"])
         module.bare_optimizer = factory(module.trained_parameters(), fused=True)  # type: ignore[assignment]
-        module.on_fit_start()
     optimizer: Any = module.bare_optimizer
+
+    def differentiate(batch: Any) -> dict[str, torch.Tensor]:
+        with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16-mixed"):
+            loss, metrics = module.step(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        return metrics
+
+    graphed = task.device == "cuda" and task.graphs
+    step = GraphedStep(differentiate, module.trained_parameters()) if graphed else differentiate
     chances = [torch.Generator(task.device).manual_seed(i) for i in range(module.networks)]
     size = module.batch_size
 
@@ -154,10 +168,7 @@ def _bare_steps(case: Case, task: Task, module: GeneratorModule) -> float:
             for part in zip(*drawn, strict=True)
         )
         for pair in zip(z, y, strict=True):
-            with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16-mixed"):
-                loss, _ = module.step(pair if task.together else (pair[0][0], pair[1][0]))
-            optimizer.zero_grad()
-            loss.backward()
+            step(pair if task.together else (pair[0][0], pair[1][0]))
             optimizer.step()
 
     return _timed(run)
@@ -183,6 +194,7 @@ def _student_epoch(case: Case, task: Task) -> Callable[[], float]:
         DistillationLoss(config["temperature"]),
         build(config["optimizer"]),
         compile=task.compile,
+        cuda_graphs=task.graphs,
     )
     return lambda: _fit(case, task, module, data)
 

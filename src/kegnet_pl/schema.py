@@ -139,6 +139,7 @@ def check(config: Mapping[str, Any]) -> None:
     c.choice("generator.teacher_dropout", (True, False))
     c.choice("generator.training", ("auto", "together", "one_by_one"))
     c.choice("generator.compile", (True, False))
+    c.choice("generator.cuda_graphs", (True, False))
     objective = c.value("generator.objective")
     if not isinstance(objective, Mapping):
         raise ConfigError(f"Expected `generator.objective` to be terms by name, but got {objective!r}.")
@@ -176,6 +177,7 @@ def check(config: Mapping[str, Any]) -> None:
             f"Expected `student.features.layers` to be a list of patterns of layer names, or null, but got {layers!r}."
         )
     c.choice("student.compile", (True, False))
+    c.choice("student.cuda_graphs", (True, False))
     selection = c.value("student.selection")
     if c.value("student.patience") is not None and selection == "last":
         raise ConfigError(

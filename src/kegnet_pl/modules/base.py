@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from kegnet_pl.errors import ConfigError, DivergedError
+from kegnet_pl.modules.graphs import GraphedStep
 from kegnet_pl.modules.steps import OptimizerFactory, compiled, fused, gradient_norm
 from kegnet_pl.seeds import derive_seed
 
@@ -81,6 +82,8 @@ class SteppedModule(SeededModule):
         optimizer: Takes parameters, returns an optimiser. A fused one is made where torch has it.
         lr_schedule: ``"constant"``, or ``"cosine"``: from epoch to epoch down to zero after the last one.
         compile: Whether to train compiled by ``torch.compile`` the network that :meth:`step_by` is given.
+        cuda_graphs: Whether one GPU records a step and plays it again; see :class:`GraphedStep`. Not where the network
+            is compiled, which does the same with its own kernels, nor with the scaled gradients of float16.
     """
 
     networks = 1
@@ -99,6 +102,7 @@ class SteppedModule(SeededModule):
         optimizer: OptimizerFactory,
         lr_schedule: LRSchedule = "constant",
         compile: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__(seed)
         self.automatic_optimization = False
@@ -107,6 +111,8 @@ class SteppedModule(SeededModule):
             raise ValueError(f"Expected `lr_schedule` to be one of {get_args(LRSchedule)}, but got {lr_schedule!r}.")
         self.lr_schedule = lr_schedule
         self._compile = compile
+        self._cuda_graphs = cuda_graphs
+        self._graphed: GraphedStep | None = None
         self._clip: tuple[float | None, str | None] = (None, None)
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, int] = {}
@@ -124,8 +130,15 @@ class SteppedModule(SeededModule):
         return self._run[0]
 
     def on_fit_start(self) -> None:
-        """Compile where asked to, now that the network is on its device."""
+        """Compile or record steps where asked to, now that the network is on its device."""
         self._run = (compiled(self._eager[0], self.device),) if self._compile else self._eager
+        alone = self.device.type == "cuda" and not self._distributed and self.trainer.precision != "16-mixed"
+        if self._cuda_graphs and alone and not self._compile:
+            self._graphed = GraphedStep(self.differentiate, self.trained_parameters())
+
+    def on_fit_end(self) -> None:
+        """Give back the memory of recorded steps."""
+        self._graphed = None
 
     @abstractmethod
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -173,15 +186,28 @@ class SteppedModule(SeededModule):
         self._clip = float(trainer.gradient_clip_val), trainer.gradient_clip_algorithm
         trainer.gradient_clip_val = None
 
+    def differentiate(self, batch: Any) -> dict[str, Tensor]:
+        """Write the gradients of a batch of one optimiser step; return its metrics. What it does may be recorded."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        loss, metrics = self.step(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+        return metrics
+
+    def account(self, batch: Any) -> None:
+        """Count what a step of a batch costs; called for every step, recorded or not."""
+
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make the optimiser steps of one Lightning batch."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        differentiate = self.differentiate if self._graphed is None else self._graphed
         for number, part in enumerate(self.batches(batch)):
-            loss, metrics = self.step(part)
+            metrics = differentiate(part)
+            self.account(part)
             with torch.autocast(self.device.type, enabled=False):
-                optimizer.zero_grad()
-                self.manual_backward(loss)
                 if number == 0:  # of every so many steps one: it is to be seen, not to cost
                     self.count({"train/grad_norm": self.gradient_norm()})
                 if self._clip[0] is not None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from kegnet_pl.data.loading import STEPS_PER_BATCH, local_batch_size
 from kegnet_pl.data.synthetic import draw_labels_and_noise
@@ -52,6 +53,7 @@ class GeneratorModule(SteppedModule):
         seed: The run's seed.
         index: Tells the generators of one run apart; the first one's where they are stacked.
         compile: Whether to train the networks compiled by ``torch.compile``.
+        cuda_graphs: Whether one GPU records a step and plays it again.
 
     Raises:
         ValueError: If generators are stacked and decoders are not, or the optimiser does not treat every weight by
@@ -74,8 +76,9 @@ class GeneratorModule(SteppedModule):
         seed: int = 0,
         index: int = 0,
         compile: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
-        super().__init__(seed, optimizer, lr_schedule, compile)
+        super().__init__(seed, optimizer, lr_schedule, compile, cuda_graphs)
         self.save_hyperparameters("batch_size", "steps_per_epoch", "teacher_norm", "teacher_dropout", "seed", "index")
         self.networks = generator.count if isinstance(generator, StackedModule) else 1
         if self.networks != (decoder.count if isinstance(decoder, StackedModule) else 1):
@@ -206,6 +209,10 @@ class GeneratorAnswer(nn.Module):
         if not self.stacked:
             return self._ask(x)
         if self.teacher.looks_at_the_batch or self.watch is not None:
+            if torch.is_autocast_enabled(x.device.type):
+                # Half precision is in channels_last, which torch's vectorised layers do not know, or copy from and to.
+                answers = [self._ask(mine) for mine in x.unbind()]
+                return tree_map(lambda *each: torch.stack(each), *answers)  # type: ignore[no-any-return]
             return over_stack(self._ask, x)  # type: ignore[no-any-return]
         return self.teacher(x.flatten(0, 1)).unflatten(0, x.shape[:2]), []
 

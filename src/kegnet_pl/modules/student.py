@@ -49,6 +49,7 @@ class StudentModule(SteppedModule):
         hints: What its layers learn; None for nothing.
         seed: The run's seed.
         compile: Whether to train the network compiled by ``torch.compile``.
+        cuda_graphs: Whether one GPU records a step and plays it again.
 
     Raises:
         ValueError: If ``norm`` is unknown, or a network lacks a layer of the hints.
@@ -70,8 +71,9 @@ class StudentModule(SteppedModule):
         dropout: bool = True,
         hints: Hints | None = None,
         compile: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
-        super().__init__(seed, optimizer, lr_schedule, compile)
+        super().__init__(seed, optimizer, lr_schedule, compile, cuda_graphs)
         if norm not in get_args(StudentNorm):
             raise ValueError(f"Expected `norm` to be one of {get_args(StudentNorm)}, but got {norm!r}.")
         self.save_hyperparameters("seed", "norm", "dropout")
@@ -101,6 +103,7 @@ class StudentModule(SteppedModule):
         """Leave student and teacher without anything that watches them."""
         for watched in self._watched:
             watched.close()
+        super().on_fit_end()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen batch norm, and dropout that is off, stay in evaluation mode."""
@@ -130,11 +133,15 @@ class StudentModule(SteppedModule):
             logits, outputs = self.run(x)
             with torch.no_grad():
                 targets = self._watched[0](x)[1]
-            self.teacher_forwards += len(x)
             metrics["train/loss_features"] = self.features(outputs, targets)
             loss = self.distillation(logits, teacher_logits) + self.hints.weight * metrics["train/loss_features"]
         agreement = accuracy(logits, teacher_logits.argmax(dim=1))
         return loss, {"train/loss": loss, "train/accuracy": agreement, **metrics}
+
+    def account(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Count what the teacher is shown."""
+        if self.hints is not None:
+            self.teacher_forwards += len(batch[0])
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the network's parameters."""

@@ -43,8 +43,8 @@ def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stag
     fits = [list(range(config["count"]))] if together else [[index] for index in range(config["count"])]
     objective = {name: term for name, term in config["objective"].items() if term["weight"]}
     settings = {
-        # `network` holds what these two say.
-        "generator": without(config, "upsampling", "adjust")
+        # `network` holds what the first two say; graphs are of the same kernels.
+        "generator": without(config, "upsampling", "adjust", "cuda_graphs")
         | {"training": "together" if together else "one_by_one", "objective": objective},
         "input_shape": shop.input_shape,
         "classes": shop.classes,
@@ -157,6 +157,7 @@ def _train_generators(
         seed=config["seed"],
         index=indices[0],
         compile=config["compile"],
+        cuda_graphs=config["cuda_graphs"],
     )
     names = [f"generator_{index}" for index in indices]
     watch = GeneratorWatch(

@@ -72,6 +72,7 @@ def student_stage(
             hints=_hints(config["features"], data.teacher.network),
             seed=shop.seed,
             compile=config["compile"],
+            cuda_graphs=config["cuda_graphs"],
         )
         try:
             with StageProgress(title, shop.console) as progress:
@@ -147,7 +148,7 @@ def settings_of(config: Config, method: str) -> Config:
 
 def _deciding(config: Config, method: str) -> Config:
     """Return those of a student's settings that its result depends on."""
-    idle = ["network"]
+    idle = ["network", "cuda_graphs"]
     if method != "kegnet":
         idle += ["draw_norm", "jitter"]
     if config["selection"] != "synthetic":

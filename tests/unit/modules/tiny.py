@@ -68,7 +68,7 @@ def make_generator_module(init: int = 0, teacher: nn.Module | None = None, **opt
 def make_trainer(epochs: int, folder: Path, callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
     return Trainer(
         max_epochs=epochs,
-        accelerator="cpu",
+        accelerator=options.pop("accelerator", "cpu"),
         devices=1,
         logger=False,
         enable_progress_bar=False,
