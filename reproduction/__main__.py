@@ -37,11 +37,11 @@ def main() -> int:
     if options.precision:
         settings.append(f"trainer.precision={options.precision}")
     try:
-        jobs = choose(all_jobs(cells), options.cells, options.recipe, options.trainer == "gpu")
+        jobs = choose(
+            all_jobs(cells), options.cells, options.recipe, options.trainer == "gpu", options.kind, options.seeds
+        )
     except ValueError as error:
         parser.error(str(error))
-    jobs = [job for job in jobs if options.kind in (None, job.kind)]
-    jobs = [job for job in jobs if options.seeds is None or job.seed < options.seeds]
     if options.smoke:
         jobs = list(SMOKE_JOBS)
         settings = [*SMOKE_SETTINGS, f"store={shown(out / 'store')}", *settings]

@@ -118,30 +118,43 @@ def all_jobs(cells: dict[str, Any]) -> Iterator[Job]:
                         yield Job(experiment, option, run["recipe"], kind, seed, settings, run.get("gpu", False))
 
 
-def choose(jobs: Iterator[Job], cells: Sequence[str], recipes: Sequence[str], gpu: bool) -> list[Job]:
-    """Return the jobs of some cells and recipes.
+def choose(
+    jobs: Iterator[Job],
+    cells: Sequence[str],
+    recipes: Sequence[str],
+    gpu: bool,
+    kind: str | None = None,
+    seeds: int | None = None,
+) -> list[Job]:
+    """Return some of the jobs.
 
     Args:
         jobs: All jobs.
         cells: ``experiment`` or ``experiment/option``; none for all.
         recipes: Names; none for all.
         gpu: Whether a GPU is there.
+        kind: A name of KINDS; None for all.
+        seeds: The first so many of every row; None for all.
 
     Raises:
-        ValueError: If a name fits no job.
+        ValueError: If a name fits no job, or no seed is wanted.
     """
     everything = list(jobs)
-    for names, kind, known in (
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"Expected --seeds of at least 1, but got {seeds}.")
+    for names, what, known in (
         (cells, "cell", {job.cell for job in everything} | {job.experiment for job in everything}),
         (recipes, "recipe", {job.recipe for job in everything}),
     ):
         for name in names:
             if name not in known:
-                raise ValueError(f"Expected a {kind} out of {', '.join(sorted(known))}, but got {name!r}.")
+                raise ValueError(f"Expected a {what} out of {', '.join(sorted(known))}, but got {name!r}.")
     return [
         job
         for job in everything
         if (not cells or job.cell in cells or job.experiment in cells)
         and (not recipes or job.recipe in recipes)
         and (gpu or not job.gpu)
+        and kind in (None, job.kind)
+        and (seeds is None or job.seed < seeds)
     ]

@@ -168,6 +168,10 @@ def test_choosing_jobs() -> None:
     assert not names("svhn_resnet", recipes=("paper",)) and names("svhn_resnet", recipes=("paper",), gpu=True)
     with pytest.raises(ValueError, match=r"Expected a cell out of .*mnist_lenet/option3.*, but got 'mnist'"):
         names("mnist")
+    some = choose(all_jobs(CELLS), ["mnist_lenet/option3"], ["fast"], gpu=False, kind="noise", seeds=2)
+    assert [(job.kind, job.seed) for job in some] == [("noise", 0), ("noise", 1)]
+    with pytest.raises(ValueError, match="--seeds of at least 1, but got 0"):
+        choose(all_jobs(CELLS), [], [], gpu=False, seeds=0)
 
 
 def test_without_released_weights_the_teacher_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:

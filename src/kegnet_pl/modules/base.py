@@ -194,7 +194,8 @@ class SteppedModule(SeededModule):
         with torch.autocast(self.device.type, enabled=False):
             optimizer.zero_grad()
             self.manual_backward(loss)
-        return metrics
+        # Not with the graph of autograd, which would keep what it knows of this step's stream for the next.
+        return {name: value.detach() for name, value in metrics.items()}
 
     def account(self, batch: Any) -> None:
         """Count what a step of a batch costs; called for every step, recorded or not."""

@@ -38,6 +38,7 @@ class GraphedStep:
     def __init__(self, differentiate: Differentiate, parameters: Sequence[nn.Parameter]) -> None:
         self._differentiate = differentiate
         self._parameters = parameters
+        self._aside = torch.cuda.Stream()
         self._made = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
@@ -50,7 +51,7 @@ class GraphedStep:
         if self._graph is None and self._possible:
             if self._made < WARM_UP:
                 self._made += 1
-                return self._aside(batch)
+                return self._warm_up(batch)
             self._record(batch)
         if self._graph is None or [tensor.shape for tensor in batch] != [tensor.shape for tensor in self._inputs]:
             return self._differentiate(batch)
@@ -61,13 +62,13 @@ class GraphedStep:
         self._graph.replay()
         return self._metrics
 
-    def _aside(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _warm_up(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Make a step on a stream of its own, as recording will."""
-        aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        here = torch.cuda.current_stream()
+        self._aside.wait_stream(here)
+        with torch.cuda.stream(self._aside):
             metrics = self._differentiate(batch)
-        here.wait_stream(aside)
+        here.wait_stream(self._aside)
         return metrics
 
     def _record(self, batch: Sequence[Tensor]) -> None:
