@@ -24,7 +24,8 @@ class GraphedStep:
     same memory: batches are copied to where the recorded one lay, gradients and metrics appear where its own did. What
     the step draws from torch's global stream (dropout) goes on as without.
 
-    What follows a step in Python happens when it is recorded, and never again. A step that cannot be recorded, as it
+    What a step does in Python (a term whose weight grows, a callback's ``on_before_backward``) happens when it is
+    recorded, and never again: ``cuda_graphs=false`` is for such. A step that cannot be recorded, as it
     waits for the GPU to look at a value, and a batch of another shape than the first, are computed as usual.
 
     Args:
