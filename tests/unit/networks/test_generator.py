@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from kegnet_pl.networks import DenseGenerator, ImageGenerator
-from kegnet_pl.networks.generator import Upsampling, standardise_images
+from kegnet_pl.networks.generator import RepeatingConv2d, Upsampling, standardise_images
 
 
 def _noise(count: int, classes: int, noise_dim: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,6 +72,23 @@ def test_an_unknown_adjustment_is_refused(adjust: Any) -> None:
 def test_an_unknown_upsampling_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`upsampling` to be one of \('transposed', 'nearest'\), but got 'bilinear'"):
         ImageGenerator(3, 4, upsampling="bilinear")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 5)])
+def test_repeating_and_convolving_are_one_operation(size: tuple[int, int]) -> None:
+    """Values and gradients, also at the borders, of a map that is doubled and then convolved."""
+    torch.manual_seed(0)
+    layer = RepeatingConv2d(3, 2).double()
+    x = torch.randn(4, 3, *size, dtype=torch.float64, requires_grad=True)
+    expected = functional.conv2d(functional.interpolate(x, scale_factor=2), layer.weight, padding=1)
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-12)
+    slope = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(layer(x), (x, layer.weight), slope),
+        torch.autograd.grad(expected, (x, layer.weight), slope),
+        strict=True,
+    ):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)
 
 
 def test_repeated_pixels_draw_smoother_images_than_transposed_convolutions() -> None:
