@@ -4,7 +4,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -134,29 +134,29 @@ def _generator_step(case: Case, task: Task) -> Callable[[], float]:
             return _timed(steps) / max(task.steps // 5, 1)
 
         return direct
-    module = _generator_module(case, task)
-    each = task.steps * module.networks
+    each = task.steps * (config["count"] if task.together else 1)
     if task.how == "ours":
+        module = _generator_module(case, task)
         return lambda: _fit(case, task, module, None) / each
-    return lambda: _bare_steps(case, task, module) / each
+    run = _bare_steps(case, task)
+    return lambda: _timed(run) / each
 
 
-def _bare_steps(case: Case, task: Task, module: GeneratorModule) -> float:
-    """Make the module's steps in a loop of our own: what is left of the time is Lightning's."""
+def _bare_steps(case: Case, task: Task) -> Callable[[], None]:
+    """Return what makes the module's steps in a loop of our own: what is left of the time is Lightning's."""
+    graphed = task.device == "cuda" and task.graphs and not task.compile
+    module = _generator_module(case, replace(task, graphs=False))  # a module records with a trainer alone
     module.to(task.device).train()
-    if not hasattr(module, "bare_optimizer"):
-        factory = build(case.config["generator"]["optimizer"])
-        module.bare_optimizer = factory(module.trained_parameters(), fused=True)  # type: ignore[assignment]
-    optimizer: Any = module.bare_optimizer
+    module.on_fit_start()
+    optimizer = build(case.config["generator"]["optimizer"])(module.trained_parameters(), fused=True)
 
     def differentiate(batch: Any) -> dict[str, torch.Tensor]:
         with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16-mixed"):
-            loss, metrics = module.step(batch)
+            loss, _ = module.step(batch)
         optimizer.zero_grad()
         loss.backward()
-        return metrics
+        return {}
 
-    graphed = task.device == "cuda" and task.graphs
     step = GraphedStep(differentiate, module.trained_parameters()) if graphed else differentiate
     chances = [torch.Generator(task.device).manual_seed(i) for i in range(module.networks)]
     size = module.batch_size
@@ -171,7 +171,7 @@ def _bare_steps(case: Case, task: Task, module: GeneratorModule) -> float:
             step(pair if task.together else (pair[0][0], pair[1][0]))
             optimizer.step()
 
-    return _timed(run)
+    return run
 
 
 def _student_epoch(case: Case, task: Task) -> Callable[[], float]:

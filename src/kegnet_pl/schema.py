@@ -135,11 +135,11 @@ def check(config: Mapping[str, Any]) -> None:
     c.whole("generator.seed", 0)
     for part in ("generator", "student"):
         c.choice(f"{part}.lr_schedule", LR_SCHEDULE)
+        for name in ("compile", "cuda_graphs"):
+            c.choice(f"{part}.{name}", (True, False))
     c.choice("generator.teacher_norm", NORM)
     c.choice("generator.teacher_dropout", (True, False))
     c.choice("generator.training", ("auto", "together", "one_by_one"))
-    c.choice("generator.compile", (True, False))
-    c.choice("generator.cuda_graphs", (True, False))
     objective = c.value("generator.objective")
     if not isinstance(objective, Mapping):
         raise ConfigError(f"Expected `generator.objective` to be terms by name, but got {objective!r}.")
@@ -176,8 +176,6 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"Expected `student.features.layers` to be a list of patterns of layer names, or null, but got {layers!r}."
         )
-    c.choice("student.compile", (True, False))
-    c.choice("student.cuda_graphs", (True, False))
     selection = c.value("student.selection")
     if c.value("student.patience") is not None and selection == "last":
         raise ConfigError(

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
@@ -132,8 +133,8 @@ class SteppedModule(SeededModule):
     def on_fit_start(self) -> None:
         """Compile or record steps where asked to, now that the network is on its device."""
         self._run = (compiled(self._eager[0], self.device),) if self._compile else self._eager
-        alone = self.device.type == "cuda" and not self._distributed and self.trainer.precision != "16-mixed"
-        if self._cuda_graphs and alone and not self._compile:
+        wanted = self._cuda_graphs and not self._compile and self.device.type == "cuda"
+        if wanted and not self._distributed and self.trainer.precision != "16-mixed":
             self._graphed = GraphedStep(self.differentiate, self.trained_parameters())
 
     def on_fit_end(self) -> None:
@@ -186,13 +187,18 @@ class SteppedModule(SeededModule):
         self._clip = float(trainer.gradient_clip_val), trainer.gradient_clip_algorithm
         trainer.gradient_clip_val = None
 
+    @property
+    def fitted_optimizer(self) -> LightningOptimizer:
+        """The one optimiser, as Lightning counts its steps."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
+
     def differentiate(self, batch: Any) -> dict[str, Tensor]:
         """Write the gradients of a batch of one optimiser step; return its metrics. What it does may be recorded."""
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
         loss, metrics = self.step(batch)
         with torch.autocast(self.device.type, enabled=False):
-            optimizer.zero_grad()
+            self.fitted_optimizer.zero_grad()
             self.manual_backward(loss)
         # Not with the graph of autograd, which would keep what it knows of this step's stream for the next.
         return {name: value.detach() for name, value in metrics.items()}
@@ -202,8 +208,7 @@ class SteppedModule(SeededModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make the optimiser steps of one Lightning batch."""
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
+        optimizer = self.fitted_optimizer
         differentiate = self.differentiate if self._graphed is None else self._graphed
         for number, part in enumerate(self.batches(batch)):
             metrics = differentiate(part)
@@ -233,7 +238,7 @@ class SteppedModule(SeededModule):
     def count(self, metrics: Mapping[str, Tensor], weight: int = 1) -> None:
         """Add metrics of one batch to the sums of the epoch, on their device."""
         for name, value in metrics.items():
-            value = value.detach() * weight
+            value = value * weight
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] = self._weights.get(name, 0) + weight
 

@@ -76,21 +76,15 @@ class GraphedStep:
         """Record a step, without making it."""
         graph = torch.cuda.CUDAGraph()
         inputs = tuple(tensor.clone() for tensor in batch)
-        chance = _chance(batch[0].device)
-        before = chance.clone_state() if chance is not None else None
+        chance = torch.cuda.default_generators[torch.cuda.current_device()]
+        before = chance.clone_state()
         try:
             with torch.cuda.graph(graph):
                 metrics = self._differentiate(inputs)
         except RuntimeError as error:
             self._possible = False
-            if chance is not None and before is not None:
-                chance.graphsafe_set_state(before)  # it would go on as if it were being recorded
+            chance.graphsafe_set_state(before)  # it would go on as if it were being recorded
             log.info("Steps are launched one by one: they cannot be recorded as a CUDA graph (%s).", error)
             return
         self._graph, self._inputs, self._metrics = graph, inputs, metrics
         self._gradients = [parameter.grad for parameter in self._parameters]
-
-
-def _chance(device: torch.device) -> torch.Generator | None:
-    """Return what a step on a GPU draws from."""
-    return torch.cuda.default_generators[torch.cuda.current_device()] if device.type == "cuda" else None

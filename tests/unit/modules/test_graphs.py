@@ -14,17 +14,15 @@ from torch.utils._pytree import tree_leaves
 
 from kegnet_pl.data import NoiseSource, SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.modules import GeneratorModule, Hints, StudentModule, graphs
+from kegnet_pl.modules import Hints, StudentModule, graphs
 from kegnet_pl.modules.base import SteppedModule
 from kegnet_pl.modules.graphs import WARM_UP, GraphedStep
-from kegnet_pl.networks import Decoder, DenseGenerator, StackedModule
 from tests.unit.modules.tiny import (
-    CLASSES,
     FEATURES,
-    NOISE,
     QUIET,
     adam,
     make_classifier,
+    make_generator_module,
     make_objective,
     make_trainer,
 )
@@ -74,10 +72,17 @@ class _Recorder(TorchDispatchMode):
                 value.detach().copy_(copied)
 
 
-@contextmanager
-def _recording(graph: _Graph) -> Iterator[None]:
-    with _Recorder(graph):
-        yield
+class _Chance:
+    """Stands for a GPU's stream of random numbers; remembers the states that it is set to."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+
+    def clone_state(self) -> str:
+        return "as it was"
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.states.append(state)
 
 
 @pytest.fixture
@@ -95,9 +100,11 @@ def made_of_python(monkeypatch: pytest.MonkeyPatch) -> list[_Graph]:
             pass
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Remembered)
-    monkeypatch.setattr(torch.cuda, "graph", _recording)
+    monkeypatch.setattr(torch.cuda, "graph", _Recorder)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "default_generators", (_Chance(),))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     return made
 
@@ -110,34 +117,23 @@ def _data() -> SyntheticDataModule:
 
 def _student(hints: bool = False, dropout: float = 0.0, **options: Any) -> StudentModule:
     network = make_classifier(seed=100, dropout=dropout)
-    teacher = make_classifier(dropout=dropout).eval() if not hints else copy.deepcopy(network).eval()
-    given = Hints(teacher, ("1",), 0.5) if hints else None
+    given = Hints(copy.deepcopy(network).eval(), ("1",), 0.5) if hints else None
     return StudentModule(network, DistillationLoss(), adam, hints=given, **options)
-
-
-def _generators(count: int, **options: Any) -> GeneratorModule:
-    torch.manual_seed(0)
-    generators = [DenseGenerator(FEATURES, CLASSES, NOISE, blocks=1, width=8) for _ in range(count)]
-    decoders = [Decoder((FEATURES,), NOISE, blocks=1, width=8) for _ in range(count)]
-    return GeneratorModule(
-        StackedModule(generators) if count > 1 else generators[0],
-        StackedModule(decoders) if count > 1 else decoders[0],
-        make_classifier(),
-        make_objective(statistics=0.0 if options.get("teacher_norm") == "batch" else 1.0),
-        adam,
-        batch_size=12,
-        steps_per_epoch=20,
-        **options,
-    )
 
 
 CASES = {
     "student": lambda graphed: _student(cuda_graphs=graphed),
     "student with dropout": lambda graphed: _student(dropout=0.3, cuda_graphs=graphed),
     "student with hints": lambda graphed: _student(hints=True, cuda_graphs=graphed),
-    "one generator": lambda graphed: _generators(1, teacher_norm="batch", cuda_graphs=graphed),
-    "generators together": lambda graphed: _generators(3, teacher_norm="batch", cuda_graphs=graphed),
-    "generators, statistics": lambda graphed: _generators(3, teacher_norm="running", cuda_graphs=graphed),
+    "one generator": lambda graphed: make_generator_module(steps_per_epoch=20, cuda_graphs=graphed),
+    "generators together": lambda graphed: make_generator_module(count=3, steps_per_epoch=20, cuda_graphs=graphed),
+    "generators, statistics": lambda graphed: make_generator_module(
+        count=3,
+        steps_per_epoch=20,
+        objective=make_objective(statistics=1.0),
+        teacher_norm="running",
+        cuda_graphs=graphed,
+    ),
 }
 
 
@@ -252,6 +248,7 @@ def test_what_cannot_be_recorded_is_computed_as_usual(
             step((torch.randn(4, 2),))
     assert len(seen) == 7, "six, and one that was to be recorded"
     assert "not permitted" in caplog.text and len(caplog.records) == 1
+    assert torch.cuda.default_generators[0].states == ["as it was"]  # type: ignore[attr-defined]
 
 
 def test_a_cpu_records_nothing(tmp_path: Path, made_of_python: list[_Graph]) -> None:

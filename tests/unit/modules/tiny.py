@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.modules import GeneratorModule
-from kegnet_pl.networks import Decoder, DenseGenerator
+from kegnet_pl.networks import Decoder, DenseGenerator, StackedModule
 
 FEATURES, CLASSES, NOISE = 6, 3, 4
 
@@ -51,13 +51,17 @@ def make_objective(
     return GeneratorObjective(terms, weights)
 
 
-def make_generator_module(init: int = 0, teacher: nn.Module | None = None, **options: Any) -> GeneratorModule:
+def make_generator_module(
+    init: int = 0, teacher: nn.Module | None = None, count: int = 1, **options: Any
+) -> GeneratorModule:
     """Return a module of two steps of 12 samples an epoch; ``init`` is the seed of the networks' weights."""
     teacher = make_classifier() if teacher is None else teacher
     torch.manual_seed(init)
+    generators = [DenseGenerator(FEATURES, CLASSES, NOISE, blocks=1, width=8) for _ in range(count)]
+    decoders = [Decoder((FEATURES,), NOISE, blocks=1, width=8) for _ in range(count)]
     return GeneratorModule(
-        DenseGenerator(FEATURES, CLASSES, NOISE, blocks=1, width=8),
-        Decoder((FEATURES,), NOISE, blocks=1, width=8),
+        StackedModule(generators) if count > 1 else generators[0],
+        StackedModule(decoders) if count > 1 else decoders[0],
         teacher,
         options.pop("objective", None) or make_objective(),
         options.pop("optimizer", adam),
