@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from reproduction.commands import positive
 from reproduction.jobs import KINDS, ROOT, SMOKE_JOBS, SMOKE_SETTINGS, all_jobs, at_hand, choose, read_cells
 from reproduction.runner import run_missing, say, shown
 from reproduction.tables import write_tables
@@ -19,8 +20,8 @@ def main() -> int:
     parser.add_argument("cells", nargs="*", help="such as mnist_lenet or mnist_lenet/option3; all by default")
     parser.add_argument("--recipe", action="append", default=[], help="paper, strict or fast; all by default")
     parser.add_argument("--kind", choices=tuple(KINDS), help="kegnet or noise; both by default")
-    parser.add_argument("--seeds", type=int, help="only the first so many seeds of every row; all by default")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--seeds", type=positive, help="only the first so many seeds of every row; all by default")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--trainer", default="cpu", choices=("cpu", "gpu"), help="gpu: also what is meant for one")
     parser.add_argument("--precision", help="32-true (default) or bf16-mixed")
     parser.add_argument("--out", type=Path, help="folder of paper.json, PAPER.md and paper/; results by default")

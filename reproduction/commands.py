@@ -1,5 +1,6 @@
-"""Commands of stored runs, and the sweeps that make several of them."""
+"""Commands: those of stored runs, the sweeps that make several of them, and what our own take."""
 
+import argparse
 import shlex
 from collections.abc import Sequence
 
@@ -22,3 +23,14 @@ def changed(command: str, **settings: Sequence[str]) -> str:
         if len(values) > 1 and "-m" not in parts[3:]:
             parts.insert(3, "-m")
     return shlex.join(parts)
+
+
+def positive(text: str) -> int:
+    """Return the whole number of 1 or more that an argument is.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, but got {text!r}")
+    return int(text)

@@ -137,11 +137,9 @@ def choose(
         seeds: The first so many of every row; None for all.
 
     Raises:
-        ValueError: If a name fits no job, or no seed is wanted.
+        ValueError: If a name fits no job.
     """
     everything = list(jobs)
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"Expected --seeds of at least 1, but got {seeds}.")
     for names, what, known in (
         (cells, "cell", {job.cell for job in everything} | {job.experiment for job in everything}),
         (recipes, "recipe", {job.recipe for job in everything}),

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from reproduction.commands import changed, setting
+from reproduction.commands import changed, positive, setting
 from reproduction.jobs import ROOT, at_hand, weights
 from reproduction.runner import Run, run_missing, say, shown
 
@@ -152,8 +152,8 @@ def main() -> int:
     studies = read_studies()
     parser = argparse.ArgumentParser(prog="python -m reproduction.study", description=__doc__)
     parser.add_argument("study", choices=sorted(studies))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
-    parser.add_argument("--seeds", type=int, help="only the first seeds")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--seeds", type=positive, help="only the first seeds")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="only these lines, by what they begin with")
     parser.add_argument("--precision", help="32-true or bf16-mixed, where it shall not be the study's")
     parser.add_argument("--tables", action="store_true", help="write the page from what is there, and run nothing")

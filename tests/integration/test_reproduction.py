@@ -6,14 +6,17 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from reproduction.__main__ import main as reproduction_main
 from reproduction.jobs import SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells
 from reproduction.study import choose_lines, read_studies, runs_of
+from reproduction.study import main as study_main
 from reproduction.study import render as render_study
 from reproduction.tables import METHODS, read_runs, render, summarise, write_tables
 from tests.integration.conftest import configure
@@ -170,8 +173,17 @@ def test_choosing_jobs() -> None:
         names("mnist")
     some = choose(all_jobs(CELLS), ["mnist_lenet/option3"], ["fast"], gpu=False, kind="noise", seeds=2)
     assert [(job.kind, job.seed) for job in some] == [("noise", 0), ("noise", 1)]
-    with pytest.raises(ValueError, match="--seeds of at least 1, but got 0"):
-        choose(all_jobs(CELLS), [], [], gpu=False, seeds=0)
+
+
+@pytest.mark.parametrize("main", [reproduction_main, study_main])
+@pytest.mark.parametrize("option", ["--seeds", "--jobs"])
+def test_a_number_of_nothing_is_refused(
+    main: Callable[[], int], option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["reproduction", "svhn" if main is study_main else "svhn_resnet", option, "0"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"argument {option}: expected a whole number of at least 1, but got '0'" in capsys.readouterr().err
 
 
 def test_without_released_weights_the_teacher_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
