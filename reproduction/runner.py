@@ -19,7 +19,7 @@ class Run:
         name: Name of its folder.
         overrides: Arguments of ``python -m kegnet_pl``.
         methods: Rows that it leaves, such as ``T+KegNet``.
-        parents: What it shares with others: one of those that share it runs at first, and the others find it built.
+        parents: What it shares with others: one of those that share it begins, and the others find it built.
     """
 
     name: str
@@ -52,11 +52,12 @@ def run_missing(runs: Sequence[Run], folder: Path, at_once: int) -> list[Run]:
     with ThreadPoolExecutor(at_once) as pool:
         try:
             while waiting or running:
-                busy = {run.parents for run in running.values()} - built
-                ready = [run for run in waiting if run.parents not in busy]
-                if ready and len(running) < at_once:
-                    waiting.remove(ready[0])
-                    running[pool.submit(run_one, ready[0], folder, threads)] = ready[0]
+                if waiting and len(running) < at_once:
+                    busy = {run.parents for run in running.values()} - built
+                    # Where nothing else is left, one whose parents are being built: the store lets it wait for them.
+                    run = min(waiting, key=lambda run: run.parents in busy)
+                    waiting.remove(run)
+                    running[pool.submit(run_one, run, folder, threads)] = run
                     continue
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     run = running.pop(future)

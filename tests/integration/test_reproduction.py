@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from reproduction.__main__ import main as reproduction_main
 from reproduction.jobs import SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells
+from reproduction.runner import Run, run_missing
 from reproduction.study import choose_lines, read_studies, runs_of
 from reproduction.study import main as study_main
 from reproduction.study import render as render_study
@@ -184,6 +186,27 @@ def test_a_number_of_nothing_is_refused(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert f"argument {option}: expected a whole number of at least 1, but got '0'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("at_once", "order"), [(1, ["a1", "a2", "b1"]), (2, ["a1", "b1", "a2"]), (3, ["a1", "a2", "b1"])]
+)
+def test_runs_that_share_what_is_being_built_come_last(
+    at_once: int, order: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    all_at_once = threading.Barrier(at_once)
+
+    def run_one(run: Run, folder: Path, threads: int) -> int:
+        started.append(run.name)
+        if len(started) <= at_once:
+            all_at_once.wait(timeout=30)  # all places are taken, also where all that is left shares what is being built
+        return 0
+
+    monkeypatch.setattr("reproduction.runner.run_one", run_one)
+    runs = [Run(name, (), ("T+KegNet",), (name[0],)) for name in ("a1", "a2", "b1")]
+    assert run_missing(runs, tmp_path, at_once) == []
+    assert [*sorted(started[:at_once]), *started[at_once:]] == order
 
 
 def test_without_released_weights_the_teacher_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
