@@ -1,6 +1,7 @@
 """Save the dashboard of a W&B project: ``python -m kegnet_pl.dashboard``."""
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -20,7 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m kegnet_pl.dashboard",
         description="Save a W&B workspace with the sections generators, samples, students and sweep.",
     )
-    parser.add_argument("--project", default="kegnet_pl", help="logger.wandb.project (default: %(default)s)")
+    parser.add_argument(
+        "--project",
+        default=os.environ.get("WANDB_PROJECT", "kegnet_pl"),
+        help="logger.wandb.project (default: %(default)s)",
+    )
     parser.add_argument("--entity", help="logger.wandb.entity: a team (default: your own)")
     parser.add_argument(
         "--generators", type=int, default=10, help="show sheets of so many a run (default: %(default)s)"

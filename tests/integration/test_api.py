@@ -95,6 +95,14 @@ def test_it_is_what_the_pipeline_makes(tmp_path: Path) -> None:
     assert _same(distilled, kegnet_pl.load_network(folders["student"]))
 
 
+def test_dropout_of_the_teacher_can_stay_on() -> None:
+    torch.manual_seed(0)
+    teacher = MLP(6, 3)
+    on, off = (kegnet_pl.train_generators(teacher, 6, teacher_dropout=on, **TINY) for on in (True, False))
+    assert any(isinstance(module, nn.Dropout) for module in teacher.modules())
+    assert not _same(on.networks[0], off.networks[0])
+
+
 def test_nothing_of_the_callers_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     logging.getLogger("pytorch_lightning").setLevel(logging.INFO)

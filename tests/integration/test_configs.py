@@ -80,6 +80,14 @@ def test_experiment_has_the_papers_settings(name: str) -> None:
     assert student["selection"] == "last", "no real data in selection unless it is asked for"
 
 
+@pytest.mark.parametrize("recipe", ["paper", "strict", "fast"])
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_debug_is_next_to_nothing_for_every_student(name: str, recipe: str) -> None:
+    student = configure(f"+experiment={name}", f"recipe={recipe}", "+debug=fast")["student"]
+    for budget in (student, student["baselines"]):
+        assert (budget["samples"], budget["epochs"]) == (128, 2)
+
+
 @pytest.mark.parametrize("name", sorted(PAPER))
 def test_recipe_paper_is_the_authors_schedule(name: str) -> None:
     strict, paper = configure(f"+experiment={name}"), configure(f"+experiment={name}", "recipe=paper")

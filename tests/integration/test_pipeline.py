@@ -521,6 +521,29 @@ def test_changed_code_of_ones_own_network_builds_anew(tmp_path: Path, monkeypatc
         assert kinds(set(stages(tmp_path))).count("teacher") == teachers
 
 
+OPTIMIZER = """
+from torch.optim import SGD
+
+
+class Mine(SGD):
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr=lr * {factor})
+"""
+
+
+def test_changed_code_of_ones_own_optimizer_trains_students_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for factor, students in (("1", 1), ("1", 1), ("2", 2)):
+        (tmp_path / "own_optimizer.py").write_text(OPTIMIZER.format(factor=factor))
+        sys.modules.pop("own_optimizer", None)
+        importlib.invalidate_caches()
+        go(tmp_path, "methods=[uniform]", "student.optimizer._target_=own_optimizer.Mine")
+        found = kinds(set(stages(tmp_path)))
+        assert (found.count("teacher"), found.count("student")) == (1, students)
+
+
 def test_the_same_weights_in_another_file_are_the_same_teacher(tmp_path: Path) -> None:
     rows = go(tmp_path, "methods=[]")
     weights = tmp_path / "store" / f"teacher-{rows[0]['fingerprint']}" / "network.safetensors"

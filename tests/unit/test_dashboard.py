@@ -7,6 +7,7 @@ import pytest
 
 from kegnet_pl import dashboard
 from kegnet_pl.dashboard import main
+from tests.integration.conftest import configure
 
 
 @pytest.fixture
@@ -30,6 +31,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr("wandb_workspaces.workspaces.interface.get_app_url", lambda api: "https://server")
     monkeypatch.setattr("kegnet_pl.loggers.has_wandb_key", lambda: True)
     return saved
+
+
+def test_project_of_the_environment(server: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main([]) == 0
+    monkeypatch.setenv("WANDB_PROJECT", "cats")
+    assert main([]) == 0
+    assert [view.project for view in server] == ["kegnet_pl", "cats"]
+    assert configure("logger=wandb")["logger"]["wandb"]["project"] == "cats", "runs go where the dashboard is"
 
 
 def test_saves_to_the_entity_of_the_key(server: list[Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,7 @@ def train_generators(
     make_generator: Callable[[], nn.Module] | None = None,
     make_decoder: Callable[[], nn.Module] | None = None,
     teacher_norm: TeacherNorm = "batch",
+    teacher_dropout: bool = False,
     seed: int = 0,
     device: Device = "auto",
     precision: Any = "32-true",
@@ -73,6 +74,7 @@ def train_generators(
         make_generator: Returns a new generator with attributes ``noise_dim`` and ``classes``.
         make_decoder: Returns a new decoder from samples to noise.
         teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.
+        teacher_dropout: Whether the teacher's dropout stays on, as in the paper's release.
         seed: All random numbers derive from it.
         device: Where to train; ``"auto"``: a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
@@ -129,6 +131,7 @@ def train_generators(
                 batch_size=batch_size,
                 steps_per_epoch=steps_per_epoch,
                 teacher_norm=teacher_norm,
+                teacher_dropout=teacher_dropout,
                 lr_schedule=lr_schedule,
                 seed=seed,
                 index=indices[0],

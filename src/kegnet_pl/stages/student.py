@@ -18,7 +18,7 @@ from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting.wandb_objects import histogram
 from kegnet_pl.seeds import derive_seed
-from kegnet_pl.stages.workshop import Config, Workshop, build, schedule_of, without
+from kegnet_pl.stages.workshop import Config, Workshop, build, code_of, schedule_of, without
 from kegnet_pl.store import Stage
 
 _INDEX = {"uniform": 0, "normal": 1, "kegnet": 2}
@@ -36,6 +36,7 @@ def student_stage(
     settings: Config = {
         "student": _deciding(config, method),
         "source": method,
+        **code_of(config["optimizer"]),
         "input_shape": shop.input_shape,
         **shop.trained(),
     }
