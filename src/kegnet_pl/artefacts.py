@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from safetensors.torch import save
 from torch import nn
@@ -58,7 +59,8 @@ def load_network(folder: str | Path, name: str = "network") -> nn.Module:
     if not recipe.is_file():
         raise FileNotFoundError(f"Expected {recipe.name} in {recipe.parent}, but there is none. Give a stage's folder.")
     content = json.loads(recipe.read_text())
-    network: nn.Module = instantiate(content["network"], _convert_="all")
-    restore_structure(network, {layer: (pair[0], pair[1]) for layer, pair in content["ranks"].items()})
+    with torch.random.fork_rng([]):  # constructors draw weights, for nothing
+        network: nn.Module = instantiate(content["network"], _convert_="all")
+        restore_structure(network, {layer: (pair[0], pair[1]) for layer, pair in content["ranks"].items()})
     load_weights(network, Path(folder) / f"{name}.safetensors")
     return network.eval()

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ def one_gpu(config: Mapping[str, Any], locks: Path | None = None) -> Iterator[in
         return
     folder = locks or Path(tempfile.gettempdir()) / "kegnet_pl_gpus"
     folder.mkdir(parents=True, exist_ok=True)
+    with suppress(PermissionError):  # of another user, who has done it
+        folder.chmod(0o1777)  # locks of all users lie there
     index, lock = _take(folder, count)
     try:
         yield index

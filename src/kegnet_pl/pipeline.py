@@ -31,6 +31,7 @@ from kegnet_pl.reporting.wandb_objects import report_objects
 from kegnet_pl.stages import (
     Workshop,
     build,
+    check_early,
     check_generator,
     check_student,
     compression_stage,
@@ -64,8 +65,7 @@ def run(config: dict[str, Any], folder: Path, *, job: int | None = None, gpu: in
         UserError: If something is wrong that the user can mend.
     """
     shop = open_workshop(config, folder, job=job, gpu=gpu)
-    if shop.data is not None:
-        shop.data.setup()  # what is wrong with it is told before anything takes time
+    check_early(shop)
     if "kegnet" in config["methods"]:
         check_generator(shop)
 

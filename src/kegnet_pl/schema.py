@@ -22,6 +22,10 @@ _EPOCHS = "how long is teacher.epochs, generator.epochs and student.epochs"
 _OURS = {
     **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_steps"), _EPOCHS),
     "min_epochs": "that is teacher.min_epochs and student.min_epochs",
+    "accumulate_grad_batches": "samples of a step are teacher.batch_size, generator.batch_size and student.batch_size",
+    **dict.fromkeys(
+        ("check_val_every_n_epoch", "val_check_interval"), "every epoch ends with what patience and selection go by"
+    ),
     "limit_val_batches": "students are selected by all of student.validation_samples",
     "logger": "loggers are the group `logger`",
     "callbacks": "callbacks are the group `callbacks`",
@@ -99,6 +103,23 @@ def check(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"Expected no setting `trainer.{name}`: {instead}.")
     c.choice("trainer.accelerator", ("cpu", "gpu"))
     c.whole("trainer.devices", 1)
+    strategy = str(c.value("trainer.strategy"))
+    if any(word in strategy for word in ("spawn", "fork", "notebook")):
+        raise ConfigError(
+            f"Expected `trainer.strategy` to start processes of their own (auto, ddp), but got {strategy}. "
+            f"trainer=ddp trainer.devices=N does."
+        )
+    if c.value("trainer").get("limit_train_batches", 1) == 0:
+        raise ConfigError("Expected `trainer.limit_train_batches` above 0, but got 0: nothing would be trained.")
+    for group, objects in (("callbacks", c.value("callbacks")), ("logger", config.get("logger") or {})):
+        if not isinstance(objects, Mapping):
+            raise ConfigError(f"Expected `{group}` to be objects by name, but got {objects!r}.")
+        for name, specification in objects.items():
+            if not isinstance(specification, Mapping) or "_target_" not in specification:
+                raise ConfigError(
+                    f"Expected `{group}.{name}` to be an object with `_target_`, but got {specification!r}. "
+                    f"~{group}.{name} takes it out."
+                )
     if c.value("trainer.num_nodes") != 1:
         raise ConfigError(
             f"Expected `trainer.num_nodes` to be 1, but got {c.value('trainer.num_nodes')!r}: the processes of one run "
@@ -140,6 +161,13 @@ def check(config: Mapping[str, Any]) -> None:
     c.choice("generator.teacher_norm", NORM)
     c.choice("generator.teacher_dropout", (True, False))
     c.choice("generator.training", ("auto", "together", "one_by_one"))
+    trainer = c.value("trainer")
+    clips_by_norm = trainer.get("gradient_clip_val") is not None and trainer.get("gradient_clip_algorithm") != "value"
+    if c.value("generator.training") == "together" and clips_by_norm:
+        raise ConfigError(
+            "Expected `trainer.gradient_clip_algorithm` to be value beside generator.training=together, as a norm "
+            "would be taken over all generators. Set it, or generator.training=one_by_one."
+        )
     objective = c.value("generator.objective")
     if not isinstance(objective, Mapping):
         raise ConfigError(f"Expected `generator.objective` to be terms by name, but got {objective!r}.")

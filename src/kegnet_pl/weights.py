@@ -164,9 +164,13 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             f"{'; '.join(problems)}. Choose the network that made the file (teacher=..., data.classes, "
             f"data.input_shape)."
         )
+    # Buffers of one's own may be infinite (a mask of attention).
+    numbers = {name for name, _ in network.named_parameters()} | {
+        key for key in expected if key.endswith(("running_mean", "running_var"))
+    }
     wrong = [
         key for key, value in state.items() if value.is_floating_point() != expected[key].is_floating_point()
-        or (value.is_floating_point() and not bool(torch.isfinite(value).all()))
+        or (key in numbers and not bool(torch.isfinite(value).all()))
     ]  # fmt: skip
     if wrong:
         raise WeightsError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch import nn
@@ -110,6 +110,7 @@ def test_nothing_of_the_callers_is_touched(tmp_path: Path, monkeypatch: pytest.M
     state = torch.random.get_rng_state()
     generators = kegnet_pl.train_generators(teacher, SHAPE, **TINY)
     kegnet_pl.distil(teacher, generators.dataset(16), epochs=1, progress=False)
+    kegnet_pl.compress(teacher, SHAPE, target=2.0)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert teacher.training and all(parameter.requires_grad for parameter in teacher.parameters())
     assert logging.getLogger("pytorch_lightning").level == logging.INFO
@@ -133,6 +134,7 @@ def test_a_dataset_is_a_dataset(generators: kegnet_pl.Generators) -> None:
 def test_noise_is_a_source_too() -> None:
     data = kegnet_pl.SyntheticDataset(kegnet_pl.NoiseSource("uniform", SHAPE), _lenet(), 12)
     assert data.tensors[0].abs().max() <= 1 and data.tensors[1].shape == (12, 10)
+    assert kegnet_pl.NoiseSource("normal", 7).draw(3, seed=0).shape == (3, 7)
 
 
 def test_looking_inside(generators: kegnet_pl.Generators) -> None:
@@ -173,6 +175,36 @@ def test_batch_norm_adapts_and_layers_learn() -> None:
     assert not any(_same(plain, other) for other in others)
     frozen = dict(others[1].named_buffers())
     assert all(torch.equal(frozen[name], value) for name, value in teacher.named_buffers())
+
+
+class _Branching(nn.Module):
+    """What torch cannot vectorise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(7, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(x)
+        return logits if x.abs().max() < 1000 else logits * 0
+
+
+def test_what_cannot_be_trained_together_is_trained_one_by_one() -> None:
+    torch.manual_seed(0)
+    teacher = _Branching()
+    alone = kegnet_pl.train_generators(teacher, 7, training="one_by_one", **TINY)
+    assert _same(kegnet_pl.train_generators(teacher, 7, **TINY).networks[1], alone.networks[1])
+    with pytest.raises(ValueError, match=r"training='together', but: .*Use training='one_by_one'"):
+        kegnet_pl.train_generators(teacher, 7, training="together", **TINY)
+    teacher = MLP(7, 3)
+    together, auto = (kegnet_pl.train_generators(teacher, 7, training=how, **TINY) for how in ("together", "auto"))
+    assert _same(together.networks[1], auto.networks[1])
+
+
+def test_checkpoints_of_the_callers(tmp_path: Path) -> None:
+    callback = ModelCheckpoint(dirpath=tmp_path, filename="mine")
+    kegnet_pl.train_generators(_lenet(), SHAPE, **TINY | {"count": 1}, callbacks=[callback])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.ckpt"]
 
 
 def test_loggers_and_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +251,10 @@ def _broken(network: nn.Module) -> nn.Module:
 
 def _split(count: int, value: float = 0.0) -> kegnet_pl.Split:
     return kegnet_pl.Split(torch.full((count, *SHAPE), value), torch.zeros(count).long())
+
+
+def _dataset(teacher: nn.Module) -> kegnet_pl.SyntheticDataset:
+    return kegnet_pl.SyntheticDataset(kegnet_pl.NoiseSource("normal", SHAPE), teacher, 8)
 
 
 def _with_generator(make: Any) -> None:
@@ -269,6 +305,9 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.train_generators("model.pt", SHAPE, **TINY), r"a torch\.nn\.Module, but got 'model\.pt'"),
         (lambda: kegnet_pl.compress(_lenet(), (3, 32, 32), 2.0), r"take samples of shape \(3, 32, 32\), but it failed"),
         (lambda: kegnet_pl.distil(_lenet(), TensorDataset(torch.zeros(4, *SHAPE)), progress=False), "SyntheticDataset"),
+        (lambda: _dataset(nn.Sequential(_lenet(), nn.Softmax(dim=1))), "return logits, but got probabilities"),
+        (lambda: _dataset(LeNet5(3)), "teacher LeNet5 to take what the source draws, but it failed"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, training="both", **TINY), "one_by_one.*got 'both'"),
         (lambda: kegnet_pl.load_generators("nowhere", _lenet()), r"nowhere has no manifest\.json"),
     ],
 )  # fmt: skip

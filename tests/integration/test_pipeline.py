@@ -544,6 +544,80 @@ def test_changed_code_of_ones_own_optimizer_trains_students_anew(
         assert (found.count("teacher"), found.count("student")) == (1, students)
 
 
+CALLBACK = """
+from pytorch_lightning import Callback
+
+
+class Mine(Callback):
+    number = {factor}
+"""
+
+
+def test_changed_code_of_ones_own_callback_builds_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for factor, teachers in (("1", 1), ("1", 1), ("2", 2)):
+        (tmp_path / "own_callback.py").write_text(CALLBACK.format(factor=factor))
+        sys.modules.pop("own_callback", None)
+        importlib.invalidate_caches()
+        go(tmp_path, "methods=[]", "+callbacks.mine._target_=own_callback.Mine")
+        assert kinds(set(stages(tmp_path))).count("teacher") == teachers
+
+
+def test_files_of_data_may_move(tmp_path: Path) -> None:
+    """What trains and selects is known by its content; test data that comes or goes trains nothing again."""
+    digits = DigitsDataModule()
+    digits.setup()
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        for part in ("train", "test"):
+            split = digits.part(part)
+            np.savez(tmp_path / name / f"{part}.npz", x=split.x.numpy(), y=split.y.numpy())
+    mine = ["methods=[uniform]", "data=files", "data.input_shape=[1,32,32]", "data.classes=10"]
+    for more in (
+        ["data.train=here/train.npz"],
+        ["data.train=there/train.npz", "data.test=here/test.npz"],
+        ["data.train=there/train.npz", "data.test=there/test.npz"],
+    ):
+        go(tmp_path, *mine, *(part.replace("=", f"={tmp_path}/", 1) for part in more))
+    trained = [name for name in kinds(set(stages(tmp_path))) if name != "evaluation"]
+    assert trained == ["compression", "student", "teacher"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["student.optimizer._target_=torch.optim.Adamm"], "Adamm"),
+        (["generator.optimizer._partial_=false"], "torch.optim.Adam"),
+        (["+student.optimizer.speed=2"], "`student.optimizer` to be built from its settings, but: .*speed"),
+        (["student.optimizer._target_=builtins.dict"], "`student.optimizer` to be a torch.optim.Optimizer"),
+        (["student.selection=real", "data=files", "data.input_shape=[1,32,32]", "data.classes=10"], "split 'val'"),
+        (["compression=fraction", "compression.rank=2.5"], "2.5"),
+        (["compression.when_larger=foo"], "foo"),
+        (["compression.rules=[]"], "rank 'target'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_later_stages_would_refuse_is_told_at_once(tmp_path: Path, overrides: list[str], message: str) -> None:
+    if "data=files" in overrides:
+        digits = DigitsDataModule()
+        digits.setup()
+        split = digits.part("train")
+        np.savez(tmp_path / "train.npz", x=split.x.numpy(), y=split.y.numpy())
+        overrides = [*overrides, f"data.train={tmp_path / 'train.npz'}"]
+    with pytest.raises((ConfigError, ValueError), match=message):
+        go(tmp_path, *overrides)
+    assert not stages(tmp_path)
+
+
+def test_what_cannot_be_trained_together_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clipped = ["methods=[kegnet]", "+trainer.gradient_clip_val=1", "teacher=mlp", "generator=dense"]
+    split = (torch.randn(20, 6, generator=torch.Generator().manual_seed(0)).numpy(), np.arange(20) % 3)
+    np.savez(tmp_path / "train.npz", x=split[0], y=split[1])
+    rows = ["data=files", "data.input_shape=[6]", "data.classes=3", f"data.train={tmp_path / 'train.npz'}"]
+    go(tmp_path, *clipped, *rows)
+    assert "Generators are trained one by one, as they cannot be together" in capsys.readouterr().out
+
+
 def test_the_same_weights_in_another_file_are_the_same_teacher(tmp_path: Path) -> None:
     rows = go(tmp_path, "methods=[]")
     weights = tmp_path / "store" / f"teacher-{rows[0]['fingerprint']}" / "network.safetensors"

@@ -81,3 +81,19 @@ def test_digest_tells_test_sets_apart() -> None:
 def test_digest_sees_values_and_not_their_layout() -> None:
     split = _split()
     assert Split(split.x.T.contiguous().T, split.y).digest() == split.digest()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_labels_may_be_kept_in_few_bits(dtype: torch.dtype) -> None:
+    x = torch.eye(26)
+    assert measure_accuracy(_Fixed(), Split(x, torch.arange(26).to(dtype))) == 1.0
+
+
+def test_negative_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="classes from 0, but got -1"):
+        measure_accuracy(_network(), Split(torch.randn(2, 6), torch.tensor([0, -1])))
+
+
+def test_samples_are_taken_to_the_precision_of_the_network() -> None:
+    network, split = _network(), _split()
+    assert measure_accuracy(network, Split(split.x.double(), split.y)) == measure_accuracy(network, split, "auto")

@@ -1,5 +1,6 @@
 """A GPU for each job of a sweep: the locks, with made-up GPUs."""
 
+import stat
 import threading
 import time
 from pathlib import Path
@@ -63,3 +64,8 @@ def test_drawing_and_evaluation_use_it_too(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_of({"accelerator": "gpu"}, 1) == torch.device("cuda", 1)
     assert device_of({"accelerator": "gpu"}) == torch.device("cuda", 0)
+
+
+def test_locks_are_for_all_users(two_gpus: None, tmp_path: Path) -> None:
+    with gpus.one_gpu(GPU, tmp_path / "locks"):
+        assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o1777

@@ -214,6 +214,7 @@ def test_accelerators(value: Any) -> None:
     [
         ("max_epochs", "teacher.epochs"), ("max_steps", "student.epochs"), ("min_epochs", "teacher.min_epochs"),
         ("limit_val_batches", "validation_samples"), ("logger", "group `logger`"),
+        ("accumulate_grad_batches", "student.batch_size"), ("val_check_interval", "every epoch"),
     ],
 )  # fmt: skip
 def test_what_other_settings_decide_is_no_setting_of_the_trainer(name: str, instead: str) -> None:
@@ -277,3 +278,34 @@ def test_plain_is_plain() -> None:
     assert plain == {"a": {"b": [1, 3]}, "c": 3}
     assert type(plain["a"]) is dict
     assert type(plain["a"]["b"]) is list
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
+def test_processes_are_started_anew(strategy: str) -> None:
+    with pytest.raises(ConfigError, match=rf"`trainer\.strategy` .* but got {strategy}"):
+        check(_config(trainer__strategy=strategy))
+
+
+def test_nothing_to_train_on() -> None:
+    config = _config()
+    config["trainer"]["limit_train_batches"] = 0
+    with pytest.raises(ConfigError, match=r"`trainer\.limit_train_batches` above 0"):
+        check(config)
+
+
+@pytest.mark.parametrize("group", ["callbacks", "logger"])
+def test_callbacks_and_loggers_are_objects(group: str) -> None:
+    name = next(iter(_config()[group]))
+    with pytest.raises(ConfigError, match=rf"`{group}\.{name}` to be an object .* ~{group}\.{name} takes it out"):
+        check(_config(**{f"{group}__{name}": None}))
+    with pytest.raises(ConfigError, match=rf"`{group}` to be objects by name"):
+        check(_config(**{group: ["csv"]}))
+
+
+def test_generators_together_are_not_clipped_by_their_common_norm() -> None:
+    config = _config(generator__training="together")
+    config["trainer"]["gradient_clip_val"] = 1.0
+    with pytest.raises(ConfigError, match=r"gradient_clip_algorithm` to be value.*one_by_one"):
+        check(config)
+    config["trainer"]["gradient_clip_algorithm"] = "value"
+    check(config)

@@ -278,3 +278,16 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "load", refuse)
     with pytest.raises(WeightsError, match=r"a\.pt, but got: permission denied\. Ask for it"):
         read_state_dict(tmp_path / "a.pt")
+
+
+def test_buffers_of_ones_own_may_be_infinite_and_weights_and_statistics_may_not(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    torch.save(network.state_dict(), tmp_path / "masked.pt")
+    load_weights(network, tmp_path / "masked.pt")
+    for key in ("0.weight", "1.running_var"):
+        state = {name: value.clone() for name, value in network.state_dict().items()}
+        state[key].fill_(torch.inf)
+        torch.save(state, tmp_path / "wrong.pt")
+        with pytest.raises(WeightsError, match=rf"infinite or other values in: {key}"):
+            load_weights(network, tmp_path / "wrong.pt")

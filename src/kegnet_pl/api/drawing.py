@@ -10,10 +10,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from kegnet_pl.api.fitting import Device, check_counts, find_device, frozen_copy
+from kegnet_pl.api.fitting import check_counts, frozen_copy
 from kegnet_pl.artefacts import load_network
 from kegnet_pl.data.synthetic import GeneratorSource, SyntheticDataModule, SyntheticSource
+from kegnet_pl.devices import Device, find_device
+from kegnet_pl.errors import first_line
 from kegnet_pl.networks import count_classes
+from kegnet_pl.networks.answers import FORWARD_ERRORS
 from kegnet_pl.reporting.pixels import grid, sheet_rows
 from kegnet_pl.seeds import stream
 
@@ -153,7 +156,8 @@ class SyntheticDataset(TensorDataset):
         device: Where the teacher labels them; ``"auto"``: a GPU if there is one.
 
     Raises:
-        ValueError: If ``samples`` is out of range.
+        ValueError: If ``samples`` is out of range, or the teacher does not take what the source draws, or does not
+            return logits.
     """
 
     def __init__(
@@ -167,8 +171,18 @@ class SyntheticDataset(TensorDataset):
     ) -> None:
         check_counts(samples=(samples, 1))
         data = SyntheticDataModule(source, teacher, samples=samples, seed=seed, device=find_device(device))
-        data.setup()
-        super().__init__(*(tensor.cpu() for tensor in data.splits["train"]))
+        try:
+            data.setup()
+        except ValueError:  # of a source
+            raise
+        except FORWARD_ERRORS as error:
+            raise ValueError(
+                f"Expected the teacher {type(teacher).__name__} to take what the source draws, but it failed: "
+                f"{first_line(error)}"
+            ) from error
+        x, logits = (tensor.cpu() for tensor in data.splits["train"])
+        count_classes(data.teacher.network, tuple(x.shape[1:]), "teacher")
+        super().__init__(x, logits)
         self.source = source
         self.teacher = data.teacher.network.cpu()
         self.seed = seed

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from kegnet_pl.modules.base import SteppedModule
 from kegnet_pl.schema import PRECISION
 from kegnet_pl.training import LIGHTNING_LOGGERS, quiet_lightning, run_fit
-
-Device = torch.device | str
 
 
 def fit_quietly(
@@ -50,7 +49,7 @@ def fit_quietly(
             limit_val_batches=0,
             log_every_n_steps=1,
             num_sanity_val_steps=0,
-            enable_checkpointing=False,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -77,26 +76,6 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed % 2**32)
         yield
-
-
-def find_device(device: Device) -> torch.device:
-    """Return the device that is meant; ``"auto"``: a GPU if there is one.
-
-    Raises:
-        ValueError: If torch knows no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"Expected `device` to be 'auto', 'cpu', 'cuda' or 'cuda:1', but got {device!r}.") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"Expected `device` to be there, but got {device!r} and torch sees {torch.cuda.device_count()} GPUs. "
-            f"Use device='auto' or 'cpu'."
-        )
-    return found
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:

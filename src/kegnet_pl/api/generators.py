@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from pytorch_lightning import Callback
@@ -12,18 +12,18 @@ from torch import nn
 
 from kegnet_pl.api.drawing import Generators
 from kegnet_pl.api.fitting import (
-    Device,
     check_counts,
     check_numbers,
-    find_device,
     fit_quietly,
     frozen_copy,
     seeded,
     to_shape,
 )
+from kegnet_pl.devices import Device, find_device
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.modules import GeneratorModule
 from kegnet_pl.modules.base import LRSchedule
+from kegnet_pl.modules.generator import find_obstacle
 from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, StackedModule, TeacherNorm, count_classes
 from kegnet_pl.networks.answers import check_generator
 from kegnet_pl.progress import StageProgress, make_console
@@ -31,6 +31,7 @@ from kegnet_pl.seeds import derive_seed
 from kegnet_pl.stages.generators import faster_together, teacher_for
 
 Terms = Mapping[str, float]
+Training = Literal["auto", "together", "one_by_one"]
 
 
 def train_generators(
@@ -49,6 +50,7 @@ def train_generators(
     make_decoder: Callable[[], nn.Module] | None = None,
     teacher_norm: TeacherNorm = "batch",
     teacher_dropout: bool = False,
+    training: Training = "auto",
     seed: int = 0,
     device: Device = "auto",
     precision: Any = "32-true",
@@ -75,6 +77,8 @@ def train_generators(
         make_decoder: Returns a new decoder from samples to noise.
         teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.
         teacher_dropout: Whether the teacher's dropout stays on, as in the paper's release.
+        training: ``"together"``, as one batch of networks; ``"one_by_one"``; ``"auto"``: together on a GPU and for rows
+            of features, where torch can vectorise them.
         seed: All random numbers derive from it.
         device: Where to train; ``"auto"``: a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
@@ -87,7 +91,8 @@ def train_generators(
         The trained generators.
 
     Raises:
-        ValueError: If the teacher, the generator or the decoder does not take such samples.
+        ValueError: If the teacher, the generator or the decoder does not take such samples, or generators cannot be
+            trained together where that is asked for.
     """
     where = find_device(device)
     check_counts(
@@ -95,6 +100,8 @@ def train_generators(
         noise_dim=(noise_dim, 1),
     )  # fmt: skip
     check_numbers(precision, where, lr=(lr, 0))
+    if training not in (known := get_args(Training)):
+        raise ValueError(f"Expected `training` to be one of {known}, but got {training!r}.")
     input_shape = to_shape(input_shape)
     classes = count_classes(teacher, input_shape, "teacher")
     make_generator = make_generator or _default_generator(input_shape, classes, noise_dim)
@@ -113,7 +120,34 @@ def train_generators(
         raise ValueError(
             f"{error} Give `make_generator` and `make_decoder` that fit, and `noise_dim` as your generator has."
         ) from error
-    fits = [list(range(count))] if count > 1 and faster_together(where, input_shape) else [[i] for i in range(count)]
+
+    def make_module(mine: Sequence[tuple[nn.Module, nn.Module]], index: int) -> GeneratorModule:
+        alone = len(mine) == 1
+        return GeneratorModule(
+            mine[0][0] if alone else StackedModule([generator for generator, _ in mine]),
+            mine[0][1] if alone else StackedModule([decoder for _, decoder in mine]),
+            teacher_for(teacher, input_shape, precision),
+            _objective(objective, input_shape),
+            partial(torch.optim.Adam, lr=lr),
+            batch_size=batch_size,
+            steps_per_epoch=steps_per_epoch,
+            teacher_norm=teacher_norm,
+            teacher_dropout=teacher_dropout,
+            lr_schedule=lr_schedule,
+            seed=seed,
+            index=index,
+        )
+
+    together = count > 1 and (training == "together" or (training == "auto" and faster_together(where, input_shape)))
+    if together:
+        obstacle = find_obstacle(lambda: make_module(pairs[:2], 0))
+        if obstacle is not None and training == "together":
+            raise ValueError(
+                f"Expected generators, teacher and losses that torch can vectorise beside training='together', but: "
+                f"{obstacle.rstrip('.')}. Use training='one_by_one'."
+            )
+        together = obstacle is None
+    fits = [list(range(count))] if together else [[index] for index in range(count)]
     metrics: list[dict[str, float]] = []
     bar = StageProgress("generators", make_console(), len(fits)) if progress else None
     with bar or nullcontext():
@@ -121,21 +155,7 @@ def train_generators(
             if bar is not None:
                 bar.next_fit(number)
             mine = [pairs[index] for index in indices]
-            alone = len(mine) == 1
-            module = GeneratorModule(
-                mine[0][0] if alone else StackedModule([generator for generator, _ in mine]),
-                mine[0][1] if alone else StackedModule([decoder for _, decoder in mine]),
-                teacher_for(teacher, input_shape, precision),
-                _objective(objective, input_shape),
-                partial(torch.optim.Adam, lr=lr),
-                batch_size=batch_size,
-                steps_per_epoch=steps_per_epoch,
-                teacher_norm=teacher_norm,
-                teacher_dropout=teacher_dropout,
-                lr_schedule=lr_schedule,
-                seed=seed,
-                index=indices[0],
-            )
+            module = make_module(mine, indices[0])
             module.prefixes = [f"generator_{index}/" for index in indices] if count > 1 else None
             own = [*(callbacks() if callable(callbacks) else callbacks), *([bar] if bar is not None else [])]
             fit_quietly(module, None, epochs, where, precision, own, logger)

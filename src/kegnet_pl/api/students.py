@@ -12,15 +12,16 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from kegnet_pl.api.drawing import SyntheticDataset
-from kegnet_pl.api.fitting import Device, check_counts, check_numbers, find_device, fit_quietly, to_shape
+from kegnet_pl.api.fitting import check_counts, check_numbers, fit_quietly, to_shape
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
+from kegnet_pl.devices import Device, find_device
 from kegnet_pl.errors import first_line
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import Hints, StudentModule
 from kegnet_pl.modules.base import LRSchedule
 from kegnet_pl.networks import adapt_norm, count_classes, layers_named, prefer_channels_last
-from kegnet_pl.networks.answers import FORWARD_ERRORS
+from kegnet_pl.networks.answers import FORWARD_ERRORS, check_trainable
 from kegnet_pl.progress import StageProgress, make_console
 from kegnet_pl.stages.student import ADAPTING_SAMPLES
 
@@ -97,7 +98,8 @@ def distil(
         student: Returns logits ``(B, C)``: a compressed teacher, or any other network. It stays as it is.
         data: Samples and the teacher's logits.
         epochs: Passes over the samples.
-        batch_size: Samples of an optimiser step.
+        batch_size: Samples of an optimiser step; an epoch leaves out what does not fill one, with ``shuffle`` other
+            ones every time.
         lr: Adam's learning rate.
         lr_schedule: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
         temperature: Softens both answers.
@@ -135,6 +137,7 @@ def distil(
     classes = count_classes(student, tuple(x.shape[1:]), "student")
     if classes != logits.shape[1]:
         raise ValueError(f"Expected a student of the teacher's {logits.shape[1]} classes, but got {classes}.")
+    check_trainable(student, tuple(x.shape[1:]))
     network = prefer_channels_last(copy.deepcopy(student).requires_grad_(True), tuple(x.shape[1:])).to(where)
     module_data = SyntheticDataModule(
         data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle, fresh=fresh, seed=seed,

@@ -5,17 +5,20 @@ import fnmatch
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from kegnet_pl.compression.evbmf import evbmf
+from kegnet_pl.compression.candidates import Candidate, factorised_parameters
 from kegnet_pl.compression.ledger import Ledger, LedgerRow, count_parameters, measure_cost
-from kegnet_pl.compression.rules import Rule, SideRank
-from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, replace_layer, sides
+from kegnet_pl.compression.rules import Rule
+from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, replace_layer
+from kegnet_pl.errors import first_line
+from kegnet_pl.networks.answers import FORWARD_ERRORS
 
 WhenLarger = Literal["keep", "compress"]
 
@@ -38,58 +41,6 @@ class Compressed:
 
 
 _OVERSHOOT = 1.05
-
-
-@dataclass
-class _Candidate:
-    """One layer on its way through a plan."""
-
-    name: str
-    layer: Factorisable
-    ranks: tuple[SideRank, SideRank]
-    notes: list[str] = field(default_factory=list)
-
-    def unfolding(self, side: int) -> np.ndarray:
-        """Matrix with the input (0) or output (1) side as rows."""
-        weight = self.layer.weight.detach().to("cpu").double().numpy()
-        return np.moveaxis(weight, 1 - side, 0).reshape(weight.shape[1 - side], -1)
-
-    def fixed(self, side: int) -> int | None:
-        """Rank of one side, None where it depends on the target."""
-        rank, full = self.ranks[side], sides(self.layer)[side]
-        word = ("in", "out")[side]
-        if rank == "target":
-            return None
-        if rank == "full":
-            return full
-        if rank == "evbmf":
-            found = evbmf(self.unfolding(side)).rank
-            if found == 0:
-                self.notes.append(f"EVBMF found {word} rank 0, raised to 1")
-            return max(found, 1)
-        if isinstance(rank, float):
-            return max(1, round(rank * full))
-        if isinstance(rank, int) and rank > full:
-            kind = "channels" if isinstance(self.layer, nn.Conv2d) else "units"
-            raise ValueError(
-                f"Expected `rank` between 1 and {full} for layer {self.name!r} ({full} {word}put {kind}), but got "
-                f"{rank}. Lower it, or write 'full' to leave that side as it is."
-            )
-        return int(rank)
-
-    def energy(self, side: int) -> np.ndarray:
-        """Share of the squared singular values that the first r components hold, r = 1, 2, ..."""
-        squares = np.linalg.svd(self.unfolding(side), compute_uv=False) ** 2
-        total = squares.sum()
-        # Rounded, so that equal spectra give equal ranks on any machine.
-        return np.cumsum(squares / total).round(12) if total > 0 else np.ones_like(squares)
-
-
-def _parameters(layer: Factorisable, ranks: Ranks) -> int:
-    """Parameters of a layer once it is factorised at these ranks."""
-    (n_in, n_out), (r_in, r_out) = sides(layer), ranks
-    kernel = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
-    return n_in * r_in + r_in * r_out * kernel + r_out * n_out + (0 if layer.bias is None else n_out)
 
 
 class CompressionPlan:
@@ -144,8 +95,11 @@ class CompressionPlan:
         broken = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
         if broken:
             raise ValueError(f"Expected finite weights, but there are NaN or infinite ones in {', '.join(broken[:8])}.")
-        mode = network.training
-        network = copy.deepcopy(network).requires_grad_(True)
+        devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
+        with torch.random.fork_rng([device.index for device in devices]):  # new layers draw weights, for nothing
+            return self._apply(copy.deepcopy(network).requires_grad_(True), input_shape)
+
+    def _apply(self, network: nn.Module, input_shape: Sequence[int]) -> Compressed:
         layers = {
             name: layer
             for name, layer in network.named_modules()
@@ -157,11 +111,17 @@ class CompressionPlan:
                 f"nn.Sequential."
             )
         self._check_patterns(layers)
+        itself = {
+            id(layer)
+            for module in network.modules()
+            if isinstance(module, nn.TransformerEncoderLayer)
+            for layer in module.modules()
+        }
         rule_of = {name: next((rule for rule in self.rules if rule.matches(name)), None) for name in layers}
 
         uses = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
         notes: dict[str, str] = {}
-        candidates: list[_Candidate] = []
+        candidates: list[Candidate] = []
         for name, layer in layers.items():
             rule = rule_of[name]
             if rule is None:
@@ -169,12 +129,14 @@ class CompressionPlan:
             elif not isinstance(layer, Factorisable) or type(layer) not in (nn.Conv2d, nn.Linear):
                 # Subclasses may use their weight in other ways than by a call.
                 notes[name] = f"left alone: {type(layer).__name__} cannot be factorised here"
+            elif id(layer) in itself:
+                notes[name] = "left alone: TransformerEncoderLayer reads its weight itself"
             elif uses[id(layer.weight)] > 1:
                 notes[name] = "left alone: its weight is shared with another layer"
             elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
                 notes[name] = f"left alone: grouped convolution (groups={layer.groups})"
             else:
-                candidates.append(_Candidate(name, layer, rule.sides))
+                candidates.append(Candidate(name, layer, rule.sides))
 
         chosen = self._choose(candidates, count_parameters(network))
         before = measure_cost(network, input_shape)
@@ -182,17 +144,24 @@ class CompressionPlan:
         for candidate in candidates:
             ranks = chosen[candidate.name]
             if self._enlarges(candidate.layer, ranks):
-                larger = _parameters(candidate.layer, ranks) - parameters_before[candidate.name]
+                larger = factorised_parameters(candidate.layer, ranks) - parameters_before[candidate.name]
                 candidate.notes.append(
                     f"left alone: ranks in {ranks[0]}, out {ranks[1]} would add {larger} parameters or save none"
                 )
                 del chosen[candidate.name]
             else:
-                replace_layer(network, candidate.name, factorise(candidate.layer, ranks))
+                new = factorise(candidate.layer, ranks).train(candidate.layer.training)
+                replace_layer(network, candidate.name, new)
             notes[candidate.name] = "; ".join(candidate.notes)
 
-        network.train(mode)
-        after = measure_cost(network, input_shape)
+        try:
+            after = measure_cost(network, input_shape)
+        except FORWARD_ERRORS as error:
+            raise ValueError(
+                f"Expected a network that calls its layers, but {type(network).__name__} failed once they were "
+                f"factorised, as it seems to read their weights itself ({first_line(error)}). Leave those layers out "
+                f"of `rules`."
+            ) from error
         rows = tuple(
             LedgerRow(
                 layer=name,
@@ -221,9 +190,9 @@ class CompressionPlan:
                     )
 
     def _enlarges(self, layer: Factorisable, ranks: Ranks) -> bool:
-        return self.when_larger == "keep" and _parameters(layer, ranks) >= count_parameters(layer)
+        return self.when_larger == "keep" and factorised_parameters(layer, ranks) >= count_parameters(layer)
 
-    def _choose(self, candidates: Sequence[_Candidate], parameters: int) -> dict[str, Ranks]:
+    def _choose(self, candidates: Sequence[Candidate], parameters: int) -> dict[str, Ranks]:
         """Ranks of every candidate."""
         fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
         free = {(c.name, side): c.energy(side) for c in candidates for side in (0, 1) if fixed[c.name][side] is None}
@@ -237,7 +206,7 @@ class CompressionPlan:
 
         def ratio(ranks: Mapping[str, Ranks]) -> float:
             saved = sum(
-                count_parameters(c.layer) - _parameters(c.layer, ranks[c.name])
+                count_parameters(c.layer) - factorised_parameters(c.layer, ranks[c.name])
                 for c in candidates
                 if not self._enlarges(c.layer, ranks[c.name])
             )
@@ -267,7 +236,7 @@ class CompressionPlan:
 
     def _spend(
         self,
-        candidates: Sequence[_Candidate],
+        candidates: Sequence[Candidate],
         free: Mapping[tuple[str, int], np.ndarray],
         chosen: dict[str, Ranks],
         ratio: Callable[[Mapping[str, Ranks]], float],

@@ -20,7 +20,7 @@ class Split:
 
     Attributes:
         x: Samples ``(N, *input_shape)``, normalised, float32.
-        y: Classes ``(N,)``, int64, from 0.
+        y: Classes ``(N,)``, whole numbers from 0, int64 as a rule.
     """
 
     x: Tensor

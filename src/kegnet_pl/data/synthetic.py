@@ -128,18 +128,18 @@ class NoiseSource(SyntheticSource):
 
     Args:
         distribution: ``"uniform"`` or ``"normal"``.
-        input_shape: Shape of one sample.
+        input_shape: Shape of one sample, or a number of features.
 
     Raises:
         ValueError: If ``distribution`` is unknown.
     """
 
-    def __init__(self, distribution: Noise, input_shape: Sequence[int]) -> None:
+    def __init__(self, distribution: Noise, input_shape: int | Sequence[int]) -> None:
         super().__init__()
         if distribution not in get_args(Noise):
             raise ValueError(f"Expected `distribution` to be one of {get_args(Noise)}, but got {distribution!r}.")
         self.distribution = distribution
-        self.input_shape = tuple(input_shape)
+        self.input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
 
     def draw(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)``."""

@@ -107,7 +107,7 @@ class SteppedModule(SeededModule):
     ) -> None:
         super().__init__(seed)
         self.automatic_optimization = False
-        self._optimizer = optimizer
+        self.optimizer_of = optimizer
         if lr_schedule not in get_args(LRSchedule):
             raise ValueError(f"Expected `lr_schedule` to be one of {get_args(LRSchedule)}, but got {lr_schedule!r}.")
         self.lr_schedule = lr_schedule
@@ -155,7 +155,7 @@ class SteppedModule(SeededModule):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return an optimiser of the trained parameters."""
-        return fused(self._optimizer, self.trainer.precision)(self.trained_parameters())
+        return fused(self.optimizer_of, self.trainer.precision)(self.trained_parameters())
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """Return the optimiser, and its scheduler where the learning rate changes."""

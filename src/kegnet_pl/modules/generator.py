@@ -1,6 +1,6 @@
 """Training generators against a frozen teacher."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,12 @@ from torch.utils._pytree import tree_map
 
 from kegnet_pl.data.loading import STEPS_PER_BATCH, local_batch_size
 from kegnet_pl.data.synthetic import draw_labels_and_noise
+from kegnet_pl.errors import first_line
 from kegnet_pl.losses import GeneratedBatch, GeneratorObjective, NormStatistics
 from kegnet_pl.modules.base import LRSchedule, SteppedModule, accuracy, frozen_keys_left_out
 from kegnet_pl.modules.steps import OptimizerFactory
 from kegnet_pl.networks import FrozenModule, NormWatch, StackedModule, TeacherNorm, over_stack
+from kegnet_pl.networks.answers import FORWARD_ERRORS
 from kegnet_pl.networks.precision import at_least_float32
 from kegnet_pl.seeds import stream
 
@@ -144,17 +146,7 @@ class GeneratorModule(SteppedModule):
         """
         optimizer = super().make_optimizer()
         if self.networks > 1:
-            name = type(optimizer).__name__
-            if type(optimizer).__module__.split(".")[0] != "torch" or name not in _ELEMENTWISE:
-                raise ValueError(
-                    f"Expected an optimiser that treats every weight by itself ({', '.join(sorted(_ELEMENTWISE))}) for "
-                    f"generators that are trained together, but got {name}. Set generator.training=one_by_one."
-                )
-            if self._clip[0] is not None and self._clip[1] != "value":
-                raise ValueError(
-                    "Expected trainer.gradient_clip_algorithm=value for generators that are trained together, as a "
-                    "norm would be taken over all of them, but got norm. Set it, or generator.training=one_by_one."
-                )
+            check_separable(optimizer, *self._clip)
         return optimizer
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -165,6 +157,55 @@ class GeneratorModule(SteppedModule):
         """Load everything but the teacher; other missing or unknown keys are errors."""
         frozen = {f"teacher.{key}": value for key, value in self.teacher.state_dict().items()}
         return super().load_state_dict({**state_dict, **frozen}, strict=strict, assign=assign)
+
+
+def check_separable(optimizer: torch.optim.Optimizer, clip: float | None, algorithm: str | None) -> None:
+    """See that generators that are trained together do not look at each other's weights.
+
+    Args:
+        optimizer: Of all of them.
+        clip: The trainer's ``gradient_clip_val``.
+        algorithm: Its ``gradient_clip_algorithm``.
+
+    Raises:
+        ValueError: If the optimiser, or clipping by norm, looks at several weights.
+    """
+    name = type(optimizer).__name__
+    if type(optimizer).__module__.split(".")[0] != "torch" or name not in _ELEMENTWISE:
+        raise ValueError(
+            f"Expected an optimiser that treats every weight by itself ({', '.join(sorted(_ELEMENTWISE))}) for "
+            f"generators that are trained together, but got {name}. Set generator.training=one_by_one."
+        )
+    if clip is not None and algorithm != "value":
+        raise ValueError(
+            "Expected trainer.gradient_clip_algorithm=value for generators that are trained together, as a norm would "
+            "be taken over all of them, but got norm. Set it, or generator.training=one_by_one."
+        )
+
+
+def find_obstacle(
+    make_module: Callable[[], GeneratorModule], clip: float | None = None, algorithm: str | None = None
+) -> str | None:
+    """Try to train generators together: torch cannot vectorise every network and every loss.
+
+    Args:
+        make_module: Returns a module of two stacked generators, with which one step is made, on the CPU.
+        clip: The trainer's ``gradient_clip_val``.
+        algorithm: Its ``gradient_clip_algorithm``.
+
+    Returns:
+        What is in the way, None if nothing is.
+    """
+    try:
+        with torch.random.fork_rng([]):
+            module = make_module()
+            check_separable(module.optimizer_of(module.trained_parameters()), clip, algorithm)
+            draws = [draw_labels_and_noise(4, module.classes, module.noise_dim, stream(i, "trial")) for i in range(2)]
+            z, y = (torch.stack(part) for part in zip(*draws, strict=True))
+            module.step((z, y))[0].backward()
+    except FORWARD_ERRORS as error:
+        return first_line(error)
+    return None
 
 
 class GeneratorAnswer(nn.Module):

@@ -63,6 +63,32 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
     return int(logits.shape[1])
 
 
+def check_trainable(network: nn.Module, input_shape: Sequence[int], name: str = "student") -> None:
+    """See that a network returns logits while it trains, too: some return more (the answers of further heads).
+
+    Args:
+        network: A copy of it is called in training mode.
+        input_shape: Shape of one sample.
+        name: What messages call it.
+
+    Raises:
+        ValueError: If it fails, or returns something else.
+    """
+    called = f"{name} {type(network).__name__}"
+    mine = copy.deepcopy(network).cpu().train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = mine(torch.randn(2, *input_shape))
+    except FORWARD_ERRORS as error:
+        raise ValueError(f"Expected the {called} to take two samples in training, but: {first_line(error)}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"Expected the {called} to return logits (2, classes) for 2 samples while it trains, too, but got {came}. "
+            f"Take off the heads that only training has."
+        )
+
+
 def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Sequence[int], classes: int) -> None:
     """See that a generator and a decoder fit the data, and each other, before they are trained.
 

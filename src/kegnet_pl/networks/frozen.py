@@ -47,7 +47,8 @@ class FrozenModule(nn.Module):
     @property
     def looks_at_the_batch(self) -> bool:
         """Whether the answer to a sample depends on the others of its batch."""
-        return self.teacher_norm == "batch" and bool(norm_layers(self.network))
+        layers = norm_layers(self.network).values()
+        return any(self.teacher_norm == "batch" or layer.running_mean is None for layer in layers)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Stay in evaluation mode, but for the layers that were asked to look at the batch or to drop."""

@@ -52,6 +52,12 @@ class NormWatch(nn.Module):
         self._watching = True
         try:
             output: Tensor = self.network(x)
+            if len(self._seen) < len(self.layers):
+                raise ValueError(
+                    "Expected a teacher that passes all its batch-norm layers in evaluation mode, but it leaves some "
+                    "out (of a head that only training has): set the weight of StatisticsLoss to 0, on the command "
+                    "line generator.objective.statistics.weight=0, or take the head off."
+                )
             return output, [self._seen[index] for index in range(len(self.layers))]
         finally:
             self._watching = False

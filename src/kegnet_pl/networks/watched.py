@@ -96,6 +96,13 @@ class WatchedModule(nn.Module):
             if self._overwritten is None and not torch.compiler.is_compiling():
                 # The first call has copied all, and shows which copies are needed.
                 self._overwritten = {name for name, copy in self._copies.items() if copy._version > 0}
+            left_out = [name for name in self.layers if name not in self._seen]
+            if left_out:
+                raise ValueError(
+                    f"Expected a network that passes the layers it is watched at, but it leaves out "
+                    f"{', '.join(left_out)} (of a head that only training has?). Name others: `feature_layers`, or on "
+                    f"the command line student.features.layers=[...]."
+                )
             return output, [self._seen[name] for name in self.layers]
         finally:
             self._watching = False

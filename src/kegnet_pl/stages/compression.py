@@ -36,12 +36,7 @@ def compression_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Sta
             check_network(student, "student", shop.input_shape, shop.classes)
             save_network(student, folder, "network", other)
             return _cost(student, shop.input_shape)
-        plan = CompressionPlan(
-            [Rule(rule["layers"], rule["rank"]) for rule in plan_config["rules"]],
-            plan_config["target"],
-            plan_config["when_larger"],
-        )
-        compressed = plan.apply(network, shop.input_shape)
+        compressed = make_plan(plan_config).apply(network, shop.input_shape)
         recipe = shop.config["teacher"]["network"]
         save_network(compressed.network, folder, "network", recipe, compressed.ledger.ranks)
         write_whole(folder / "ledger.json", json.dumps(compressed.ledger.to_dict(), indent=2))
@@ -49,6 +44,16 @@ def compression_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Sta
         return _cost(compressed.network, shop.input_shape)
 
     return shop.obtain("compression", settings, [teacher], make, title="compression")
+
+
+def make_plan(config: Config) -> CompressionPlan:
+    """Return the plan that ``compression`` describes.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+    rules = [Rule(rule["layers"], rule["rank"]) for rule in config["rules"]]
+    return CompressionPlan(rules, config["target"], config["when_larger"])
 
 
 def _cost(network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from kegnet_pl.errors import ConfigError
 from kegnet_pl.files import write_whole
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.modules import GeneratorModule
+from kegnet_pl.modules.generator import find_obstacle
 from kegnet_pl.networks import StackedModule, prefer_channels_last
 from kegnet_pl.networks.answers import check_generator as check_networks
 from kegnet_pl.progress import StageProgress
@@ -39,7 +40,7 @@ SHEETS = "sheets"
 def generators_stage(shop: Workshop, teacher: Stage, network: nn.Module) -> Stage:
     """Train the generators against the frozen teacher, together or one after another."""
     config = shop.config["generator"]
-    together = _together(shop)
+    together = _together(shop, network)
     fits = [list(range(config["count"]))] if together else [[index] for index in range(config["count"])]
     objective = {name: term for name, term in config["objective"].items() if term["weight"]}
     settings = {
@@ -82,11 +83,33 @@ def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) 
     return mine if precision == "32-true" else prefer_channels_last(mine, input_shape)
 
 
-def _together(shop: Workshop) -> bool:
-    config = shop.config["generator"]
-    if config["count"] == 1 or config["training"] == "one_by_one":
+def _together(shop: Workshop, teacher: nn.Module) -> bool:
+    """Decide whether generators are trained together.
+
+    Raises:
+        ConfigError: If that is asked for and cannot be.
+    """
+    config, trainer = shop.config["generator"], shop.config["trainer"]
+    asked = config["training"] == "together"
+    if config["count"] == 1 or not (
+        asked or (config["training"] == "auto" and faster_together(shop.device, shop.input_shape))
+    ):
         return False
-    return config["training"] == "together" or faster_together(shop.device, shop.input_shape)
+
+    def two() -> GeneratorModule:
+        generators, decoders = ([build(config[part]) for _ in range(2)] for part in ("network", "decoder"))
+        return _make_module(shop, teacher, generators, decoders, 0)
+
+    obstacle = find_obstacle(two, trainer.get("gradient_clip_val"), trainer.get("gradient_clip_algorithm"))
+    if obstacle is None:
+        return True
+    if asked:
+        raise ConfigError(
+            f"Expected generators, teacher and losses that torch can vectorise beside generator.training=together, "
+            f"but: {obstacle.rstrip('.')}. Set generator.training=one_by_one."
+        )
+    shop.console.print(f"Generators are trained one by one, as they cannot be together: {obstacle}")
+    return False
 
 
 def faster_together(device: torch.device, input_shape: Sequence[int]) -> bool:
@@ -134,18 +157,13 @@ def build_objective(terms: Mapping[str, Config]) -> GeneratorObjective:
     )
 
 
-def _train_generators(
-    shop: Workshop, teacher: nn.Module, folder: Path, indices: list[int], progress: StageProgress, costs: Costs
-) -> None:
-    config = shop.config["generator"]
-    generators, decoders = [], []
-    for index in indices:
-        seed_everything(derive_seed(config["seed"], "generator", index) % 2**32, verbose=False)
-        generators.append(build(config["network"]))
-        decoders.append(build(config["decoder"]))
-    module = GeneratorModule(
-        generators[0] if len(indices) == 1 else StackedModule(generators),
-        decoders[0] if len(indices) == 1 else StackedModule(decoders),
+def _make_module(
+    shop: Workshop, teacher: nn.Module, generators: Sequence[nn.Module], decoders: Sequence[nn.Module], index: int
+) -> GeneratorModule:
+    config, alone = shop.config["generator"], len(generators) == 1
+    return GeneratorModule(
+        generators[0] if alone else StackedModule(generators),
+        decoders[0] if alone else StackedModule(decoders),
         teacher,
         build_objective(config["objective"]),
         build(config["optimizer"]),
@@ -155,10 +173,22 @@ def _train_generators(
         teacher_norm=config["teacher_norm"],
         teacher_dropout=config["teacher_dropout"],
         seed=config["seed"],
-        index=indices[0],
+        index=index,
         compile=config["compile"],
         cuda_graphs=config["cuda_graphs"],
     )
+
+
+def _train_generators(
+    shop: Workshop, teacher: nn.Module, folder: Path, indices: list[int], progress: StageProgress, costs: Costs
+) -> None:
+    config = shop.config["generator"]
+    generators, decoders = [], []
+    for index in indices:
+        seed_everything(derive_seed(config["seed"], "generator", index) % 2**32, verbose=False)
+        generators.append(build(config["network"]))
+        decoders.append(build(config["decoder"]))
+    module = _make_module(shop, teacher, generators, decoders, indices[0])
     names = [f"generator_{index}" for index in indices]
     watch = GeneratorWatch(
         teacher, copy.deepcopy(generators[0]), names, folder / SHEETS, derive_seed(config["seed"], "sheet"), costs

@@ -13,16 +13,14 @@ from kegnet_pl.errors import ConfigError
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import Hints, StudentModule
 from kegnet_pl.networks import adapt_norm, layers_named, prefer_channels_last
+from kegnet_pl.networks.answers import check_trainable
 from kegnet_pl.networks.statistics import norm_layers
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting.wandb_objects import histogram
 from kegnet_pl.seeds import derive_seed
-from kegnet_pl.stages.workshop import Config, Workshop, build, code_of, schedule_of, without
+from kegnet_pl.stages.workshop import Config, Workshop, build, code_of, data_settings, schedule_of, without
 from kegnet_pl.store import Stage
-
-_INDEX = {"uniform": 0, "normal": 1, "kegnet": 2}
-"""Tells the random streams of the methods apart."""
 
 ADAPTING_SAMPLES = 1280
 """Enough for means and variances of a channel; their activations are in memory at once."""
@@ -42,11 +40,11 @@ def student_stage(
     }
     real = config["selection"] == "real"
     if real and shop.data is not None:
-        settings["data"] = without(shop.config["data"], "root", "download") | {"content": shop.data.digest("val")}
+        settings["data"] = data_settings(shop.data, shop.config["data"], "val")
     title = f"student ({method})"
 
     def make(folder: Path, costs: Costs) -> Config:
-        seed_everything(derive_seed(shop.seed, "student", _INDEX[method]) % 2**32, verbose=False)
+        seed_everything(derive_seed(shop.seed, "student") % 2**32, verbose=False)
         data = SyntheticDataModule(
             _source(shop, method, generators),
             teacher[1],
@@ -106,11 +104,17 @@ def student_stage(
 
 
 def check_student(shop: Workshop, teacher: nn.Module, initial: Stage) -> None:
-    """See that the batch norm that generators or students shall learn from is there, before any is trained.
+    """See that the student can be trained, and that the layers are there that generators or students shall learn from.
 
     Raises:
-        ConfigError: If the teacher has none, or the student has not the teacher's layers.
+        ConfigError: If the student returns something else than logits in training, the teacher has no batch norm, or
+            the student has not the teacher's layers.
     """
+    student = load_network(initial.folder)
+    try:
+        check_trainable(student, shop.input_shape)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     config, statistics = shop.config["student"], shop.config["generator"]["objective"].get("statistics", {})
     hints = bool(config["features"]["weight"])
     wants = {
@@ -130,7 +134,6 @@ def check_student(shop: Workshop, teacher: nn.Module, initial: Stage) -> None:
     needed += layers_named(teacher, config["features"]["layers"]) if hints else []
     if not needed:
         return
-    student = load_network(initial.folder)
     there = {name for name, _ in student.named_modules()}
     missing = dict.fromkeys(name for name in needed if name not in there)
     if missing:

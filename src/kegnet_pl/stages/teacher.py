@@ -13,7 +13,16 @@ from kegnet_pl.modules import TeacherModule
 from kegnet_pl.progress import StageProgress
 from kegnet_pl.ranks import rank
 from kegnet_pl.seeds import derive_seed
-from kegnet_pl.stages.workshop import Config, Workshop, build, check_network, code_of, schedule_of, without
+from kegnet_pl.stages.workshop import (
+    Config,
+    Workshop,
+    build,
+    check_network,
+    code_of,
+    data_settings,
+    schedule_of,
+    without,
+)
 from kegnet_pl.store import Stage
 from kegnet_pl.weights import load_weights
 
@@ -32,7 +41,7 @@ def _train_teacher(shop: Workshop) -> Stage:
     parts = ["train", "val"] if config["patience"] is not None else ["train"]
     settings = {
         "teacher": without(config, "name", "weights"),
-        "data": without(data, "root", "download") | {"content": shop.data.digest(*parts)},
+        "data": data_settings(shop.data, data, *parts),
         **shop.trained(),
         **code_of(config),
     }

@@ -130,8 +130,20 @@ def _training_settings(config: Mapping[str, Any]) -> Config:
     return {
         "processes": trainer["devices"],
         "trainer": without(trainer, *_NEUTRAL),
-        "callbacks": without(config["callbacks"], "resume"),
+        "callbacks": without(config["callbacks"], "resume") | code_of(without(config["callbacks"], "resume")),
     }
+
+
+def data_settings(data: RealDataModule, config: Mapping[str, Any], *parts: str) -> Config:
+    """Return what a fingerprint depends on where real data trains or selects: its content, not where it lies.
+
+    Args:
+        data: The data.
+        config: Its settings.
+        parts: Splits that are used.
+    """
+    places = ("root", "download", "train", "val", "test")
+    return without(config, *places) | code_of(config) | {"content": data.digest(*parts)}
 
 
 def result_settings(config: Mapping[str, Any]) -> Config:

@@ -287,3 +287,38 @@ def test_weights_that_are_not_finite_are_refused_by_name() -> None:
     name = next(name for name, _ in network.named_parameters())
     with pytest.raises(ValueError, match=rf"finite weights, but there are NaN or infinite ones in {name}\."):
         CompressionPlan([Rule("*", 2)]).apply(network, (3, 9, 9))
+
+
+def test_random_numbers_and_modes_of_the_caller_stay() -> None:
+    network = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).train()
+    network[1].eval()
+    state = torch.random.get_rng_state()
+    small = CompressionPlan([Rule("*", 1)]).apply(network, (6,)).network
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [module.training for module in small] == [True, False, True]
+    assert small[0].training and small[0][0].training
+
+
+def test_layers_of_a_transformer_encoder_are_left_alone() -> None:
+    encoder = nn.TransformerEncoderLayer(8, 2, 64, batch_first=True)
+    network = nn.Sequential(encoder, nn.Flatten(), nn.Linear(40, 30)).eval()
+    ledger = CompressionPlan([Rule("*", 2)]).apply(network, (5, 8)).ledger
+    notes = {row.layer: row.note for row in ledger.rows}
+    assert "TransformerEncoderLayer reads its weight itself" in notes["0.linear1"]
+    assert set(ledger.ranks) == {"2"}
+
+
+class _Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.fc.weight
+
+
+def test_a_network_that_reads_weights_itself_is_told() -> None:
+    with pytest.raises(
+        ValueError, match=r"_Reader failed once they were factorised.*Leave those layers out of `rules`"
+    ):
+        CompressionPlan([Rule("*", 1)]).apply(_Reader(), (6,))

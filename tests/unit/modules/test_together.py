@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 from kegnet_pl.modules import GeneratorModule
+from kegnet_pl.modules.generator import find_obstacle
 from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, ResNet14, StackedModule
 from tests.unit.modules.tiny import (
     CLASSES,
@@ -177,3 +178,31 @@ def test_a_stack_needs_a_stack_of_decoders() -> None:
     generators, decoders, teacher = _networks("dense")
     with pytest.raises(ValueError, match="stack both, or neither"):
         GeneratorModule(StackedModule(generators), decoders[0], teacher, make_objective(), adam)
+
+
+class _Branching(nn.Module):
+    """A teacher that torch cannot vectorise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(x)
+        return logits if x.abs().max() < 1000 else logits * 0
+
+
+def test_what_cannot_be_stacked_is_found_before() -> None:
+    generators, decoders, teacher = _networks("dense")
+
+    def make(teacher: nn.Module, optimizer: Any = adam) -> GeneratorModule:
+        stacks = StackedModule(generators[:2]), StackedModule(decoders[:2])
+        return GeneratorModule(*stacks, teacher, make_objective(), optimizer, batch_size=8)
+
+    state = torch.random.get_rng_state()
+    assert find_obstacle(lambda: make(teacher)) is None
+    assert "data-dependent control flow" in (find_obstacle(lambda: make(_Branching())) or "")
+    assert "_Adam" in (find_obstacle(lambda: make(teacher, functools.partial(_Adam, lr=0.1))) or "")
+    assert "got norm" in (find_obstacle(lambda: make(teacher), 1.0, None) or "")
+    assert find_obstacle(lambda: make(teacher), 1.0, "value") is None
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -227,3 +227,9 @@ def test_dropout_drops_where_it_is_asked_for_and_nothing_else_moves(norm: Teache
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     assert torch.allclose(dropping(x), quiet(x))
+
+
+def test_a_teacher_without_stored_statistics_looks_at_the_batch() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False))
+    assert FrozenModule(network, "running").looks_at_the_batch
+    assert not FrozenModule(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), "running").looks_at_the_batch

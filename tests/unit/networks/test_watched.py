@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
-from kegnet_pl.networks import LeNet5, ResNet14, WatchedModule, layers_named, norm_layers
+from kegnet_pl.networks import LeNet5, NormWatch, ResNet14, WatchedModule, layers_named, norm_layers
+from kegnet_pl.networks.answers import check_trainable
 
 
 def test_returns_what_layers_return() -> None:
@@ -124,3 +125,35 @@ def test_closed_it_leaves_no_hook() -> None:
     watched.open()
     watched.open()
     assert len(network.conv1._forward_hooks) == 1
+
+
+class WithHead(nn.Module):
+    """A classifier with a further head in training, as GoogLeNet has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        self.aux = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = self.norm(x)
+        return (self.fc(x), self.aux(x)) if self.training else self.fc(x)
+
+
+def test_layers_that_are_not_passed_are_named() -> None:
+    network = WithHead().eval()
+    with pytest.raises(ValueError, match=r"leaves out aux\.1 .*student\.features\.layers"):
+        WatchedModule(network, layers_named(network, None))(torch.randn(2, 6))
+    with pytest.raises(ValueError, match=r"leaves some out.*statistics\.weight=0"):
+        NormWatch(network)(torch.randn(2, 6))
+
+
+def test_what_returns_more_in_training_is_no_student() -> None:
+    with pytest.raises(ValueError, match=r"student WithHead to return logits \(2, classes\).*but got tuple"):
+        check_trainable(WithHead().eval(), (6,))
+    with pytest.raises(ValueError, match="to take two samples in training, but"):
+        check_trainable(WithHead(), (7,))
+    network, state = LeNet5(1, 10).eval(), torch.random.get_rng_state()
+    check_trainable(network, (1, 32, 32))
+    assert not network.training and torch.equal(torch.random.get_rng_state(), state)
