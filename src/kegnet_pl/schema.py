@@ -43,7 +43,8 @@ class _Check:
         found: Any = self.config
         for part in name.split("."):
             if not isinstance(found, Mapping) or part not in found:
-                raise ConfigError(f"Expected a setting `{name}`, but got {found!r} where `{part}` should be.")
+                there = f"only {', '.join(map(str, found))}" if isinstance(found, Mapping) else repr(found)
+                raise ConfigError(f"Expected a setting `{name}`, but got {there} where `{part}` should be.")
             found = found[part]
         return found
 

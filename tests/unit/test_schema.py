@@ -309,3 +309,14 @@ def test_generators_together_are_not_clipped_by_their_common_norm() -> None:
         check(config)
     config["trainer"]["gradient_clip_algorithm"] = "value"
     check(config)
+
+
+def test_a_missing_setting_is_told_with_what_is_there() -> None:
+    config = _config()
+    del config["callbacks"]
+    with pytest.raises(
+        ConfigError, match=r"a setting `callbacks`, but got only seed, methods, .* `callbacks` should be"
+    ):
+        check(config)
+    with pytest.raises(ConfigError, match=r"`student\.features\.weight`, but got None where `weight` should be"):
+        check(_config(student__features=None))
