@@ -25,6 +25,7 @@ from kegnet_pl.errors import DivergedError
 from kegnet_pl.networks import MLP, ImageGenerator, LeNet5, ResNet14
 from tests.integration.conftest import configure
 from tests.integration.test_pipeline import go
+from tests.unit.modules.tiny import FEATURES, Branching
 
 SHAPE = (1, 32, 32)
 TINY: dict[str, Any] = {"count": 2, "epochs": 2, "steps_per_epoch": 3, "batch_size": 8, "progress": False}
@@ -177,25 +178,13 @@ def test_batch_norm_adapts_and_layers_learn() -> None:
     assert all(torch.equal(frozen[name], value) for name, value in teacher.named_buffers())
 
 
-class _Branching(nn.Module):
-    """What torch cannot vectorise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Sequential(nn.Linear(7, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.fc(x)
-        return logits if x.abs().max() < 1000 else logits * 0
-
-
 def test_what_cannot_be_trained_together_is_trained_one_by_one() -> None:
     torch.manual_seed(0)
-    teacher = _Branching()
-    alone = kegnet_pl.train_generators(teacher, 7, training="one_by_one", **TINY)
-    assert _same(kegnet_pl.train_generators(teacher, 7, **TINY).networks[1], alone.networks[1])
+    teacher = Branching()
+    alone = kegnet_pl.train_generators(teacher, FEATURES, training="one_by_one", **TINY)
+    assert _same(kegnet_pl.train_generators(teacher, FEATURES, **TINY).networks[1], alone.networks[1])
     with pytest.raises(ValueError, match=r"training='together', but: .*Use training='one_by_one'"):
-        kegnet_pl.train_generators(teacher, 7, training="together", **TINY)
+        kegnet_pl.train_generators(teacher, FEATURES, training="together", **TINY)
     teacher = MLP(7, 3)
     together, auto = (kegnet_pl.train_generators(teacher, 7, training=how, **TINY) for how in ("together", "auto"))
     assert _same(together.networks[1], auto.networks[1])

@@ -508,15 +508,29 @@ class Net(nn.Module):
 """
 
 
+def rewrite(folder: Path, module: str, content: str) -> None:
+    """Write a module of one's own anew, as between two runs."""
+    (folder / f"{module}.py").write_text(content)
+    sys.modules.pop(module, None)
+    importlib.invalidate_caches()
+
+
+def write_digits(path: Path, part: str) -> Path:
+    """Write a split of the digits as a file of one's own."""
+    digits = DigitsDataModule()
+    digits.setup()
+    split = digits.part(part)
+    np.savez(path, x=split.x.numpy(), y=split.y.numpy())
+    return path
+
+
 def test_changed_code_of_ones_own_network_builds_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "kegnet_pl"  # as a clone is called, in which one works
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
     overrides = ["methods=[]", "teacher=custom", "teacher.network._target_=own_network.Net", "compression=ratio"]
     for factor, teachers in (("1", 1), ("1", 1), ("2", 2)):
-        (folder / "own_network.py").write_text(NETWORK.format(factor=factor))
-        sys.modules.pop("own_network", None)
-        importlib.invalidate_caches()
+        rewrite(folder, "own_network", NETWORK.format(factor=factor))
         go(tmp_path, *overrides)
         assert kinds(set(stages(tmp_path))).count("teacher") == teachers
 
@@ -536,9 +550,7 @@ def test_changed_code_of_ones_own_optimizer_trains_students_anew(
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     for factor, students in (("1", 1), ("1", 1), ("2", 2)):
-        (tmp_path / "own_optimizer.py").write_text(OPTIMIZER.format(factor=factor))
-        sys.modules.pop("own_optimizer", None)
-        importlib.invalidate_caches()
+        rewrite(tmp_path, "own_optimizer", OPTIMIZER.format(factor=factor))
         go(tmp_path, "methods=[uniform]", "student.optimizer._target_=own_optimizer.Mine")
         found = kinds(set(stages(tmp_path)))
         assert (found.count("teacher"), found.count("student")) == (1, students)
@@ -556,22 +568,17 @@ class Mine(Callback):
 def test_changed_code_of_ones_own_callback_builds_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     for factor, teachers in (("1", 1), ("1", 1), ("2", 2)):
-        (tmp_path / "own_callback.py").write_text(CALLBACK.format(factor=factor))
-        sys.modules.pop("own_callback", None)
-        importlib.invalidate_caches()
+        rewrite(tmp_path, "own_callback", CALLBACK.format(factor=factor))
         go(tmp_path, "methods=[]", "+callbacks.mine._target_=own_callback.Mine")
         assert kinds(set(stages(tmp_path))).count("teacher") == teachers
 
 
 def test_files_of_data_may_move(tmp_path: Path) -> None:
     """What trains and selects is known by its content; test data that comes or goes trains nothing again."""
-    digits = DigitsDataModule()
-    digits.setup()
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         for part in ("train", "test"):
-            split = digits.part(part)
-            np.savez(tmp_path / name / f"{part}.npz", x=split.x.numpy(), y=split.y.numpy())
+            write_digits(tmp_path / name / f"{part}.npz", part)
     mine = ["methods=[uniform]", "data=files", "data.input_shape=[1,32,32]", "data.classes=10"]
     for more in (
         ["data.train=here/train.npz"],
@@ -600,11 +607,7 @@ def test_files_of_data_may_move(tmp_path: Path) -> None:
 )
 def test_what_later_stages_would_refuse_is_told_at_once(tmp_path: Path, overrides: list[str], message: str) -> None:
     if "data=files" in overrides:
-        digits = DigitsDataModule()
-        digits.setup()
-        split = digits.part("train")
-        np.savez(tmp_path / "train.npz", x=split.x.numpy(), y=split.y.numpy())
-        overrides = [*overrides, f"data.train={tmp_path / 'train.npz'}"]
+        overrides = [*overrides, f"data.train={write_digits(tmp_path / 'train.npz', 'train')}"]
     with pytest.raises((ConfigError, ValueError), match=message):
         go(tmp_path, *overrides)
     assert not stages(tmp_path)

@@ -126,11 +126,11 @@ def without(config: Mapping[str, Any], *keys: str) -> Config:
 
 
 def _training_settings(config: Mapping[str, Any]) -> Config:
-    trainer = config["trainer"]
+    trainer, callbacks = config["trainer"], without(config["callbacks"], "resume")
     return {
         "processes": trainer["devices"],
         "trainer": without(trainer, *_NEUTRAL),
-        "callbacks": without(config["callbacks"], "resume") | code_of(without(config["callbacks"], "resume")),
+        "callbacks": callbacks | code_of(callbacks),
     }
 
 

@@ -18,6 +18,7 @@ from tests.unit.modules.tiny import (
     FEATURES,
     NOISE,
     QUIET,
+    Branching,
     adam,
     changed,
     fit_at_once,
@@ -180,18 +181,6 @@ def test_a_stack_needs_a_stack_of_decoders() -> None:
         GeneratorModule(StackedModule(generators), decoders[0], teacher, make_objective(), adam)
 
 
-class _Branching(nn.Module):
-    """A teacher that torch cannot vectorise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.fc(x)
-        return logits if x.abs().max() < 1000 else logits * 0
-
-
 def test_what_cannot_be_stacked_is_found_before() -> None:
     generators, decoders, teacher = _networks("dense")
 
@@ -201,7 +190,7 @@ def test_what_cannot_be_stacked_is_found_before() -> None:
 
     state = torch.random.get_rng_state()
     assert find_obstacle(lambda: make(teacher)) is None
-    assert "data-dependent control flow" in (find_obstacle(lambda: make(_Branching())) or "")
+    assert "data-dependent control flow" in (find_obstacle(lambda: make(Branching())) or "")
     assert "_Adam" in (find_obstacle(lambda: make(teacher, functools.partial(_Adam, lr=0.1))) or "")
     assert "got norm" in (find_obstacle(lambda: make(teacher), 1.0, None) or "")
     assert find_obstacle(lambda: make(teacher), 1.0, "value") is None

@@ -40,6 +40,18 @@ def make_classifier(seed: int = 0, dropout: float = 0.3) -> nn.Module:
     return network
 
 
+class Branching(nn.Module):
+    """A classifier with batch norm that torch cannot vectorise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(x)
+        return logits if x.abs().max() < 1000 else logits * 0
+
+
 def make_objective(
     classifier: float = 1.0, decoder: float = 0.5, diversity: float = 2.0, statistics: float = 0.0
 ) -> GeneratorObjective:
