@@ -26,8 +26,8 @@ from rich.table import Table
 
 from benchmarks.cases import EXPERIMENTS, ROOT, make_case
 from benchmarks.worker import Task, count_operations, measure_rate, serve
+from kegnet_pl.modules.together import wants_together
 from kegnet_pl.provenance import command_line, versions
-from kegnet_pl.stages.generators import faster_together
 
 STEPS = {"lenet5": 20, "resnet14": 10, "mlp": 100}
 """Generator steps of one measurement: some seconds."""
@@ -108,8 +108,8 @@ def megabytes(worker: Worker, device: str) -> float:
 def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]:
     """Measure the product beside the direct implementation; return a row of ``bench.json``."""
     # Generators are trained as the pipeline trains them where nobody says how.
-    together = task.work == "generator_step" and faster_together(
-        torch.device(task.device), make_case(task.network).input_shape
+    together = task.work == "generator_step" and wants_together(
+        "auto", 2, torch.device(task.device), make_case(task.network).input_shape
     )
     ours, direct = replace(task, together=together), replace(task, how="direct")
     tasks = [ours, direct, replace(ours, how="bare")] if task.work == "generator_step" else [ours, direct]

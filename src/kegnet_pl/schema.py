@@ -164,7 +164,7 @@ def check(config: Mapping[str, Any]) -> None:
     c.choice("generator.training", ("auto", "together", "one_by_one"))
     trainer = c.value("trainer")
     clips_by_norm = trainer.get("gradient_clip_val") is not None and trainer.get("gradient_clip_algorithm") != "value"
-    if c.value("generator.training") == "together" and clips_by_norm:
+    if c.value("generator.training") == "together" and c.value("generator.count") > 1 and clips_by_norm:
         raise ConfigError(
             "Expected `trainer.gradient_clip_algorithm` to be value beside generator.training=together, as a norm "
             "would be taken over all generators. Set it, or generator.training=one_by_one."

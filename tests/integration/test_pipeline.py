@@ -24,7 +24,6 @@ from kegnet_pl.modules.base import SeededModule
 from kegnet_pl.pipeline import run
 from kegnet_pl.reporting.charts import read_curves
 from kegnet_pl.stages import result_settings
-from kegnet_pl.stages.generators import faster_together
 from kegnet_pl.watching import SAMPLES
 from tests.integration.conftest import FAST, configure
 
@@ -160,13 +159,6 @@ def test_generators_together_leave_what_one_by_one_leaves(tmp_path: Path) -> Non
     for index in mine:
         assert mine[index] == pytest.approx(other[index], rel=1e-3)
     assert mine["0"] != mine["1"]
-
-
-@pytest.mark.parametrize(
-    ("device", "shape", "together"), [("cpu", (1, 32, 32), 0), ("cpu", (16,), 1), ("cuda", (3, 32, 32), 1)]
-)
-def test_auto_is_what_was_measured_to_be_faster(device: str, shape: tuple[int, ...], together: int) -> None:
-    assert faster_together(torch.device(device), shape) is bool(together)
 
 
 def test_one_generator_is_never_stacked(tmp_path: Path) -> None:

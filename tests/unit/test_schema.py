@@ -307,6 +307,9 @@ def test_generators_together_are_not_clipped_by_their_common_norm() -> None:
     config["trainer"]["gradient_clip_val"] = 1.0
     with pytest.raises(ConfigError, match=r"gradient_clip_algorithm` to be value.*one_by_one"):
         check(config)
+    config["generator"]["count"] = 1
+    check(config)
+    config["generator"]["count"] = 2
     config["trainer"]["gradient_clip_algorithm"] = "value"
     check(config)
 

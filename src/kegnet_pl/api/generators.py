@@ -23,12 +23,12 @@ from kegnet_pl.devices import Device, find_device
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.modules import GeneratorModule
 from kegnet_pl.modules.base import LRSchedule
-from kegnet_pl.modules.generator import find_obstacle
+from kegnet_pl.modules.together import find_obstacle, wants_together
 from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, StackedModule, TeacherNorm, count_classes
 from kegnet_pl.networks.answers import check_generator
 from kegnet_pl.progress import StageProgress, make_console
 from kegnet_pl.seeds import derive_seed
-from kegnet_pl.stages.generators import faster_together, teacher_for
+from kegnet_pl.stages.generators import teacher_for
 
 Terms = Mapping[str, float]
 Training = Literal["auto", "together", "one_by_one"]
@@ -138,7 +138,7 @@ def train_generators(
             index=index,
         )
 
-    together = count > 1 and (training == "together" or (training == "auto" and faster_together(where, input_shape)))
+    together = wants_together(training, count, where, input_shape)
     if together:
         obstacle = find_obstacle(lambda: make_module(pairs[:2], 0))
         if obstacle is not None and training == "together":

@@ -1,6 +1,6 @@
 """Training generators against a frozen teacher."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,10 @@ from torch.utils._pytree import tree_map
 
 from kegnet_pl.data.loading import STEPS_PER_BATCH, local_batch_size
 from kegnet_pl.data.synthetic import draw_labels_and_noise
-from kegnet_pl.errors import first_line
 from kegnet_pl.losses import GeneratedBatch, GeneratorObjective, NormStatistics
 from kegnet_pl.modules.base import LRSchedule, SteppedModule, accuracy, frozen_keys_left_out
 from kegnet_pl.modules.steps import OptimizerFactory
 from kegnet_pl.networks import FrozenModule, NormWatch, StackedModule, TeacherNorm, over_stack
-from kegnet_pl.networks.answers import FORWARD_ERRORS
 from kegnet_pl.networks.precision import at_least_float32
 from kegnet_pl.seeds import stream
 
@@ -181,31 +179,6 @@ def check_separable(optimizer: torch.optim.Optimizer, clip: float | None, algori
             "Expected trainer.gradient_clip_algorithm=value for generators that are trained together, as a norm would "
             "be taken over all of them, but got norm. Set it, or generator.training=one_by_one."
         )
-
-
-def find_obstacle(
-    make_module: Callable[[], GeneratorModule], clip: float | None = None, algorithm: str | None = None
-) -> str | None:
-    """Try to train generators together: torch cannot vectorise every network and every loss.
-
-    Args:
-        make_module: Returns a module of two stacked generators, with which one step is made, on the CPU.
-        clip: The trainer's ``gradient_clip_val``.
-        algorithm: Its ``gradient_clip_algorithm``.
-
-    Returns:
-        What is in the way, None if nothing is.
-    """
-    try:
-        with torch.random.fork_rng([]):
-            module = make_module()
-            check_separable(module.optimizer_of(module.trained_parameters()), clip, algorithm)
-            draws = [draw_labels_and_noise(4, module.classes, module.noise_dim, stream(i, "trial")) for i in range(2)]
-            z, y = (torch.stack(part) for part in zip(*draws, strict=True))
-            module.step((z, y))[0].backward()
-    except FORWARD_ERRORS as error:
-        return first_line(error)
-    return None
 
 
 class GeneratorAnswer(nn.Module):

@@ -34,7 +34,7 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
         raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {network!r}.")
     called = f"{name} {type(network).__name__}"
     place = next(network.parameters(), torch.empty(0))
-    x = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, *input_shape, generator=_chance())
     try:
         with torch.no_grad(), evaluating(network):
             logits = network(x.to(place.device))
@@ -74,18 +74,11 @@ def check_trainable(network: nn.Module, input_shape: Sequence[int], name: str = 
     Raises:
         ValueError: If it fails, or returns something else.
     """
-    called = f"{name} {type(network).__name__}"
-    mine = copy.deepcopy(network).cpu().train()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = mine(torch.randn(2, *input_shape))
-    except FORWARD_ERRORS as error:
-        raise ValueError(f"Expected the {called} to take two samples in training, but: {first_line(error)}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    logits = _answer(name, network, torch.randn(2, *input_shape, generator=_chance()), training=True)
+    if logits.ndim != 2:
         raise ValueError(
-            f"Expected the {called} to return logits (2, classes) for 2 samples while it trains, too, but got {came}. "
-            f"Take off the heads that only training has."
+            f"Expected the {name} {type(network).__name__} to return logits (2, classes) for 2 samples in training, "
+            f"too, but got {tuple(logits.shape)}."
         )
 
 
@@ -121,18 +114,26 @@ def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Seque
         )
 
 
-def _answer(name: str, network: nn.Module, *inputs: Tensor) -> Tensor:
+def _answer(name: str, network: nn.Module, *inputs: Tensor, training: bool = False) -> Tensor:
+    """Return what a copy of the network answers on the CPU.
+
+    Raises:
+        ValueError: If it fails, or its answer is no tensor.
+    """
+    called, when = f"{name} {type(network).__name__}", " in training" if training else ""
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            answer = copy.deepcopy(network).eval()(*inputs)
+            answer = copy.deepcopy(network).cpu().train(training)(*inputs)
     except FORWARD_ERRORS as error:
         raise ValueError(
-            f"Expected the {name} {type(network).__name__} to take {shapes}, but it failed: "
-            f"{first_line(error).rstrip('.')}."
+            f"Expected the {called} to take {shapes}{when}, but it failed: {first_line(error).rstrip('.')}."
         ) from error
     if not isinstance(answer, Tensor):
-        raise ValueError(
-            f"Expected the {name} {type(network).__name__} to return a tensor, but got a {type(answer).__name__}."
-        )
+        advice = " Take off the heads that only training has." if training else ""
+        raise ValueError(f"Expected the {called} to return a tensor{when}, but got a {type(answer).__name__}.{advice}")
     return answer
+
+
+def _chance() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

@@ -15,7 +15,7 @@ from kegnet_pl.errors import ConfigError
 from kegnet_pl.files import write_whole
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.modules import GeneratorModule
-from kegnet_pl.modules.generator import find_obstacle
+from kegnet_pl.modules.together import find_obstacle, wants_together
 from kegnet_pl.networks import StackedModule, prefer_channels_last
 from kegnet_pl.networks.answers import check_generator as check_networks
 from kegnet_pl.progress import StageProgress
@@ -90,10 +90,7 @@ def _together(shop: Workshop, teacher: nn.Module) -> bool:
         ConfigError: If that is asked for and cannot be.
     """
     config, trainer = shop.config["generator"], shop.config["trainer"]
-    asked = config["training"] == "together"
-    if config["count"] == 1 or not (
-        asked or (config["training"] == "auto" and faster_together(shop.device, shop.input_shape))
-    ):
+    if not wants_together(config["training"], config["count"], shop.device, shop.input_shape):
         return False
 
     def two() -> GeneratorModule:
@@ -103,21 +100,13 @@ def _together(shop: Workshop, teacher: nn.Module) -> bool:
     obstacle = find_obstacle(two, trainer.get("gradient_clip_val"), trainer.get("gradient_clip_algorithm"))
     if obstacle is None:
         return True
-    if asked:
+    if config["training"] == "together":
         raise ConfigError(
             f"Expected generators, teacher and losses that torch can vectorise beside generator.training=together, "
             f"but: {obstacle.rstrip('.')}. Set generator.training=one_by_one."
         )
     shop.console.print(f"Generators are trained one by one, as they cannot be together: {obstacle}")
     return False
-
-
-def faster_together(device: torch.device, input_shape: Sequence[int]) -> bool:
-    """Return whether generators are faster together: a CPU has enough to do with one generator of images.
-
-    ``python -m benchmarks.bench --choices`` measures both on a device at hand; a GPU has not been measured yet.
-    """
-    return device.type == "cuda" or len(input_shape) == 1
 
 
 def _metrics_file(folder: Path, index: int) -> Path:

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 from kegnet_pl.modules import GeneratorModule
-from kegnet_pl.modules.generator import find_obstacle
+from kegnet_pl.modules.together import find_obstacle, wants_together
 from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, ResNet14, StackedModule
 from tests.unit.modules.tiny import (
     CLASSES,
@@ -195,3 +195,14 @@ def test_what_cannot_be_stacked_is_found_before() -> None:
     assert "got norm" in (find_obstacle(lambda: make(teacher), 1.0, None) or "")
     assert find_obstacle(lambda: make(teacher), 1.0, "value") is None
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "faster"), [("cpu", (1, 32, 32), 0), ("cpu", (16,), 1), ("cuda", (3, 32, 32), 1)]
+)
+def test_auto_is_what_was_measured_to_be_faster(device: str, shape: tuple[int, ...], faster: int) -> None:
+    place = torch.device(device)
+    assert wants_together("auto", 2, place, shape) is bool(faster)
+    assert wants_together("together", 2, place, shape)
+    assert not wants_together("one_by_one", 2, place, shape)
+    assert not wants_together("together", 1, place, shape)
