@@ -14,12 +14,14 @@ from kegnet_pl.costs import add_up
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.loggers import Loggers
 from kegnet_pl.memory import keep_freed_memory
+from kegnet_pl.networks.statistics import norm_layers
 from kegnet_pl.progress import make_console, shown, tell_offline
 from kegnet_pl.provenance import command_line, versions
 from kegnet_pl.ranks import rank
 from kegnet_pl.reporting import (
     Row,
     describe_results,
+    explain_losses,
     make_ledger_table,
     make_results_table,
     shown_accuracy,
@@ -87,7 +89,7 @@ def run(config: dict[str, Any], folder: Path, *, job: int | None = None, gpu: in
     tested = {method: evaluation_stage(shop, stages[-1], method, network) for method, stages in made.items()}
     rows = [describe(shop, method, stages, network, tested) for method, stages in made.items()]
     if rank() == 0:
-        report(shop, rows, made, tested, folder, brief=job is not None)
+        report(shop, rows, made, tested, folder, batch_norm=bool(norm_layers(network)), brief=job is not None)
     return rows[-1].accuracy
 
 
@@ -208,6 +210,7 @@ def report(
     tested: Mapping[str, Stage | None],
     folder: Path,
     *,
+    batch_norm: bool = False,
     brief: bool = False,
 ) -> None:
     """Write results and report, print the tables, and say where everything lies; if brief, in one line.
@@ -218,6 +221,7 @@ def report(
         made: The stages behind every row, by method.
         tested: Evaluation of every row, by method.
         folder: The run's.
+        batch_norm: Whether the teacher has batch norm.
         brief: Whether other jobs write to the same terminal.
     """
     write_results(rows, folder / "results.json")
@@ -247,6 +251,8 @@ def report(
         say()
     say(describe_results(rows))
     shop.console.print(make_results_table(rows))
+    for line in explain_losses(rows, shop.config["student"]["norm"], batch_norm):
+        say(line)
     spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}
     spent |= {row.method: row.seconds for row in rows if row.samples is not None}
     spent["evaluation"] = sum(row.stage_seconds.get("evaluation", 0.0) for row in rows)

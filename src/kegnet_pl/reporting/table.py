@@ -43,6 +43,29 @@ def make_results_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str]:
+    """Say which students ended below the compressed teacher that they began as, and what else to try.
+
+    Args:
+        rows: Of one run.
+        norm: ``student.norm`` of the run.
+        batch_norm: Whether the teacher has batch norm, so that the student does.
+
+    Returns:
+        A line a student; none where nothing was measured.
+    """
+    begun = next((row.accuracy for row in rows if row.method == "T"), None)
+    advice = ""
+    if batch_norm and norm == "batch":
+        advice = " Its batch norm has the statistics of synthetic samples now: student.norm=frozen keeps the teacher's."
+    told = []
+    for row in rows:
+        if begun is not None and row.accuracy is not None and row.method.startswith("T+") and row.accuracy < begun:
+            lost = 100 * (begun - row.accuracy)
+            told.append(f"{row.method} ends {lost:.1f} points below T, from which it began.{advice}")
+    return told
+
+
 def shown_accuracy(row: Row) -> str:
     """Return a row's accuracy for people."""
     return "not measured" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
