@@ -155,8 +155,8 @@ def _fast_beside_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]
         "",
         "T+KegNet. `fast` shall be as accurate as `strict`, within its standard deviation, in a tenth of its seconds.",
         "Where `strict` is not run, `paper` stands in: its generators are the same, its students stop no later, at the",
-        "epoch that is best on real validation data. Generators of `paper` for SVHN and Fashion-MNIST were trained on",
-        "a GPU (what was tried, above), those of `fast` on a CPU: there seconds tell less than the truth.",
+        "epoch that is best on real validation data. Seconds are of the devices that were at hand: where those of one",
+        "cell differ, the text under its table says so.",
         "",
     ]
     if not lines:
