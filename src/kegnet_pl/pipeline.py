@@ -210,8 +210,8 @@ def report(
     tested: Mapping[str, Stage | None],
     folder: Path,
     *,
-    batch_norm: bool = False,
-    brief: bool = False,
+    batch_norm: bool,
+    brief: bool,
 ) -> None:
     """Write results and report, print the tables, and say where everything lies; if brief, in one line.
 

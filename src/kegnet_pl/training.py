@@ -19,7 +19,6 @@ from kegnet_pl.costs import Costs, Work
 from kegnet_pl.errors import ConfigError
 from kegnet_pl.loggers import Loggers
 from kegnet_pl.modules.base import SteppedModule
-from kegnet_pl.networks import FrozenModule
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,12 @@ def run_fit(
     """
     if isinstance(module, SteppedModule):
         module.take_clipping(trainer)
-    # Lightning trains in whatever mode it is given, and networks come from disk in evaluation mode. What is frozen
-    # stays in that mode by its type.
+    # Lightning trains in whatever mode it is given, and networks come from disk in evaluation mode. What is in that
+    # mode after this stays in it on purpose: frozen networks, batch norm that keeps its statistics, idle dropout.
     module.train()
     try:
         with warnings.catch_warnings():
-            if any(isinstance(part, FrozenModule) for part in module.modules()):
-                warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
             # Lightning 2.6 asks torch in an old way.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             # Our own checkpoints are there on purpose: they are what a resumed fit starts from.

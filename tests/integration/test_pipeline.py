@@ -420,6 +420,10 @@ def test_selection_is_named(tmp_path: Path, selection: str) -> None:
             ["student=resnet14", "student.features.weight=1", "student.features.layers=[conv2]"],
             r"teacher's layers .* ResNet14 has no conv2\.",
         ),
+        (
+            ["student=resnet14", "student.norm=frozen"],
+            r"ResNet14 is trained from scratch, .* no statistics to keep\. Set student\.norm=batch\.",
+        ),
     ],
 )
 def test_layers_that_are_not_there_are_named_before_generators_train(
@@ -485,6 +489,21 @@ def test_norm_of_the_student(tmp_path: Path) -> None:
     assert (student["norm1.weight"] - teacher["norm1.weight"]).abs().max() > 0.05
     with pytest.raises(ConfigError, match=r"Set student\.norm=batch"):
         go(tmp_path, "methods=[kegnet]", "student.norm=adapt")
+
+
+@pytest.mark.filterwarnings("error:Found .* in eval mode")
+def test_frozen_statistics_stay_and_nobody_is_warned_of_it(tmp_path: Path) -> None:
+    rows = go(tmp_path, "teacher=resnet14", "compression=ratio", "compression.target=2", "methods=[normal]",
+              "student.norm=frozen")  # fmt: skip
+    teacher, student = (
+        load_file(tmp_path / "store" / f"{stage}-{row['fingerprint']}" / "network.safetensors")
+        for stage, row in (("teacher", rows[0]), ("student", rows[-1]))
+    )
+    kept = [name for name in teacher if "running" in name]
+    assert len(kept) > 20
+    for name in kept:
+        torch.testing.assert_close(student[name], teacher[name], rtol=0, atol=0)
+    assert (student["norm1.weight"] != teacher["norm1.weight"]).any(), "scales learn"
 
 
 NETWORK = """

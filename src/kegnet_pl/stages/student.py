@@ -107,8 +107,8 @@ def check_student(shop: Workshop, teacher: nn.Module, initial: Stage) -> None:
     """See that the student can be trained, and that the layers are there that generators or students shall learn from.
 
     Raises:
-        ConfigError: If the student returns something else than logits in training, the teacher has no batch norm, or
-            the student has not the teacher's layers.
+        ConfigError: If the student returns something else than logits in training, has no statistics of the teacher
+            to keep or not its layers, or the teacher has no batch norm.
     """
     student = load_network(initial.folder)
     try:
@@ -117,6 +117,11 @@ def check_student(shop: Workshop, teacher: nn.Module, initial: Stage) -> None:
         raise ConfigError(str(error)) from error
     config, statistics = shop.config["student"], shop.config["generator"]["objective"].get("statistics", {})
     hints = bool(config["features"]["weight"])
+    if config["norm"] == "frozen" and config["network"] is not None and norm_layers(student):
+        raise ConfigError(
+            f"Expected student.norm=batch beside student.network, but got frozen: {type(student).__name__} is trained "
+            f"from scratch, and its batch norm has no statistics to keep. Set student.norm=batch."
+        )
     wants = {
         "student.norm=batch": config["norm"] == "adapt",
         "student.features.weight=0": hints and config["features"]["layers"] is None,
