@@ -115,8 +115,9 @@ def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Pa
         "evaluation apart; mean over the seeds whose cost is known in full (`counted` in paper.json).",
         "",
         "Recipes: `paper` is the authors' released schedule, whose epoch is **selected on 5,000 real validation",
-        "samples**; `strict` the same schedule to its last epoch, with no real data in training or selection; `fast`",
-        "our own, no real data either.",
+        "samples**; `strict` the same schedule to its last epoch, with no real data in training or selection (where",
+        "students have batch norm, with what SVHN_STUDENTS.md and FASHION_STUDENTS.md show best for it); `fast` our",
+        "own, no real data either.",
         "",
     ]
     for name, experiment in cells["experiments"].items():
@@ -155,8 +156,9 @@ def _fast_beside_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]
         "",
         "T+KegNet. `fast` shall be as accurate as `strict`, within its standard deviation, in a tenth of its seconds.",
         "Where `strict` is not run, `paper` stands in: its generators are the same, its students stop no later, at the",
-        "epoch that is best on real validation data. Seconds are of the devices that were at hand: where those of one",
-        "cell differ, the text under its table says so.",
+        "epoch that is best on real validation data (for SVHN and Fashion-MNIST without what `strict` does to batch",
+        "norm of students: SVHN_STUDENTS.md and FASHION_STUDENTS.md show what that brings). Seconds are of the devices",
+        "that were at hand: where those of one cell differ, the text under its table says so.",
         "",
     ]
     if not lines:

@@ -57,7 +57,10 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
     begun = next((row.accuracy for row in rows if row.method == "T"), None)
     advice = ""
     if batch_norm and norm == "batch":
-        advice = " Its batch norm has the statistics of synthetic samples now: student.norm=frozen keeps the teacher's."
+        advice = (
+            " Its batch norm has the statistics of the synthetic samples it saw last: student.norm=frozen keeps the "
+            "teacher's, student.norm=adapt student.shuffle=true fits it to samples of all generators."
+        )
     told = []
     for row in rows:
         if begun is not None and row.accuracy is not None and row.method.startswith("T+") and row.accuracy < begun:

@@ -10,7 +10,7 @@ def test_a_student_below_where_it_began_is_told_with_advice() -> None:
     rows = [TEACHER, student(0.65, method="T", samples=None), student(0.7, method="T+Uniform"), student(0.25)]
     (line,) = explain_losses(rows, "batch", batch_norm=True)
     assert line.startswith("T+KegNet ends 40.0 points below T, from which it began.")
-    assert "student.norm=frozen" in line
+    assert "student.norm=frozen" in line and "student.norm=adapt student.shuffle=true" in line
 
 
 @pytest.mark.parametrize(("norm", "batch_norm"), [("frozen", True), ("adapt", True), ("batch", False)])
