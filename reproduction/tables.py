@@ -114,10 +114,10 @@ def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Pa
         "over (seeds); a single seed has none. Seconds: from the teacher to the student, generators in full,",
         "evaluation apart; mean over the seeds whose cost is known in full (`counted` in paper.json).",
         "",
-        "Recipes: `paper` is the authors' released schedule, whose epoch is **selected on 5,000 real validation",
-        "samples**; `strict` the same schedule to its last epoch, with no real data in training or selection (where",
-        "students have batch norm, with what SVHN_STUDENTS.md and FASHION_STUDENTS.md show best for it); `fast` our",
-        "own, no real data either.",
+        "Recipes: `paper` is the authors' released schedule, whose epoch is **selected on real validation samples**",
+        "(5,000 images, fewer where less is at hand; a part of a table's rows); `strict` the same schedule to its last",
+        "epoch, with no real data in training or selection (where students have batch norm, with what SVHN_STUDENTS.md",
+        "and FASHION_STUDENTS.md show best for it); `fast` our own, no real data either.",
         "",
     ]
     for name, experiment in cells["experiments"].items():
