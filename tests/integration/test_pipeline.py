@@ -478,13 +478,17 @@ def test_a_stopped_run_keeps_finished_stages(tmp_path: Path) -> None:
     assert kinds(set(stages(tmp_path))) == ["teacher"]
 
 
-def test_norm_of_the_student(tmp_path: Path) -> None:
-    rows = go(tmp_path, "teacher=resnet14", "compression=ratio", "compression.target=2", "methods=[kegnet]",
-              "student.norm=adapt")  # fmt: skip
-    teacher, student = (
-        load_file(tmp_path / "store" / f"{stage}-{row['fingerprint']}" / "network.safetensors")
+def _teacher_and_student(folder: Path, *overrides: str) -> list[dict[str, torch.Tensor]]:
+    """Return the weights of a network with batch norm and of its student."""
+    rows = go(folder, "teacher=resnet14", "compression=ratio", "compression.target=2", *overrides)
+    return [
+        load_file(folder / "store" / f"{stage}-{row['fingerprint']}" / "network.safetensors")
         for stage, row in (("teacher", rows[0]), ("student", rows[-1]))
-    )
+    ]
+
+
+def test_norm_of_the_student(tmp_path: Path) -> None:
+    teacher, student = _teacher_and_student(tmp_path, "methods=[kegnet]", "student.norm=adapt")
     # Two epochs of one step move a scale by some thousandths, adapting it by much more.
     assert (student["norm1.weight"] - teacher["norm1.weight"]).abs().max() > 0.05
     with pytest.raises(ConfigError, match=r"Set student\.norm=batch"):
@@ -493,12 +497,7 @@ def test_norm_of_the_student(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error:Found .* in eval mode")
 def test_frozen_statistics_stay_and_nobody_is_warned_of_it(tmp_path: Path) -> None:
-    rows = go(tmp_path, "teacher=resnet14", "compression=ratio", "compression.target=2", "methods=[normal]",
-              "student.norm=frozen")  # fmt: skip
-    teacher, student = (
-        load_file(tmp_path / "store" / f"{stage}-{row['fingerprint']}" / "network.safetensors")
-        for stage, row in (("teacher", rows[0]), ("student", rows[-1]))
-    )
+    teacher, student = _teacher_and_student(tmp_path, "methods=[normal]", "student.norm=frozen")
     kept = [name for name in teacher if "running" in name]
     assert len(kept) > 20
     for name in kept:

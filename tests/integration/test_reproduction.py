@@ -101,7 +101,7 @@ def test_table_says_what_was_not_run(tmp_path: Path) -> None:
     text = render(summarise(seeds(0.75, 0.77), CELLS), CELLS, tmp_path)
     line = next(line for line in text.splitlines() if line.startswith("|  | T+KegNet | 77.73"))
     assert line == "|  | T+KegNet | 77.73 | 76.00 ± 1.41 (2) | 23 | not run |  | not run |  |"
-    assert "**selected on real validation samples**" in text
+    assert "**selected on real validation samples**\n(5,000 images, fewer where less is at hand;" in text
     (tmp_path / "letter_mlp.md").write_text("A remark.")
     assert "A remark." in render([], CELLS, tmp_path)
 
