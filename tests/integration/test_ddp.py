@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from kegnet_pl.data import NoiseSource, SyntheticDataModule
+from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.losses import ClassifierLoss, DistillationLoss, DiversityLoss, GeneratorObjective
-from kegnet_pl.modules import GeneratorModule, StudentModule
+from kegnet_pl.modules import GeneratorModule, StudentModule, TeacherModule
 from kegnet_pl.networks import Decoder, DenseGenerator
 
 
@@ -101,3 +102,45 @@ def test_ranks_draw_different_noise_and_share_the_batch(tmp_path: Path) -> None:
     grads = [torch.load(module.folder / f"grads_{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in grads[0].items():
         torch.testing.assert_close(value, grads[1][name])
+
+
+class Figures(Callback):
+    """Writes what validation logs, on rank 0."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank == 0:
+            torch.save(dict(trainer.callback_metrics), self.file)
+
+
+class Rows(LightningDataModule):
+    """Validation batches of 16 rows."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        super().__init__()
+        self.tensors = tensors
+
+    def val_dataloader(self) -> TensorLoader:
+        return TensorLoader(*self.tensors, batch_size=16, trainer=self.trainer)
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("count", [65, 1])  # uneven shares of 33 and 32 rows; fewer rows than processes
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_validation_is_of_every_row_once(tmp_path: Path, who: str, count: int) -> None:
+    rows = torch.randn(count, 6, generator=torch.Generator().manual_seed(5))
+    labels = torch.zeros(count, dtype=torch.long)  # the first row is the one that would come twice
+    labels[0] = 1
+    make = {
+        "student": lambda: StudentModule(network(), DistillationLoss(), partial(torch.optim.SGD, lr=0.1)),
+        "teacher": lambda: TeacherModule(network(), partial(torch.optim.SGD, lr=0.1)),
+    }[who]
+    for devices in (1, 2):
+        mine = trainer(tmp_path / str(devices), devices)
+        mine.callbacks.append(Figures(tmp_path / str(devices) / "figures.pt"))  # type: ignore[attr-defined]
+        mine.validate(make(), datamodule=Rows(rows, labels), verbose=False)
+    one, two = (torch.load(tmp_path / str(devices) / "figures.pt", weights_only=True) for devices in (1, 2))
+    assert one.keys() == two.keys() and one
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-6)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
@@ -20,7 +21,8 @@ class TensorLoader:
     """Iterates over batches of tensors, with no worker and no call a row; batches are on the tensors' own device.
 
     Lightning tells ``sampler`` the epoch, so the order of an epoch depends on ``seed`` and the epoch alone, and a
-    resumed run sees what an unbroken one would have seen.
+    resumed run sees what an unbroken one would have seen. Processes share the rows out: evenly in training, for which
+    a few rows come twice; in evaluation every row comes once, so that no figure depends on the number of processes.
 
     Args:
         tensors: Each ``(N, ...)``.
@@ -28,8 +30,8 @@ class TensorLoader:
         trainer: Knows how many processes share the rows; None outside of one.
         seed: Seed of the order.
         shuffle: Whether to shuffle every epoch.
-        train: Whether steps must be of one size: the last, smaller batch is left out if there is another, as batch
-            norm cannot normalise a batch of one.
+        train: Whether steps must be of one size, and as many in every process: the last, smaller batch is left out if
+            there is another, as batch norm cannot normalise a batch of one.
         steps: Batches handed out at a time, as a list; None hands out one by one, not in a list.
         refresh: Returns the tensors of an epoch, of the same lengths; None: they are the same in every epoch.
 
@@ -56,7 +58,9 @@ class TensorLoader:
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         self.tensors = tensors
         self.batch_size = local_batch_size(batch_size, trainer)
-        self.sampler: DistributedSampler[Tensor] = DistributedSampler(
+        # Every process needs a row, as its first forward synchronises buffers; and the other does not know a seed.
+        once = not train and not shuffle and len(tensors[0]) >= world
+        self.sampler: DistributedSampler[Tensor] = (UnrepeatedDistributedSampler if once else DistributedSampler)(
             tensors[0],  # type: ignore[arg-type]  # the sampler asks for its length alone
             num_replicas=world,
             rank=rank,

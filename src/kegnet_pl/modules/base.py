@@ -35,9 +35,14 @@ class SeededModule(LightningModule):
     index = 0
     """Tells modules of one seed apart, where there are several."""
 
+    networks = 1
+    """How many networks are trained together; metrics are ``(networks,)`` where it is more than one."""
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.seed = seed
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, int] = {}
 
     def on_train_epoch_start(self) -> None:
         """Seed what draws from torch's global stream (dropout) by the epoch, the rank and the module's index."""
@@ -59,9 +64,37 @@ class SeededModule(LightningModule):
                 f"samples, and the weights of the teacher, are finite."
             )
 
-    def log_epoch(self, metrics: dict[str, Tensor], batch_size: int) -> None:
-        """Log means over an epoch and over all processes."""
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=self._distributed)
+    @torch.no_grad()
+    def count(self, metrics: Mapping[str, Tensor], weight: int = 1) -> None:
+        """Add metrics of one batch to the sums of the epoch, on their device."""
+        for name, value in metrics.items():
+            value = value * weight
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._weights[name] = self._weights.get(name, 0) + weight
+
+    def take_means(self) -> Tensor:
+        """Return what was counted since the last call, as means over all processes: ``(networks, metrics)``."""
+        sums = torch.stack([value.expand(self.networks) for value in self._sums.values()]).T
+        weights = sums.new_tensor([self._weights[name] for name in self._sums])
+        self._sums, self._weights = {}, {}
+        # Each by itself: Lightning's own means take all processes for equal.
+        sums, weights = (self.trainer.strategy.reduce(part, reduce_op="sum") for part in (sums, weights))
+        return sums / weights
+
+    def report(self) -> None:
+        """Log the means of what was counted, and forget the sums."""
+        names = list(self._sums)
+        if names:
+            means = self.take_means().mean(dim=0)
+            self.log_dict(dict(zip(names, means, strict=True)), on_step=False, on_epoch=True, batch_size=1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the validation steps have counted."""
+        self.report()
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the test steps have counted."""
+        self.report()
 
     @property
     def _distributed(self) -> bool:
@@ -86,9 +119,6 @@ class SteppedModule(SeededModule):
         cuda_graphs: Whether one GPU records a step and plays it again; see :class:`GraphedStep`. Not where the network
             is compiled, which does the same with its own kernels, nor with the scaled gradients of float16.
     """
-
-    networks = 1
-    """How many networks are trained together; metrics are ``(networks,)`` where it is more than one."""
 
     prefixes: Sequence[str] | None = None
     """For each network what the names of its metrics begin with, where every logger is given all of them; None where
@@ -115,8 +145,6 @@ class SteppedModule(SeededModule):
         self._cuda_graphs = cuda_graphs
         self._graphed: GraphedStep | None = None
         self._clip: tuple[float | None, str | None] = (None, None)
-        self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, int] = {}
         self.means: list[dict[str, float]] = []
 
     def step_by(self, network: nn.Module) -> None:
@@ -234,26 +262,12 @@ class SteppedModule(SeededModule):
         scale = scaler.get_scale() if scaler is not None else 1.0
         return gradient_norm(gradients, self.networks) / scale
 
-    @torch.no_grad()
-    def count(self, metrics: Mapping[str, Tensor], weight: int = 1) -> None:
-        """Add metrics of one batch to the sums of the epoch, on their device."""
-        for name, value in metrics.items():
-            value = value * weight
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._weights[name] = self._weights.get(name, 0) + weight
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what the validation steps have counted."""
-        self.report()
-
     def report(self) -> None:
         """Log the means over an epoch and over all processes, and forget the sums."""
         if not self._sums:
             return
-        means = [value.expand(self.networks) / self._weights[name] for name, value in self._sums.items()]
-        values = torch.stack(means).T
-        values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        names, self._sums, self._weights = list(self._sums), {}, {}
+        names = list(self._sums)
+        values = self.take_means()
         together = dict(zip(names, values.mean(dim=0), strict=True))
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self.log_dict(together, logger=not fitting, on_epoch=True, on_step=False, batch_size=1)

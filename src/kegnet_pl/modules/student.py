@@ -158,6 +158,6 @@ class StudentModule(SteppedModule):
         self.count(metrics | {"val/accuracy": accuracy(logits, target)}, len(x))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log accuracy on real test data."""
+        """Count accuracy on real test data."""
         x, y = batch
-        self.log_epoch({"test/accuracy": accuracy(self(x), y)}, len(x))
+        self.count({"test/accuracy": accuracy(self(x), y)}, len(x))

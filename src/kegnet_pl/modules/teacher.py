@@ -38,30 +38,34 @@ class TeacherModule(SeededModule):
         x, y = batch
         logits = self(x)
         loss = functional.cross_entropy(logits.float(), y)
-        self.log_epoch({"train/loss": loss.detach(), "train/accuracy": accuracy(logits, y)}, len(x))
+        self._log_epoch({"train/loss": loss.detach(), "train/accuracy": accuracy(logits, y)}, len(x))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradients before clipping; the size of batches does not weigh here."""
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
-        self.log_epoch({"train/grad_norm": gradient_norm(gradients)}, 1)
+        self._log_epoch({"train/grad_norm": gradient_norm(gradients)}, 1)
 
     def on_train_epoch_end(self) -> None:
         """Stop where training has diverged."""
         self.check_weights(self.network.parameters())
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log loss and accuracy on the validation split."""
+        """Count loss and accuracy on the validation split."""
         x, y = batch
         logits = self(x)
         loss = functional.cross_entropy(logits.float(), y)
-        self.log_epoch({"val/loss": loss, "val/accuracy": accuracy(logits, y)}, len(x))
+        self.count({"val/loss": loss, "val/accuracy": accuracy(logits, y)}, len(x))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log accuracy on the test split."""
+        """Count accuracy on the test split."""
         x, y = batch
-        self.log_epoch({"test/accuracy": accuracy(self(x), y)}, len(x))
+        self.count({"test/accuracy": accuracy(self(x), y)}, len(x))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Optimise the network."""
         return self._optimizer(list(self.network.parameters()))
+
+    def _log_epoch(self, metrics: dict[str, Tensor], batch_size: int) -> None:
+        """Log means over an epoch and over all processes, which take steps of one size."""
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=self._distributed)

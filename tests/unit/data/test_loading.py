@@ -97,10 +97,20 @@ def test_two_ranks_see_half_a_batch_each() -> None:
     assert [len(batch[0]) for batch in loader] == [2] * 6
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_ranks_take_the_same_number_of_steps(train: bool) -> None:
-    lengths = [len(list(_loader(13, world=2, rank=rank, train=train))) for rank in (0, 1)]
-    assert lengths[0] == lengths[1] == len(_loader(13, world=2, train=train))
+def test_ranks_take_the_same_number_of_training_steps() -> None:
+    lengths = [len(list(_loader(13, world=2, rank=rank, train=True))) for rank in (0, 1)]
+    assert lengths[0] == lengths[1] == len(_loader(13, world=2, train=True))
+
+
+@pytest.mark.parametrize("count", [2, 9, 13])
+def test_ranks_evaluate_every_row_once(count: int) -> None:
+    loaders = [_loader(count, world=2, rank=rank) for rank in (0, 1)]
+    assert sorted(_rows(loaders[0]) + _rows(loaders[1])) == list(range(count))
+    assert all(len(list(loader)) == len(loader) >= 1 for loader in loaders)
+
+
+def test_rows_fewer_than_ranks_come_twice_in_evaluation() -> None:
+    assert [_rows(_loader(3, world=4, rank=rank)) for rank in range(4)] == [[0], [1], [2], [0]]
 
 
 def test_batch_that_cannot_be_shared_out() -> None:
