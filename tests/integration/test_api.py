@@ -167,6 +167,9 @@ def test_batch_norm_adapts_and_layers_learn() -> None:
     teacher = ResNet14(channels=1)
     data = kegnet_pl.SyntheticDataset(kegnet_pl.NoiseSource("normal", SHAPE), teacher, 16)
     options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "progress": False}
+    with pytest.raises(ValueError, match="ResNet14 has never seen a sample"):
+        kegnet_pl.distil(teacher, data, norm="frozen", **options)
+    teacher.train()(data.tensors[0])
     plain = kegnet_pl.distil(teacher, data, **options)
     others = [
         kegnet_pl.distil(teacher, data, norm="adapt", features=10.0, **options),

@@ -20,7 +20,7 @@ from kegnet_pl.errors import first_line
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import Hints, StudentModule
 from kegnet_pl.modules.base import LRSchedule
-from kegnet_pl.networks import adapt_norm, count_classes, layers_named, prefer_channels_last
+from kegnet_pl.networks import adapt_norm, count_classes, lacks_statistics, layers_named, prefer_channels_last
 from kegnet_pl.networks.answers import FORWARD_ERRORS, check_trainable
 from kegnet_pl.progress import StageProgress, make_console
 from kegnet_pl.stages.student import ADAPTING_SAMPLES
@@ -121,8 +121,8 @@ def distil(
         The trained student, a copy; on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: If the student does not answer like the teacher, or ``norm`` or ``features`` ask for layers that it
-            does not share with the teacher.
+        ValueError: If the student does not answer like the teacher, ``norm`` or ``features`` ask for layers that it
+            does not share with the teacher, or ``norm="frozen"`` for statistics that it does not have.
     """
     where = find_device(device)
     check_counts(epochs=(epochs, 1), batch_size=(batch_size, 1))
@@ -138,6 +138,11 @@ def distil(
     if classes != logits.shape[1]:
         raise ValueError(f"Expected a student of the teacher's {logits.shape[1]} classes, but got {classes}.")
     check_trainable(student, tuple(x.shape[1:]))
+    if norm == "frozen" and lacks_statistics(student):
+        raise ValueError(
+            f"Expected a student whose batch norm has statistics beside norm='frozen', but {type(student).__name__} "
+            f"has never seen a sample. Use norm='batch'."
+        )
     network = prefer_channels_last(copy.deepcopy(student).requires_grad_(True), tuple(x.shape[1:])).to(where)
     module_data = SyntheticDataModule(
         data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle, fresh=fresh, seed=seed,

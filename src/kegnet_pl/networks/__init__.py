@@ -9,7 +9,7 @@ from kegnet_pl.networks.lenet import LeNet5
 from kegnet_pl.networks.mlp import MLP
 from kegnet_pl.networks.resnet import ResNet14
 from kegnet_pl.networks.stacked import StackedModule, over_stack
-from kegnet_pl.networks.statistics import NormWatch, adapt_norm, norm_layers
+from kegnet_pl.networks.statistics import NormWatch, adapt_norm, lacks_statistics, norm_layers
 from kegnet_pl.networks.watched import WatchedModule, layers_named
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "WatchedModule",
     "adapt_norm",
     "count_classes",
+    "lacks_statistics",
     "layers_named",
     "norm_layers",
     "over_stack",

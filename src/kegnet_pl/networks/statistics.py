@@ -18,6 +18,17 @@ def norm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
 
 
+def lacks_statistics(network: nn.Module) -> bool:
+    """Return whether a network has batch norm that has never seen a sample: all means 0 and variances 1, or none."""
+    layers = norm_layers(network).values()
+    return bool(layers) and all(
+        layer.running_mean is None
+        or layer.running_var is None
+        or not (layer.running_mean.any() or (layer.running_var != 1).any())
+        for layer in layers
+    )
+
+
 class NormWatch(nn.Module):
     """A network, called as it is, that returns mean and variance of what enters its batch norm beside its own output.
 

@@ -12,7 +12,7 @@ from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule, Sy
 from kegnet_pl.errors import ConfigError
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.modules import Hints, StudentModule
-from kegnet_pl.networks import adapt_norm, layers_named, prefer_channels_last
+from kegnet_pl.networks import adapt_norm, lacks_statistics, layers_named, prefer_channels_last
 from kegnet_pl.networks.answers import check_trainable
 from kegnet_pl.networks.statistics import norm_layers
 from kegnet_pl.progress import StageProgress
@@ -117,10 +117,10 @@ def check_student(shop: Workshop, teacher: nn.Module, initial: Stage) -> None:
         raise ConfigError(str(error)) from error
     config, statistics = shop.config["student"], shop.config["generator"]["objective"].get("statistics", {})
     hints = bool(config["features"]["weight"])
-    if config["norm"] == "frozen" and config["network"] is not None and norm_layers(student):
+    if config["norm"] == "frozen" and lacks_statistics(student):
         raise ConfigError(
-            f"Expected student.norm=batch beside student.network, but got frozen: {type(student).__name__} is trained "
-            f"from scratch, and its batch norm has no statistics to keep. Set student.norm=batch."
+            f"Expected student.norm=batch, but got frozen: {type(student).__name__} is trained from scratch, and its "
+            f"batch norm has no statistics to keep. Set student.norm=batch."
         )
     wants = {
         "student.norm=batch": config["norm"] == "adapt",

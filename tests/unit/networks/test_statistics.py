@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
-from kegnet_pl.networks import LeNet5, NormWatch, ResNet14, adapt_norm, norm_layers
+from kegnet_pl.networks import LeNet5, NormWatch, ResNet14, adapt_norm, lacks_statistics, norm_layers
 from kegnet_pl.networks.statistics import _moments
 
 
@@ -169,3 +169,12 @@ def test_moments_of_a_stack() -> None:
     (mine,) = torch.autograd.grad((weights * together[1]).sum(), x)
     (theirs,) = torch.autograd.grad((weights * x.var(dim=(1, 3, 4), correction=0)).sum(), x)
     torch.testing.assert_close(mine, theirs)
+
+
+def test_statistics_are_there_once_a_sample_was_seen() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    assert lacks_statistics(network) and not lacks_statistics(network[0])
+    assert lacks_statistics(nn.BatchNorm1d(4, track_running_stats=False))
+    network.train()(torch.randn(5, 3))
+    assert not lacks_statistics(network)
+    assert not lacks_statistics(nn.Sequential(network, nn.BatchNorm1d(4)))  # some have them
