@@ -129,6 +129,25 @@ def test_fast_is_put_beside_strict(tmp_path: Path) -> None:
     assert "Not run." in render(summarise(fast, CELLS), CELLS, tmp_path)
 
 
+def test_strict_is_projected_from_the_epochs_of_paper(tmp_path: Path) -> None:
+    (paper,), (fast,) = seeds(0.75), seeds(0.74)
+    paper["epochs"] = 100  # of which 400 are strict's: 3 s come to 12 s, beside 20 s of generators
+    fast |= {"recipe": "fast", "command": fast["command"].replace("recipe=paper", "recipe=fast"), "epochs": 8}
+    (long, short) = summary = summarise([paper, fast], CELLS)
+    jsonschema.validate(summary, SCHEMA)
+    assert (long["student_epochs"], long["student_seconds"], short["student_epochs"]) == (100, 3.0, 8)
+    assert "| 1.0x | no | 32 s, 1.4x |" in render(summary, CELLS, tmp_path)
+    strict = [row | {"recipe": "strict", "command": row["command"].replace("=paper", "=strict")} for row in (paper,)]
+    assert "| 1.0x | no |  |" in render(summarise([*strict, fast], CELLS), CELLS, tmp_path), "measured"
+
+
+def test_a_teacher_has_no_epochs_of_a_student() -> None:
+    costs = {"seconds": {"teacher_training": 100.0, "student_training": 0.0}, "samples_made": 0}
+    (found,) = summarise([row(method="teacher", selection=None, epochs=20, costs=costs)], CELLS)
+    jsonschema.validate([found], SCHEMA)
+    assert found["student_epochs"] is None and found["student_seconds"] is None
+
+
 def test_what_is_below_the_paper_is_listed(tmp_path: Path) -> None:
     below = "| UCI Letter, MLP, option1 | T+KegNet | paper | 77.73 | "
     page = render(summarise(seeds(0.75, 0.76), CELLS), CELLS, tmp_path)
