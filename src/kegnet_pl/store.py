@@ -85,11 +85,11 @@ class Store:
     Args:
         root: The folder; created where it is missing.
         resume: ``"auto"`` finds finished stages and goes on with begun ones, ``"never"`` builds all anew,
-            ``"require"`` refuses to build.
+            ``"require"`` refuses to build, so that a store that cannot be written will do.
         tell: Called with messages for the user.
 
     Raises:
-        StoreError: If the folder cannot be written, or ``resume`` is unknown.
+        StoreError: If the folder cannot be written and stages may have to be built, or ``resume`` is unknown.
     """
 
     def __init__(self, root: str | Path, resume: Resume = "auto", tell: Callable[[str], None] = print) -> None:
@@ -100,10 +100,13 @@ class Store:
         self.tell = tell
         try:
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root / ".locks", os.W_OK) or not os.access(self.root, os.W_OK):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            self._locks = True
         except OSError as error:
-            raise self._unwritable(error) from error
-        if not os.access(self.root, os.W_OK):
-            raise self._unwritable(PermissionError(13, "Permission denied"))
+            if resume != "require" or not self.root.is_dir():
+                raise self._unwritable(error) from error
+            self._locks = False
 
     def _concerns_store(self, error: OSError) -> bool:
         """Whether an error is about writing here, and not about something that a stage reads."""
@@ -114,9 +117,10 @@ class Store:
 
     def _unwritable(self, error: OSError) -> StoreError:
         choose = "Free some space, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
+        read = "" if self.resume == "require" else " If all that you need is in it, resume=require reads it only."
         return StoreError(
-            f"Expected to write to the store {self.root}, but got: {error.strerror or error}. "
-            f"{choose} another folder with store=FOLDER. Finished stages are untouched; run the command again to go on."
+            f"Expected to write to the store {self.root}, but got: {error.strerror or error}. {choose} another folder "
+            f"with store=FOLDER. Finished stages are untouched; run the command again to go on.{read}"
         )
 
     def get(
@@ -177,6 +181,8 @@ class Store:
         return final.with_name(f".{final.name}.building")
 
     def _acquire(self, lock: FileLock, final: Path) -> None:
+        if not self._locks:
+            return
         owner = Path(lock.lock_file).with_suffix(".owner")
         try:
             lock.acquire(timeout=0)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -259,6 +260,26 @@ def test_store_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(StoreError, match=r"write to the store.*Permission denied"):
         Store(tmp_path)
+
+
+def test_store_that_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _get(tmp_path, Builder())
+    shutil.rmtree(tmp_path / ".locks")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(Path, "mkdir", _forbidden)
+    with pytest.raises(StoreError, match=r"Permission denied.*resume=require reads it only\.$"):
+        Store(tmp_path)
+    assert _get(tmp_path, Builder(), resume="require") == made
+    with pytest.raises(StoreError, match="since resume=require, but it is not there"):
+        _get(tmp_path, Builder(), {"lr": 1}, resume="require")
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(StoreError, match="write to the store"):
+        Store(tmp_path / "none", "require")
+
+
+def _forbidden(path: Path, *_: Any, **__: Any) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
 
 @pytest.mark.parametrize("content", [None, "", '{"stage": "tea', "\x00\x01", "null", "{}"])
