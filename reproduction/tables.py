@@ -65,10 +65,8 @@ def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: d
         "sd": round(statistics.stdev(values), 3) if len(values) > 1 else None,
         "seeds": len(rows),
         "seconds": round(statistics.mean(_seconds(row) for row in counted), 1),
-        "student_epochs": round(statistics.mean(row["epochs"] for row in known), 1) if known else None,
-        "student_seconds": round(statistics.mean(row["costs"]["seconds"]["student_training"] for row in known), 1)
-        if known
-        else None,
+        "student_epochs": _mean([row["epochs"] for row in known]),
+        "student_seconds": _mean([row["costs"]["seconds"]["student_training"] for row in known]),
         "test_set": test_sets.get(test_set, test_set),
         "command": changed(rows[0]["command"], seed=[str(seed) for seed in sorted(found)]),
         "values": [round(value, 3) for value in values],
@@ -79,6 +77,10 @@ def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: d
         "counted": [row["seed"] for row in counted],
         "versions": rows[0]["versions"],
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(statistics.mean(values), 3) if values else None
 
 
 def _counted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -148,7 +150,7 @@ def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Pa
 
 def _fast_beside_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]) -> list[str]:
     """What ``recipe=fast`` is for: strict's accuracy, within its standard deviation, in a tenth of its seconds."""
-    lines = []
+    lines, epochs = [], _strict_epochs()
     for title, dataset, option in _cells(cells):
         by = {row["recipe"]: row for row in summary if _is(row, dataset, option, "T+KegNet")}
         if "fast" in by and by.keys() & {"strict", "paper"}:
@@ -157,7 +159,12 @@ def _fast_beside_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]
             times = long["seconds"] / fast["seconds"]
             found = [f"{title}, {option}", long["recipe"], _figure(long), _figure(fast)]
             found += [f"{fast['mean'] - long['mean']:+.2f}"]
-            found += ["yes" if good else "no", f"{times:.1f}x", "yes" if times >= 10 else "no", _projected(long, fast)]
+            found += [
+                "yes" if good else "no",
+                f"{times:.1f}x",
+                "yes" if times >= 10 else "no",
+                _projected(long, fast, epochs),
+            ]
             lines.append("| " + " | ".join(found) + " |")
     head = [
         "## Fast beside strict",
@@ -169,7 +176,7 @@ def _fast_beside_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]
         "that were at hand: where those of one cell differ, the text under its table says so.",
         "",
         "*To the end*, where the epochs of a student are on record: seconds of `strict`, which has",
-        f"{_strict_epochs()} of them, if each takes as long as one of `paper`. Not measured.",
+        f"{epochs} of them, if each takes as long as one of `paper`. Not measured.",
         "",
     ]
     if not lines:
@@ -185,11 +192,11 @@ def _strict_epochs() -> int:
     return int(schedule["student"]["epochs"])
 
 
-def _projected(long: dict[str, Any], fast: dict[str, Any]) -> str:
-    """Return the seconds of ``strict`` by those of ``paper``, and how many times ``fast`` that is; "" if unknown."""
+def _projected(long: dict[str, Any], fast: dict[str, Any], epochs: int) -> str:
+    """Return seconds of ``strict`` by those of ``paper``, and how many times ``fast`` they are; "" if unknown."""
     if long["recipe"] != "paper" or long["student_epochs"] is None:
         return ""
-    more = _strict_epochs() / long["student_epochs"] - 1
+    more = epochs / long["student_epochs"] - 1
     seconds = long["seconds"] + more * long["student_seconds"]
     return f"{seconds:,.0f} s, {seconds / fast['seconds']:.1f}x"
 

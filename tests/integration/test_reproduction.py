@@ -137,8 +137,8 @@ def test_strict_is_projected_from_the_epochs_of_paper(tmp_path: Path) -> None:
     jsonschema.validate(summary, SCHEMA)
     assert (long["student_epochs"], long["student_seconds"], short["student_epochs"]) == (100, 3.0, 8)
     assert "| 1.0x | no | 32 s, 1.4x |" in render(summary, CELLS, tmp_path)
-    strict = [row | {"recipe": "strict", "command": row["command"].replace("=paper", "=strict")} for row in (paper,)]
-    assert "| 1.0x | no |  |" in render(summarise([*strict, fast], CELLS), CELLS, tmp_path), "measured"
+    strict = paper | {"recipe": "strict", "command": paper["command"].replace("=paper", "=strict")}
+    assert "| 1.0x | no |  |" in render(summarise([strict, fast], CELLS), CELLS, tmp_path), "measured"
 
 
 def test_a_teacher_has_no_epochs_of_a_student() -> None:

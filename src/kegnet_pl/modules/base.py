@@ -72,21 +72,25 @@ class SeededModule(LightningModule):
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] = self._weights.get(name, 0) + weight
 
-    def take_means(self) -> Tensor:
-        """Return what was counted since the last call, as means over all processes: ``(networks, metrics)``."""
+    def take_means(self) -> tuple[list[str], Tensor]:
+        """Return the names of what was counted, and its means over all processes: ``(networks, names)``.
+
+        Something must have been counted since the last call.
+        """
+        names = list(self._sums)
         sums = torch.stack([value.expand(self.networks) for value in self._sums.values()]).T
-        weights = sums.new_tensor([self._weights[name] for name in self._sums])
+        weights = sums.new_tensor([self._weights[name] for name in names])
         self._sums, self._weights = {}, {}
         # Each by itself: Lightning's own means take all processes for equal.
         sums, weights = (self.trainer.strategy.reduce(part, reduce_op="sum") for part in (sums, weights))
-        return sums / weights
+        return names, sums / weights
 
     def report(self) -> None:
         """Log the means of what was counted, and forget the sums."""
-        names = list(self._sums)
-        if names:
-            means = self.take_means().mean(dim=0)
-            self.log_dict(dict(zip(names, means, strict=True)), on_step=False, on_epoch=True, batch_size=1)
+        if self._sums:
+            names, values = self.take_means()
+            means = dict(zip(names, values.mean(dim=0), strict=True))
+            self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
         """Log what the validation steps have counted."""
@@ -266,8 +270,7 @@ class SteppedModule(SeededModule):
         """Log the means over an epoch and over all processes, and forget the sums."""
         if not self._sums:
             return
-        names = list(self._sums)
-        values = self.take_means()
+        names, values = self.take_means()
         together = dict(zip(names, values.mean(dim=0), strict=True))
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self.log_dict(together, logger=not fitting, on_epoch=True, on_step=False, batch_size=1)
