@@ -49,11 +49,11 @@ bench: $(READY) ## Measure speed and memory beside a direct implementation: resu
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.bench --choices
 
-reproduce: $(READY) ## Run what is missing of the paper's tables; CELL=mnist_lenet/option3 RECIPE=paper JOBS=2
-	$(BIN)/python -m reproduction $(CELL) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(JOBS),--jobs $(JOBS))
+reproduce: $(READY) ## Run what is missing of the paper's tables; CELL=mnist_lenet/option3 RECIPE=paper TRAINER=gpu JOBS=2
+	$(BIN)/python -m reproduction $(CELL) $(RECIPE:%=--recipe %) $(TRAINER:%=--trainer %) $(JOBS:%=--jobs %)
 
 reproduce-smoke: $(READY) ## One tiny cell of each kind, end to end: minutes
-	$(BIN)/python -m reproduction --smoke $(if $(JOBS),--jobs $(JOBS))
+	$(BIN)/python -m reproduction --smoke $(JOBS:%=--jobs %)
 
 clean: ## Remove what builds and tests leave behind; results and the virtual environment stay
 	rm -rf build dist *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache

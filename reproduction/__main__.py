@@ -23,38 +23,69 @@ def main() -> int:
     parser.add_argument("--seeds", type=positive, help="only the first so many seeds of every row; all by default")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--trainer", default="cpu", choices=("cpu", "gpu"), help="gpu: also what is meant for one")
-    parser.add_argument("--precision", help="32-true (default) or bf16-mixed")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), help="of every run; needs --out")
     parser.add_argument("--out", type=Path, help="folder of paper.json, PAPER.md and paper/; results by default")
-    parser.add_argument("--set", action="append", default=[], help="a further setting of every run, key=value")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; needs --out"
+    )
     parser.add_argument("--smoke", action="store_true", help="a tiny run of each kind of cell, in outputs/smoke")
     parser.add_argument("--list", action="store_true", help="say what is done and what is missing, and run nothing")
     parser.add_argument("--tables", action="store_true", help="write the tables from what is there, and run nothing")
     options = parser.parse_args()
+    try:
+        return _run(options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _run(options: argparse.Namespace) -> int:
     cells = read_cells()
     out = options.out or (ROOT / "outputs" / "smoke" if options.smoke else ROOT / "results")
+    _check(options, out)
     settings = list(options.set)
     if options.trainer == "gpu":
         settings.insert(0, "trainer=gpu")
     if options.precision:
         settings.append(f"trainer.precision={options.precision}")
-    try:
-        jobs = choose(
-            all_jobs(cells), options.cells, options.recipe, options.trainer == "gpu", options.kind, options.seeds
-        )
-    except ValueError as error:
-        parser.error(str(error))
+    wanted = (options.cells, options.recipe, options.kind, options.seeds)
+    jobs = choose(all_jobs(cells), *wanted)
+    on_gpu = [job for job in jobs if job.gpu and options.trainer != "gpu"]
+    jobs = [job for job in jobs if job not in on_gpu]
     if options.smoke:
-        jobs = list(SMOKE_JOBS)
+        jobs, on_gpu = list(SMOKE_JOBS), []
         settings = [*SMOKE_SETTINGS, f"store={shown(out / 'store')}", *settings]
     runs = [job.to_run(at_hand(cells["experiments"][job.experiment]["teacher"]), settings) for job in jobs]
     if options.list:
         for run in runs:
             say(f"{'done   ' if run.done(out / 'paper') else 'missing'}  {run.name}")
-        return 0
-    failed = [] if options.tables else run_missing(runs, out / "paper", options.jobs)
-    write_tables(out, cells)
-    say(f"Tables: {shown(out / 'PAPER.md')}, {shown(out / 'paper.json')}")
+    failed = [] if options.list or options.tables else run_missing(runs, out / "paper", options.jobs)
+    if on_gpu and not options.tables:
+        say(f"{len(on_gpu)} runs take a GPU and are left out: --trainer gpu runs them, too.")
+    if not options.list:
+        write_tables(out, cells)
+        say(f"Tables: {shown(out / 'PAPER.md')}, {shown(out / 'paper.json')}")
     return 1 if failed else 0
+
+
+def _check(options: argparse.Namespace, out: Path) -> None:
+    """Refuse what would be left unheeded, or would mix other settings into the tables.
+
+    Raises:
+        ValueError: Says what to do instead.
+    """
+    for text in options.set:
+        if "=" not in text:
+            raise ValueError(f"--set: expected KEY=VALUE, but got {text!r}.")
+    if (options.set or options.precision) and not (options.out or options.smoke):
+        raise ValueError(
+            "--set and --precision change what is run: say where its results shall lie, with --out FOLDER."
+        )
+    if options.smoke and (options.cells or options.recipe or options.kind or options.seeds):
+        raise ValueError("--smoke has cells and recipes of its own: leave yours out.")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: expected a folder, but {shown(out)} is a file.")
+    if options.tables and not (out / "paper").is_dir():
+        raise ValueError(f"There are no runs in {shown(out / 'paper')}: correct --out, or run without --tables first.")
 
 
 if __name__ == "__main__":

@@ -75,9 +75,20 @@ def weights(teacher: str | None) -> tuple[str, ...]:
 
 
 def at_hand(teacher: str | None) -> str | None:
-    """Return the name of a released teacher's file where it is in KEGNET_REFERENCE_DIR/teachers, else None."""
+    """Return the name of a released teacher's file in KEGNET_REFERENCE_DIR/teachers; None if the variable is not set.
+
+    Raises:
+        ValueError: If the variable is set, and the file is not there.
+    """
     folder = os.environ.get("KEGNET_REFERENCE_DIR")
-    return teacher if teacher and folder and (Path(folder) / "teachers" / teacher).exists() else None
+    if not teacher or not folder:
+        return None
+    if not (Path(folder) / "teachers" / teacher).exists():
+        raise ValueError(
+            f"KEGNET_REFERENCE_DIR is set to {folder}, but there is no teachers/{teacher} below it. "
+            "Correct it, or unset it: then the teacher is trained here."
+        )
+    return teacher
 
 
 SMOKE_JOBS = tuple(
@@ -122,7 +133,6 @@ def choose(
     jobs: Iterator[Job],
     cells: Sequence[str],
     recipes: Sequence[str],
-    gpu: bool,
     kind: str | None = None,
     seeds: int | None = None,
 ) -> list[Job]:
@@ -132,7 +142,6 @@ def choose(
         jobs: All jobs.
         cells: ``experiment`` or ``experiment/option``; none for all.
         recipes: Names; none for all.
-        gpu: Whether a GPU is there.
         kind: A name of KINDS; None for all.
         seeds: The first so many of every row; None for all.
 
@@ -152,7 +161,6 @@ def choose(
         for job in everything
         if (not cells or job.cell in cells or job.experiment in cells)
         and (not recipes or job.recipe in recipes)
-        and (gpu or not job.gpu)
         and kind in (None, job.kind)
         and (seeds is None or job.seed < seeds)
     ]

@@ -4,7 +4,6 @@ It can be stopped at any time and started again. Runs lie in ``results/STUDY/``,
 """
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -16,7 +15,7 @@ import yaml
 
 from reproduction.commands import changed, positive, setting
 from reproduction.jobs import ROOT, at_hand, weights
-from reproduction.runner import Run, run_missing, say, shown
+from reproduction.runner import Run, read_rows, run_missing, say, shown
 
 
 def read_studies() -> dict[str, Any]:
@@ -79,8 +78,7 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
             for seed in range(study["seeds"]):
                 path = folder / runs[variant, option, seed].name / "results.json"
                 if path.exists():
-                    rows = json.loads(path.read_text())
-                    found[option] += [row for row in rows if row["method"] == "T+KegNet"]
+                    found[option] += [row for row in read_rows(path) if row["method"] == "T+KegNet"]
         every = [row for rows in found.values() for row in rows]
         cells = [_figure([100 * row["accuracy"] for row in rows]) for rows in found.values()]
         for row in every:
@@ -158,7 +156,13 @@ def main() -> int:
     parser.add_argument("--precision", help="32-true or bf16-mixed, where it shall not be the study's")
     parser.add_argument("--tables", action="store_true", help="write the page from what is there, and run nothing")
     options = parser.parse_args()
-    study = studies[options.study]
+    try:
+        return _run(studies[options.study], options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _run(study: dict[str, Any], options: argparse.Namespace) -> int:
     further = [f"trainer.precision={options.precision}"] if options.precision else []
     runs = runs_of(study, at_hand(study["teacher"]), further)
     results = ROOT / "results"
@@ -167,10 +171,7 @@ def main() -> int:
         # All variants with one seed, then with the next: a study that is stopped has something of everything.
         order = sorted(runs, key=lambda key: key[2])
         if options.only:
-            try:
-                chosen = choose_lines(study["variants"], options.only)
-            except ValueError as error:
-                parser.error(str(error))
+            chosen = choose_lines(study["variants"], options.only)
             order = [key for key in order if key[0] in chosen]
         wanted = [runs[key] for key in order if options.seeds is None or key[2] < options.seeds]
         failed = run_missing(wanted, results / options.study, options.jobs)

@@ -1,6 +1,7 @@
 """``paper.json`` and ``PAPER.md`` from the runs: nothing in them is typed by hand."""
 
 import json
+import shlex
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 
 from reproduction.commands import changed, setting
 from reproduction.jobs import ROOT
+from reproduction.runner import read_rows
 
 METHODS = ("teacher", "T", "T+Uniform", "T+Normal", "T+KegNet")
 RECIPES = ("paper", "strict", "fast")
@@ -20,8 +22,11 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
 
     Args:
         folder: Holds a folder a run, with ``results.json``.
+
+    Raises:
+        ValueError: If a file is damaged.
     """
-    return [row for path in sorted(folder.glob("*/results.json")) for row in json.loads(path.read_text())]
+    return [row for path in sorted(folder.glob("*/results.json")) for row in read_rows(path)]
 
 
 def summarise(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dict[str, Any]]:
@@ -33,7 +38,7 @@ def summarise(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dic
         cells: Content of ``cells.yaml``.
 
     Raises:
-        ValueError: If seeds of one network were tested on different data.
+        ValueError: If seeds of one network differ in more than the seed: in settings, test data or size.
     """
     groups: dict[tuple[str, str, str, str], dict[int, dict[str, Any]]] = {}
     for row in rows:
@@ -56,10 +61,11 @@ def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: d
     values = [100 * row["accuracy"] for row in rows]
     counted = _counted(rows)
     known = [row for row in counted if row.get("epochs") and row["costs"]["seconds"].get("student_training")]
-    (test_set,) = {row["test_set"] for row in rows}
-    (ratio,) = {row["compression_ratio"] for row in rows}
+    test_set, ratio = _shared(rows, "test_set"), _shared(rows, "compression_ratio")
+    if rows[0]["method"] in METHODS[2:]:  # the others are made by commands of several methods
+        _shared(rows, "command")
     return {
-        "selection": rows[0]["selection"],
+        "selection": _shared(rows, "selection"),
         "paper": paper if isinstance(paper, float) else None,
         "mean": round(statistics.mean(values), 3),
         "sd": round(statistics.stdev(values), 3) if len(values) > 1 else None,
@@ -72,11 +78,34 @@ def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: d
         "values": [round(value, 3) for value in values],
         "seed_list": sorted(found),
         "compression_ratio": ratio,
-        "precision": rows[0]["precision"],
+        "precision": _shared(rows, "precision"),
         "samples_made": round(statistics.mean(row["costs"]["samples_made"] for row in counted)),
         "counted": [row["seed"] for row in counted],
-        "versions": rows[0]["versions"],
+        "versions": {
+            package: ", ".join(dict.fromkeys(row["versions"][package] for row in rows if package in row["versions"]))
+            for package in rows[0]["versions"]
+        },
     }
+
+
+def _shared(rows: Sequence[dict[str, Any]], key: str) -> Any:
+    """Return what all seeds have there; of a command, what is not the seed and not where it ran."""
+    found = {row["seed"]: _what_matters(row[key]) if key == "command" else row[key] for row in rows}
+    if len(set(found.values())) > 1:
+        first = rows[0]
+        cell = ", ".join([first["dataset"], setting(first["command"], "compression"), first["recipe"], first["method"]])
+        told = "\n".join(f"  seed {seed}: {value}" for seed, value in found.items())
+        raise ValueError(
+            f"Expected all seeds of {cell} to have one {key.replace('_', ' ')}, but got\n{told}\n"
+            "Move the runs that are not meant out of the folder."
+        )
+    return next(iter(found.values()))
+
+
+def _what_matters(command: str) -> str:
+    """Return a command without the seed and without where it ran."""
+    parts = shlex.split(changed(command, seed=["any"]))
+    return shlex.join(part for part in parts if not part.startswith(("trainer=", "trainer.accelerator=", "store=")))
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -172,8 +201,8 @@ def _fast_beside_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]
         "T+KegNet. `fast` shall be as accurate as `strict`, within its standard deviation, in a tenth of its seconds.",
         "Where `strict` is not run, `paper` stands in: its generators are the same, its students stop no later, at the",
         "epoch that is best on real validation data (for SVHN and Fashion-MNIST without what `strict` does to batch",
-        "norm of students: SVHN_STUDENTS.md and FASHION_STUDENTS.md show what that brings). Seconds are of the devices",
-        "that were at hand: where those of one cell differ, the text under its table says so.",
+        "norm and order of students' samples: SVHN_STUDENTS.md and FASHION_STUDENTS.md show what that brings). Seconds",
+        "are of the devices that were at hand: where those of one cell differ, the text under its table says so.",
         "",
         "*To the end*, where the epochs of a student are on record: seconds of `strict`, which has",
         f"{epochs} of them, if each takes as long as one of `paper`. Not measured.",

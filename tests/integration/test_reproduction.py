@@ -3,10 +3,12 @@
 import copy
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 
 from reproduction.__main__ import main as reproduction_main
 from reproduction.jobs import SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells
-from reproduction.runner import Run, run_missing
+from reproduction.runner import Processes, Run, run_missing
 from reproduction.study import choose_lines, read_studies, runs_of
 from reproduction.study import main as study_main
 from reproduction.study import render as render_study
@@ -83,9 +85,42 @@ def test_recipes_and_options_are_not_mixed() -> None:
     assert [found["recipe"] for found in summarise([row(), other], CELLS)] == ["paper", "fast"]
 
 
-def test_rows_of_one_cell_on_other_test_data_are_refused() -> None:
-    with pytest.raises(ValueError, match="unpack"):
-        summarise([row(), row(seed=1, test_set="letter: 10 test samples")], CELLS)
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"test_set": "letter: 10 test samples"}, "one test set, but got\n  seed 0: letter: 4,000 test samples\n"),
+        ({"compression_ratio": 4.2}, "one compression ratio, but got\n  seed 0: 4.13\n  seed 1: 4.2\n"),
+        ({"selection": "last"}, "one selection, but got\n  seed 0: real\n  seed 1: last\n"),
+        ({"precision": "bf16-mixed"}, "one precision, but got\n  seed 0: 32-true\n  seed 1: bf16-mixed\n"),
+        (
+            {"command": f"{row()['command']} student.epochs=1"},
+            "recipe=paper seed=any methods=[kegnet] student.epochs=1\n",
+        ),
+    ],
+)
+def test_seeds_that_differ_in_more_than_the_seed_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match="Expected all seeds of letter, option1, paper, T\\+KegNet to have") as error:
+        summarise([row(), row(seed=1, **changes)], CELLS)
+    assert told in str(error.value).replace("'", "")
+
+
+def test_seeds_may_be_of_several_machines() -> None:
+    first, second = seeds(0.75, 0.77)
+    second["command"] += " trainer=gpu trainer.accelerator=cpu store=elsewhere"
+    second["versions"] = {"python": "3.12"}
+    (found,) = summarise([first, second], CELLS)
+    assert found["versions"] == {"python": "3.11, 3.12"}
+    jsonschema.validate([found], SCHEMA)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    run = Run("mine", (), ("T+KegNet",), ())
+    assert not run.done(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.json").write_text("[{")
+    for read in (lambda: run.done(tmp_path), lambda: read_runs(tmp_path)):
+        with pytest.raises(ValueError, match=r"mine/results.json is damaged .*: remove it, and run the same command"):
+            read()
 
 
 def test_command_is_a_sweep_over_the_seeds() -> None:
@@ -184,15 +219,14 @@ def test_jobs_are_what_the_product_takes(job: Job, reference_dir: Path, monkeypa
 
 
 def test_choosing_jobs() -> None:
-    def names(*cells: str, recipes: tuple[str, ...] = (), gpu: bool = False) -> set[str]:
-        return {job.cell for job in choose(all_jobs(CELLS), cells, recipes, gpu)}
+    def names(*cells: str, recipes: tuple[str, ...] = ()) -> set[str]:
+        return {job.cell for job in choose(all_jobs(CELLS), cells, recipes)}
 
     assert names("mnist_lenet/option3") == {"mnist_lenet/option3"}
     assert names("mnist_lenet") == {f"mnist_lenet/option{number}" for number in (1, 2, 3)}
-    assert not names("svhn_resnet", recipes=("paper",)) and names("svhn_resnet", recipes=("paper",), gpu=True)
     with pytest.raises(ValueError, match=r"Expected a cell out of .*mnist_lenet/option3.*, but got 'mnist'"):
         names("mnist")
-    some = choose(all_jobs(CELLS), ["mnist_lenet/option3"], ["fast"], gpu=False, kind="noise", seeds=2)
+    some = choose(all_jobs(CELLS), ["mnist_lenet/option3"], ["fast"], kind="noise", seeds=2)
     assert [(job.kind, job.seed) for job in some] == [("noise", 0), ("noise", 1)]
 
 
@@ -216,7 +250,7 @@ def test_runs_that_share_what_is_being_built_come_last(
     started: list[str] = []
     all_at_once = threading.Barrier(at_once)
 
-    def run_one(run: Run, folder: Path, threads: int) -> int:
+    def run_one(run: Run, folder: Path, threads: int, processes: Processes) -> int:
         started.append(run.name)
         if len(started) <= at_once:
             all_at_once.wait(timeout=30)  # all places are taken, also where all that is left shares what is being built
@@ -232,6 +266,84 @@ def test_without_released_weights_the_teacher_is_trained(monkeypatch: pytest.Mon
     monkeypatch.delenv("KEGNET_REFERENCE_DIR", raising=False)
     assert at_hand(CELLS["experiments"]["mnist_lenet"]["teacher"]) is None
     assert not any("teacher.weights" in part for part in SMOKE_JOBS[0].to_run(None).overrides)
+
+
+def test_a_wrong_folder_of_released_weights_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEGNET_REFERENCE_DIR", str(tmp_path))
+    assert at_hand(None) is None, "a teacher that is trained here"
+    with pytest.raises(ValueError, match=r"no teachers/mnist.pth.tar below it. Correct it, or unset it"):
+        at_hand("mnist.pth.tar")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "student.epochs"], "--set: expected KEY=VALUE, but got 'student.epochs'"),
+        (["--set", "student.epochs=1"], "say where its results shall lie, with --out FOLDER"),
+        (["--precision", "bf16-mixed"], "say where its results shall lie, with --out FOLDER"),
+        (["--smoke", "mnist_lenet"], "--smoke has cells and recipes of its own"),
+        (["--tables", "--out", "nowhere"], "There are no runs in nowhere/paper: correct --out"),
+        (["--list", "--out", "file"], "--out: expected a folder, but file is a file"),
+        (["mnist"], "Expected a cell out of "),
+    ],
+)
+def test_what_would_go_unheeded_is_refused(
+    arguments: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["reproduction", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        reproduction_main()
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_takes_a_gpu_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("KEGNET_REFERENCE_DIR", raising=False)
+    arguments = ["reproduction", "svhn_resnet", "--recipe", "paper", "--list", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert reproduction_main() == 0
+    assert capsys.readouterr().out == "12 runs take a GPU and are left out: --trainer gpu runs them, too.\n"
+    monkeypatch.setattr(sys, "argv", [*arguments, "--trainer", "gpu"])
+    assert reproduction_main() == 0
+    assert capsys.readouterr().out.count("missing") == 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_runs_stops_with_it(number: signal.Signals, tmp_path: Path) -> None:
+    product = tmp_path / "product"
+    product.write_text(
+        f"#!/bin/sh\necho $$ > {tmp_path}/pid.new\nmv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 60\n"
+    )
+    product.chmod(0o755)
+    code = (
+        "import sys; from pathlib import Path; from reproduction.runner import Run, run_missing; "
+        f"sys.executable = {str(product)!r}; run_missing([Run('mine', (), (), ())], Path({str(tmp_path)!r}), 1)"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
+    until = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    pid = int((tmp_path / "pid").read_text())
+    running.send_signal(number)
+    out, _ = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "Stopped. The same command goes on from here." in out and "stopped   mine" in out and "FAILED" not in out
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_stored_tables_are_what_the_runs_say(tmp_path: Path) -> None:
@@ -279,6 +391,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     done = subprocess.run(bad, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout.count("\nfailed: ") == len(SMOKE_JOBS)
+    assert done.stdout.count("\n    ") >= len(SMOKE_JOBS) and "colour" in done.stdout, "what the log says stands there"
     log = tmp_path / "paper" / SMOKE_JOBS[0].name / "log.txt"
     assert "colour" in log.read_text()
 
