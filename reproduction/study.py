@@ -33,6 +33,7 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
         further: Settings of every run, which replace those of the base.
     """
     runs = {}
+    method = _method(study)
     for variant, settings in study["variants"].items():
         changed = {setting.split("=", 1)[0] for setting in (*settings, *further)}
         base = [setting for setting in study["base"] if setting.split("=", 1)[0] not in changed]
@@ -40,12 +41,19 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
         for seed in range(study["seeds"]):
             for option in study["options"]:
                 overrides = (
-                    f"+experiment={study['experiment']}", f"compression={option}", f"seed={seed}", "methods=[kegnet]",
+                    f"+experiment={study['experiment']}", f"compression={option}", f"seed={seed}",
+                    "methods=[]" if method == "T" else "methods=[kegnet]",
                     *weights(teacher), *base, *settings, *further,
                 )  # fmt: skip
                 name = f"{_slug(variant)}-{option}-seed{seed}"
-                runs[variant, option, seed] = Run(name, overrides, ("T+KegNet",), (*generators, str(seed)))
+                runs[variant, option, seed] = Run(name, overrides, (method,), (*generators, str(seed)))
     return runs
+
+
+def _method(study: dict[str, Any]) -> str:
+    """Return the network a study looks at: T+KegNet, or T, the student before any training."""
+    method: str = study.get("method", "T+KegNet")
+    return method
 
 
 def _slug(text: str) -> str:
@@ -61,15 +69,15 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
         folder: Folder of the runs.
         remarks: Text that stands under the table, if there is one.
     """
-    options = study["options"]
+    options, method = study["options"], _method(study)
+    untrained = method == "T"
     lines = [f"# {study['title']}", "", study["text"].strip(), ""]
-    lines += [
-        "Accuracy in %: of one seed, or mean ± standard deviation (each seed). Entropy of the teacher's labels: nats.",
-        "",
-    ]
+    told = "" if untrained else " Entropy of the teacher's labels: nats."
+    lines += [f"Accuracy in %: of one seed, or mean ± standard deviation (each seed).{told}", ""]
     head = len(lines)
-    lines.append("| | " + " | ".join([*options, "entropy", "seconds of a student"]) + " |")
-    lines.append("| --- |" + " ---: |" * (len(options) + 2))
+    columns = ["teacher"] if untrained else ["entropy", "seconds of a student"]
+    lines.append("| | " + " | ".join([*options, *columns]) + " |")
+    lines.append("| --- |" + " ---: |" * (len(options) + len(columns)))
     commands: dict[str, None] = {}
     precisions: dict[str, set[int]] = {}
     for variant in study["variants"]:
@@ -78,16 +86,18 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
             for seed in range(study["seeds"]):
                 path = folder / runs[variant, option, seed].name / "results.json"
                 if path.exists():
-                    found[option] += [row for row in read_rows(path) if row["method"] == "T+KegNet"]
+                    found[option] += [row for row in read_rows(path) if row["method"] == method]
         every = [row for rows in found.values() for row in rows]
         cells = [_figure([100 * row["accuracy"] for row in rows]) for rows in found.values()]
         for row in every:
             precisions.setdefault(row["precision"], set()).add(row["seed"])
-        if every:
+        if every and untrained:
+            cells.append(_figure([100 * row["teacher_accuracy"] for row in found[options[0]]]))
+        elif every:
             cells.append(f"{statistics.mean(row['label_entropy'] for row in every):.3f}")
             cells.append(f"{statistics.mean(row['seconds'] for row in every):.0f}")
-            commands |= dict.fromkeys(_commands(every))
-        lines.append(f"| {variant} | " + " | ".join([*cells, *[""] * (2 if not every else 0)]) + " |")
+        commands |= dict.fromkeys(_commands(every))
+        lines.append(f"| {variant} | " + " | ".join([*cells, *[""] * (0 if every else len(columns))]) + " |")
     if len(precisions) > 1:
         told = [f"{_seeds(seeds)} in {precision}" for precision, seeds in precisions.items()]
         lines[head:head] = [f"Compare within a seed: {', '.join(told)}; seconds are of different machines.", ""]

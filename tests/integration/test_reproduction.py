@@ -453,6 +453,22 @@ def test_page_of_a_study_of_two_precisions(tmp_path: Path) -> None:
     assert ["compression=option1,option2 seed=1,2 " in command for command in commands] == [False, True]
 
 
+def test_page_of_a_study_of_teachers(tmp_path: Path) -> None:
+    study = read_studies()["pendigits_teachers"]
+    runs = runs_of(study, None)
+    run = runs["10 epochs", "option2", 0]
+    assert "methods=[]" in run.overrides and run.methods == ("T",)
+    (tmp_path / run.name).mkdir()
+    command = f"python -m kegnet_pl {' '.join(run.overrides)} hydra.run.dir=x"
+    rows = [row(method=method, accuracy=0.25, teacher_accuracy=0.9, command=command) for method in ("teacher", "T")]
+    (tmp_path / run.name / "results.json").write_text(json.dumps(rows))
+    assert run.done(tmp_path)
+    page = render_study(study, runs, tmp_path, tmp_path / "none.md")
+    assert "| | option2 | teacher |\n| --- | ---: | ---: |\n" in page and "Entropy" not in page
+    assert "| 10 epochs | 25.0 | 90.0 |" in page
+    assert "| 30 epochs | not run |  |" in page
+
+
 def test_a_study_runs_the_lines_that_are_asked_for() -> None:
     variants = read_studies()["svhn"]["variants"]
     assert choose_lines(variants, ["frozen", "student's statistics: a"]) == {
