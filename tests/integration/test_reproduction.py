@@ -481,6 +481,23 @@ def test_a_study_runs_the_lines_that_are_asked_for() -> None:
         choose_lines(variants, ["x"])
 
 
+@pytest.mark.parametrize("name", read_studies())
+def test_lines_of_a_seed_have_the_same_samples(name: str) -> None:
+    """A line is one factor away from another only where both have the same generators: see the teacher's labels."""
+    study = read_studies()[name]
+    entropies: dict[tuple[object, ...], dict[str, float]] = {}
+    for (variant, option, seed), run in runs_of(study, None).items():
+        path = RESULTS / name / run.name / "results.json"
+        if path.exists() and study.get("method") != "T":
+            found = json.loads(path.read_text())[-1]
+            drawn = [part for part in run.overrides if part.startswith(("student.samples", "student.jitter"))]
+            draws = [part for part in run.overrides if part.startswith("student.draw_norm")]
+            key = (*run.parents, seed, *drawn, *draws, found["precision"], found["dataset"])
+            entropies.setdefault(key, {})[f"{variant}, {option}"] = found["label_entropy"]
+    for key, found in entropies.items():
+        assert max(found.values()) == pytest.approx(min(found.values()), rel=1e-3), (key, found)
+
+
 def test_stored_studies_are_what_the_runs_say() -> None:
     for name, study in read_studies().items():
         page = RESULTS / f"{name.upper()}.md"
