@@ -89,8 +89,8 @@ def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: d
 
 
 def _shared(rows: Sequence[dict[str, Any]], key: str) -> Any:
-    """Return what all seeds have there; of a command, what is not the seed and not where it ran."""
-    found = {row["seed"]: _what_matters(row[key]) if key == "command" else row[key] for row in rows}
+    """Return what all seeds have there; of a command, what is neither the seed nor where it ran."""
+    found = {row["seed"]: _what_matters(row) if key == "command" else row[key] for row in rows}
     if len(set(found.values())) > 1:
         first = rows[0]
         cell = ", ".join([first["dataset"], setting(first["command"], "compression"), first["recipe"], first["method"]])
@@ -102,10 +102,12 @@ def _shared(rows: Sequence[dict[str, Any]], key: str) -> Any:
     return next(iter(found.values()))
 
 
-def _what_matters(command: str) -> str:
-    """Return a command without the seed and without where it ran."""
-    parts = shlex.split(changed(command, seed=["any"]))
-    return shlex.join(part for part in parts if not part.startswith(("trainer=", "trainer.accelerator=", "store=")))
+def _what_matters(row: dict[str, Any]) -> str:
+    """Return a row's command without the seed, where it ran, and generators where there are none."""
+    program = shlex.split(changed(row["command"], seed=["any"]))
+    unheeded = ("trainer=", "trainer.accelerator=", "store=", *([] if row["method"] == "T+KegNet" else ["generator."]))
+    arguments = sorted(part for part in program[3:] if not part.startswith(unheeded))
+    return shlex.join([*program[:3], *arguments])
 
 
 def _mean(values: Sequence[float]) -> float | None:
