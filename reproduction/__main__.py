@@ -12,6 +12,7 @@ from reproduction.commands import positive
 from reproduction.jobs import KINDS, ROOT, SMOKE_JOBS, SMOKE_SETTINGS, all_jobs, at_hand, choose, read_cells
 from reproduction.runner import run_missing, say, shown
 from reproduction.tables import write_tables
+from reproduction.teachers import keep_teachers
 
 
 def main() -> int:
@@ -62,6 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     if on_gpu and not options.tables:
         say(f"{len(on_gpu)} runs take a GPU and are left out: --trainer gpu runs them, too.")
     if not options.list:
+        keep_teachers((job for job in jobs if cells["experiments"][job.experiment]["teacher"] is None), out)
         write_tables(out, cells)
         say(f"Tables: {shown(out / 'PAPER.md')}, {shown(out / 'paper.json')}")
     return 1 if failed else 0

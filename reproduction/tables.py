@@ -38,12 +38,20 @@ def summarise(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dic
         cells: Content of ``cells.yaml``.
 
     Raises:
-        ValueError: If seeds of one network differ in more than the seed: in settings, test data or size.
+        ValueError: If seeds of one network differ in more than the seed (in settings, test data or size), or one seed
+            has two accuracies of the same network.
     """
     groups: dict[tuple[str, str, str, str], dict[int, dict[str, Any]]] = {}
     for row in rows:
         option = setting(row["command"], "compression")
-        groups.setdefault((row["dataset"], option, row["method"], row["recipe"]), {}).setdefault(row["seed"], row)
+        name = (row["dataset"], option, row["method"], row["recipe"])
+        known = groups.setdefault(name, {}).setdefault(row["seed"], row)
+        if known["accuracy"] != row["accuracy"]:
+            raise ValueError(
+                f"Expected one accuracy of {', '.join(name)}, seed {row['seed']}, but got {known['accuracy']} and "
+                f"{row['accuracy']}: runs of a seed shall have one teacher. Remove one of the two:\n"
+                f"  {known['command']}\n  {row['command']}"
+            )
     summary = []
     for experiment in cells["experiments"].values():
         for option, paper in experiment["options"].items():

@@ -17,12 +17,13 @@ import jsonschema
 import pytest
 
 from reproduction.__main__ import main as reproduction_main
-from reproduction.jobs import SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells
+from reproduction.jobs import KINDS, SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells
 from reproduction.runner import Processes, Run, run_missing
 from reproduction.study import choose_lines, read_studies, runs_of
 from reproduction.study import main as study_main
 from reproduction.study import render as render_study
 from reproduction.tables import METHODS, read_runs, render, summarise, write_tables
+from reproduction.teachers import keep_teachers
 from tests.integration.conftest import configure
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,35 @@ def test_the_same_network_counts_once() -> None:
     teacher = row(method="teacher", selection=None)
     (found,) = summarise([teacher, copy.deepcopy(teacher)], CELLS)
     assert (found["seeds"], found["seconds"]) == (1, 100.0)
+
+
+def test_two_teachers_of_one_seed_are_refused() -> None:
+    teacher = row(method="teacher", selection=None)
+    with pytest.raises(
+        ValueError, match=r"Expected one accuracy of letter, option1, teacher, paper, seed 0, but got 0\.75"
+    ):
+        summarise([teacher, teacher | {"accuracy": 0.76}], CELLS)
+
+
+def test_teachers_are_kept_once_a_seed(tmp_path: Path) -> None:
+    jobs = [Job("letter_mlp", "option1", "fast", kind, seed) for kind in KINDS for seed in (0, 1)]
+    for number, job in enumerate(jobs[:3]):
+        entry = tmp_path / "store" / f"teacher-{number}"
+        entry.mkdir(parents=True)
+        (entry / "network.safetensors").write_text(f"weights of seed {job.seed}")
+        run = tmp_path / "paper" / job.name
+        run.mkdir(parents=True)
+        (run / "results.json").write_text("[]")
+        stages = {"networks": {"teacher": {"teacher": f"../../store/teacher-{number}"}}}
+        (run / "stages.json").write_text(json.dumps(stages))
+    keep_teachers(jobs, tmp_path)
+    kept = {path.name: path.read_text() for path in (tmp_path / "teachers").iterdir()}
+    assert kept == {f"letter_mlp-seed{seed}.safetensors": f"weights of seed {seed}" for seed in (0, 1)}
+    (tmp_path / "store" / "teacher-2" / "network.safetensors").write_text("others")
+    with pytest.raises(
+        ValueError, match=r"letter_mlp-option1-fast-noise-seed0 has another one than .*seed0.safetensors"
+    ):
+        keep_teachers(jobs, tmp_path)
 
 
 def test_recipes_and_options_are_not_mixed() -> None:
