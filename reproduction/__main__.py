@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from kegnet_pl.schema import PRECISION
 from reproduction.commands import positive
 from reproduction.jobs import KINDS, ROOT, SMOKE_JOBS, SMOKE_SETTINGS, all_jobs, at_hand, choose, read_cells
 from reproduction.runner import run_missing, say, shown
@@ -24,7 +25,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=positive, help="only the first so many seeds of every row; all by default")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--trainer", default="cpu", choices=("cpu", "gpu"), help="gpu: also what is meant for one")
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), help="of every run; needs --out")
+    parser.add_argument("--precision", choices=PRECISION, help="of every run; needs --out")
     parser.add_argument("--out", type=Path, help="folder of paper.json, PAPER.md and paper/; results by default")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; needs --out"
@@ -48,24 +49,24 @@ def _run(options: argparse.Namespace) -> int:
         settings.insert(0, "trainer=gpu")
     if options.precision:
         settings.append(f"trainer.precision={options.precision}")
-    wanted = (options.cells, options.recipe, options.kind, options.seeds)
-    jobs = choose(all_jobs(cells), *wanted)
-    on_gpu = [job for job in jobs if job.gpu and options.trainer != "gpu"]
-    jobs = [job for job in jobs if job not in on_gpu]
+    chosen = choose(all_jobs(cells), options.cells, options.recipe, options.kind, options.seeds)
+    jobs = [job for job in chosen if options.trainer == "gpu" or not job.gpu]
+    left_out = len(chosen) - len(jobs)
     if options.smoke:
-        jobs, on_gpu = list(SMOKE_JOBS), []
+        jobs, left_out = list(SMOKE_JOBS), 0
         settings = [*SMOKE_SETTINGS, f"store={shown(out / 'store')}", *settings]
     runs = [job.to_run(at_hand(cells["experiments"][job.experiment]["teacher"]), settings) for job in jobs]
     if options.list:
         for run in runs:
             say(f"{'done   ' if run.done(out / 'paper') else 'missing'}  {run.name}")
     failed = [] if options.list or options.tables else run_missing(runs, out / "paper", options.jobs)
-    if on_gpu and not options.tables:
-        say(f"{len(on_gpu)} runs take a GPU and are left out: --trainer gpu runs them, too.")
-    if not options.list:
-        keep_teachers((job for job in jobs if cells["experiments"][job.experiment]["teacher"] is None), out)
-        write_tables(out, cells)
-        say(f"Tables: {shown(out / 'PAPER.md')}, {shown(out / 'paper.json')}")
+    if left_out and not options.tables:
+        say(f"{left_out} runs take a GPU and are left out: --trainer gpu runs them, too.")
+    if options.list:
+        return 0
+    keep_teachers((job for job in jobs if cells["experiments"][job.experiment]["teacher"] is None), out)
+    write_tables(out, cells)
+    say(f"Tables: {shown(out / 'PAPER.md')}, {shown(out / 'paper.json')}")
     return 1 if failed else 0
 
 

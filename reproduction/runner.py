@@ -133,7 +133,8 @@ def run_missing(runs: Sequence[Run], folder: Path, at_once: int) -> list[Run]:
     for run in failed:
         log = folder / run.name / "log.txt"
         say(f"failed: {run.name}; see {shown(log)}, which ends:")
-        for line in [line for line in log.read_text().splitlines() if line.strip()][-3:]:
+        told = [line for line in log.read_text().splitlines() if line.strip()]
+        for line in told[-3:]:
             say(f"    {line}")
     return failed
 

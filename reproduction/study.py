@@ -72,8 +72,8 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
     options, method = study["options"], _method(study)
     untrained = method == "T"
     lines = [f"# {study['title']}", "", study["text"].strip(), ""]
-    told = "" if untrained else " Entropy of the teacher's labels: nats."
-    lines += [f"Accuracy in %: of one seed, or mean ± standard deviation (each seed).{told}", ""]
+    labels = "" if untrained else " Entropy of the teacher's labels: nats."
+    lines += [f"Accuracy in %: of one seed, or mean ± standard deviation (each seed).{labels}", ""]
     head = len(lines)
     columns = ["teacher"] if untrained else ["entropy", "seconds of a student"]
     lines.append("| | " + " | ".join([*options, *columns]) + " |")

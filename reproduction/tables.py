@@ -3,7 +3,7 @@
 import json
 import shlex
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: d
     known = [row for row in counted if row.get("epochs") and row["costs"]["seconds"].get("student_training")]
     test_set, ratio = _shared(rows, "test_set"), _shared(rows, "compression_ratio")
     if rows[0]["method"] in METHODS[2:]:  # the others are made by commands of several methods
-        _shared(rows, "command")
+        _shared(rows, "command", _what_matters)
     return {
         "selection": _shared(rows, "selection"),
         "paper": paper if isinstance(paper, float) else None,
@@ -96,9 +96,13 @@ def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: d
     }
 
 
-def _shared(rows: Sequence[dict[str, Any]], key: str) -> Any:
-    """Return what all seeds have there; of a command, what is neither the seed nor where it ran."""
-    found = {row["seed"]: _what_matters(row) if key == "command" else row[key] for row in rows}
+def _shared(rows: Sequence[dict[str, Any]], key: str, read: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Return what all seeds have there; ``read`` says what of it counts.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    found = {row["seed"]: read(row) if read else row[key] for row in rows}
     if len(set(found.values())) > 1:
         first = rows[0]
         cell = ", ".join([first["dataset"], setting(first["command"], "compression"), first["recipe"], first["method"]])

@@ -1,18 +1,12 @@
 """The teachers that were trained for the tables: one a seed, kept, as another machine trains another."""
 
 import filecmp
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from reproduction.jobs import Job
 from reproduction.runner import shown
-
-
-def teacher_file(folder: Path, experiment: str, seed: int) -> Path:
-    """Return where the weights of an experiment's teacher are kept, in a folder of results."""
-    return folder / "teachers" / f"{experiment}-seed{seed}.safetensors"
 
 
 def keep_teachers(jobs: Iterable[Job], out: Path) -> None:
@@ -25,14 +19,17 @@ def keep_teachers(jobs: Iterable[Job], out: Path) -> None:
     Raises:
         ValueError: If the runs of a seed have not one teacher.
     """
+    from kegnet_pl.reporting.run_page import (
+        StageFolders,
+    )  # takes seconds to import: not where it is only asked for help
+
     for job in jobs:
-        run = out / "paper" / job.name
-        if not (run / "results.json").exists() or not (run / "stages.json").exists():
-            continue  # not run, or on another machine
-        entry = run / json.loads((run / "stages.json").read_text())["networks"]["teacher"]["teacher"]
-        weights, kept = entry / "network.safetensors", teacher_file(out, job.experiment, job.seed)
-        if not weights.exists():
-            continue  # the store is gone
+        stages = StageFolders.read(out / "paper" / job.name)
+        teacher = stages and stages.find("teacher")
+        if not teacher:
+            continue  # not run, on another machine, or its store is gone
+        weights = teacher / "network.safetensors"
+        kept = out / "teachers" / f"{job.experiment}-seed{job.seed}.safetensors"
         kept.parent.mkdir(parents=True, exist_ok=True)
         if not kept.exists():
             shutil.copyfile(weights, kept)

@@ -98,7 +98,7 @@ def test_teachers_are_kept_once_a_seed(tmp_path: Path) -> None:
         run = tmp_path / "paper" / job.name
         run.mkdir(parents=True)
         (run / "results.json").write_text("[]")
-        stages = {"networks": {"teacher": {"teacher": f"../../store/teacher-{number}"}}}
+        stages = {"config": {}, "networks": {"teacher": {"teacher": f"../../store/teacher-{number}"}}}
         (run / "stages.json").write_text(json.dumps(stages))
     keep_teachers(jobs, tmp_path)
     kept = {path.name: path.read_text() for path in (tmp_path / "teachers").iterdir()}
