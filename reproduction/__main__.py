@@ -10,10 +10,20 @@ from pathlib import Path
 
 from kegnet_pl.schema import PRECISION
 from reproduction.commands import positive
-from reproduction.jobs import KINDS, ROOT, SMOKE_JOBS, SMOKE_SETTINGS, all_jobs, at_hand, choose, read_cells
-from reproduction.runner import run_missing, say, shown
+from reproduction.jobs import (
+    KINDS,
+    ROOT,
+    SMOKE_JOBS,
+    SMOKE_SETTINGS,
+    all_jobs,
+    at_hand,
+    choose,
+    read_cells,
+    store_of,
+)
+from reproduction.runner import Run, run_missing, say, shown
 from reproduction.tables import write_tables
-from reproduction.teachers import keep_teachers
+from reproduction.teachers import hand_out_teachers, keep_teachers
 
 
 def main() -> int:
@@ -59,12 +69,16 @@ def _run(options: argparse.Namespace) -> int:
     if options.list:
         for run in runs:
             say(f"{'done   ' if run.done(out / 'paper') else 'missing'}  {run.name}")
-    failed = [] if options.list or options.tables else run_missing(runs, out / "paper", options.jobs)
+    trained = [job for job in jobs if cells["experiments"][job.experiment]["teacher"] is None]
+    failed: list[Run] = []
+    if not options.list and not options.tables:
+        hand_out_teachers(trained, out, store_of(settings))
+        failed = run_missing(runs, out / "paper", options.jobs)
     if left_out and not options.tables:
         say(f"{left_out} runs take a GPU and are left out: --trainer gpu runs them, too.")
     if options.list:
         return 0
-    keep_teachers((job for job in jobs if cells["experiments"][job.experiment]["teacher"] is None), out)
+    keep_teachers(trained, out)
     write_tables(out, cells)
     say(f"Tables: {shown(out / 'PAPER.md')}, {shown(out / 'paper.json')}")
     return 1 if failed else 0

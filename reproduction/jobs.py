@@ -91,6 +91,13 @@ def at_hand(teacher: str | None) -> str | None:
     return teacher
 
 
+def store_of(settings: Sequence[str]) -> Path:
+    """Return the store of runs: the last that their overrides name, or the product's default."""
+    named = [setting.removeprefix("store=") for setting in settings if setting.startswith("store=")]
+    config = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())
+    return Path([config["store"], *named][-1])
+
+
 SMOKE_JOBS = tuple(
     Job(experiment, option, recipe, kind, seed=0)
     for experiment, option, recipe in (

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -17,13 +18,13 @@ import jsonschema
 import pytest
 
 from reproduction.__main__ import main as reproduction_main
-from reproduction.jobs import KINDS, SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells
+from reproduction.jobs import KINDS, SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells, store_of
 from reproduction.runner import Processes, Run, run_missing
 from reproduction.study import choose_lines, read_studies, runs_of
 from reproduction.study import main as study_main
 from reproduction.study import render as render_study
 from reproduction.tables import METHODS, read_runs, render, summarise, write_tables
-from reproduction.teachers import keep_teachers
+from reproduction.teachers import hand_out_teachers, keep_teachers
 from tests.integration.conftest import configure
 
 ROOT = Path(__file__).parents[2]
@@ -89,25 +90,65 @@ def test_two_teachers_of_one_seed_are_refused() -> None:
         summarise([teacher, teacher | {"accuracy": 0.76}], CELLS)
 
 
-def test_teachers_are_kept_once_a_seed(tmp_path: Path) -> None:
+def _stage(folder: Path, mark: str, weights: str) -> None:
+    """A stage of a teacher."""
+    (folder / "logs").mkdir(parents=True)
+    (folder / "logs" / "metrics.csv").write_text("curves")
+    (folder / "network.safetensors").write_text(weights)
+    (folder / "manifest.json").write_text(json.dumps({"stage": "teacher", "fingerprint": mark}))
+
+
+def _run_of_teacher(out: Path, job: Job, stage: str) -> None:
+    """What a run leaves that found its teacher in the store."""
+    run = out / "paper" / job.name
+    run.mkdir(parents=True)
+    (run / "results.json").write_text("[]")
+    stages = {"config": {}, "networks": {"teacher": {"teacher": f"../../store/{stage}"}}}
+    (run / "stages.json").write_text(json.dumps(stages))
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_teachers_are_kept_once_a_seed_and_refused_if_they_differ(tmp_path: Path) -> None:
     jobs = [Job("letter_mlp", "option1", "fast", kind, seed) for kind in KINDS for seed in (0, 1)]
     for number, job in enumerate(jobs[:3]):
-        entry = tmp_path / "store" / f"teacher-{number}"
-        entry.mkdir(parents=True)
-        (entry / "network.safetensors").write_text(f"weights of seed {job.seed}")
-        run = tmp_path / "paper" / job.name
-        run.mkdir(parents=True)
-        (run / "results.json").write_text("[]")
-        stages = {"config": {}, "networks": {"teacher": {"teacher": f"../../store/teacher-{number}"}}}
-        (run / "stages.json").write_text(json.dumps(stages))
+        _stage(tmp_path / "store" / f"teacher-{number}", str(number), f"weights of seed {job.seed}")
+        _run_of_teacher(tmp_path, job, f"teacher-{number}")
     keep_teachers(jobs, tmp_path)
-    kept = {path.name: path.read_text() for path in (tmp_path / "teachers").iterdir()}
-    assert kept == {f"letter_mlp-seed{seed}.safetensors": f"weights of seed {seed}" for seed in (0, 1)}
+    kept = tmp_path / "teachers"
+    assert _files(kept) == [
+        f"letter_mlp-seed{seed}/{name}" for seed in (0, 1) for name in ("manifest.json", "network.safetensors")
+    ]
+    for seed in (0, 1):
+        assert (kept / f"letter_mlp-seed{seed}" / "network.safetensors").read_text() == f"weights of seed {seed}"
     (tmp_path / "store" / "teacher-2" / "network.safetensors").write_text("others")
     with pytest.raises(
-        ValueError, match=r"letter_mlp-option1-fast-noise-seed0 has another one than .*seed0.safetensors"
+        ValueError, match=r"letter_mlp-option1-fast-noise-seed0 has another one than .*letter_mlp-seed0"
     ):
         keep_teachers(jobs, tmp_path)
+
+
+def test_teachers_that_were_kept_are_found_in_a_new_store(tmp_path: Path) -> None:
+    jobs = [Job("letter_mlp", "option1", recipe, "kegnet", seed) for recipe in ("paper", "fast") for seed in (0, 1, 2)]
+    for seed in (0, 1):
+        _stage(tmp_path / "teachers" / f"letter_mlp-seed{seed}", f"mark{seed}", f"weights of seed {seed}")
+    store = tmp_path / "store"
+    _stage(store / "teacher-mark1", "mark1", "those that are there")
+    hand_out_teachers(jobs, tmp_path, store)
+    assert sorted(path.name for path in store.iterdir()) == ["teacher-mark0", "teacher-mark1"]
+    assert (store / "teacher-mark0" / "network.safetensors").read_text() == "weights of seed 0"
+    assert (store / "teacher-mark1" / "network.safetensors").read_text() == "those that are there"
+
+    (tmp_path / "teachers" / "letter_mlp-seed0" / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"letter_mlp-seed0 is damaged .*: restore it"):
+        hand_out_teachers(jobs, tmp_path, store)
+
+
+def test_store_of_runs() -> None:
+    assert store_of(["teacher.epochs=1"]) == Path("outputs/store")
+    assert store_of(["store=a", "teacher.epochs=1", "store=b=c"]) == Path("b=c")
 
 
 def test_recipes_and_options_are_not_mixed() -> None:
@@ -414,6 +455,18 @@ def test_smoke(data_dir: Path, reference_dir: Path, tmp_path: Path) -> None:
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert again.stdout.startswith("6 of 6 runs are there; 0 to do."), again.stdout
     assert len(read_runs(tmp_path / "paper")) == 6 * 3 + 3
+
+    # On another machine: the store is not there, but the teacher that was trained is.
+    shutil.rmtree(tmp_path / "store")
+    job = next(job for job in SMOKE_JOBS if job.experiment == "letter_mlp" and job.kind == "noise")
+    shutil.rmtree(tmp_path / "paper" / job.name)
+    elsewhere = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert elsewhere.returncode == 0, elsewhere.stdout + elsewhere.stderr
+    assert "teacher: found" in (tmp_path / "paper" / job.name / "log.txt").read_text()
+    assert json.loads((tmp_path / "paper.json").read_text()) == [
+        found | {"seconds": again["seconds"], "student_seconds": again["student_seconds"]}
+        for found, again in zip(rows, json.loads((tmp_path / "paper.json").read_text()), strict=True)
+    ]
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:

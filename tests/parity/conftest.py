@@ -30,6 +30,9 @@ EXPERIMENTS = {
     "svhn": "svhn_resnet",
     "fashion": "fashion_resnet",
     "mlp": "shuttle_mlp",
+    "shuttle": "shuttle_mlp",
+    "pendigits": "pendigits_mlp",
+    "letter": "letter_mlp",
 }
 
 

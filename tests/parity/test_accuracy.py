@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 
+from kegnet_pl.artefacts import load_network
 from kegnet_pl.data import RealDataModule, Split
 from kegnet_pl.evaluation import measure_accuracy
 from reproduction.jobs import ROOT, read_cells
@@ -19,8 +20,10 @@ pytestmark = pytest.mark.data
 
 def _test_split(name: str, data_dir: Path) -> Split:
     """The test split as the shipped experiment reads it."""
-    config = shipped(name, 1, f"data.root={data_dir}", "data.download=false")
-    data: RealDataModule = instantiate(config.data)
+    config = shipped(name, 1, f"data.root={data_dir}").data
+    if "download" in config:  # tables are not downloaded
+        config.download = False
+    data: RealDataModule = instantiate(config)
     data.setup()
     return data.splits["test"]
 
@@ -74,3 +77,36 @@ def test_svhn(data_dir: Path, teacher: Teachers, record_property: Record) -> Non
 
     assert len(split) >= 5_000
     assert accuracy > 92
+
+
+TRAINED = [
+    (path.name, experiment["dataset"], option, seed)
+    for name, experiment in read_cells()["experiments"].items()
+    for path in sorted((ROOT / "results" / "teachers").glob(f"{name}-seed*"))
+    for option in experiment["options"]
+    for seed in [int(path.name.removeprefix(f"{name}-seed"))]
+]
+"""The teachers that were trained for the tables: folder, data set, option, seed."""
+
+
+@pytest.mark.parametrize(("folder", "name", "option", "seed"), TRAINED)
+def test_tables(folder: str, name: str, option: str, seed: int, data_dir: Path, record_property: Record) -> None:
+    split = _test_split(name, data_dir)
+    teacher = load_network(ROOT / "results" / "teachers" / folder)
+    plan = shipped_plan(shipped(name, int(option.removeprefix("option"))))
+    accuracy = {
+        "teacher": 100 * measure_accuracy(teacher, split, batch_size=100),
+        "T": 100 * measure_accuracy(plan.apply(teacher, tuple(split.x.shape[1:])).network, split, batch_size=100),
+    }
+    record_property(f"{folder}, {option}", ", ".join(f"{key} {value:.2f} %" for key, value in accuracy.items()))
+
+    every = json.loads((ROOT / "results" / "paper.json").read_text())
+    stored = [
+        (row["recipe"], row["method"], row["values"][row["seed_list"].index(seed)])
+        for row in every
+        if (row["dataset"], row["option"]) == (name, option) and row["method"] in accuracy and seed in row["seed_list"]
+    ]
+    assert {method for _, method, _ in stored} == set(accuracy)
+    one_sample = 100 / len(split)  # which may tip over where sums are added up in another order
+    for recipe, method, value in stored:
+        assert accuracy[method] == pytest.approx(value, abs=1.01 * one_sample), f"{recipe}: {method}"
