@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
         settings.append(f"trainer.precision={options.precision}")
     chosen = choose(all_jobs(cells), options.cells, options.recipe, options.kind, options.seeds)
     jobs = [job for job in chosen if options.trainer == "gpu" or not job.gpu]
-    left_out = len(chosen) - len(jobs)
+    left_out = sum(job not in jobs and not job.to_run(None).done(out / "paper") for job in chosen)
     if options.smoke:
         jobs, left_out = list(SMOKE_JOBS), 0
         settings = [*SMOKE_SETTINGS, f"store={shown(out / 'store')}", *settings]

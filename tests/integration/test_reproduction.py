@@ -383,6 +383,12 @@ def test_what_takes_a_gpu_is_said(
     monkeypatch.setattr(sys, "argv", arguments)
     assert reproduction_main() == 0
     assert capsys.readouterr().out == "12 runs take a GPU and are left out: --trainer gpu runs them, too.\n"
+    there = tmp_path / "paper" / "svhn_resnet-option1-paper-kegnet-seed0"
+    there.mkdir(parents=True)
+    (there / "results.json").write_text(json.dumps([row()]))
+    assert reproduction_main() == 0
+    assert capsys.readouterr().out.startswith("11 runs take a GPU"), "those that are there are not missing"
+    (there / "results.json").unlink()
     monkeypatch.setattr(sys, "argv", [*arguments, "--trainer", "gpu"])
     assert reproduction_main() == 0
     assert capsys.readouterr().out.count("missing") == 12
