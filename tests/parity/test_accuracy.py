@@ -18,9 +18,9 @@ Record = Callable[[str, object], None]
 pytestmark = pytest.mark.data
 
 
-def _test_split(name: str, data_dir: Path) -> Split:
-    """The test split as the shipped experiment reads it."""
-    config = shipped(name, 1, f"data.root={data_dir}").data
+def _test_split(name: str, data_dir: Path, seed: int = 0) -> Split:
+    """The test split as the shipped experiment reads it; the seed says what is split off."""
+    config = shipped(name, 1, f"data.root={data_dir}", f"seed={seed}").data
     if "download" in config:  # tables are not downloaded
         config.download = False
     data: RealDataModule = instantiate(config)
@@ -91,7 +91,7 @@ TRAINED = [
 
 @pytest.mark.parametrize(("folder", "name", "option", "seed"), TRAINED)
 def test_tables(folder: str, name: str, option: str, seed: int, data_dir: Path, record_property: Record) -> None:
-    split = _test_split(name, data_dir)
+    split = _test_split(name, data_dir, seed)
     teacher = load_network(ROOT / "results" / "teachers" / folder)
     plan = shipped_plan(shipped(name, int(option.removeprefix("option"))))
     accuracy = {
@@ -109,4 +109,4 @@ def test_tables(folder: str, name: str, option: str, seed: int, data_dir: Path, 
     assert {method for _, method, _ in stored} == set(accuracy)
     one_sample = 100 / len(split)  # which may tip over where sums are added up in another order
     for recipe, method, value in stored:
-        assert accuracy[method] == pytest.approx(value, abs=1.01 * one_sample), f"{recipe}: {method}"
+        assert accuracy[method] == pytest.approx(value, abs=one_sample + 0.001), f"{recipe}: {method}"
