@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
+from kegnet_pl.errors import first_line
 from reproduction.runner import Run
 
 ROOT = Path(__file__).parents[1]
@@ -92,10 +95,24 @@ def at_hand(teacher: str | None) -> str | None:
 
 
 def store_of(settings: Sequence[str]) -> Path:
-    """Return the store of runs: the last that their overrides name, or the product's default."""
-    named = [setting.removeprefix("store=") for setting in settings if setting.startswith("store=")]
-    config = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())
-    return Path([config["store"], *named][-1])
+    """Return the store of runs: the last that their overrides name, or the product's default.
+
+    Raises:
+        ValueError: If Hydra cannot read an override of it, or if it is not a plain path.
+    """
+    store = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())["store"]
+    for text in settings:
+        if not text.startswith("store="):
+            continue
+        try:
+            store = OverridesParser.create().parse_override(text).value()
+        except HydraException as error:
+            raise ValueError(f"--set {text}: Hydra cannot read it ({first_line(error)}).") from error
+        if not isinstance(store, str) or "${" in store:
+            raise ValueError(
+                f"--set {text}: expected the path of a folder, as teachers are put there before runs begin."
+            )
+    return Path(store)
 
 
 SMOKE_JOBS = tuple(

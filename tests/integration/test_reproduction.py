@@ -148,7 +148,14 @@ def test_teachers_that_were_kept_are_found_in_a_new_store(tmp_path: Path) -> Non
 
 def test_store_of_runs() -> None:
     assert store_of(["teacher.epochs=1"]) == Path("outputs/store")
-    assert store_of(["store=a", "teacher.epochs=1", "store=b=c"]) == Path("b=c")
+    assert store_of(["store=a", "teacher.epochs=1", "store='b c'"]) == Path("b c")
+    for setting, why in (
+        ("store=a=b", "Hydra cannot read it"),
+        ("store=${data.root}/store", "path of a folder"),
+        ("store=a,b", "path of a folder"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            store_of([setting])
 
 
 def test_recipes_and_options_are_not_mixed() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
 from kegnet_pl.weights import load_weights
+from reproduction.jobs import read_cells
 
 Teachers = Callable[[str], nn.Module]
 
@@ -25,15 +26,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "fashion": lambda: ResNet14(channels=1),
 }
 
-EXPERIMENTS = {
-    "mnist": "mnist_lenet",
-    "svhn": "svhn_resnet",
-    "fashion": "fashion_resnet",
-    "mlp": "shuttle_mlp",
-    "shuttle": "shuttle_mlp",
-    "pendigits": "pendigits_mlp",
-    "letter": "letter_mlp",
-}
+EXPERIMENTS = {cells["dataset"]: name for name, cells in read_cells()["experiments"].items()} | {"mlp": "shuttle_mlp"}
+"""Data set, or what the reference tensors of an MLP are called -> experiment."""
 
 
 @functools.cache
