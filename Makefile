@@ -37,7 +37,7 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix src tests benchmarks reproduction
 	$(BIN)/ruff format src tests benchmarks reproduction
 
-types: $(READY) ## Check types
+types: $(READY) ## Check types (not of tests)
 	$(BIN)/mypy
 
 check: lint types test ## What CI runs

@@ -67,7 +67,9 @@ class Case(Experiment):
                 for layer, ranks in found.items()
                 if any(rule.matches(layer) for rule in rules)
             ]
-        return CompressionPlan(rules, None, plan["when_larger"]).apply(self.teacher(), self.input_shape).network
+        plan_of_case = CompressionPlan(rules, None, plan["when_larger"])
+        small: nn.Module = plan_of_case.apply(self.teacher(), self.input_shape).network
+        return small
 
 
 def make_case(network: str) -> Case:

@@ -52,7 +52,7 @@ class DirectGenerator:
         flat = x.flatten(1)
         d_x = (flat[:, None] - flat[None]).abs().mean(dim=2)
         diversity = torch.exp(-(d_z * d_x).mean())
-        loss = classifier + self.alpha * decoder + self.beta * diversity
+        loss: Tensor = classifier + self.alpha * decoder + self.beta * diversity
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -228,12 +228,12 @@ def count_operations(task: Task) -> int:
     if task.work == "draw":
         with torch.no_grad(), counter:
             case.generator().eval()(z, y)
-        return int(counter.get_total_flops()) * task.samples // size
+        return int(counter.get_total_flops() * task.samples // size)
     batch = case.config["student"]["batch_size"]
     student = case.student().train()
     with counter:
         student(torch.randn(batch, *case.input_shape)).sum().backward()
-    return int(counter.get_total_flops()) * task.samples // batch
+    return int(counter.get_total_flops() * task.samples // batch)
 
 
 def measure_rate(device: str, precision: str) -> float:
