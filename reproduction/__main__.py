@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     trained = [job for job in jobs if cells["experiments"][job.experiment]["teacher"] is None]
     failed: list[Run] = []
     if not options.list and not options.tables:
-        missing = [job for job in trained if not job.to_run(None).done(out / "paper")]
+        missing = [(job.experiment, job.seed) for job in trained if not job.to_run(None).done(out / "paper")]
         hand_out_teachers(missing, out, store_of(settings))
         failed = run_missing(runs, out / "paper", options.jobs)
     if left_out and not options.tables:

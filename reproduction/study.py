@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 
 from reproduction.commands import changed, positive, setting
-from reproduction.jobs import ROOT, at_hand, weights
+from reproduction.jobs import ROOT, at_hand, store_of, weights
 from reproduction.runner import Run, read_rows, run_missing, say, shown
+from reproduction.teachers import hand_out_teachers
 
 
 def read_studies() -> dict[str, Any]:
@@ -183,8 +184,11 @@ def _run(study: dict[str, Any], options: argparse.Namespace) -> int:
         if options.only:
             chosen = choose_lines(study["variants"], options.only)
             order = [key for key in order if key[0] in chosen]
-        wanted = [runs[key] for key in order if options.seeds is None or key[2] < options.seeds]
-        failed = run_missing(wanted, results / options.study, options.jobs)
+        order = [key for key in order if options.seeds is None or key[2] < options.seeds]
+        folder = results / options.study
+        missing = [(study["experiment"], key[2]) for key in order if not runs[key].done(folder)]
+        hand_out_teachers(missing, results, store_of([]))
+        failed = run_missing([runs[key] for key in order], folder, options.jobs)
     page = results / f"{options.study.upper()}.md"
     page.write_text(render(study, runs, results / options.study, results / "remarks" / f"{options.study}.md"))
     say(f"Written: {shown(page)}")

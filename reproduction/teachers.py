@@ -36,7 +36,7 @@ def keep_teachers(jobs: Iterable[Job], out: Path) -> None:
         teacher = stages and stages.find("teacher")
         if not teacher:
             continue  # not run, on another machine, or its store is gone
-        kept = _place(job, out)
+        kept = _place(out, job.experiment, job.seed)
         if not kept.exists():
             _copy(teacher, kept)
         elif not filecmp.cmp(teacher / WEIGHTS, kept / WEIGHTS, shallow=False):
@@ -46,18 +46,18 @@ def keep_teachers(jobs: Iterable[Job], out: Path) -> None:
             )
 
 
-def hand_out_teachers(jobs: Iterable[Job], out: Path, store: Path) -> None:
+def hand_out_teachers(wanted: Iterable[tuple[str, int]], out: Path, store: Path) -> None:
     """Copy the teachers that were kept into a store that lacks them, where runs find them.
 
     Args:
-        jobs: Those whose teachers are trained by the run itself.
+        wanted: Experiment and seed of the runs to come.
         out: Folder of results, with ``teachers/``.
         store: The runs' store. A teacher that was trained with other settings or data lies in it unused.
 
     Raises:
         ValueError: If a teacher that was kept is damaged.
     """
-    for kept in dict.fromkeys(_place(job, out) for job in jobs):
+    for kept in (_place(out, *key) for key in dict.fromkeys(wanted)):
         if not kept.exists():
             continue
         try:
@@ -71,8 +71,8 @@ def hand_out_teachers(jobs: Iterable[Job], out: Path, store: Path) -> None:
             _copy(kept, entry)
 
 
-def _place(job: Job, out: Path) -> Path:
-    return out / "teachers" / f"{job.experiment}-seed{job.seed}"
+def _place(out: Path, experiment: str, seed: int) -> Path:
+    return out / "teachers" / f"{experiment}-seed{seed}"
 
 
 def _copy(stage: Path, to: Path) -> None:

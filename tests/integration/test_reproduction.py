@@ -131,19 +131,39 @@ def test_teachers_are_kept_once_a_seed_and_refused_if_they_differ(tmp_path: Path
 
 
 def test_teachers_that_were_kept_are_found_in_a_new_store(tmp_path: Path) -> None:
-    jobs = [Job("letter_mlp", "option1", recipe, "kegnet", seed) for recipe in ("paper", "fast") for seed in (0, 1, 2)]
+    wanted = [("letter_mlp", seed) for seed in (0, 1, 2, 0)]
     for seed in (0, 1):
         _stage(tmp_path / "teachers" / f"letter_mlp-seed{seed}", f"mark{seed}", f"weights of seed {seed}")
     store = tmp_path / "store"
     _stage(store / "teacher-mark1", "mark1", "those that are there")
-    hand_out_teachers(jobs, tmp_path, store)
+    hand_out_teachers(wanted, tmp_path, store)
     assert sorted(path.name for path in store.iterdir()) == ["teacher-mark0", "teacher-mark1"]
     assert (store / "teacher-mark0" / "network.safetensors").read_text() == "weights of seed 0"
     assert (store / "teacher-mark1" / "network.safetensors").read_text() == "those that are there"
 
     (tmp_path / "teachers" / "letter_mlp-seed0" / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"letter_mlp-seed0 is damaged .*: restore it"):
-        hand_out_teachers(jobs, tmp_path, store)
+        hand_out_teachers(wanted, tmp_path, store)
+
+
+def test_a_study_finds_the_teachers_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reproduction.study.ROOT", tmp_path)
+    monkeypatch.setattr("reproduction.study.store_of", lambda settings: tmp_path / "store")
+    seen = []
+    monkeypatch.setattr(
+        "reproduction.study.run_missing",
+        lambda runs, folder, jobs: seen.append(sorted(path.name for path in (tmp_path / "store").iterdir())) or [],
+    )
+    for seed in (0, 1, 2):
+        _stage(tmp_path / "results" / "teachers" / f"letter_mlp-seed{seed}", f"mark{seed}", "weights")
+    done = tmp_path / "results" / "letter" / "fast-option1-seed0"
+    done.mkdir(parents=True)
+    (done / "results.json").write_text(json.dumps([{"method": "T+KegNet"}]))
+
+    monkeypatch.setattr(sys, "argv", ["study", "letter", "--only", "fast", "--seeds", "2"])
+    monkeypatch.setattr("reproduction.study.render", lambda *args: "")
+    assert study_main() == 0
+    assert seen == [["teacher-mark1"]]  # seed 0 is there, seed 2 is not wanted
 
 
 def test_store_of_runs() -> None:
