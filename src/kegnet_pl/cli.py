@@ -35,12 +35,13 @@ def _run(cfg: DictConfig) -> float | None:
     try:
         return _run_job(cfg, folder)
     except KeyboardInterrupt:
-        offline = f" W&B runs so far: wandb sync {folder}/wandb/offline-run-*" if (folder / "wandb").is_dir() else ""
-        _leave(
-            f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to go on from "
-            f"where this one was.{offline}",
-            code=130,
-        )
+        _stop(cfg, folder, code=130)
+    except SystemExit as stop:
+        from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+        if not isinstance(stop, SIGTERMException):
+            raise
+        _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
     except Exception as error:
         # Our own checks say what to do, and a traceback would hide it.
         ours = isinstance(error, UserError | ValueError | FileNotFoundError)
@@ -93,6 +94,15 @@ def _say_how_short(config: dict[str, Any]) -> None:
             f"steps. Schedules for a network of your own are in README: schedule=batch_norm for images and a teacher "
             f"with batch norm, schedule=mnist_lenet recipe=fast without, schedule=table_mlp recipe=fast for rows."
         )
+
+
+def _stop(cfg: DictConfig, folder: Path, code: int) -> None:
+    offline = f" W&B runs so far: wandb sync {folder}/wandb/offline-run-*" if (folder / "wandb").is_dir() else ""
+    _leave(
+        f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to go on from "
+        f"where this one was.{offline}",
+        code,
+    )
 
 
 def _leave(message: str, code: int) -> None:

@@ -235,7 +235,10 @@ def test_a_sweep_over_several_processes_is_refused(command: Command) -> None:
     assert "1 of 2 runs finished" in swept.stdout and "one process a job in a sweep" in swept.stderr
 
 
-def test_ctrl_c_keeps_finished_stages_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_keeps_finished_stages_and_says_how_to_go_on(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
     arguments = [FAST, "methods=[kegnet]", "generator.epochs=500", "teacher.epochs=1"]
     running = subprocess.Popen(
         [sys.executable, "-m", "kegnet_pl", *arguments],
@@ -252,9 +255,9 @@ def test_ctrl_c_keeps_finished_stages_and_says_how_to_go_on(tmp_path: Path) -> N
     while not list(begun.glob(".generators-*/checkpoints/generator_0/resume.ckpt")):
         assert time.monotonic() < deadline and running.poll() is None
         time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     out, err = running.communicate(timeout=60)
-    assert running.returncode == 130, out + err
+    assert running.returncode == code, out + err
     assert "run the same command again" in err and "Traceback" not in err
     assert [path.name.split("-")[0] for path in sorted(begun.glob("[!.]*"))] == ["compression", "teacher"]
 
