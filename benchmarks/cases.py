@@ -67,8 +67,8 @@ class Case(Experiment):
                 for layer, ranks in found.items()
                 if any(rule.matches(layer) for rule in rules)
             ]
-        plan_of_case = CompressionPlan(rules, None, plan["when_larger"])
-        small: nn.Module = plan_of_case.apply(self.teacher(), self.input_shape).network
+        compression = CompressionPlan(rules, None, plan["when_larger"])
+        small: nn.Module = compression.apply(self.teacher(), self.input_shape).network
         return small
 
 

@@ -177,6 +177,7 @@ def _run(study: dict[str, Any], options: argparse.Namespace) -> int:
     further = [f"trainer.precision={options.precision}"] if options.precision else []
     runs = runs_of(study, at_hand(study["teacher"]), further)
     results = ROOT / "results"
+    folder = results / options.study
     failed = []
     if not options.tables:
         # All variants with one seed, then with the next: a study that is stopped has something of everything.
@@ -185,12 +186,11 @@ def _run(study: dict[str, Any], options: argparse.Namespace) -> int:
             chosen = choose_lines(study["variants"], options.only)
             order = [key for key in order if key[0] in chosen]
         order = [key for key in order if options.seeds is None or key[2] < options.seeds]
-        folder = results / options.study
         missing = [(study["experiment"], key[2]) for key in order if not runs[key].done(folder)]
         hand_out_teachers(missing, results, store_of([]))
         failed = run_missing([runs[key] for key in order], folder, options.jobs)
     page = results / f"{options.study.upper()}.md"
-    page.write_text(render(study, runs, results / options.study, results / "remarks" / f"{options.study}.md"))
+    page.write_text(render(study, runs, folder, results / "remarks" / f"{options.study}.md"))
     say(f"Written: {shown(page)}")
     return 1 if failed else 0
 
