@@ -21,7 +21,7 @@ from reproduction.jobs import (
     read_cells,
     store_of,
 )
-from reproduction.runner import Run, run_missing, say, shown
+from reproduction.runner import Run, as_value, run_missing, say, shown
 from reproduction.tables import write_tables
 from reproduction.teachers import hand_out_teachers, keep_teachers
 
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     left_out = sum(job not in jobs and not job.to_run(None).done(out / "paper") for job in chosen)
     if options.smoke:
         jobs, left_out = list(SMOKE_JOBS), 0
-        settings = [*SMOKE_SETTINGS, f"store={shown(out / 'store')}", *settings]
+        settings = [*SMOKE_SETTINGS, f"store={as_value(out / 'store')}", *settings]
     runs = [job.to_run(at_hand(cells["experiments"][job.experiment]["teacher"]), settings) for job in jobs]
     if options.list:
         for run in runs:

@@ -15,6 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
 
 @dataclass(frozen=True)
 class Run:
@@ -147,7 +151,7 @@ def run_one(run: Run, folder: Path, threads: int, processes: Processes) -> int:
     say(f"started   {run.name}")
     with (mine / "log.txt").open("a") as log:
         code = processes.run(
-            [sys.executable, "-m", "kegnet_pl", *run.overrides, f"hydra.run.dir={shown(mine)}"],
+            [sys.executable, "-m", "kegnet_pl", *run.overrides, f"hydra.run.dir={as_value(mine)}"],
             log,
             {"OMP_NUM_THREADS": str(threads), **os.environ},
         )
@@ -160,6 +164,17 @@ def shown(path: Path) -> Path:
     """Return a path as seen from the folder the user is in, where it is below it."""
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def as_value(path: Path) -> str:
+    """Return a path as the value of a Hydra override: in quotes where Hydra could not read it without."""
+    text = str(shown(path))
+    try:
+        if OverridesParser.create().parse_override(f"path={text}").value() == text:
+            return text
+    except HydraException:
+        pass
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def say(line: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from reproduction.__main__ import main as reproduction_main
 from reproduction.jobs import KINDS, SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells, store_of
-from reproduction.runner import Processes, Run, run_missing
+from reproduction.runner import Processes, Run, as_value, run_missing
 from reproduction.study import choose_lines, read_studies, runs_of
 from reproduction.study import main as study_main
 from reproduction.study import render as render_study
@@ -503,14 +503,24 @@ def test_smoke(data_dir: Path, reference_dir: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    bad = [sys.executable, "-m", "reproduction", "--smoke", "--out", str(tmp_path), "--set", "student.colour=red"]
+    folder = tmp_path / "Läufe (1), it's"  # Hydra cannot read it unquoted
+    bad = [sys.executable, "-m", "reproduction", "--smoke", "--out", str(folder), "--set", "student.colour=red"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KEGNET")}
     done = subprocess.run(bad, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout.count("\nfailed: ") == len(SMOKE_JOBS)
     assert done.stdout.count("\n    ") >= len(SMOKE_JOBS) and "colour" in done.stdout, "what the log says stands there"
-    log = tmp_path / "paper" / SMOKE_JOBS[0].name / "log.txt"
+    log = folder / "paper" / SMOKE_JOBS[0].name / "log.txt"
     assert "colour" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    "folder", ["plain/store", "runs (1)", "Müller", "it's", "a,b", "[x", "a=b", "2024", "null", "back\\slash'\\"]
+)
+def test_a_folder_is_a_value_that_hydra_reads(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert store_of([f"store={as_value(Path(folder))}"]) == Path(folder)
+    assert (as_value(Path(folder)) == folder) == (folder == "plain/store")
 
 
 @pytest.mark.parametrize("name", read_studies())
