@@ -10,7 +10,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from kegnet_pl.errors import first_line
+from kegnet_pl.runtime.errors import first_line
 from reproduction.runner import Run
 
 ROOT = Path(__file__).parents[1]

@@ -8,14 +8,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from kegnet_pl.errors import ConfigError, first_line
+from kegnet_pl.runtime.errors import ConfigError, first_line
 
 RESUME = ("auto", "never", "require")
 METHODS = ("uniform", "normal", "kegnet")
 SELECTION = ("last", "synthetic", "real")
 PRECISION = ("32-true", "bf16-mixed", "16-mixed")
 NORM = ("batch", "running")
-LR_SCHEDULE = ("constant", "cosine")
+LR_SCHEDULER = ("constant", "cosine")
 STUDENT_NORM = ("batch", "frozen", "adapt")
 
 _EPOCHS = "how long is teacher.epochs, generator.epochs and student.epochs"
@@ -131,10 +131,10 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"Expected `store` to be a folder, but got {c.value('store')!r}.")
     if c.value("sweep") is not None and not isinstance(c.value("sweep"), str):
         raise ConfigError(f"Expected `sweep` to be a name or null, but got {c.value('sweep')!r}.")
-    methods = c.value("methods")
+    methods = c.value("sources")
     listed = isinstance(methods, list) and all(method in METHODS for method in methods)
     if not listed or len(set(methods)) != len(methods):
-        raise ConfigError(f"Expected `methods` to be a list of some of {', '.join(METHODS)}, but got {methods!r}.")
+        raise ConfigError(f"Expected `sources` to be a list of some of {', '.join(METHODS)}, but got {methods!r}.")
 
     shape = c.value("data.input_shape")
     whole = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
@@ -156,18 +156,18 @@ def check(config: Mapping[str, Any]) -> None:
         c.whole(f"generator.{name}", 1)
     c.whole("generator.seed", 0)
     for part in ("generator", "student"):
-        c.choice(f"{part}.lr_schedule", LR_SCHEDULE)
+        c.choice(f"{part}.lr_scheduler", LR_SCHEDULER)
         for name in ("compile", "cuda_graphs"):
             c.choice(f"{part}.{name}", (True, False))
     c.choice("generator.teacher_norm", NORM)
     c.choice("generator.teacher_dropout", (True, False))
-    c.choice("generator.training", ("auto", "together", "one_by_one"))
+    c.choice("generator.parallel", ("auto", "vmap", "sequential"))
     trainer = c.value("trainer")
     clips_by_norm = trainer.get("gradient_clip_val") is not None and trainer.get("gradient_clip_algorithm") != "value"
-    if c.value("generator.training") == "together" and c.value("generator.count") > 1 and clips_by_norm:
+    if c.value("generator.parallel") == "vmap" and c.value("generator.count") > 1 and clips_by_norm:
         raise ConfigError(
-            "Expected `trainer.gradient_clip_algorithm` to be value beside generator.training=together, as a norm "
-            "would be taken over all generators. Set it, or generator.training=one_by_one."
+            "Expected `trainer.gradient_clip_algorithm` to be value beside generator.parallel=vmap, as a norm "
+            "would be taken over all generators. Set it, or generator.parallel=sequential."
         )
     objective = c.value("generator.objective")
     if not isinstance(objective, Mapping):
@@ -194,16 +194,16 @@ def check(config: Mapping[str, Any]) -> None:
     for name in ("temperature", "lr"):
         c.number(f"student.baselines.{name}", above=0)
     c.choice("student.shuffle", (True, False))
-    c.choice("student.fresh", (True, False))
+    c.choice("student.resample_each_epoch", (True, False))
     c.choice("student.norm", STUDENT_NORM)
-    c.choice("student.draw_norm", NORM)
-    c.number("student.jitter", least=0)
+    c.choice("student.sampling_norm", NORM)
+    c.number("student.noise_std", least=0)
     c.choice("student.dropout", (True, False))
-    c.number("student.features.weight", least=0)
-    layers = c.value("student.features.layers")
+    c.number("student.feature_distillation.weight", least=0)
+    layers = c.value("student.feature_distillation.layers")
     if layers is not None and not (isinstance(layers, list) and layers and all(isinstance(x, str) for x in layers)):
         raise ConfigError(
-            f"Expected `student.features.layers` to be a list of patterns of layer names, or null, but got {layers!r}."
+            f"Expected `student.feature_distillation.layers` to be a list of patterns of layer names, or null, but got {layers!r}."
         )
     selection = c.value("student.selection")
     if c.value("student.patience") is not None and selection == "last":

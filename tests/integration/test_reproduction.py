@@ -36,7 +36,7 @@ CELLS = read_cells()
 def row(**changes: Any) -> dict[str, Any]:
     """A row of a finished run, as results.json has it."""
     costs = {"teacher_training": 100.0, "generator_training": 20.0, "student_training": 3.0, "evaluation": 7.0}
-    command = "python -m kegnet_pl +experiment=letter_mlp compression=option1 recipe=paper seed=0 'methods=[kegnet]'"
+    command = "python -m kegnet_pl +experiment=letter_mlp compression=option1 recipe=paper seed=0 'sources=[kegnet]'"
     return {
         "dataset": "letter", "method": "T+KegNet", "recipe": "paper", "seed": 0, "accuracy": 0.75, "selection": "real",
         "test_set": "letter: 4,000 test samples", "compression_ratio": 4.13, "precision": "32-true",
@@ -225,7 +225,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_command_is_a_sweep_over_the_seeds() -> None:
     (found,) = summarise(seeds(0.75, 0.77), CELLS)
     assert found["command"] == (
-        "python -m kegnet_pl -m +experiment=letter_mlp compression=option1 recipe=paper seed=0,1 'methods=[kegnet]'"
+        "python -m kegnet_pl -m +experiment=letter_mlp compression=option1 recipe=paper seed=0,1 'sources=[kegnet]'"
     )
     (single,) = summarise(seeds(0.75), CELLS)
     assert " -m kegnet_pl +experiment" in single["command"] and "hydra" not in single["command"]
@@ -584,7 +584,7 @@ def test_page_of_a_study_of_teachers(tmp_path: Path) -> None:
     study = read_studies()["pendigits_teachers"]
     runs = runs_of(study, None)
     run = runs["10 epochs", "option2", 0]
-    assert "methods=[]" in run.overrides and run.methods == ("T",)
+    assert "sources=[]" in run.overrides and run.methods == ("T",)
     (tmp_path / run.name).mkdir()
     command = f"python -m kegnet_pl {' '.join(run.overrides)} hydra.run.dir=x"
     rows = [row(method=method, accuracy=0.25, teacher_accuracy=0.9, command=command) for method in ("teacher", "T")]
@@ -617,8 +617,8 @@ def test_lines_of_a_seed_have_the_same_samples(name: str) -> None:
         path = RESULTS / name / run.name / "results.json"
         if path.exists() and study.get("method") != "T":
             found = json.loads(path.read_text())[-1]
-            drawn = [part for part in run.overrides if part.startswith(("student.samples", "student.jitter"))]
-            draws = [part for part in run.overrides if part.startswith("student.draw_norm")]
+            drawn = [part for part in run.overrides if part.startswith(("student.samples", "student.noise_std"))]
+            draws = [part for part in run.overrides if part.startswith("student.sampling_norm")]
             key = (*run.parents, seed, *drawn, *draws, found["precision"], found["dataset"])
             entropies.setdefault(key, {})[f"{variant}, {option}"] = found["label_entropy"]
     for key, found in entropies.items():

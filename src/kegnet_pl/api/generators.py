@@ -10,8 +10,16 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from kegnet_pl.api.drawing import Generators
-from kegnet_pl.api.fitting import (
+from kegnet_pl.api.sampling import Generators
+from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
+from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, StackedModule, TeacherNorm, count_classes
+from kegnet_pl.networks.execution import teacher_for
+from kegnet_pl.networks.validation import check_generator
+from kegnet_pl.runtime.devices import Device, find_device
+from kegnet_pl.runtime.seeds import derive_seed
+from kegnet_pl.training import GeneratorModule
+from kegnet_pl.training.base import LRSchedulerName
+from kegnet_pl.training.fit import (
     check_counts,
     check_numbers,
     fit_quietly,
@@ -19,19 +27,11 @@ from kegnet_pl.api.fitting import (
     seeded,
     to_shape,
 )
-from kegnet_pl.devices import Device, find_device
-from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
-from kegnet_pl.modules import GeneratorModule
-from kegnet_pl.modules.base import LRSchedule
-from kegnet_pl.modules.together import find_obstacle, wants_together
-from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, StackedModule, TeacherNorm, count_classes
-from kegnet_pl.networks.answers import check_generator
-from kegnet_pl.progress import StageProgress, make_console
-from kegnet_pl.seeds import derive_seed
-from kegnet_pl.stages.generators import teacher_for
+from kegnet_pl.training.progress import StageProgress, make_console
+from kegnet_pl.training.vectorization import should_vectorize, vectorization_error
 
 Terms = Mapping[str, float]
-Training = Literal["auto", "together", "one_by_one"]
+Training = Literal["auto", "vmap", "sequential"]
 
 
 def train_generators(
@@ -43,7 +43,7 @@ def train_generators(
     steps_per_epoch: int = 50,
     batch_size: int = 256,
     lr: float = 1e-3,
-    lr_schedule: LRSchedule = "constant",
+    lr_scheduler: LRSchedulerName = "constant",
     objective: GeneratorObjective | Terms | None = None,
     noise_dim: int = 10,
     make_generator: Callable[[], nn.Module] | None = None,
@@ -69,7 +69,7 @@ def train_generators(
         steps_per_epoch: Optimiser steps of an epoch.
         batch_size: Samples of a step.
         lr: Adam's learning rate.
-        lr_schedule: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
+        lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
         objective: Weights of the terms ``classifier``, ``decoder``, ``diversity`` and ``statistics``, or one of your
             own; None for the paper's: 1, 1 and 1, without diversity for rows of features.
         noise_dim: Dimensions of the noise.
@@ -77,7 +77,7 @@ def train_generators(
         make_decoder: Returns a new decoder from samples to noise.
         teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.
         teacher_dropout: Whether the teacher's dropout stays on, as in the paper's release.
-        training: ``"together"``, as one batch of networks; ``"one_by_one"``; ``"auto"``: together on a GPU and for rows
+        training: ``"vmap"``, as one batch of networks; ``"sequential"``; ``"auto"``: together on a GPU and for rows
             of features, where torch can vectorise them.
         seed: All random numbers derive from it.
         device: Where to train; ``"auto"``: a GPU if there is one.
@@ -133,18 +133,18 @@ def train_generators(
             steps_per_epoch=steps_per_epoch,
             teacher_norm=teacher_norm,
             teacher_dropout=teacher_dropout,
-            lr_schedule=lr_schedule,
+            lr_scheduler=lr_scheduler,
             seed=seed,
             index=index,
         )
 
-    together = wants_together(training, count, where, input_shape)
+    together = should_vectorize(training, count, where, input_shape)
     if together:
-        obstacle = find_obstacle(lambda: make_module(pairs[:2], 0))
-        if obstacle is not None and training == "together":
+        obstacle = vectorization_error(lambda: make_module(pairs[:2], 0))
+        if obstacle is not None and training == "vmap":
             raise ValueError(
-                f"Expected generators, teacher and losses that torch can vectorise beside training='together', but: "
-                f"{obstacle.rstrip('.')}. Use training='one_by_one'."
+                f"Expected generators, teacher and losses that torch can vectorise beside parallel='vmap', but: "
+                f"{obstacle.rstrip('.')}. Use parallel='sequential'."
             )
         together = obstacle is None
     fits = [list(range(count))] if together else [[index] for index in range(count)]

@@ -11,19 +11,19 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from kegnet_pl.api.drawing import SyntheticDataset
-from kegnet_pl.api.fitting import check_counts, check_numbers, fit_quietly, to_shape
+from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
-from kegnet_pl.devices import Device, find_device
-from kegnet_pl.errors import first_line
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.modules import Hints, StudentModule
-from kegnet_pl.modules.base import LRSchedule
 from kegnet_pl.networks import adapt_norm, count_classes, lacks_statistics, layers_named, prefer_channels_last
-from kegnet_pl.networks.answers import FORWARD_ERRORS, check_trainable
-from kegnet_pl.progress import StageProgress, make_console
-from kegnet_pl.stages.student import ADAPTING_SAMPLES
+from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES
+from kegnet_pl.networks.validation import FORWARD_ERRORS, check_trainable
+from kegnet_pl.runtime.devices import Device, find_device
+from kegnet_pl.runtime.errors import first_line
+from kegnet_pl.training import FeatureDistillation, StudentModule
+from kegnet_pl.training.base import LRSchedulerName
+from kegnet_pl.training.fit import check_counts, check_numbers, fit_quietly, to_shape
+from kegnet_pl.training.progress import StageProgress, make_console
 
 Norm = Literal["batch", "frozen", "adapt"]
 
@@ -48,7 +48,7 @@ def compress(
         when_larger: What to do with a layer that its factorisation would enlarge.
 
     Returns:
-        ``network``, the smaller one, and ``ledger``, what every layer cost before and after.
+        ``network``, the smaller one, and ``report``, what every layer cost before and after.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
@@ -70,20 +70,20 @@ def compress(
     return compressed
 
 
-def distil(
+def distill(
     student: nn.Module,
     data: SyntheticDataset,
     *,
     epochs: int = 8,
     batch_size: int = 128,
     lr: float = 1e-3,
-    lr_schedule: LRSchedule = "constant",
+    lr_scheduler: LRSchedulerName = "constant",
     temperature: float = 4.0,
     norm: Norm = "batch",
     dropout: bool = True,
-    features: float = 0.0,
-    feature_layers: Sequence[str] | None = None,
-    fresh: bool = False,
+    feature_distillation: float = 0.0,
+    feature_distillation_layers: Sequence[str] | None = None,
+    resample_each_epoch: bool = False,
     shuffle: bool = True,
     seed: int = 0,
     device: Device = "auto",
@@ -101,14 +101,14 @@ def distil(
         batch_size: Samples of an optimiser step; an epoch leaves out what does not fill one, with ``shuffle`` other
             ones every time.
         lr: Adam's learning rate.
-        lr_schedule: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
+        lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
         temperature: Softens both answers.
         norm: Statistics of the student's batch norm: ``"batch"``, of synthetic samples; ``"frozen"``, those it has;
             ``"adapt"``, set before training so that layers return what the teacher's do (:func:`adapt_norm`).
         dropout: Whether the student's dropout is on.
-        features: Weight of what the student's layers learn from the teacher's of the same names.
-        feature_layers: Patterns of their names; None for all batch-norm layers.
-        fresh: Whether to draw new samples for every epoch.
+        feature_distillation: Weight of what the student's layers learn from the teacher's of the same names.
+        feature_distillation_layers: Patterns of their names; None for all batch-norm layers.
+        resample_each_epoch: Whether to draw new samples for every epoch.
         shuffle: Whether to shuffle every epoch.
         seed: Of the order, of dropout, and of fresh samples.
         device: Where to train; ``"auto"``: a GPU if there is one.
@@ -121,12 +121,12 @@ def distil(
         The trained student, a copy; on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: If the student does not answer like the teacher, ``norm`` or ``features`` ask for layers that it
+        ValueError: If the student does not answer like the teacher, ``norm`` or ``feature_distillation`` ask for layers that it
             does not share with the teacher, or ``norm="frozen"`` for statistics that it does not have.
     """
     where = find_device(device)
     check_counts(epochs=(epochs, 1), batch_size=(batch_size, 1))
-    check_numbers(precision, where, features=(features, 0), lr=(lr, 0))
+    check_numbers(precision, where, feature_distillation=(feature_distillation, 0), lr=(lr, 0))
     if norm not in (norms := get_args(Norm)):
         raise ValueError(f"Expected `norm` to be one of {norms}, but got {norm!r}.")
     if not isinstance(data, SyntheticDataset):
@@ -145,22 +145,26 @@ def distil(
         )
     network = prefer_channels_last(copy.deepcopy(student).requires_grad_(True), tuple(x.shape[1:])).to(where)
     module_data = SyntheticDataModule(
-        data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle, fresh=fresh, seed=seed,
+        data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle, resample_each_epoch=resample_each_epoch, seed=seed,
         device=where,
     )  # fmt: skip
     module_data.splits["train"] = (x.to(where), logits.to(where))
     prefer_channels_last(module_data.teacher, tuple(x.shape[1:]))
     teacher = module_data.teacher.network
     if norm == "adapt":
-        adapt_norm(network, teacher, module_data.sample(ADAPTING_SAMPLES))
+        adapt_norm(network, teacher, module_data.subset(ADAPTING_SAMPLES))
     module = StudentModule(
         network,
         DistillationLoss(temperature),
         partial(torch.optim.Adam, lr=lr),
-        lr_schedule=lr_schedule,
+        lr_scheduler=lr_scheduler,
         norm="batch" if norm == "adapt" else norm,
         dropout=dropout,
-        hints=Hints(teacher, layers_named(teacher, feature_layers), features) if features else None,
+        feature_distillation=FeatureDistillation(
+            teacher, layers_named(teacher, feature_distillation_layers), feature_distillation
+        )
+        if feature_distillation
+        else None,
         seed=seed,
     )
     bar = StageProgress("student", make_console()) if progress else None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from kegnet_pl.networks.statistics import norm_layers
+from kegnet_pl.networks.batch_norm import norm_layers
 
 TeacherNorm = Literal["batch", "running"]
 
