@@ -19,7 +19,6 @@ from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.settings import (
     DistillationSettings,
-    FeatureDistillationSettings,
     LRSchedulerName,
     Precision,
     StudentNorm,
@@ -122,12 +121,10 @@ def distill(
     """
     layers = None if feature_distillation_layers is None else list(feature_distillation_layers)
     settings = read_arguments(
-        DistillationSettings, samples=len(data) if isinstance(data, SyntheticDataset) else 1, epochs=epochs,
+        DistillationSettings, "student", samples=len(data) if isinstance(data, SyntheticDataset) else 1, epochs=epochs,
         batch_size=batch_size, lr_scheduler=lr_scheduler, temperature=temperature, norm=norm, dropout=dropout,
-        feature_distillation=read_arguments(
-            FeatureDistillationSettings, prefix="feature_distillation", weight=feature_distillation, layers=layers
-        ),
-        resample_each_epoch=resample_each_epoch, shuffle=shuffle, compile=compile, cuda_graphs=cuda_graphs,
+        feature_distillation={"weight": feature_distillation, "layers": layers}, shuffle=shuffle,
+        resample_each_epoch=resample_each_epoch, compile=compile, cuda_graphs=cuda_graphs,
     )  # fmt: skip
     where = find_device(device)
     check_precision(precision, where)

@@ -15,7 +15,7 @@ from kegnet_pl.settings.base import (
 from kegnet_pl.settings.compression import CompressionPlan, CompressionRule, CompressionSettings
 from kegnet_pl.settings.data import DataSettings, Mixture, to_mixtures
 from kegnet_pl.settings.generators import GeneratorSettings, GeneratorTrainingSettings, ObjectiveTerm
-from kegnet_pl.settings.messages import check_arguments, explain
+from kegnet_pl.settings.messages import explain, read_arguments
 from kegnet_pl.settings.run import RunSettings
 from kegnet_pl.settings.students import (
     BaselineSettings,
@@ -52,8 +52,8 @@ __all__ = [
     "TeacherSettings",
     "TrainerSettings",
     "TrainingSettings",
-    "check_arguments",
     "explain",
     "problem",
+    "read_arguments",
     "to_mixtures",
 ]

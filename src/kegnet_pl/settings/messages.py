@@ -3,7 +3,7 @@
 import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import annotated_types as at
 from pydantic import Field, TypeAdapter, ValidationError
@@ -14,6 +14,7 @@ from kegnet_pl.settings.base import Settings
 _KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 Location = tuple[int | str, ...]
+Chosen = TypeVar("Chosen", bound=Settings)
 
 
 def explain(error: ValidationError, model: type[Settings], values: Mapping[str, Any], prefix: str = "") -> str:
@@ -33,8 +34,8 @@ def explain(error: ValidationError, model: type[Settings], values: Mapping[str, 
     return "\n".join(dict.fromkeys(lines))
 
 
-def check_arguments(model: type[Settings], part: str, **values: Any) -> None:
-    """Check keyword arguments of a function of the library, which are settings of a group.
+def read_arguments(model: type[Chosen], part: str, **values: Any) -> Chosen:
+    """Return the settings that keyword arguments of a function of the library describe.
 
     Args:
         model: The settings.
@@ -45,7 +46,7 @@ def check_arguments(model: type[Settings], part: str, **values: Any) -> None:
         ValueError: If values are wrong; a line for each says what is allowed and what came.
     """
     try:
-        model.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         raise ValueError(explain(error, model, values).replace(f"`{part}.", "`")) from error
 
