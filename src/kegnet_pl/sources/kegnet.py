@@ -1,4 +1,4 @@
-"""Samples of frozen generators."""
+"""KegNet's source: frozen generators that were trained with the teacher."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch.nn import functional
 from kegnet_pl.networks import FrozenModule, TeacherNorm
 from kegnet_pl.networks.execution import chunk_size
 from kegnet_pl.runtime.seeds import stream
-from kegnet_pl.sources.base import SyntheticSource
+from kegnet_pl.sources.base import Prior, SyntheticSource
 
 
 def sample_labels_and_noise(n: int, classes: int, noise_dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -47,6 +47,12 @@ class GeneratorSource(SyntheticSource):
         ValueError: If there is no generator, the chunk is missing, or ``noise_std`` is negative.
     """
 
+    title = "KegNet"
+    color = "#2468d8"
+    marker = "o"
+    prior: Prior = "teacher"
+    needs_generators = True
+
     def __init__(
         self,
         generators: Sequence[nn.Module],
@@ -63,6 +69,7 @@ class GeneratorSource(SyntheticSource):
         if norm == "batch" and chunk is None:
             raise ValueError("Expected `chunk`, samples at a time, where `norm` is 'batch', but got None.")
         self.generators = nn.ModuleList(FrozenModule(generator, norm) for generator in generators).to(device)
+        self.multiple = len(generators)
         self.noise_dim = int(generators[0].noise_dim)  # type: ignore[arg-type]
         self.classes = int(generators[0].classes)  # type: ignore[arg-type]
         self.device = torch.device(device)
@@ -76,7 +83,7 @@ class GeneratorSource(SyntheticSource):
         Raises:
             ValueError: If ``n`` cannot be shared out evenly.
         """
-        count = len(self.generators)
+        count = self.multiple
         if n < count or n % count:
             raise ValueError(
                 f"Expected the number of samples to be a multiple of the {count} generators, but got {n}. "
