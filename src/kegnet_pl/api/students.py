@@ -15,7 +15,7 @@ from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.networks import adapt_norm, count_classes, lacks_statistics, layers_named, prefer_channels_last
+from kegnet_pl.networks import adapt_norm, count_classes, lacks_statistics, match_layers, prefer_channels_last
 from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES
 from kegnet_pl.networks.validation import FORWARD_ERRORS, check_trainable
 from kegnet_pl.runtime.devices import Device, find_device
@@ -161,7 +161,7 @@ def distill(
         norm="batch" if norm == "adapt" else norm,
         dropout=dropout,
         feature_distillation=FeatureDistillation(
-            teacher, layers_named(teacher, feature_distillation_layers), feature_distillation
+            teacher, match_layers(teacher, feature_distillation_layers), feature_distillation
         )
         if feature_distillation
         else None,

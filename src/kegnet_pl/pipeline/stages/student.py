@@ -9,7 +9,7 @@ from torch import nn
 from kegnet_pl.api.checkpoints import load_network, save_network
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.networks import adapt_norm, lacks_statistics, layers_named, prefer_channels_last
+from kegnet_pl.networks import adapt_norm, lacks_statistics, match_layers, prefer_channels_last
 from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES, norm_layers
 from kegnet_pl.networks.validation import check_trainable
 from kegnet_pl.pipeline.context import Config, RunContext, build, code_of, data_settings, schedule_of, without
@@ -135,7 +135,7 @@ def check_student(context: RunContext, teacher: nn.Module, initial: Stage) -> No
             f"schedule=mnist_lenet recipe=fast, for rows of features schedule=table_mlp recipe=fast."
         )
     needed = list(norm_layers(teacher)) if config["norm"] == "adapt" else []
-    needed += layers_named(teacher, config["feature_distillation"]["layers"]) if feature_distillation else []
+    needed += match_layers(teacher, config["feature_distillation"]["layers"]) if feature_distillation else []
     if not needed:
         return
     there = {name for name, _ in student.named_modules()}
@@ -169,7 +169,7 @@ def _deciding(config: Config, method: str) -> Config:
 def _hints(config: Config, teacher: nn.Module) -> FeatureDistillation | None:
     if not config["weight"]:
         return None
-    return FeatureDistillation(teacher, layers_named(teacher, config["layers"]), config["weight"])
+    return FeatureDistillation(teacher, match_layers(teacher, config["layers"]), config["weight"])
 
 
 def _source(context: RunContext, method: str, generators: Stage | None) -> SyntheticSource:
