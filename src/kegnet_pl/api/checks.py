@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from kegnet_pl.networks import lacks_statistics, layers_named
+from kegnet_pl.networks import lacks_statistics, match_layers
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_trainable
 from kegnet_pl.runtime.errors import SettingsMismatchError
@@ -45,7 +45,7 @@ def check_student(
         )
     needed = list(norm_layers(teacher)) if settings.norm == "adapt" else []
     if features.weight:
-        needed += layers_named(teacher, features.layers)
+        needed += match_layers(teacher, features.layers)
         remedy["feature_distillation.weight"] = 0
     existing = {name for name, _ in student.named_modules()}
     missing = [name for name in dict.fromkeys(needed) if name not in existing]
