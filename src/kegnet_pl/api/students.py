@@ -8,12 +8,12 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
+from kegnet_pl.api.checks import check_student
 from kegnet_pl.api.engine import adam, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import count_classes, prefer_channels_last
-from kegnet_pl.api.checks import check_student
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import first_line

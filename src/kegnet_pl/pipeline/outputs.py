@@ -68,7 +68,6 @@ def describe(context: RunContext, network: Network, teacher: Network) -> Row:
         teacher=settings.teacher.name,
         student=None if network is teacher else student_name(settings),
         method=network.method,
-        source=network.source.to_dict() if network.source is not None else None,
         seed=context.seed,
         recipe=settings.recipe,
         selection=settings.student.selection if trained else None,

@@ -119,7 +119,7 @@ class QuietFit:
         module: LightningModule,
         data: LightningDataModule | None,
         *,
-        name: str,  # noqa: ARG002
+        name: str,
         epochs: int,
         callbacks: Sequence[Callback] = (),
     ) -> Metrics:
