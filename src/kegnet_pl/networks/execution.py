@@ -70,3 +70,8 @@ def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) 
     """
     network = copy.deepcopy(teacher)
     return network if precision == "32-true" else prefer_channels_last(network, input_shape)
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """Return a copy on the CPU, in evaluation mode, without gradients of its weights."""
+    return copy.deepcopy(network).cpu().eval().requires_grad_(False)
