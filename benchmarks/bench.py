@@ -27,8 +27,8 @@ from rich.table import Table
 from benchmarks.cases import EXPERIMENTS, ROOT, make_case
 from benchmarks.turns import Worker, ratio, running, take_turns
 from benchmarks.worker import Task, count_operations, measure_rate
-from kegnet_pl.modules.together import wants_together
-from kegnet_pl.provenance import command_line, versions
+from kegnet_pl.pipeline.provenance import command_line, versions
+from kegnet_pl.training.vectorization import should_vectorize
 
 STEPS = {"lenet5": 20, "resnet14": 10, "mlp": 100}
 """Generator steps of one measurement: some seconds."""
@@ -43,7 +43,7 @@ def megabytes(worker: Worker, device: str) -> float:
 
 def _as_pipeline(task: Task) -> Task:
     """Train generators together where the pipeline does so by default."""
-    together = task.work == "generator_step" and wants_together(
+    together = task.work == "generator_step" and should_vectorize(
         "auto", 2, torch.device(task.device), make_case(task.network).input_shape
     )
     return replace(task, together=together)
@@ -94,7 +94,7 @@ def compare_choices(
             step = replace(small, work="generator_step", network=network, device=device, precision=precision)
             step = replace(step, steps=max(STEPS[network] // 2, 2))
             epoch = replace(step, work="student_epoch", samples=min(small.samples, 3200))
-            pairs = [("together", step, replace(step, together=True)), ("compile", step, replace(step, compile=True))]
+            pairs = [("vmap", step, replace(step, together=True)), ("compile", step, replace(step, compile=True))]
             pairs.append(("compile", epoch, replace(epoch, compile=True)))
             if device == "cpu":
                 pairs += [("keep_freed_memory", replace(task, keep=False), task) for task in (step, epoch)]

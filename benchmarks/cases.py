@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
-from kegnet_pl.schema import to_plain
-from kegnet_pl.stages.workshop import Experiment, build
+from kegnet_pl.pipeline.context import Experiment, build
+from kegnet_pl.pipeline.configuration import to_plain
 
 ROOT = Path(__file__).parents[1]
 

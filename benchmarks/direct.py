@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.kegnet_plain import distil_epoch, draw_samples, generator_loss, update
+from examples.kegnet_plain import distil_epoch, generate_samples, generator_loss, update
 
-__all__ = ["DirectGenerator", "direct_student_epoch", "draw_samples"]
+__all__ = ["DirectGenerator", "direct_student_epoch", "generate_samples"]
 
 
 @dataclass

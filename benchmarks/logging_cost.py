@@ -60,29 +60,29 @@ def run_once(overrides: list[str], loggers: str) -> dict[str, dict[str, float]]:
     from hydra import compose, initialize_config_dir
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-    from kegnet_pl.loggers import Loggers
-    from kegnet_pl.pipeline import run
+    from kegnet_pl.pipeline.loggers import Loggers
+    from kegnet_pl.pipeline.run import run
+    from kegnet_pl.pipeline.stages import RunContext
     from kegnet_pl.schema import check, to_plain
-    from kegnet_pl.stages import Workshop
-    from kegnet_pl.watching import GeneratorWatch
+    from kegnet_pl.pipeline.sample_monitor import SampleMonitor
 
     clock = Clock()
     clock.watch(Loggers, "make", "show", "finish")
-    clock.watch(GeneratorWatch, "on_train_epoch_end")
+    clock.watch(SampleMonitor, "on_train_epoch_end")
     for logger in (CSVLogger, TensorBoardLogger, WandbLogger):
         clock.watch(logger, *({"log_metrics", "log_hyperparams", "save", "finalize"} & set(vars(logger))))
     spent: dict[str, dict[str, float]] = defaultdict(lambda: {"seconds": 0.0, "inside": 0.0})
-    obtain = Workshop.obtain
+    get_or_build = RunContext.get_or_build
 
-    def timed(self: Workshop, stage: str, *args: Any, **kwargs: Any) -> Any:
+    def timed(self: RunContext, stage: str, *args: Any, **kwargs: Any) -> Any:
         start, inside = time.perf_counter(), clock.seconds
         try:
-            return obtain(self, stage, *args, **kwargs)
+            return get_or_build(self, stage, *args, **kwargs)
         finally:
             spent[stage]["seconds"] += time.perf_counter() - start
             spent[stage]["inside"] += clock.seconds - inside
 
-    Workshop.obtain = timed  # type: ignore[method-assign]
+    RunContext.get_or_build = timed  # type: ignore[method-assign]
     start = time.perf_counter()
     if loggers == LOGGERS["with"]:
         import torch.utils.tensorboard  # noqa: F401
@@ -120,7 +120,7 @@ def _in_process(overrides: list[str], loggers: str) -> dict[str, dict[str, float
 
 def compare(overrides: list[str], repeats: int) -> dict[str, Any]:
     """Run both ways, taking turns; return what it costs, a pipeline's row of ``logging_cost.json``."""
-    from kegnet_pl.provenance import command_line, versions
+    from kegnet_pl.pipeline.provenance import command_line, versions
 
     runs: dict[str, list[dict[str, dict[str, float]]]] = {way: [] for way in LOGGERS}
     for turn in range(repeats):

@@ -17,13 +17,14 @@ from rich.table import Table
 
 from benchmarks.cases import EXPERIMENTS, ROOT, Case, make_case
 from benchmarks.worker import Task, count_operations, measure_rate
-from kegnet_pl.data.synthetic import draw_labels_and_noise
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.memory import keep_freed_memory
-from kegnet_pl.modules.generator import GeneratorAnswer
 from kegnet_pl.networks import FrozenModule, prefer_channels_last
-from kegnet_pl.provenance import command_line, versions
-from kegnet_pl.stages.generators import build_objective, teacher_for
+from kegnet_pl.networks.execution import teacher_for
+from kegnet_pl.pipeline.provenance import command_line, versions
+from kegnet_pl.pipeline.stages.generators import build_objective
+from kegnet_pl.runtime.memory import keep_freed_memory
+from kegnet_pl.sources import sample_labels_and_noise
+from kegnet_pl.training.generator_module import GeneratorAnswer
 
 KINDS = {
     "products": ("convolution", "mm", "bmm", "baddbmm"),
@@ -54,7 +55,7 @@ def _generator_steps(case: Case, precision: str) -> Callable[[], None]:
 
     def run() -> None:
         for _ in range(STEPS):
-            z, y = draw_labels_and_noise(config["batch_size"], case.classes, config["noise_dim"], chance)
+            z, y = sample_labels_and_noise(config["batch_size"], case.classes, config["noise_dim"], chance)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                 loss = answer(z, y)[0]
             optimizer.zero_grad()

@@ -40,7 +40,7 @@ def speed_table(rows: list[dict[str, Any]]) -> str:
 def choices_table(rows: list[dict[str, Any]]) -> str:
     """Return ``bench_choices.json`` as Markdown."""
     shown = {
-        "together": "`generator.training=together`",
+        "vmap": "`generator.parallel=vmap`",
         "compile": "`compile=true`",
         "keep_freed_memory": "freed memory kept",
         "cuda_graphs": "`cuda_graphs=true`",

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.cases import ROOT
 
 PIPELINE = (
-    "methods=[kegnet]", "teacher.epochs=3", "generator.count=1", "generator.epochs=1", "student.samples=4000",
+    "sources=[kegnet]", "teacher.epochs=3", "generator.count=1", "generator.epochs=1", "student.samples=4000",
     "student.epochs=1",
 )  # fmt: skip
 
@@ -48,7 +48,7 @@ def run_once(spins: str, busy: bool) -> float:
 
 def main() -> None:
     """Measure, print and store."""
-    from kegnet_pl.provenance import command_line, versions
+    from kegnet_pl.pipeline.provenance import command_line, versions
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.waiting", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3, help="runs of each")

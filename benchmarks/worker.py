@@ -14,17 +14,18 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import Case, make_case
-from benchmarks.direct import DirectGenerator, direct_student_epoch, draw_samples
-from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule
-from kegnet_pl.data.synthetic import draw_labels_and_noise
+from benchmarks.direct import DirectGenerator, direct_student_epoch, generate_samples
+from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.memory import forget_peak_memory, keep_freed_memory, peak_memory
-from kegnet_pl.modules import GeneratorModule, StudentModule
-from kegnet_pl.modules.graphs import GraphedStep
 from kegnet_pl.networks import StackedModule, prefer_channels_last
-from kegnet_pl.stages.generators import build_objective, teacher_for
-from kegnet_pl.stages.workshop import build
-from kegnet_pl.training import quiet_lightning
+from kegnet_pl.networks.execution import teacher_for
+from kegnet_pl.pipeline.context import build
+from kegnet_pl.pipeline.stages.generators import build_objective
+from kegnet_pl.runtime.memory import forget_peak_memory, keep_freed_memory, peak_memory
+from kegnet_pl.sources import GeneratorSource, NoiseSource, sample_labels_and_noise
+from kegnet_pl.training import GeneratorModule, StudentModule
+from kegnet_pl.training.cuda_graphs import GraphedStep
+from kegnet_pl.training.fit import quiet_lightning
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _generator_step(case: Case, task: Task) -> Callable[[], float]:
 
         def steps() -> None:
             for _ in range(task.steps):
-                one.step(*draw_labels_and_noise(config["batch_size"], case.classes, config["noise_dim"], chance))
+                one.step(*sample_labels_and_noise(config["batch_size"], case.classes, config["noise_dim"], chance))
 
         return lambda: _timed(steps) / task.steps
     each = task.steps * (config["count"] if task.together else 1)
@@ -159,7 +160,7 @@ def _bare_steps(case: Case, task: Task) -> Callable[[], None]:
     size = module.batch_size
 
     def run() -> None:
-        drawn = [draw_labels_and_noise(task.steps * size, module.classes, module.noise_dim, c) for c in chances]
+        drawn = [sample_labels_and_noise(task.steps * size, module.classes, module.noise_dim, c) for c in chances]
         z, y = (
             torch.stack([tensor.unflatten(0, (task.steps, size)) for tensor in part], 1)
             for part in zip(*drawn, strict=True)
@@ -205,9 +206,9 @@ def _draw(case: Case, task: Task) -> Callable[[], float]:
             generator.to(task.device)
         chance = torch.Generator(task.device).manual_seed(0)
         draws = (task.samples // len(generators), case.classes, config["noise_dim"], chance)
-        return lambda: _timed(lambda: draw_samples(generators, *draw_labels_and_noise(*draws)))
+        return lambda: _timed(lambda: generate_samples(generators, *sample_labels_and_noise(*draws)))
     source = GeneratorSource(generators, task.device)
-    return lambda: _timed(lambda: source.draw(task.samples, 0))
+    return lambda: _timed(lambda: source.sample(task.samples, 0))
 
 
 def count_operations(task: Task) -> int:

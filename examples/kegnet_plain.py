@@ -57,12 +57,12 @@ def distil_epoch(student: nn.Module, optimizer: torch.optim.Optimizer, batches: 
 
 
 @torch.no_grad()
-def draw_samples(generators: Sequence[nn.Module], z: Tensor, y: Tensor) -> Tensor:
+def generate_samples(generators: Sequence[nn.Module], z: Tensor, y: Tensor) -> Tensor:
     """Return what every generator makes of the same noise and labels, ``(K * B, ...)``."""
     return torch.cat([generator.eval()(z, y) for generator in generators])
 
 
-def draw_noise_and_labels(n: int) -> tuple[Tensor, Tensor]:
+def sample_noise_and_labels(n: int) -> tuple[Tensor, Tensor]:
     """Return normal noise ``(n, NOISE_DIM)`` and one-hot labels ``(n, CLASSES)`` of uniform classes."""
     return torch.randn(n, NOISE_DIM), torch.eye(CLASSES)[torch.randint(CLASSES, (n,))]
 
@@ -82,7 +82,7 @@ def train_generator(teacher: nn.Module, steps: int, alpha: float = 1.0, beta: fl
     generator, decoder = ImageGenerator(1, CLASSES, NOISE_DIM), Decoder(IMAGE_SHAPE, NOISE_DIM)
     optimizer = torch.optim.Adam([*generator.parameters(), *decoder.parameters()], lr=1e-2)
     for _ in range(steps):
-        z, y = draw_noise_and_labels(64)
+        z, y = sample_noise_and_labels(64)
         update(optimizer, generator_loss(generator, decoder, teacher, z, y, alpha, beta))
     return generator
 
@@ -112,7 +112,7 @@ def main(teacher_epochs: int = 10, generator_steps: int = 100, student_epochs: i
     accuracies["compressed"] = accuracy(student, x_test, labels_test)
 
     generators = [train_generator(teacher, generator_steps) for _ in range(2)]
-    samples = draw_samples(generators, *draw_noise_and_labels(1280))
+    samples = generate_samples(generators, *sample_noise_and_labels(1280))
     probabilities = teacher(samples).softmax(dim=1)
     batches = DataLoader(TensorDataset(samples, probabilities), batch_size=64, shuffle=True)
     optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)

@@ -8,30 +8,31 @@ if TYPE_CHECKING:
         Generators,
         SyntheticDataset,
         compress,
-        distil,
+        distill,
         load_generators,
         to_image,
         train_generators,
     )
-    from kegnet_pl.artefacts import load_network
+    from kegnet_pl.api.checkpoints import load_network
+    from kegnet_pl.api.evaluation import measure_accuracy
     from kegnet_pl.compression import Compressed
-    from kegnet_pl.data import NoiseSource, Split
-    from kegnet_pl.evaluation import measure_accuracy
+    from kegnet_pl.data import Split
     from kegnet_pl.reporting.runs import read_runs
+    from kegnet_pl.sources import NoiseSource
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Compressed": "compression",
     "Generators": "api",
-    "NoiseSource": "data",
+    "NoiseSource": "sources",
     "Split": "data",
     "SyntheticDataset": "api",
     "compress": "api",
-    "distil": "api",
+    "distill": "api",
     "load_generators": "api",
-    "load_network": "artefacts",
-    "measure_accuracy": "evaluation",
+    "load_network": "api.checkpoints",
+    "measure_accuracy": "api.evaluation",
     "read_runs": "reporting.runs",
     "to_image": "api",
     "train_generators": "api",
@@ -45,7 +46,7 @@ __all__ = [
     "Split",
     "SyntheticDataset",
     "compress",
-    "distil",
+    "distill",
     "load_generators",
     "load_network",
     "measure_accuracy",

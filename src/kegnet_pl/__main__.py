@@ -1,6 +1,6 @@
 """``python -m kegnet_pl``."""
 
-from kegnet_pl.cli import main
+from kegnet_pl.pipeline.cli import main
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from kegnet_pl.errors import UserError
+from kegnet_pl.runtime.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def save(project: str, entity: str | None = None, generators: int = 10) -> Any:
     Raises:
         UserError: If wandb-workspaces is not installed, there is no key, or W&B does not answer.
     """
-    from kegnet_pl.loggers import has_wandb_key
+    from kegnet_pl.pipeline.loggers import has_wandb_key
     from kegnet_pl.reporting.workspace import make_workspace
 
     try:

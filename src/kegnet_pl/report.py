@@ -5,11 +5,11 @@ import os
 import sys
 from pathlib import Path
 
-from kegnet_pl.errors import UserError
-from kegnet_pl.progress import make_console
 from kegnet_pl.reporting.run_page import write_run_page
 from kegnet_pl.reporting.runs import read_runs
 from kegnet_pl.reporting.sweep import report
+from kegnet_pl.runtime.errors import UserError
+from kegnet_pl.training.progress import make_console
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kegnet_pl
 from kegnet_pl import api
-from kegnet_pl.errors import DivergedError
 from kegnet_pl.networks import MLP, ImageGenerator, LeNet5, ResNet14
+from kegnet_pl.runtime.errors import DivergedError
 from tests.integration.conftest import configure
 from tests.integration.test_pipeline import go
-from tests.unit.modules.tiny import FEATURES, Branching
+from tests.unit.training.tiny import FEATURES, Branching
 
 SHAPE = (1, 32, 32)
 TINY: dict[str, Any] = {"count": 2, "epochs": 2, "steps_per_epoch": 3, "batch_size": 8, "progress": False}
@@ -52,15 +52,15 @@ def test_the_whole_way(generators: kegnet_pl.Generators) -> None:
     data = generators.dataset(64)
     small = kegnet_pl.compress(teacher, SHAPE, target=4.0)
     untrained = copy.deepcopy(small.network)
-    student = kegnet_pl.distil(small.network, data, epochs=2, batch_size=16, progress=False)
-    assert small.ledger.compression_ratio >= 4
+    student = kegnet_pl.distill(small.network, data, epochs=2, batch_size=16, progress=False)
+    assert small.report.compression_ratio >= 4
     assert not _same(student, untrained) and _same(small.network, untrained), "a copy is trained"
     assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
     assert not student.training and student(torch.zeros(3, *SHAPE)).shape == (3, 10)
 
 
 def test_it_is_what_the_pipeline_makes(tmp_path: Path) -> None:
-    go(tmp_path, "methods=[kegnet]", "student.norm=batch", "seed=3")
+    go(tmp_path, "sources=[kegnet]", "student.norm=batch", "seed=3")
     config = configure("+debug=fast", "seed=3")
     folders = {path.name.split("-")[0]: path for path in (tmp_path / "store").iterdir() if path.is_dir()}
     teacher = kegnet_pl.load_network(folders["teacher"])
@@ -84,7 +84,7 @@ def test_it_is_what_the_pipeline_makes(tmp_path: Path) -> None:
         assert [_same(a, b) for a, b in zip(ours, stored, strict=True)] == [True] * generator["count"]
     assert mine.metrics[1]["train/loss"] == theirs.metrics[1]["train/loss"]
     assert (mine.input_shape, mine.classes) == (theirs.input_shape, theirs.classes) == (SHAPE, 10)
-    distilled = kegnet_pl.distil(
+    distilled = kegnet_pl.distill(
         kegnet_pl.load_network(folders["compression"]),
         mine.dataset(student["samples"], seed=3),
         **{key: student[key] for key in ("epochs", "batch_size", "temperature", "dropout", "shuffle")},
@@ -110,7 +110,7 @@ def test_nothing_of_the_callers_is_touched(tmp_path: Path, monkeypatch: pytest.M
     teacher = _lenet().train()
     state = torch.random.get_rng_state()
     generators = kegnet_pl.train_generators(teacher, SHAPE, **TINY)
-    kegnet_pl.distil(teacher, generators.dataset(16), epochs=1, progress=False)
+    kegnet_pl.distill(teacher, generators.dataset(16), epochs=1, progress=False)
     kegnet_pl.compress(teacher, SHAPE, target=2.0)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert teacher.training and all(parameter.requires_grad for parameter in teacher.parameters())
@@ -127,7 +127,7 @@ def test_a_dataset_is_a_dataset(generators: kegnet_pl.Generators) -> None:
     assert torch.allclose(generators.teacher(batch), answers, atol=1e-5)
     assert torch.equal(generators.dataset(20, seed=4).tensors[0], batch)
     assert not torch.equal(generators.dataset(20, seed=5).tensors[0], batch)
-    moved = generators.dataset(20, seed=4, jitter=0.5).tensors[0] - batch
+    moved = generators.dataset(20, seed=4, noise_std=0.5).tensors[0] - batch
     assert moved.std() == pytest.approx(0.5, rel=0.05)
     assert 0 < data.label_entropy <= 2.31
 
@@ -135,7 +135,7 @@ def test_a_dataset_is_a_dataset(generators: kegnet_pl.Generators) -> None:
 def test_noise_is_a_source_too() -> None:
     data = kegnet_pl.SyntheticDataset(kegnet_pl.NoiseSource("uniform", SHAPE), _lenet(), 12)
     assert data.tensors[0].abs().max() <= 1 and data.tensors[1].shape == (12, 10)
-    assert kegnet_pl.NoiseSource("normal", 7).draw(3, seed=0).shape == (3, 7)
+    assert kegnet_pl.NoiseSource("normal", 7).sample(3, seed=0).shape == (3, 7)
 
 
 def test_looking_inside(generators: kegnet_pl.Generators) -> None:
@@ -149,16 +149,16 @@ def test_looking_inside(generators: kegnet_pl.Generators) -> None:
     assert confidence[0, 2] == pytest.approx(float(generators.teacher(of_class).softmax(dim=1)[:, 2].mean()))
     assert generators.decoders[1](of_class).shape == (100, generators.noise_dim)
     assert generators.sheet(rows=3, scale=1).size == (10 * 34 - 2, 3 * 34 - 2)
-    assert len(generators) == 2 and generators.draw(4).shape == (4, *SHAPE)
+    assert len(generators) == 2 and generators.sample(4).shape == (4, *SHAPE)
 
 
 def test_tables_are_trained_together_without_diversity() -> None:
     torch.manual_seed(0)
     teacher = MLP(7, 3, width=10, blocks=2, dropout=0.1)
     generators = kegnet_pl.train_generators(teacher, (7,), **TINY)
-    assert generators.classes == 3 and generators.draw(4).shape == (4, 7)
+    assert generators.classes == 3 and generators.sample(4).shape == (4, 7)
     assert "train/loss_decoder" in generators.metrics[1] and "train/loss_diversity" not in generators.metrics[1]
-    student = kegnet_pl.distil(teacher, generators.dataset(32), epochs=1, dropout=False, progress=False)
+    student = kegnet_pl.distill(teacher, generators.dataset(32), epochs=1, dropout=False, progress=False)
     assert student(torch.zeros(2, 7)).shape == (2, 3)
 
 
@@ -168,13 +168,13 @@ def test_batch_norm_adapts_and_layers_learn() -> None:
     data = kegnet_pl.SyntheticDataset(kegnet_pl.NoiseSource("normal", SHAPE), teacher, 16)
     options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "progress": False}
     with pytest.raises(ValueError, match="ResNet14 has never seen a sample"):
-        kegnet_pl.distil(teacher, data, norm="frozen", **options)
+        kegnet_pl.distill(teacher, data, norm="frozen", **options)
     teacher.train()(data.tensors[0])
-    plain = kegnet_pl.distil(teacher, data, **options)
+    plain = kegnet_pl.distill(teacher, data, **options)
     others = [
-        kegnet_pl.distil(teacher, data, norm="adapt", features=10.0, **options),
-        kegnet_pl.distil(teacher, data, norm="frozen", **options),
-        kegnet_pl.distil(teacher, data, fresh=True, epochs=2, batch_size=8, progress=False),
+        kegnet_pl.distill(teacher, data, norm="adapt", feature_distillation=10.0, **options),
+        kegnet_pl.distill(teacher, data, norm="frozen", **options),
+        kegnet_pl.distill(teacher, data, resample_each_epoch=True, epochs=2, batch_size=8, progress=False),
     ]
     assert not any(_same(plain, other) for other in others)
     frozen = dict(others[1].named_buffers())
@@ -184,12 +184,12 @@ def test_batch_norm_adapts_and_layers_learn() -> None:
 def test_what_cannot_be_trained_together_is_trained_one_by_one() -> None:
     torch.manual_seed(0)
     teacher = Branching()
-    alone = kegnet_pl.train_generators(teacher, FEATURES, training="one_by_one", **TINY)
+    alone = kegnet_pl.train_generators(teacher, FEATURES, parallel="sequential", **TINY)
     assert _same(kegnet_pl.train_generators(teacher, FEATURES, **TINY).networks[1], alone.networks[1])
-    with pytest.raises(ValueError, match=r"training='together', but: .*Use training='one_by_one'"):
-        kegnet_pl.train_generators(teacher, FEATURES, training="together", **TINY)
+    with pytest.raises(ValueError, match=r"parallel='vmap', but: .*Use parallel='sequential'"):
+        kegnet_pl.train_generators(teacher, FEATURES, parallel="vmap", **TINY)
     teacher = MLP(7, 3)
-    together, auto = (kegnet_pl.train_generators(teacher, 7, training=how, **TINY) for how in ("together", "auto"))
+    together, auto = (kegnet_pl.train_generators(teacher, 7, training=how, **TINY) for how in ("vmap", "auto"))
     assert _same(together.networks[1], auto.networks[1])
 
 
@@ -208,8 +208,8 @@ def test_loggers_and_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_rules_without_a_target() -> None:
     network = _lenet()
-    assert set(kegnet_pl.compress(network, SHAPE, rules={"fc1": 0.2}).ledger.ranks) == {"fc1"}
-    assert kegnet_pl.compress(network, SHAPE).ledger.compression_ratio > 1, "by EVBMF"
+    assert set(kegnet_pl.compress(network, SHAPE, rules={"fc1": 0.2}).report.ranks) == {"fc1"}
+    assert kegnet_pl.compress(network, SHAPE).report.compression_ratio > 1, "by EVBMF"
 
 
 class _Wrong(nn.Module):
@@ -296,10 +296,10 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="gpu", **TINY), "'cuda:1', but got 'gpu'"),
         (lambda: kegnet_pl.train_generators("model.pt", SHAPE, **TINY), r"a torch\.nn\.Module, but got 'model\.pt'"),
         (lambda: kegnet_pl.compress(_lenet(), (3, 32, 32), 2.0), r"take samples of shape \(3, 32, 32\), but it failed"),
-        (lambda: kegnet_pl.distil(_lenet(), TensorDataset(torch.zeros(4, *SHAPE)), progress=False), "SyntheticDataset"),
+        (lambda: kegnet_pl.distill(_lenet(), TensorDataset(torch.zeros(4, *SHAPE)), progress=False), "SyntheticDataset"),
         (lambda: _dataset(nn.Sequential(_lenet(), nn.Softmax(dim=1))), "return logits, but got probabilities"),
         (lambda: _dataset(LeNet5(3)), "teacher LeNet5 to take what the source draws, but it failed"),
-        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, training="both", **TINY), "one_by_one.*got 'both'"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, training="both", **TINY), "sequential.*got 'both'"),
         (lambda: kegnet_pl.load_generators("nowhere", _lenet()), r"nowhere has no manifest\.json"),
     ],
 )  # fmt: skip
@@ -313,7 +313,7 @@ def test_mistakes_are_named(call: Any, message: str) -> None:
     [
         ({"epochs": 0}, "`epochs` to be a whole number of at least 1"),
         ({"epochs": 1.5}, "`epochs` to be a whole number of at least 1"),
-        ({"features": -1.0}, "`features` of at least 0"),
+        ({"feature_distillation": -1.0}, "`feature_distillation` of at least 0"),
         ({"norm": "addapt"}, "'frozen', 'adapt'.*got 'addapt'"),
     ],
 )
@@ -321,7 +321,7 @@ def test_settings_of_a_student_are_checked(
     generators: kegnet_pl.Generators, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        kegnet_pl.distil(_lenet(), generators.dataset(4), progress=False, **settings)
+        kegnet_pl.distill(_lenet(), generators.dataset(4), progress=False, **settings)
 
 
 def test_classes_and_generators_are_counted_from_zero(generators: kegnet_pl.Generators) -> None:
@@ -352,7 +352,7 @@ def test_counts_are_checked(generators: kegnet_pl.Generators, call: Any, message
 def test_a_student_of_other_classes_is_refused(generators: kegnet_pl.Generators) -> None:
     torch.manual_seed(0)
     with pytest.raises(ValueError, match="the teacher's 10 classes, but got 4"):
-        kegnet_pl.distil(LeNet5(classes=4), generators.dataset(4), progress=False)
+        kegnet_pl.distill(LeNet5(classes=4), generators.dataset(4), progress=False)
 
 
 def test_public_names() -> None:
@@ -382,12 +382,12 @@ def test_images_of_any_size(shape: tuple[int, ...]) -> None:
     )  # fmt: skip
     tiny = TINY | {"epochs": 1, "steps_per_epoch": 1}
     generators = kegnet_pl.train_generators(teacher, shape, objective={"classifier": 1, "statistics": 1}, **tiny)
-    student = kegnet_pl.distil(teacher, generators.dataset(16), epochs=1, progress=False)
+    student = kegnet_pl.distill(teacher, generators.dataset(16), epochs=1, progress=False)
     assert generators.dataset(4).tensors[0].shape == (4, *shape)
     assert student(torch.zeros(2, *shape)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("shape", [SHAPE, (6,)], ids=["one by one", "together"])
+@pytest.mark.parametrize("shape", [SHAPE, (6,)], ids=["one by one", "vmap"])
 def test_a_logger_is_told_of_every_generator(tmp_path: Path, shape: tuple[int, ...]) -> None:
     class Recorder(DummyLogger):
         def __init__(self) -> None:
@@ -419,4 +419,4 @@ def test_callbacks_may_begin_anew_with_every_generator() -> None:
 
 def test_a_fit_that_diverges_is_an_error(generators: kegnet_pl.Generators) -> None:
     with pytest.raises(DivergedError, match=r"diverged in epoch \d\. Lower the learning rate"):
-        kegnet_pl.distil(_lenet(), generators.dataset(64), lr=1e30, epochs=2, progress=False)
+        kegnet_pl.distill(_lenet(), generators.dataset(64), lr=1e30, epochs=2, progress=False)

@@ -53,7 +53,7 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(arguments: list[str]) -
     [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
 )
 def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given: dict[str, str], count: str) -> None:
-    code = "import os, sys; sys.argv = ['kegnet_pl', '--version']; from kegnet_pl.cli import main\n"
+    code = "import os, sys; sys.argv = ['kegnet_pl', '--version']; from kegnet_pl.pipeline.cli import main\n"
     code += "try: main()\nexcept SystemExit: pass\nprint(os.environ.get('GOMP_SPINCOUNT'))"
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_WAIT", "GOMP"))}
     done = subprocess.run([sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True)
@@ -89,7 +89,7 @@ def test_a_typo_lists_what_exists(command: Command, typo: str, answer: str) -> N
         (["teacher.epochs=3"], True),
         (["schedule=mnist_lenet"], False),
         (["generator.steps_per_epoch=1000"], False),
-        (["methods=[normal]"], False),
+        (["sources=[normal]"], False),
     ],
 )
 def test_who_brings_a_network_is_told_of_schedules(command: Command, more: list[str], told: bool) -> None:
@@ -181,7 +181,7 @@ def test_a_run_that_fails_leaves_its_reason(command: Command, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_metric_names(command: Command, tmp_path: Path) -> None:
-    command(FAST, "methods=[kegnet]", "generator.objective.diversity.weight=1", "student.selection=synthetic")
+    command(FAST, "sources=[kegnet]", "generator.objective.diversity.weight=1", "student.selection=synthetic")
     names: dict[str, set[str]] = {}
     for file in tmp_path.glob("outputs/debug_store/*/logs/**/metrics.csv"):
         stage = file.relative_to(tmp_path).parts[2].split("-")[0]
@@ -210,7 +210,7 @@ def test_two_processes_through_the_command_line(command: Command, tmp_path: Path
     # A second run finds all, a third goes on below what is there: some stages found, others trained by both processes.
     again = command(FAST, *ddp, "resume=require")
     assert "finished" not in again.stdout
-    more = command(FAST, *ddp, "student.optimizer.lr=0.002", "methods=[kegnet]")
+    more = command(FAST, *ddp, "student.optimizer.lr=0.002", "sources=[kegnet]")
     assert "generators: found" in more.stdout and "student (kegnet): finished" in more.stdout
 
 
@@ -231,7 +231,7 @@ def test_a_sweep_over_several_processes_is_refused(command: Command) -> None:
     several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     done = command("-m", FAST, *several, "seed=0,1", expect=1)
     assert done.stderr.count("one process a job in a sweep") == 1, "once, before any job starts"
-    swept = command("-m", FAST, "trainer=cpu,ddp", "methods=[]", "trainer.accelerator=cpu", expect=1)
+    swept = command("-m", FAST, "trainer=cpu,ddp", "sources=[]", "trainer.accelerator=cpu", expect=1)
     assert "1 of 2 runs finished" in swept.stdout and "one process a job in a sweep" in swept.stderr
 
 
@@ -239,7 +239,7 @@ def test_a_sweep_over_several_processes_is_refused(command: Command) -> None:
 def test_a_run_that_is_stopped_keeps_finished_stages_and_says_how_to_go_on(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    arguments = [FAST, "methods=[kegnet]", "generator.epochs=500", "teacher.epochs=1"]
+    arguments = [FAST, "sources=[kegnet]", "generator.epochs=500", "teacher.epochs=1"]
     running = subprocess.Popen(
         [sys.executable, "-m", "kegnet_pl", *arguments],
         cwd=tmp_path,
@@ -266,7 +266,7 @@ def test_a_run_that_is_stopped_keeps_finished_stages_and_says_how_to_go_on(
 def test_two_commands_at_once_build_every_stage_once(tmp_path: Path) -> None:
     commands = [
         subprocess.Popen(
-            [sys.executable, "-m", "kegnet_pl", FAST, "methods=[kegnet]", "teacher.epochs=5"],
+            [sys.executable, "-m", "kegnet_pl", FAST, "sources=[kegnet]", "teacher.epochs=5"],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 
-from kegnet_pl.pipeline import open_data, run
+from kegnet_pl.pipeline.run import open_data, run
+from kegnet_pl.pipeline.stages import build
 from kegnet_pl.schema import check, to_plain
-from kegnet_pl.stages import build
 from tests.integration.conftest import FAST, configure
 
 ROOT = Path(str(importlib.resources.files("kegnet_pl.conf")))
@@ -147,7 +147,7 @@ def test_struct_mode() -> None:
 def test_experiment_starts_on_real_data(name: str, data_dir: Path, reference_dir: Path, tmp_path: Path) -> None:
     released = {"mnist_lenet": "mnist", "fashion_resnet": "fashion", "svhn_resnet": "svhn"}
     weights = f"teacher.weights={reference_dir / 'teachers' / released[name]}.pth.tar" if name in released else "seed=1"
-    few = "methods=[kegnet]"  # ResNet14 on 10,000 test images takes seconds enough
+    few = "sources=[kegnet]"  # ResNet14 on 10,000 test images takes seconds enough
     store = f"store={tmp_path / 'store'}"
     config = configure(f"+experiment={name}", FAST, f"data.root={data_dir}", store, weights, few)
     run(config, tmp_path)
@@ -199,7 +199,7 @@ def test_only_fast_looks_at_the_statistics_and_draws_by_repeated_pixels(name: st
     def found(recipe: str) -> tuple[Any, ...]:
         generator = configure(f"+experiment={name}", f"recipe={recipe}")["generator"]
         network, weight = generator["network"], generator["objective"]["statistics"]["weight"]
-        return network["upsampling"], network["adjust"], generator["count"], generator["teacher_norm"], weight
+        return network["upsampling"], network["output_norm"], generator["count"], generator["teacher_norm"], weight
 
     assert found("fast") == ("nearest", "batch", 2, "running", 10.0)
     for recipe in ("strict", "paper"):

@@ -8,11 +8,12 @@ import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
-from kegnet_pl.data import NoiseSource, SyntheticDataModule
+from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.losses import ClassifierLoss, DistillationLoss, DiversityLoss, GeneratorObjective
-from kegnet_pl.modules import GeneratorModule, StudentModule, TeacherModule
 from kegnet_pl.networks import Decoder, DenseGenerator
+from kegnet_pl.sources import NoiseSource
+from kegnet_pl.training import GeneratorModule, StudentModule, TeacherModule
 
 
 class Keep(Callback):

@@ -10,16 +10,16 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 
 from benchmarks.cases import Case, make_case
-from benchmarks.direct import DirectGenerator, direct_student_epoch, draw_samples
-from kegnet_pl.data import GeneratorSource, NoiseSource, SyntheticDataModule
-from kegnet_pl.data.synthetic import draw_labels_and_noise
+from benchmarks.direct import DirectGenerator, direct_student_epoch, generate_samples
+from kegnet_pl.api.weights import load_weights
+from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.modules import GeneratorModule, StudentModule
 from kegnet_pl.networks import prefer_channels_last
-from kegnet_pl.seeds import stream
-from kegnet_pl.stages.generators import build_objective
-from kegnet_pl.stages.workshop import build
-from kegnet_pl.weights import load_weights
+from kegnet_pl.pipeline.context import build
+from kegnet_pl.pipeline.stages.generators import build_objective
+from kegnet_pl.runtime.seeds import stream
+from kegnet_pl.sources import GeneratorSource, NoiseSource, sample_labels_and_noise
+from kegnet_pl.training import GeneratorModule, StudentModule
 
 STEPS = 50
 
@@ -98,7 +98,7 @@ def test_the_direct_one_does_no_needless_work(network: str, pairs: bool, monkeyp
         case.generator(), case.decoder(), case.teacher(), 1e-3, case.weight("decoder"), case.weight("diversity")
     )
     before = copy.deepcopy(list(direct.generator.parameters()))
-    loss = direct.step(*draw_labels_and_noise(8, case.classes, 10, stream(0, "noise")))
+    loss = direct.step(*sample_labels_and_noise(8, case.classes, 10, stream(0, "noise")))
     assert loss.isfinite() and not loss.requires_grad
     assert powers == ([2, 1] if pairs else [])
     assert all(value.grad is None for value in direct.teacher.parameters())
@@ -166,7 +166,7 @@ def test_the_direct_ones_do_not_stay_together_with_themselves_in_float32(network
     other = copy.deepcopy(first)
     chance = stream(4, "noise", 0, 0, 0)
     for _ in range(STEPS):
-        z, y = draw_labels_and_noise(32, case.classes, config["noise_dim"], chance)
+        z, y = sample_labels_and_noise(32, case.classes, config["noise_dim"], chance)
         worst = max(worst, abs(float(first.step(z, y)) - float(other.step(z.flip(0), y.flip(0)))))
     record_property(
         f"the same, {network}, direct against direct with rows in another order, float32, on their own: {worst:.1e}", ""
@@ -202,7 +202,7 @@ def test_an_epoch_of_a_student_equals_the_direct_one(network: str) -> None:
 def test_samples_equal_the_direct_ones(network: str) -> None:
     case = make_case(network)
     generators = [case.generator(index) for index in range(3)]
-    z, y = draw_labels_and_noise(500, case.classes, 10, stream(0, "synthetic"))
+    z, y = sample_labels_and_noise(500, case.classes, 10, stream(0, "synthetic"))
     torch.testing.assert_close(
-        GeneratorSource(generators).draw(1500, 0), draw_samples(generators, z, y), rtol=1e-4, atol=1e-5
+        GeneratorSource(generators).sample(1500, 0), generate_samples(generators, z, y), rtol=1e-4, atol=1e-5
     )

@@ -37,7 +37,7 @@ def test_plain_kegnet_returns_what_it_prints(capsys: pytest.CaptureFixture[str])
 def _loss(teacher: nn.Module, decoder: nn.Module, alpha: float, beta: float) -> torch.Tensor:
     torch.manual_seed(0)
     generator = ImageGenerator(1, 10)
-    z, y = kegnet_plain.draw_noise_and_labels(16)
+    z, y = kegnet_plain.sample_noise_and_labels(16)
     return kegnet_plain.generator_loss(generator, decoder, teacher, z, y, alpha, beta)
 
 
@@ -68,8 +68,8 @@ def test_diversity_is_the_formula_over_all_pairs() -> None:
 
 def test_samples_of_every_generator_come_from_the_same_noise_and_labels() -> None:
     generator = ImageGenerator(1, 10)
-    z, y = kegnet_plain.draw_noise_and_labels(4)
-    samples = kegnet_plain.draw_samples([generator, generator], z, y)
+    z, y = kegnet_plain.sample_noise_and_labels(4)
+    samples = kegnet_plain.generate_samples([generator, generator], z, y)
     assert samples.shape == (8, 1, 32, 32) and not samples.requires_grad
     torch.testing.assert_close(samples[:4], samples[4:])
     assert y.sum(dim=1).tolist() == [1.0] * 4 and z.shape == (4, 10)
@@ -80,7 +80,7 @@ def test_only_the_student_is_trained() -> None:
     before = [value.clone() for value in teacher.state_dict().values()]
     generator = kegnet_plain.train_generator(teacher, steps=2)
     untrained = [value.clone() for value in generator.state_dict().values()]
-    samples = kegnet_plain.draw_samples([generator], *kegnet_plain.draw_noise_and_labels(8))
+    samples = kegnet_plain.generate_samples([generator], *kegnet_plain.sample_noise_and_labels(8))
     student = LeNet5()
     optimizer = torch.optim.Adam(student.parameters())
     losses = [

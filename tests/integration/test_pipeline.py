@@ -17,14 +17,14 @@ from pytorch_lightning import Trainer
 from safetensors.torch import load_file
 from torch import nn
 
-from kegnet_pl.artefacts import load_network
+from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.data import DigitsDataModule, Split
-from kegnet_pl.errors import ConfigError, DivergedError, StoreError, WeightsError
-from kegnet_pl.modules.base import SeededModule
-from kegnet_pl.pipeline import run
-from kegnet_pl.reporting.charts import read_curves
-from kegnet_pl.stages import result_settings
-from kegnet_pl.watching import SAMPLES
+from kegnet_pl.pipeline.run import run
+from kegnet_pl.pipeline.sample_monitor import SAMPLES
+from kegnet_pl.pipeline.stages import result_settings
+from kegnet_pl.reporting.figures import read_curves
+from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, WeightsError
+from kegnet_pl.training.base import SeededModule
 from tests.integration.conftest import FAST, configure
 
 SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results.schema.json").read_text())
@@ -100,9 +100,9 @@ def test_second_run_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_change_rebuilds_the_stage_and_its_children_only(tmp_path: Path, override: str, rebuilt: list[str]) -> None:
-    go(tmp_path, "methods=[kegnet]")
+    go(tmp_path, "sources=[kegnet]")
     before = stages(tmp_path)
-    go(tmp_path, "methods=[kegnet]", override)
+    go(tmp_path, "sources=[kegnet]", override)
     after = stages(tmp_path)
     assert {name: after[name] for name in before} == before
     assert kinds(set(after) - set(before)) == rebuilt
@@ -113,7 +113,7 @@ def test_a_change_rebuilds_the_stage_and_its_children_only(tmp_path: Path, overr
 def test_interrupted_run_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, more: str
 ) -> None:
-    long = ("methods=[kegnet]", "teacher.epochs=3", "generator.epochs=3", "student.epochs=3", more)
+    long = ("sources=[kegnet]", "teacher.epochs=3", "generator.epochs=3", "student.epochs=3", more)
     go(tmp_path / "unbroken", *long)
     start_epoch = SeededModule.on_train_epoch_start
 
@@ -146,15 +146,15 @@ def _files(folder: Path, stage: str) -> set[str]:
 def test_generators_together_leave_what_one_by_one_leaves(tmp_path: Path) -> None:
     """The same files, nearly the same weights (rounding differs), so another fingerprint."""
     rows = {}
-    for training in ("together", "one_by_one", "auto"):
-        rows[training] = go(tmp_path / training, "methods=[kegnet]", f"generator.training={training}")
-    assert _files(tmp_path / "together", "generators") == _files(tmp_path / "one_by_one", "generators")
+    for training in ("vmap", "sequential", "auto"):
+        rows[training] = go(tmp_path / training, "sources=[kegnet]", f"generator.parallel={training}")
+    assert _files(tmp_path / "vmap", "generators") == _files(tmp_path / "sequential", "generators")
     marks = {name: next(stage for stage in stages(tmp_path / name) if stage.startswith("generators")) for name in rows}
-    assert marks["auto"] == marks["one_by_one"] != marks["together"]
+    assert marks["auto"] == marks["sequential"] != marks["vmap"]
     manifests = {
         name: json.loads((tmp_path / name / "store" / marks[name] / "manifest.json").read_text()) for name in rows
     }
-    mine, other = (manifests[name]["metrics"]["generators"] for name in ("together", "one_by_one"))
+    mine, other = (manifests[name]["metrics"]["generators"] for name in ("vmap", "sequential"))
     assert mine.keys() == other.keys() == {"0", "1"}
     for index in mine:
         assert mine[index] == pytest.approx(other[index], rel=1e-3)
@@ -162,8 +162,8 @@ def test_generators_together_leave_what_one_by_one_leaves(tmp_path: Path) -> Non
 
 
 def test_one_generator_is_never_stacked(tmp_path: Path) -> None:
-    rows = go(tmp_path, "methods=[kegnet]", "generator.count=1", "generator.training=together")
-    again = go(tmp_path, "methods=[kegnet]", "generator.count=1", "generator.training=one_by_one")
+    rows = go(tmp_path, "sources=[kegnet]", "generator.count=1", "generator.parallel=vmap")
+    again = go(tmp_path, "sources=[kegnet]", "generator.count=1", "generator.parallel=sequential")
     assert rows[-1]["fingerprint"] == again[-1]["fingerprint"]
 
 
@@ -191,26 +191,24 @@ def test_what_makes_another_group_of_runs(override: str, differs: bool) -> None:
 
 
 def test_interrupted_together_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    test_interrupted_run_goes_on_to_the_same_bits(
-        tmp_path, monkeypatch, "GeneratorModule", "generator.training=together"
-    )
+    test_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, "GeneratorModule", "generator.parallel=vmap")
 
 
 def test_students_of_several_seeds_may_share_generators(tmp_path: Path) -> None:
-    weights = go(tmp_path / "teacher", "methods=[normal]")[0]["fingerprint"]
+    weights = go(tmp_path / "teacher", "sources=[normal]")[0]["fingerprint"]
     given = f"teacher.weights={tmp_path / 'teacher' / 'store' / f'teacher-{weights}' / 'network.safetensors'}"
-    first = go(tmp_path, "methods=[kegnet]", given)
-    second = go(tmp_path, "methods=[kegnet]", given, "seed=1", "generator.seed=0")
+    first = go(tmp_path, "sources=[kegnet]", given)
+    second = go(tmp_path, "sources=[kegnet]", given, "seed=1", "generator.seed=0")
     assert first[-1]["fingerprint"] != second[-1]["fingerprint"]
     assert kinds(set(stages(tmp_path))).count("generators") == 1
-    go(tmp_path, "methods=[kegnet]", given, "seed=1")
+    go(tmp_path, "sources=[kegnet]", given, "seed=1")
     assert kinds(set(stages(tmp_path))).count("generators") == 2
 
 
 def test_noise_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
-    plain = go(tmp_path, "methods=[normal,kegnet]")
+    plain = go(tmp_path, "sources=[normal,kegnet]")
     more = ["student.baselines.samples=64", "student.baselines.epochs=1", "student.baselines.lr=0.01"]
-    own = go(tmp_path, "methods=[normal,kegnet]", *more)
+    own = go(tmp_path, "sources=[normal,kegnet]", *more)
     assert [row["samples"] for row in own] == [None, None, 64, 128]
     assert own[-1]["fingerprint"] == plain[-1]["fingerprint"], "KegNet is not concerned"
     student = tmp_path / "store" / f"student-{own[2]['fingerprint']}" / "manifest.json"
@@ -220,21 +218,27 @@ def test_noise_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
 
 
 def test_rows_tell_recipe_and_entropy_of_labels(tmp_path: Path) -> None:
-    rows = go(tmp_path, "methods=[uniform]", "recipe=fast")
+    rows = go(tmp_path, "sources=[uniform]", "recipe=fast")
     assert {row["recipe"] for row in rows} == {"fast"}
     assert [row["label_entropy"] is None for row in rows] == [True, True, False]
     assert 0 < rows[-1]["label_entropy"] < 2.303
 
 
 def test_fresh_samples_are_counted_as_drawn(tmp_path: Path) -> None:
-    rows = go(tmp_path, "methods=[normal]", "student.fresh=true", "student.norm=frozen", "student.draw_norm=batch")
+    rows = go(
+        tmp_path,
+        "sources=[normal]",
+        "student.resample_each_epoch=true",
+        "student.norm=frozen",
+        "student.sampling_norm=batch",
+    )
     assert rows[-1]["costs"]["samples_made"] == 2 * 128, "two epochs"
     assert all(seconds >= 0 for seconds in rows[-1]["costs"]["seconds"].values())
 
 
 def test_jitter_concerns_generators_alone(tmp_path: Path) -> None:
     plain = go(tmp_path)
-    shaken = go(tmp_path, "student.jitter=1.0")
+    shaken = go(tmp_path, "student.noise_std=1.0")
     by = {row["method"]: row for row in plain}, {row["method"]: row for row in shaken}
     assert by[0]["T+KegNet"]["label_entropy"] != by[1]["T+KegNet"]["label_entropy"]
     for method in ("T+Uniform", "T+Normal"):
@@ -245,41 +249,56 @@ def test_jitter_concerns_generators_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "override"),
     [
-        ("normal", "student.draw_norm=batch"), ("kegnet", "student.validation_samples=64"),
-        ("kegnet", "student.features.layers=[conv1]"), ("kegnet", "generator.objective.statistics.term=null"),
+        ("normal", "student.sampling_norm=batch"), ("kegnet", "student.validation_samples=64"),
+        ("kegnet", "student.feature_distillation.layers=[conv1]"), ("kegnet", "generator.objective.statistics.term=null"),
     ],
 )  # fmt: skip
 def test_what_a_result_does_not_depend_on_rebuilds_nothing(tmp_path: Path, method: str, override: str) -> None:
     weightless = "generator.objective.statistics.term._target_=kegnet_pl.losses.DecoderLoss"
-    go(tmp_path, f"methods=[{method}]", "student.features.weight=0", "generator.objective.statistics.weight=0")
+    go(
+        tmp_path,
+        f"sources=[{method}]",
+        "student.feature_distillation.weight=0",
+        "generator.objective.statistics.weight=0",
+    )
     before = stages(tmp_path)
     go(
         tmp_path,
-        f"methods=[{method}]",
-        "student.features.weight=0",
+        f"sources=[{method}]",
+        "student.feature_distillation.weight=0",
         override.replace("generator.objective.statistics.term=null", weightless),
     )
     assert stages(tmp_path) == before
 
 
 def test_a_teacher_of_other_data_is_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go(tmp_path, "methods=[]")
+    go(tmp_path, "sources=[]")
     read = DigitsDataModule.read
 
     def fewer(self: DigitsDataModule) -> dict[str, Split]:
         return {part: split[: len(split) // 2] if part == "train" else split for part, split in read(self).items()}
 
     monkeypatch.setattr(DigitsDataModule, "read", fewer)
-    go(tmp_path, "methods=[]")
+    go(tmp_path, "sources=[]")
     assert kinds(set(stages(tmp_path))).count("teacher") == 2
 
 
 def test_hints_are_counted_and_named_layers_must_be_there(tmp_path: Path) -> None:
-    row = go(tmp_path, "methods=[normal]", "student.features.weight=1", "student.features.layers=[conv*]")[-1]
+    row = go(
+        tmp_path,
+        "sources=[normal]",
+        "student.feature_distillation.weight=1",
+        "student.feature_distillation.layers=[conv*]",
+    )[-1]
     assert row["costs"]["teacher_forwards"] == 128 + 2 * 128, "labels, and two epochs"
     assert row["costs"]["samples_made"] == 128
     with pytest.raises(ValueError, match="a layer that fits 'conv9'"):
-        go(tmp_path, "methods=[normal]", "student.features.weight=1", "student.features.layers=[conv9]")
+        go(
+            tmp_path,
+            "sources=[normal]",
+            "student.feature_distillation.weight=1",
+            "student.feature_distillation.layers=[conv9]",
+        )
 
 
 @pytest.mark.parametrize("selection", ["last", "synthetic"])
@@ -319,7 +338,7 @@ def _go_until(end: str, folder: Path, stage: str, epoch: int) -> None:
 
     SeededModule.on_train_epoch_start = stop  # type: ignore[method-assign]
     try:
-        go(folder, "methods=[kegnet]")
+        go(folder, "sources=[kegnet]")
     finally:
         SeededModule.on_train_epoch_start = start_epoch  # type: ignore[method-assign]
 
@@ -339,7 +358,7 @@ def test_costs_of_an_interrupted_stage_are_not_forgotten(tmp_path: Path, end: st
     (bill,) = (tmp_path / "store").glob(".generators-*/costs.json")
     spent = json.loads(bill.read_text())
     assert 0 < spent["seconds"]["generator_training"] <= spent["total"]
-    go(tmp_path, "methods=[kegnet]")
+    go(tmp_path, "sources=[kegnet]")
     (path,) = (tmp_path / "store").glob("generators-*/manifest.json")
     config = configure(FAST)["generator"]
     epoch = config["steps_per_epoch"] * config["batch_size"] + 10 * SAMPLES
@@ -351,7 +370,7 @@ def test_costs_of_an_interrupted_stage_are_not_forgotten(tmp_path: Path, end: st
 
 def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
     def weights(folder: Path, seed: int) -> torch.Tensor:
-        rows = go(folder, "methods=[kegnet]", f"seed={seed}")
+        rows = go(folder, "sources=[kegnet]", f"seed={seed}")
         return load_file(folder / "store" / f"student-{rows[-1]['fingerprint']}" / "network.safetensors")[
             "conv3.1.weight"
         ]
@@ -363,7 +382,7 @@ def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
 
 def test_batch_norm_learns_statistics_in_teacher_and_student(tmp_path: Path) -> None:
     """Networks come from disk in evaluation mode; Lightning does not change the mode it is given."""
-    rows = go(tmp_path, "methods=[normal]", "teacher=resnet14", "compression=fraction")
+    rows = go(tmp_path, "sources=[normal]", "teacher=resnet14", "compression=fraction")
     initial = {key: torch.zeros(16) for key in ("norm1.running_mean",)}
     teacher = load_file(tmp_path / "store" / f"teacher-{rows[0]['fingerprint']}" / "network.safetensors")
     student = load_file(tmp_path / "store" / f"student-{rows[-1]['fingerprint']}" / "network.safetensors")
@@ -377,27 +396,27 @@ def test_batch_norm_learns_statistics_in_teacher_and_student(tmp_path: Path) -> 
     "override", ["+trainer.gradient_clip_val=0.1", "+callbacks.stop._target_=pytorch_lightning.callbacks.Timer"]
 )
 def test_a_setting_that_may_change_the_result_makes_other_stages(tmp_path: Path, override: str) -> None:
-    first = go(tmp_path, "methods=[normal]")
-    second = go(tmp_path, "methods=[normal]", override)
+    first = go(tmp_path, "sources=[normal]")
+    second = go(tmp_path, "sources=[normal]", override)
     assert first[0]["fingerprint"] != second[0]["fingerprint"]
 
 
 def test_a_damaged_stage_says_so(tmp_path: Path) -> None:
-    rows = go(tmp_path, "methods=[normal]")
+    rows = go(tmp_path, "sources=[normal]")
     (tmp_path / "store" / f"student-{rows[-1]['fingerprint']}" / "network.safetensors").unlink()
     with pytest.raises(StoreError, match=r"damaged .*Delete that folder"):
-        go(tmp_path, "methods=[normal]")
+        go(tmp_path, "sources=[normal]")
 
 
 def test_another_network_as_student(tmp_path: Path) -> None:
-    rows = go(tmp_path, "methods=[kegnet]", "student=lenet5")
+    rows = go(tmp_path, "sources=[kegnet]", "student=lenet5")
     assert [row["method"] for row in rows] == ["teacher", "S", "S+KegNet"]
     assert rows[-1]["student"] == "LeNet5" and rows[-1]["compression_ratio"] == 1
 
 
 @pytest.mark.parametrize("selection", ["synthetic", "real"])
 def test_selection_is_named(tmp_path: Path, selection: str) -> None:
-    rows = go(tmp_path, "methods=[normal]", f"student.selection={selection}", "student.epochs=3")
+    rows = go(tmp_path, "sources=[normal]", f"student.selection={selection}", "student.epochs=3")
     assert rows[-1]["selection"] == selection
     (student,) = (tmp_path / "store").glob("student-*")
     curve = [value for _, value in read_curves(student / "logs" / "normal")["val/accuracy"]]
@@ -414,10 +433,14 @@ def test_selection_is_named(tmp_path: Path, selection: str) -> None:
         ),
         (
             ["teacher=resnet14", "teacher.network.channels=1", "student=lenet5", "schedule=batch_norm"],
-            r"LeNet5 has no .*Set student\.norm=batch student\.features\.weight=0",
+            r"LeNet5 has no .*Set student\.norm=batch student\.feature_distillation\.weight=0",
         ),
         (
-            ["student=resnet14", "student.features.weight=1", "student.features.layers=[conv2]"],
+            [
+                "student=resnet14",
+                "student.feature_distillation.weight=1",
+                "student.feature_distillation.layers=[conv2]",
+            ],
             r"teacher's layers .* ResNet14 has no conv2\.",
         ),
         (
@@ -435,20 +458,20 @@ def test_layers_that_are_not_there_are_named_before_generators_train(
 
 
 def test_rows_tell_which_epoch_was_kept(tmp_path: Path) -> None:
-    rows = go(tmp_path, "methods=[normal]", "student.epochs=2", "teacher.epochs=3")
+    rows = go(tmp_path, "sources=[normal]", "student.epochs=2", "teacher.epochs=3")
     assert [(row["epochs"], row["epoch"]) for row in rows] == [(3, 3), (None, None), (2, 2)]
 
 
 def test_without_any_real_data(tmp_path: Path) -> None:
-    trained = go(tmp_path / "with", "methods=[kegnet]")
+    trained = go(tmp_path / "with", "sources=[kegnet]")
     weights = tmp_path / "with" / "store" / f"teacher-{trained[0]['fingerprint']}" / "network.safetensors"
     shape = ["data=none", "data.input_shape=[1,32,32]", "data.classes=10"]
-    rows = go(tmp_path / "without", *shape, "methods=[kegnet]", f"teacher.weights={weights}")
+    rows = go(tmp_path / "without", *shape, "sources=[kegnet]", f"teacher.weights={weights}")
     assert all(row["accuracy"] is None and row["test_set"] is None for row in rows)
 
 
 def test_curves_are_written_without_a_logger(tmp_path: Path) -> None:
-    go(tmp_path, "methods=[]", "logger=[]")
+    go(tmp_path, "sources=[]", "logger=[]")
     (teacher,) = (tmp_path / "store").glob("teacher-*")
     assert (teacher / "logs" / "teacher" / "version_0" / "metrics.csv").exists()
 
@@ -488,16 +511,16 @@ def _teacher_and_student(folder: Path, *overrides: str) -> list[dict[str, torch.
 
 
 def test_norm_of_the_student(tmp_path: Path) -> None:
-    teacher, student = _teacher_and_student(tmp_path, "methods=[kegnet]", "student.norm=adapt")
+    teacher, student = _teacher_and_student(tmp_path, "sources=[kegnet]", "student.norm=adapt")
     # Two epochs of one step move a scale by some thousandths, adapting it by much more.
     assert (student["norm1.weight"] - teacher["norm1.weight"]).abs().max() > 0.05
     with pytest.raises(ConfigError, match=r"Set student\.norm=batch"):
-        go(tmp_path, "methods=[kegnet]", "student.norm=adapt")
+        go(tmp_path, "sources=[kegnet]", "student.norm=adapt")
 
 
 @pytest.mark.filterwarnings("error:Found .* in eval mode")
 def test_frozen_statistics_stay_and_nobody_is_warned_of_it(tmp_path: Path) -> None:
-    teacher, student = _teacher_and_student(tmp_path, "methods=[normal]", "student.norm=frozen")
+    teacher, student = _teacher_and_student(tmp_path, "sources=[normal]", "student.norm=frozen")
     kept = [name for name in teacher if "running" in name]
     assert len(kept) > 20
     for name in kept:
@@ -538,7 +561,7 @@ def test_changed_code_of_ones_own_network_builds_anew(tmp_path: Path, monkeypatc
     folder = tmp_path / "kegnet_pl"  # as a clone is called, in which one works
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
-    overrides = ["methods=[]", "teacher=custom", "teacher.network._target_=own_network.Net", "compression=ratio"]
+    overrides = ["sources=[]", "teacher=custom", "teacher.network._target_=own_network.Net", "compression=ratio"]
     for factor, teachers in (("1", 1), ("1", 1), ("2", 2)):
         rewrite(folder, "own_network", NETWORK.format(factor=factor))
         go(tmp_path, *overrides)
@@ -561,7 +584,7 @@ def test_changed_code_of_ones_own_optimizer_trains_students_anew(
     monkeypatch.syspath_prepend(str(tmp_path))
     for factor, students in (("1", 1), ("1", 1), ("2", 2)):
         rewrite(tmp_path, "own_optimizer", OPTIMIZER.format(factor=factor))
-        go(tmp_path, "methods=[uniform]", "student.optimizer._target_=own_optimizer.Mine")
+        go(tmp_path, "sources=[uniform]", "student.optimizer._target_=own_optimizer.Mine")
         found = kinds(set(stages(tmp_path)))
         assert (found.count("teacher"), found.count("student")) == (1, students)
 
@@ -579,7 +602,7 @@ def test_changed_code_of_ones_own_callback_builds_anew(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(str(tmp_path))
     for factor, teachers in (("1", 1), ("1", 1), ("2", 2)):
         rewrite(tmp_path, "own_callback", CALLBACK.format(factor=factor))
-        go(tmp_path, "methods=[]", "+callbacks.mine._target_=own_callback.Mine")
+        go(tmp_path, "sources=[]", "+callbacks.mine._target_=own_callback.Mine")
         assert kinds(set(stages(tmp_path))).count("teacher") == teachers
 
 
@@ -589,7 +612,7 @@ def test_files_of_data_may_move(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for part in ("train", "test"):
             write_digits(tmp_path / name / f"{part}.npz", part)
-    mine = ["methods=[uniform]", "data=files", "data.input_shape=[1,32,32]", "data.classes=10"]
+    mine = ["sources=[uniform]", "data=files", "data.input_shape=[1,32,32]", "data.classes=10"]
     for more in (
         ["data.train=here/train.npz"],
         ["data.train=there/train.npz", "data.test=here/test.npz"],
@@ -624,7 +647,7 @@ def test_what_later_stages_would_refuse_is_told_at_once(tmp_path: Path, override
 
 
 def test_what_cannot_be_trained_together_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clipped = ["methods=[kegnet]", "+trainer.gradient_clip_val=1", "teacher=mlp", "generator=dense"]
+    clipped = ["sources=[kegnet]", "+trainer.gradient_clip_val=1", "teacher=mlp", "generator=dense"]
     split = (torch.randn(20, 6, generator=torch.Generator().manual_seed(0)).numpy(), np.arange(20) % 3)
     np.savez(tmp_path / "train.npz", x=split[0], y=split[1])
     rows = ["data=files", "data.input_shape=[6]", "data.classes=3", f"data.train={tmp_path / 'train.npz'}"]
@@ -633,29 +656,29 @@ def test_what_cannot_be_trained_together_is_not(tmp_path: Path, capsys: pytest.C
 
 
 def test_the_same_weights_in_another_file_are_the_same_teacher(tmp_path: Path) -> None:
-    rows = go(tmp_path, "methods=[]")
+    rows = go(tmp_path, "sources=[]")
     weights = tmp_path / "store" / f"teacher-{rows[0]['fingerprint']}" / "network.safetensors"
     torch.save({"state_dict": {f"net.{key}": value for key, value in load_file(weights).items()}}, tmp_path / "copy.pt")
     marks = {
-        go(tmp_path, "methods=[]", f"teacher.weights={file}")[0]["fingerprint"]
+        go(tmp_path, "sources=[]", f"teacher.weights={file}")[0]["fingerprint"]
         for file in (weights, tmp_path / "copy.pt")
     }
     assert len(marks) == 1
 
 
 def test_ones_own_test_data(tmp_path: Path) -> None:
-    rows = go(tmp_path, "methods=[]")
+    rows = go(tmp_path, "sources=[]")
     weights = tmp_path / "store" / f"teacher-{rows[0]['fingerprint']}" / "network.safetensors"
     digits = DigitsDataModule()
     digits.setup()
     test = digits.part("test")
     np.savez(tmp_path / "test.npz", x=test.x.numpy(), y=test.y.numpy())
     mine = [f"teacher.weights={weights}", "data=files", "data.input_shape=[1,32,32]", "data.classes=10"]
-    measured = go(tmp_path, "methods=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}")
+    measured = go(tmp_path, "sources=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}")
     assert measured[0]["accuracy"] == rows[0]["accuracy"]
     assert measured[0]["test_set"] == f"files: {len(test)} test samples"
     with pytest.raises(ValueError, match="a split 'val' of the data set 'files', but it has test"):
-        go(tmp_path, "methods=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}", "student.selection=real")
+        go(tmp_path, "sources=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}", "student.selection=real")
 
 
 def test_a_mistyped_file_is_no_run_without_data(tmp_path: Path) -> None:
@@ -682,7 +705,7 @@ def test_images_of_other_sizes_need_no_generator_of_ones_own(tmp_path: Path, siz
     network(torch.zeros(1, 2, size, size))
     torch.save(network.state_dict(), tmp_path / "mine.pt")
     rows = go(
-        tmp_path, "methods=[kegnet]", "data=none", f"data.input_shape=[2,{size},{size}]", "data.classes=3",
+        tmp_path, "sources=[kegnet]", "data=none", f"data.input_shape=[2,{size},{size}]", "data.classes=3",
         "teacher=custom", "compression=ratio", "compression.target=2",
         "teacher.network._target_=tests.integration.test_pipeline.make_linear",
         f"+teacher.network.size={size}", f"teacher.weights={tmp_path / 'mine.pt'}",
@@ -696,5 +719,5 @@ def make_linear(size: int) -> nn.Module:
 
 def test_a_diverged_student_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="Lower the learning rate"):
-        go(tmp_path, "methods=[normal]", "student.baselines.lr=1e30")
+        go(tmp_path, "sources=[normal]", "student.baselines.lr=1e30")
     assert kinds(set(stages(tmp_path))) == ["compression", "teacher"]

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import kegnet_pl
-from kegnet_pl.artefacts import save_network
+from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
+from kegnet_pl.pipeline.stages import build
 from kegnet_pl.reporting import Row
-from kegnet_pl.stages import build
 from tests.integration.conftest import Command, configure
 from tests.integration.test_pipeline import SCHEMA
 
@@ -57,7 +57,7 @@ def test_own_network(command: Command, tmp_path: Path) -> None:
     (folder / "mynet.yaml").write_text(content.replace("mypackage.MyNet", "kegnet_pl.networks.LeNet5"))
     network = command("--config-dir", "myconf", "teacher=mynet", "--cfg", "job", "--package", "teacher.network").stdout
     assert "channels" not in network, "no argument that a stranger's network may not have"
-    done = command("--config-dir", "myconf", "teacher=mynet", "+debug=fast", "methods=[]")
+    done = command("--config-dir", "myconf", "teacher=mynet", "+debug=fast", "sources=[]")
     assert "x smaller" in done.stdout
 
 
@@ -67,7 +67,7 @@ def test_the_example_of_a_plan() -> None:
     content = yaml.safe_load(next(block for block in blocks("yaml") if "rules:" in block))
     rules = [Rule(rule["layers"], rule["rank"]) for rule in content["rules"]]
     plan = CompressionPlan(rules, content["target"], content["when_larger"])
-    assert plan.apply(ResNet14(), (3, 32, 32)).ledger.compression_ratio == pytest.approx(4, rel=0.05)
+    assert plan.apply(ResNet14(), (3, 32, 32)).report.compression_ratio == pytest.approx(4, rel=0.05)
 
 
 def test_make_targets_exist() -> None:
@@ -106,7 +106,7 @@ def test_the_lines_of_python_run() -> None:
     room: dict[str, Any] = {"teacher": LeNet5()}
     exec(code, room)
     assert len(code.strip().splitlines()) < 15
-    assert room["small"].ledger.compression_ratio >= 8
+    assert room["small"].report.compression_ratio >= 8
     assert room["student"](torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 
@@ -143,22 +143,36 @@ def test_what_the_lines_for_batch_norm_say_is_its_schedule() -> None:
     api = SimpleNamespace(
         train_generators=listen("generators", kegnet_pl.train_generators, drawn),
         compress=listen("compress", kegnet_pl.compress, SimpleNamespace(network=None)),
-        distil=listen("student", kegnet_pl.distil),
+        distill=listen("student", kegnet_pl.distill),
     )
     exec(code, {"kegnet_pl": api, "teacher": None})
     generator, student, mine = config["generator"], config["student"], said["generators"]
-    for name in ("count", "epochs", "steps_per_epoch", "batch_size", "lr_schedule", "teacher_norm", "noise_dim"):
+    for name in ("count", "epochs", "steps_per_epoch", "batch_size", "lr_scheduler", "teacher_norm", "noise_dim"):
         assert mine[name] == generator[name], name
     assert mine["lr"] == generator["optimizer"]["lr"]
     assert mine["objective"] == {name: term["weight"] for name, term in generator["objective"].items()}
     network, decoder = mine["make_generator"](), mine["make_decoder"]()
-    assert str(network) == str(build(generator["network"])) and network.adjust == generator["network"]["adjust"]
+    assert (
+        str(network) == str(build(generator["network"])) and network.output_norm == generator["network"]["output_norm"]
+    )
     assert str(decoder) == str(build(generator["decoder"]))
     mine = said["student"]
-    for name in ("epochs", "batch_size", "lr_schedule", "temperature", "norm", "dropout", "fresh", "shuffle"):
+    for name in (
+        "epochs",
+        "batch_size",
+        "lr_scheduler",
+        "temperature",
+        "norm",
+        "dropout",
+        "resample_each_epoch",
+        "shuffle",
+    ):
         assert mine[name] == student[name], name
     assert (mine["lr"], mine["data"]) == (student["optimizer"]["lr"], student["samples"])
-    assert (mine["features"], mine["feature_layers"]) == (student["features"]["weight"], student["features"]["layers"])
+    assert (mine["feature_distillation"], mine["feature_distillation_layers"]) == (
+        student["feature_distillation"]["weight"],
+        student["feature_distillation"]["layers"],
+    )
 
 
 def test_public_names_are_told() -> None:
@@ -179,7 +193,7 @@ def test_a_student_runs_without_us(tmp_path: Path) -> None:
     content = next(block for block in blocks("python") if "torch.export.save" in block)
     compressed = CompressionPlan([Rule("*", "target")], 2.0).apply(ResNet14(), (3, 32, 32))
     student, recipe = compressed.network.eval(), {"_target_": "kegnet_pl.networks.ResNet14"}
-    save_network(student, tmp_path, "network", recipe, compressed.ledger.ranks)
+    save_network(student, tmp_path, "network", recipe, compressed.report.ranks)
     code = content.replace("outputs/store/student-...", str(tmp_path))
     run = [sys.executable, "-c"]
     subprocess.run([*run, code], check=True, cwd=tmp_path)

@@ -103,11 +103,11 @@ def test_tables_and_no_test_data(tmp_path: Path) -> None:
     shape = ["data=none", "data.input_shape=[16]", "data.classes=26", "teacher=mlp", "generator=dense"]
     import torch
 
-    from kegnet_pl.stages.workshop import build
+    from kegnet_pl.pipeline.context import build
 
     config = configure(FAST, *shape, "teacher.weights=x", "compression=ratio")
     torch.save(build(config["teacher"]["network"]).state_dict(), tmp_path / "t.pt")
-    go(tmp_path, *shape, f"teacher.weights={tmp_path / 't.pt'}", "compression=ratio", "methods=[kegnet]")
+    go(tmp_path, *shape, f"teacher.weights={tmp_path / 't.pt'}", "compression=ratio", "sources=[kegnet]")
     text, page = _read(tmp_path / "run" / "report.html")
     assert "There was no test data" in text and "not measured" in text
     assert "<title>mlp: " in text, "not: on none"

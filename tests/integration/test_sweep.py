@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.conftest import FAST, Command
 
-JOBS = ["-m", FAST, "methods=[kegnet]", "compression=option2,fraction"]
+JOBS = ["-m", FAST, "sources=[kegnet]", "compression=option2,fraction"]
 
 
 def _sweep(tmp_path: Path) -> Path:
@@ -38,7 +38,7 @@ def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp
         (option, seed) for option in ("option2", "fraction") for seed in ("0", "1")
     }
     # The command of a row runs its job alone.
-    assert records[-1]["command"] == f"python -m kegnet_pl {FAST} 'methods=[kegnet]' compression=fraction seed=1"
+    assert records[-1]["command"] == f"python -m kegnet_pl {FAST} 'sources=[kegnet]' compression=fraction seed=1"
     with (folder / "results.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["fingerprint"] for line in lines] == [record["fingerprint"] for record in records]
@@ -52,7 +52,7 @@ def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp
 def test_a_failed_job_fails_alone_and_the_sweep_goes_on_when_it_is_started_again(
     command: Command, tmp_path: Path
 ) -> None:
-    jobs = ["-m", FAST, "methods=[kegnet]", "generator.count=1,3,2"]
+    jobs = ["-m", FAST, "sources=[kegnet]", "generator.count=1,3,2"]
     done = command(*jobs, expect=1)
     assert "2 of 3 runs finished" in done.stdout
     assert re.search(r"^Job 1 \(generator.count=3\): Expected `student.samples` to be a multiple", done.stdout, re.M)
@@ -75,7 +75,7 @@ def test_an_unexpected_error_is_shown_in_full_and_named(command: Command) -> Non
 
 
 def test_a_sweep_says_how_to_send_what_was_kept_offline(command: Command, tmp_path: Path) -> None:
-    done = command("-m", FAST, "methods=[]", "compression.target=4,8", "logger=wandb")
+    done = command("-m", FAST, "sources=[]", "compression.target=4,8", "logger=wandb")
     folder = _sweep(tmp_path).relative_to(tmp_path)
     assert done.stdout.rstrip().endswith(f"wandb sync {folder}/*/wandb/offline-run-*")
     assert len(list(tmp_path.glob(f"{folder}/*/wandb/offline-run-*"))) > 2

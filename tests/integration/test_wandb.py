@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kegnet_pl.modules.base import SeededModule
 from kegnet_pl.reporting.workspace import make_workspace
+from kegnet_pl.training.base import SeededModule
 from tests.integration.conftest import FAST, Command, configure
 from tests.integration.test_pipeline import go
 from tests.integration.wandb_file import OfflineRun, read_runs
@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[OfflineRun]
         patch.setenv("WANDB_MODE", "offline")
         # Every term of the objective is in use, so that each is logged.
         weights = [f"generator.objective.{term}.weight=1" for term in ("decoder", "diversity")]
-        go(folder, "logger=wandb", "methods=[normal,kegnet]", *weights)
+        go(folder, "logger=wandb", "sources=[normal,kegnet]", *weights)
     found: dict[str, list[OfflineRun]] = {}
     for run in read_runs(folder / "run"):
         found.setdefault(run.job_type, []).append(run)
@@ -83,7 +83,7 @@ def _table(run: OfflineRun, key: str) -> dict[str, list[object]]:
 
 
 def test_tables(runs: dict[str, list[OfflineRun]]) -> None:
-    assert _table(runs["compression"][0], "ledger")["layer"] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+    assert _table(runs["compression"][0], "layers")["layer"] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
     report = runs["report"][0]
     results = _table(report, "results")
     assert results["method"] == ["teacher", "T", "T+Normal", "T+KegNet"]
@@ -127,7 +127,7 @@ def test_a_resumed_stage_continues_its_curve(tmp_path: Path, monkeypatch: pytest
             raise RuntimeError("the power went out")
         start_epoch(module)
 
-    options = ["logger=wandb", "methods=[kegnet]", "generator.count=1"]
+    options = ["logger=wandb", "sources=[kegnet]", "generator.count=1"]
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
         patch.setattr(SeededModule, "on_train_epoch_start", crash)
         go(tmp_path, *options)
@@ -141,7 +141,7 @@ def test_a_resumed_stage_continues_its_curve(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_sweep_is_one_group(command: Command, tmp_path: Path) -> None:
-    command("-m", FAST, "logger=wandb", "methods=[]", "seed=0,1")
+    command("-m", FAST, "logger=wandb", "sources=[]", "seed=0,1")
     runs = [run for folder in tmp_path.glob("outputs/sweeps/*/*") for run in read_runs(folder)]
     (group,) = {run.group for run in runs}
     assert group.startswith("seed-")

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
-from kegnet_pl.weights import load_weights
 from reproduction.jobs import read_cells
 
 Teachers = Callable[[str], nn.Module]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 
-from kegnet_pl.artefacts import load_network
+from kegnet_pl.api.checkpoints import load_network
+from kegnet_pl.api.evaluation import measure_accuracy
 from kegnet_pl.data import RealDataModule, Split
-from kegnet_pl.evaluation import measure_accuracy
 from reproduction.jobs import ROOT, read_cells
 from tests.parity.conftest import Teachers, shipped, shipped_plan
 

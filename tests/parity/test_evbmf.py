@@ -46,10 +46,10 @@ def test_ranks_of_every_convolution(name: str, golden: dict[str, Any], teacher: 
 def test_ranks_that_a_plan_gives_them(name: str, golden: dict[str, Any], teacher: Teachers) -> None:
     expected = golden[name]["evbmf_ranks"]
     plan = CompressionPlan([Rule(list(expected), "evbmf")], when_larger="compress")
-    ledger = plan.apply(teacher(name), SHAPES[name]).ledger
+    report = plan.apply(teacher(name), SHAPES[name]).report
 
-    assert ledger.ranks == {
+    assert report.ranks == {
         layer: (max(1, ranks["in_rank"]), max(1, ranks["out_rank"])) for layer, ranks in expected.items()
     }
-    raised = {row.layer for row in ledger.rows if "raised to 1" in row.note}
+    raised = {row.layer for row in report.rows if "raised to 1" in row.note}
     assert raised == {layer for layer, ranks in expected.items() if 0 in ranks.values()}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks import MLP, Decoder, DenseGenerator, FrozenModule, ImageGenerator
-from kegnet_pl.networks.generator import Adjust
+from kegnet_pl.networks.generator import OutputNorm
 from tests.parity.conftest import Teachers, below, relative_error
 
 pytestmark = pytest.mark.data
@@ -45,8 +45,8 @@ def test_logits_by_the_batchs_own_statistics(name: str, teacher: Teachers, tenso
         assert relative_error(expected, tensors[f"{name}/logits_eval"]) > 1e-3
 
 
-def _image_generator(tensors: dict[str, Tensor], channels: int, adjust: Adjust = "image") -> ImageGenerator:
-    generator = ImageGenerator(channels, classes=10, adjust=adjust)
+def _image_generator(tensors: dict[str, Tensor], channels: int, adjust: OutputNorm = "image") -> ImageGenerator:
+    generator = ImageGenerator(channels, classes=10, output_norm=adjust)
     generator.load_state_dict(below(tensors, f"image_generator{channels}/state/"))
     return generator.train()
 
@@ -67,7 +67,7 @@ def test_image_generator(channels: int, tensors: dict[str, Tensor]) -> None:
 @each_channels
 def test_image_generator_without_standardisation(channels: int, tensors: dict[str, Tensor]) -> None:
     mine = below(tensors, f"image_generator{channels}/")
-    generator = _image_generator(tensors, channels, adjust="none")
+    generator = _image_generator(tensors, channels, output_norm="none")
     generator(mine["z"], mine["y"])
 
     _check(generator.eval()(mine["z"], mine["y"]), mine["out_eval_after_unadjusted"])

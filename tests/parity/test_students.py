@@ -24,8 +24,8 @@ def _check(
         logits = result.network.eval()(x)
 
     assert sum(p.numel() for p in result.network.parameters()) == expected["parameters"]
-    assert result.ledger.parameters_after == expected["parameters"]
-    assert result.ledger.compression_ratio == pytest.approx(expected["compression_ratio"], rel=1e-12)
+    assert result.report.parameters_after == expected["parameters"]
+    assert result.report.compression_ratio == pytest.approx(expected["compression_ratio"], rel=1e-12)
     assert (logits - tensors[f"{name}/option{option}/logits_eval"]).abs().max() < 1e-3
 
 
@@ -54,7 +54,7 @@ def test_mlp_students(option: int, golden: dict[str, Any], tensors: dict[str, Te
 def test_mlp_experiments_choose_the_option_of_their_table(name: str, option: int, classes: int, features: int) -> None:
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
         config = compose("config", overrides=[f"+experiment={name}"])
-    ledger = shipped_plan(config).apply(MLP(features, classes), (features,)).ledger
+    report = shipped_plan(config).apply(MLP(features, classes), (features,)).report
 
     assert config.compression.name == f"option{option}"
-    assert round(ledger.compression_ratio, 2) == {"letter_mlp": 4.13, "pendigits_mlp": 8.07}[name]
+    assert round(report.compression_ratio, 2) == {"letter_mlp": 4.13, "pendigits_mlp": 8.07}[name]

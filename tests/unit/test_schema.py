@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from kegnet_pl.errors import ConfigError, UserError
+from kegnet_pl.runtime.errors import ConfigError, UserError
 from kegnet_pl.schema import check, to_plain
 
 CONF = Path(str(importlib.resources.files("kegnet_pl.conf")))
@@ -67,7 +67,7 @@ def test_experiments_pass(name: str) -> None:
         ["data=none", "data.input_shape=[5]", "data.classes=2", "teacher=mlp", "compression=option1", "generator=dense",
          "teacher.weights=teacher.pt"],
         ["student=lenet5", "student.selection=synthetic", "student.patience=3", "student.min_epochs=2"],
-        ["student.selection=real", "methods=[]"],
+        ["student.selection=real", "sources=[]"],
         ["teacher.patience=3", "teacher.min_epochs=10"],
     ],
     ids=lambda overrides: overrides[0],
@@ -154,11 +154,11 @@ def test_an_objective_of_nothing(objective: str) -> None:
         ("resume", None, "auto, never, require"),
         ("generator__teacher_norm", "eval", "batch, running"),
         ("generator__teacher_dropout", "on", "True, False"),
-        ("generator__lr_schedule", None, "constant, cosine"),
-        ("student__lr_schedule", "steep", "constant, cosine"),
+        ("generator__lr_scheduler", None, "constant, cosine"),
+        ("student__lr_scheduler", "steep", "constant, cosine"),
         ("student__norm", "running", "batch, frozen, adapt"),
-        ("student__draw_norm", "frozen", "batch, running"),
-        ("student__fresh", 1.5, "True, False"),
+        ("student__sampling_norm", "frozen", "batch, running"),
+        ("student__resample_each_epoch", 1.5, "True, False"),
         ("student__dropout", 0.15, "True, False"),
         ("student__selection", "best", "last, synthetic, real"),
         ("trainer__precision", "16", "32-true, bf16-mixed, 16-mixed"),
@@ -173,14 +173,14 @@ def test_choices(name: str, value: Any, allowed: str) -> None:
 
 @pytest.mark.parametrize("value", ["*.norm2", [], [1]])
 def test_layers_of_features(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"`student\.features\.layers` to be a list of patterns"):
-        check(_config(student__features__layers=value))
+    with pytest.raises(ConfigError, match=r"`student\.feature_distillation\.layers` to be a list of patterns"):
+        check(_config(student__feature_distillation__layers=value))
 
 
 @pytest.mark.parametrize("value", ["kegnet", ["kegnet", "gan"], ["normal", "normal"], None, [["kegnet"]]])
 def test_methods(value: Any) -> None:
-    with pytest.raises(ConfigError, match="`methods` to be a list of some of uniform, normal, kegnet, but got"):
-        check(_config(methods=value))
+    with pytest.raises(ConfigError, match="`sources` to be a list of some of uniform, normal, kegnet, but got"):
+        check(_config(sources=value))
 
 
 @pytest.mark.parametrize("value", [None, 32, [], [1, 32], [1, 32, 0], [1, 32, 32.0], ["a"], [1, 2, 3, 4], [True]])
@@ -252,7 +252,7 @@ def test_samples_are_shared_out_among_generators(name: str) -> None:
     change = {f"student__{name}": 32_001, "student__selection": "synthetic"}
     with pytest.raises(ConfigError, match=rf"`student\.{name}` to be a multiple of generator\.count=5.*got 32001"):
         check(_config(**change))
-    check(_config(**change, methods=["uniform", "normal"]))
+    check(_config(**change, sources=["uniform", "normal"]))
 
 
 def test_validation_samples_matter_only_where_they_are_drawn() -> None:
@@ -303,9 +303,9 @@ def test_callbacks_and_loggers_are_objects(group: str) -> None:
 
 
 def test_generators_together_are_not_clipped_by_their_common_norm() -> None:
-    config = _config(generator__training="together")
+    config = _config(generator__parallel="vmap")
     config["trainer"]["gradient_clip_val"] = 1.0
-    with pytest.raises(ConfigError, match=r"gradient_clip_algorithm` to be value.*one_by_one"):
+    with pytest.raises(ConfigError, match=r"gradient_clip_algorithm` to be value.*sequential"):
         check(config)
     config["generator"]["count"] = 1
     check(config)
@@ -318,8 +318,8 @@ def test_a_missing_setting_is_told_with_what_is_there() -> None:
     config = _config()
     del config["callbacks"]
     with pytest.raises(
-        ConfigError, match=r"a setting `callbacks`, but got only seed, methods, .* `callbacks` should be"
+        ConfigError, match=r"a setting `callbacks`, but got only seed, sources, .* `callbacks` should be"
     ):
         check(config)
     with pytest.raises(ConfigError, match=r"`student\.features\.weight`, but got None where `weight` should be"):
-        check(_config(student__features=None))
+        check(_config(student__feature_distillation=None))

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from kegnet_pl.costs import Costs
-from kegnet_pl.store import Store, fingerprint
+from kegnet_pl.pipeline.store import Store, fingerprint
+from kegnet_pl.runtime.costs import StageCosts
 
 _BUILDER = textwrap.dedent(
     """
     import json, os, sys, time
     from pathlib import Path
-    from kegnet_pl.store import Store
+    from kegnet_pl.pipeline.store import Store
 
     root, signals, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 
@@ -89,7 +89,7 @@ def test_two_need_a_stage_and_one_builds_it(tmp_path: Path) -> None:
 def _need(root: Path, log: Path, gate: Barrier) -> None:
     """Need the stage at the same moment as the others do."""
 
-    def build(folder: Path, costs: Costs) -> dict[str, Any]:
+    def build(folder: Path, costs: StageCosts) -> dict[str, Any]:
         with log.open("a") as file:
             file.write(f"{os.getpid()} ")
         time.sleep(0.3)
@@ -129,7 +129,7 @@ def test_killed_builder_leaves_nothing_published_and_no_lock(tmp_path: Path) -> 
 
     found: list[str] = []
 
-    def build(folder: Path, costs: Costs) -> dict[str, Any]:
+    def build(folder: Path, costs: StageCosts) -> dict[str, Any]:
         found.extend(path.name for path in folder.iterdir())
         return {}
 

@@ -1,8 +1,8 @@
-"""Any network in, a smaller one and its ledger out (PAPER section 4)."""
+"""Any network in, a smaller one and its report out (PAPER section 4)."""
 
 from kegnet_pl.compression.evbmf import EVBMF, evbmf
-from kegnet_pl.compression.ledger import Cost, Ledger, LedgerRow, measure_cost
 from kegnet_pl.compression.plan import Compressed, CompressionPlan
+from kegnet_pl.compression.report import CompressionReport, LayerReport, ModelSize, measure_size
 from kegnet_pl.compression.rules import Rule
 from kegnet_pl.compression.tucker import TuckerConv2d, TuckerLinear, factorise, restore_structure
 
@@ -10,14 +10,14 @@ __all__ = [
     "EVBMF",
     "Compressed",
     "CompressionPlan",
-    "Cost",
-    "Ledger",
-    "LedgerRow",
+    "CompressionReport",
+    "LayerReport",
+    "ModelSize",
     "Rule",
     "TuckerConv2d",
     "TuckerLinear",
     "evbmf",
     "factorise",
-    "measure_cost",
+    "measure_size",
     "restore_structure",
 ]

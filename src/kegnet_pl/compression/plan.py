@@ -14,11 +14,11 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from kegnet_pl.compression.candidates import Candidate, factorised_parameters
-from kegnet_pl.compression.ledger import Ledger, LedgerRow, count_parameters, measure_cost
+from kegnet_pl.compression.report import CompressionReport, LayerReport, count_parameters, measure_size
 from kegnet_pl.compression.rules import Rule
 from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, replace_layer
-from kegnet_pl.errors import first_line
-from kegnet_pl.networks.answers import FORWARD_ERRORS
+from kegnet_pl.networks.validation import FORWARD_ERRORS
+from kegnet_pl.runtime.errors import first_line
 
 WhenLarger = Literal["keep", "compress"]
 
@@ -29,14 +29,14 @@ class Compressed:
 
     Attributes:
         network: The smaller network, a copy; it shares no tensor with the original.
-        ledger: What every layer cost before and after.
+        report: What every layer cost before and after.
     """
 
     network: nn.Module
-    ledger: Ledger
+    report: CompressionReport
 
     def __repr__(self) -> str:
-        before, after = self.ledger.parameters_before, self.ledger.parameters_after
+        before, after = self.report.parameters_before, self.report.parameters_after
         return f"Compressed({type(self.network).__name__}, {before:,} -> {after:,} parameters, {before / after:.2f}x)"
 
 
@@ -53,7 +53,7 @@ class CompressionPlan:
             share that reaches the ratio. Where that overshoots the ratio by more than a twentieth (one rank more of
             one layer would be too much), what is left is spent on other layers, those first that keep least.
         when_larger: What to do with a layer that its factorisation would enlarge: ``"keep"`` it (with a note in the
-            ledger) or ``"compress"`` it all the same, as the paper does with the outer layers of its MLP.
+            report) or ``"compress"`` it all the same, as the paper does with the outer layers of its MLP.
 
     Raises:
         ValueError: If there is no rule, ``when_larger`` is unknown, or ``target`` and ``"target"`` ranks do not come
@@ -86,7 +86,7 @@ class CompressionPlan:
             input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
 
         Returns:
-            The smaller network and its ledger; all its weights can be trained, also where the original's are frozen.
+            The smaller network and its report; all its weights can be trained, also where the original's are frozen.
 
         Raises:
             ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target is out of
@@ -139,7 +139,7 @@ class CompressionPlan:
                 candidates.append(Candidate(name, layer, rule.sides))
 
         chosen = self._choose(candidates, count_parameters(network))
-        before = measure_cost(network, input_shape)
+        before = measure_size(network, input_shape)
         parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
         for candidate in candidates:
             ranks = chosen[candidate.name]
@@ -155,7 +155,7 @@ class CompressionPlan:
             notes[candidate.name] = "; ".join(candidate.notes)
 
         try:
-            after = measure_cost(network, input_shape)
+            after = measure_size(network, input_shape)
         except FORWARD_ERRORS as error:
             raise ValueError(
                 f"Expected a network that calls its layers, but {type(network).__name__} failed once they were "
@@ -163,7 +163,7 @@ class CompressionPlan:
                 f"of `rules`."
             ) from error
         rows = tuple(
-            LedgerRow(
+            LayerReport(
                 layer=name,
                 kind={nn.Conv2d: "conv", nn.Linear: "linear"}.get(type(layer), type(layer).__name__),
                 in_rank=chosen[name][0] if name in chosen else None,
@@ -176,7 +176,9 @@ class CompressionPlan:
             )
             for name, layer in layers.items()
         )
-        return Compressed(network, Ledger(rows, before.parameters, after.parameters, before.macs, after.macs))
+        return Compressed(
+            network, CompressionReport(rows, before.parameters, after.parameters, before.macs, after.macs)
+        )
 
     def _check_patterns(self, layers: Mapping[str, nn.Module]) -> None:
         if not layers:

@@ -183,7 +183,7 @@ def restore_structure(network: nn.Module, ranks: Mapping[str, Ranks]) -> nn.Modu
 
     Args:
         network: The uncompressed network; changed in place.
-        ranks: ``(in_rank, out_rank)`` by layer name, as a ledger holds them.
+        ranks: ``(in_rank, out_rank)`` by layer name, as a report holds them.
 
     Returns:
         The same network.

@@ -4,7 +4,7 @@ from kegnet_pl.data.base import RealDataModule, Split
 from kegnet_pl.data.digits import DigitsDataModule
 from kegnet_pl.data.files import FilesDataModule
 from kegnet_pl.data.images import MNIST, SVHN, FashionMNIST, ImageDataModule
-from kegnet_pl.data.synthetic import GeneratorSource, NoiseSource, SyntheticDataModule, SyntheticSource
+from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.data.tables import Letter, Pendigits, Shuttle, TableDataModule
 
 __all__ = [
@@ -13,15 +13,12 @@ __all__ = [
     "DigitsDataModule",
     "FashionMNIST",
     "FilesDataModule",
-    "GeneratorSource",
     "ImageDataModule",
     "Letter",
-    "NoiseSource",
     "Pendigits",
     "RealDataModule",
     "Shuttle",
     "Split",
     "SyntheticDataModule",
-    "SyntheticSource",
     "TableDataModule",
 ]

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from kegnet_pl.data.loading import TensorLoader
-from kegnet_pl.seeds import stream
+from kegnet_pl.runtime.seeds import stream
 
 
 @dataclass(frozen=True)

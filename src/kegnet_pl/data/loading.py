@@ -1,8 +1,7 @@
 """Batches of tensors that are already in memory."""
 
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from kegnet_pl.seeds import derive_seed
+from kegnet_pl.runtime.seeds import derive_seed
 
 STEPS_PER_BATCH = 10
 """Optimiser steps of one Lightning batch: enough to make Lightning's work a batch small, few enough to see progress."""
@@ -97,15 +96,6 @@ class TensorLoader:
         else:
             while several := list(itertools.islice(batches, self.steps)):
                 yield several
-
-
-def chunk_size(sample: Sequence[int], device: torch.device) -> int:
-    """Return how many samples of a shape to compute at a time where no batch size is given.
-
-    Activations of a chunk should stay in a CPU's cache, and fill a GPU.
-    """
-    values = 2**20 if device.type == "cpu" else 2**25
-    return min(max(values // math.prod(sample), 64), 8192)
 
 
 def local_batch_size(batch_size: int, trainer: Trainer | None) -> int:

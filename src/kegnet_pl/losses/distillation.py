@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kegnet_pl.networks.precision import at_least_float32
+from kegnet_pl.networks.execution import at_least_float32
 
 
 class DistillationLoss(nn.Module):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.networks.precision import at_least_float32
+from kegnet_pl.networks.execution import at_least_float32
 
 _DEAD = 1e-6
 """Variance below which a channel of the teacher is constant, and has no unit of its own."""

@@ -1,4 +1,4 @@
-"""Generators: from a label and noise to a sample that the teacher knows."""
+"""Generator networks of images and of feature rows, from noise ``z`` and one-hot labels ``y``."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kegnet_pl.networks.precision import at_least_float32
+from kegnet_pl.networks.execution import at_least_float32
 
-Adjust = Literal["image", "batch", "none"]
-"""What generated images are standardised by: each by itself, all of a batch together, or not at all."""
+OutputNorm = Literal["image", "batch", "none"]
+"""Standardisation of generated images: per image, over the batch, or none."""
 
 Upsampling = Literal["transposed", "nearest"]
-"""How a map is enlarged: by transposed convolutions, or by repeating its pixels before a convolution."""
+"""Upsampling of feature maps: transposed convolutions, or repeated pixels before a convolution."""
 
 
 def standardise_images(x: Tensor) -> Tensor:
@@ -45,9 +45,9 @@ class ImageGenerator(nn.Module):
         classes: Number of classes, at least 2.
         noise_dim: Dimensions of the noise.
         size: Height and width of the images; or the shape of an image, which ends with them.
-        adjust: ``"image"`` gives every image and channel zero mean and unit deviation, as the paper does. ``"batch"``
-            gives them to every channel over all images, by a batch norm without parameters, as a data set is
-            standardised: images may then be bright or dark, of high or low contrast. ``"none"`` leaves the ``tanh``.
+        output_norm: ``"image"`` gives every image and channel zero mean and unit deviation, as the paper does.
+            ``"batch"`` gives them to every channel over all images, by a batch norm without parameters, as a data set
+            is standardised: images may then be bright or dark, of high or low contrast. ``"none"`` leaves the ``tanh``.
         upsampling: ``"transposed"`` convolutions, as in the paper, whose kernels overlap unevenly: a checkerboard is
             what they draw most easily. ``"nearest"`` doubles a map three times by repeating its pixels, each time
             before a convolution of 3x3: what is drawn most easily is smooth.
@@ -56,7 +56,7 @@ class ImageGenerator(nn.Module):
         Input ``z (B, noise_dim)`` and one-hot ``y (B, classes)``, output ``(B, channels, *size)``.
 
     Raises:
-        ValueError: If ``adjust`` or ``upsampling`` is unknown, or ``size`` is no height and width.
+        ValueError: If ``output_norm`` or ``upsampling`` is unknown, or ``size`` is no height and width.
 
     Source:
         KegNet section 4.1 and its release (PAPER section 3); ``"batch"`` is the last layer of the generator of Chen et
@@ -70,19 +70,19 @@ class ImageGenerator(nn.Module):
         classes: int,
         noise_dim: int = 10,
         size: Sequence[int] = (32, 32),
-        adjust: Adjust = "image",
+        output_norm: OutputNorm = "image",
         upsampling: Upsampling = "transposed",
     ) -> None:
         super().__init__()
         if len(size) not in (2, 3) or min(size) < 1:
             raise ValueError(f"Expected `size` to be height and width of an image, but got {size!r}.")
-        if adjust not in get_args(Adjust):
-            raise ValueError(f"Expected `adjust` to be one of {get_args(Adjust)}, but got {adjust!r}.")
+        if output_norm not in get_args(OutputNorm):
+            raise ValueError(f"Expected `output_norm` to be one of {get_args(OutputNorm)}, but got {output_norm!r}.")
         if upsampling not in get_args(Upsampling):
             raise ValueError(f"Expected `upsampling` to be one of {get_args(Upsampling)}, but got {upsampling!r}.")
         self.noise_dim = noise_dim
         self.classes = classes
-        self.adjust = adjust
+        self.output_norm = output_norm
         self.size = tuple(size[-2:])
         if upsampling == "nearest":
             self.map = [-(-side // 8) for side in self.size]
@@ -93,20 +93,20 @@ class ImageGenerator(nn.Module):
             nn.Linear(noise_dim + classes, 256), nn.BatchNorm1d(256), nn.ReLU(),
             nn.Linear(256, 128 * positions), nn.BatchNorm1d(128 * positions), nn.ReLU(),
         )  # fmt: skip
-        self.conv = (_repeated if upsampling == "nearest" else _transposed)(channels)
-        self.norm = nn.BatchNorm2d(channels, affine=False) if adjust == "batch" else None
+        self.conv = (_nearest_layers if upsampling == "nearest" else _transposed_layers)(channels)
+        self.norm = nn.BatchNorm2d(channels, affine=False) if output_norm == "batch" else None
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Return images ``(B, channels, *size)`` for noise ``(B, noise_dim)`` and one-hot labels ``(B, classes)``."""
         hidden = self.fc(torch.cat([z, y], dim=1))
         x: Tensor = self.conv(hidden.unflatten(1, (-1, *self.map)))
-        x = _middle(x, self.size)
+        x = _crop_center(x, self.size)
         if self.norm is not None:
             return self.norm(at_least_float32(x))  # type: ignore[no-any-return]
-        return standardise_images(at_least_float32(x)) if self.adjust == "image" else x
+        return standardise_images(at_least_float32(x)) if self.output_norm == "image" else x
 
 
-def _transposed(channels: int) -> nn.Sequential:
+def _transposed_layers(channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose2d(128, 64, 4, stride=2, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
         nn.ConvTranspose2d(64, 16, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
@@ -115,7 +115,7 @@ def _transposed(channels: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def _repeated(channels: int) -> nn.Sequential:
+def _nearest_layers(channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise([128, 64, 32, 16]):
         layers += [RepeatingConv2d(before, after), nn.BatchNorm2d(after), nn.ReLU()]
@@ -146,8 +146,8 @@ class RepeatingConv2d(nn.Conv2d):
         return functional.conv_transpose2d(x, torch.stack(sums).sum(dim=0), stride=2, padding=1)
 
 
-def _middle(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Cut images to size around their middle."""
+def _crop_center(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Crop images to a height and width around their center."""
     for dim, side in zip((-2, -1), size, strict=True):
         x = x.narrow(dim, (x.shape[dim] - side) // 2, side)
     return x
@@ -179,9 +179,9 @@ class DenseGenerator(nn.Module):
         for before, after in itertools.pairwise(sides):
             layers += [nn.Linear(before, after), nn.ELU(), nn.BatchNorm1d(after)]
         self.layers = nn.Sequential(*layers, nn.Linear(sides[-1], features))
-        self.adjust = nn.BatchNorm1d(features, affine=False)
+        self.output_norm = nn.BatchNorm1d(features, affine=False)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Return rows ``(B, features)`` for noise ``(B, noise_dim)`` and one-hot labels ``(B, classes)``."""
-        x: Tensor = self.adjust(self.layers(torch.cat([z, y], dim=1)))
+        x: Tensor = self.output_norm(self.layers(torch.cat([z, y], dim=1)))
         return x

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kegnet_pl.files import write_whole
+from kegnet_pl.runtime.atomic_files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Row:
         precision: Of the training.
         seconds: Wall-clock seconds that made this network once its parents were there; evaluation does not count.
         stage_seconds: Wall-clock seconds of every stage behind this row, and of its evaluation.
-        costs: The cost ledger of all of them (:class:`kegnet_pl.costs.Costs`): seconds by kind of work, samples made,
+        costs: The costs of all of them (:class:`kegnet_pl.runtime.costs.StageCosts`): seconds by kind of work, samples made,
             answers of the teacher, peak memory in megabytes.
         fingerprint: Of the stage that holds the network.
         command: What ran.

@@ -10,16 +10,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kegnet_pl.compression import Ledger
-from kegnet_pl.errors import UserError
-from kegnet_pl.files import write_whole
-from kegnet_pl.reporting import charts
-from kegnet_pl.reporting.page import draw, embed, write_page
+from kegnet_pl.compression import CompressionReport
+from kegnet_pl.reporting import figures
+from kegnet_pl.reporting.html import draw, embed, write_page
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.style import house_style
 from kegnet_pl.reporting.summary import summarize
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
+from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.errors import UserError
 
 STAGES = "stages.json"
 """What a run leaves beside its results: which finished stages its networks are made of."""
@@ -91,15 +91,15 @@ def write_run_page(run: FinishedRun) -> Path:
             **_curves(stages),
             **_samples(stages),
             **_classes(stages, rows),
-            "costs": draw(partial(charts.draw_costs, _spent(rows)), "seconds by kind of work"),
+            "costs": draw(partial(figures.draw_costs, _spent(rows)), "seconds by kind of work"),
         }
     sections = {
         "results": "Results",
-        "layers": "Layers" if parts["ledger"] else None,
+        "layers": "Layers" if parts["layers"] else None,
         "samples": "Samples" if parts["sheet"] else None,
         "curves": "Training" if parts["generator_curves"] or parts["student_curves"] else None,
         "classes": "Classes" if parts["confusion"] else None,
-        "costs": "Costs",
+        "costs": "StageCosts",
         "settings": "Settings",
     }
     first = rows[0]
@@ -182,7 +182,7 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     facts.append((f"{last.compression_ratio:.2f}x", "fewer parameters"))
     if last.macs:
         facts.append((f"{teacher.macs / last.macs:.2f}x", "fewer multiply-accumulates"))
-    facts.append((charts.clock(sum(_spent(rows).values())), "in all, in this run or before"))
+    facts.append((figures.clock(sum(_spent(rows).values())), "in all, in this run or before"))
     return facts
 
 
@@ -200,12 +200,14 @@ def _spent(rows: Sequence[Row]) -> dict[str, float]:
 
 def _layers(stages: StageFolders) -> dict[str, Any]:
     folder = stages.find("compression")
-    path = folder / "ledger.json" if folder is not None else None
-    ledger = Ledger.from_dict(json.loads(path.read_text())) if path is not None and path.exists() else None
+    path = folder / "compression.json" if folder is not None else None
+    report = CompressionReport.from_dict(json.loads(path.read_text())) if path is not None and path.exists() else None
     picture = (
-        None if ledger is None else draw(partial(charts.draw_ledger, ledger), "parameters and MACs of every layer")
+        None
+        if report is None
+        else draw(partial(figures.draw_compression, report), "parameters and MACs of every layer")
     )
-    return {"ledger": ledger, "ledger_picture": picture}
+    return {"layers": report, "compression_picture": picture}
 
 
 def _curves(stages: StageFolders) -> dict[str, Any]:
@@ -213,18 +215,18 @@ def _curves(stages: StageFolders) -> dict[str, Any]:
     for method, mine in stages.networks.items():
         if "student" in mine and mine["student"].is_dir():
             name = method.split("+")[1].lower()
-            students[name] = charts.read_curves(mine["student"] / "logs" / name)
+            students[name] = figures.read_curves(mine["student"] / "logs" / name)
     made = {}
     if generators is not None:
         names = sorted((path.name for path in (generators / "logs").glob("*")), key=lambda name: (len(name), name))
-        made = {name: charts.read_curves(generators / "logs" / name) for name in names}
+        made = {name: figures.read_curves(generators / "logs" / name) for name in names}
     made = {name: curves for name, curves in made.items() if curves}
     students = {name: curves for name, curves in students.items() if curves}
     return {
-        "generator_curves": draw(partial(charts.draw_generator_curves, made), "losses of the generators")
+        "generator_curves": draw(partial(figures.draw_generator_curves, made), "losses of the generators")
         if made
         else None,
-        "student_curves": draw(partial(charts.draw_student_curves, students), "losses of the students")
+        "student_curves": draw(partial(figures.draw_student_curves, students), "losses of the students")
         if students
         else None,
     }
@@ -250,7 +252,7 @@ def _samples(stages: StageFolders) -> dict[str, Any]:
     if metrics.get("walk"):
         shown["walks"] = metrics["walk"]
         shown["walk"] = embed(folder / "walk.png")
-        shown["walk_picture"] = draw(partial(charts.draw_walk, metrics["walk"]), "probabilities along the walks")
+        shown["walk_picture"] = draw(partial(figures.draw_walk, metrics["walk"]), "probabilities along the walks")
     return shown
 
 
@@ -267,5 +269,5 @@ def _classes(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "confusion": [[(count, count / max(sum(line), 1)) for count in line] for line in shown],
         "confused": last,
-        "classes_picture": draw(partial(charts.draw_classes, confusions), "accuracy of every class"),
+        "classes_picture": draw(partial(figures.draw_classes, confusions), "accuracy of every class"),
     }

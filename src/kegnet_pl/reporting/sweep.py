@@ -10,14 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kegnet_pl.errors import UserError
-from kegnet_pl.files import write_whole
-from kegnet_pl.progress import make_console, shown, tell_offline
 from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
 from kegnet_pl.reporting.style import house_style
 from kegnet_pl.reporting.summary import Point, summarize
 from kegnet_pl.reporting.sweep_page import describe, figure, write_sweep_page
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
+from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.errors import UserError
+from kegnet_pl.training.progress import make_console, shown, tell_offline
 
 
 def finish_sweep(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from functools import partial
 from os.path import relpath
 from pathlib import Path
 
-from kegnet_pl.reporting.page import draw, write_page
+from kegnet_pl.reporting.html import draw, write_page
 from kegnet_pl.reporting.run_page import PAGE
 from kegnet_pl.reporting.runs import FinishedRun, varied
 from kegnet_pl.reporting.style import house_style

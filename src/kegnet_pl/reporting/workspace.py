@@ -10,7 +10,7 @@ _STEP = "trainer/global_step"
 """Optimiser steps: the horizontal axis of every curve that Lightning's logger writes."""
 
 _ANY_GENERATOR = r"^(generator_\d+/)?"
-"""A single generator's metrics have no prefix (:meth:`kegnet_pl.loggers.Loggers.make`)."""
+"""A single generator's metrics have no prefix (:meth:`kegnet_pl.pipeline.loggers.Loggers.make`)."""
 
 
 def make_workspace(entity: str, project: str, generators: int = 10) -> Any:
@@ -102,7 +102,7 @@ def _student_panels() -> list[Any]:
         _curves("agreement with the teacher", "train/accuracy", "val/accuracy"),
         _curves("gradient norm", "train/grad_norm"),
         _curves("entropy of the teacher's labels (nats)", "labels/entropies"),
-        wr.WeavePanelSummaryTable(table_name="ledger"),
+        wr.WeavePanelSummaryTable(table_name="layers"),
         wr.WeavePanelSummaryTable(table_name="classes"),
     ]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.compression import Compressed, CompressionPlan, LedgerRow, Rule, TuckerConv2d, TuckerLinear, evbmf
+from kegnet_pl.compression import Compressed, CompressionPlan, LayerReport, Rule, TuckerConv2d, TuckerLinear, evbmf
 from tests.unit.compression.networks import LAYERS, Small, count, equal, storages, tensors
 
 CONVOLUTIONS = ["blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2"]
@@ -15,16 +15,16 @@ def _apply(*rules: Rule, network: nn.Module | None = None, **options: Any) -> Co
     return CompressionPlan(rules, **options).apply(network or Small(), Small.input_shape)
 
 
-def _row(result: Compressed, layer: str) -> LedgerRow:
-    return next(row for row in result.ledger.rows if row.layer == layer)
+def _row(result: Compressed, layer: str) -> LayerReport:
+    return next(row for row in result.report.rows if row.layer == layer)
 
 
 def test_the_first_rule_that_matches_decides() -> None:
     rules = [Rule("blocks.1.conv1", 3), Rule("blocks.1.*", 2), Rule("blocks.*", 4)]
-    ranks = _apply(*rules).ledger.ranks
+    ranks = _apply(*rules).report.ranks
 
     assert ranks == dict(zip(CONVOLUTIONS, [(4, 4), (4, 4), (3, 3), (2, 2)], strict=True))
-    assert _apply(*reversed(rules)).ledger.ranks == dict.fromkeys(CONVOLUTIONS, (4, 4))
+    assert _apply(*reversed(rules)).report.ranks == dict.fromkeys(CONVOLUTIONS, (4, 4))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_first_rule_that_matches_decides() -> None:
 def test_patterns(patterns: str | list[str], named: list[str]) -> None:
     result = _apply(Rule(patterns, 1))
 
-    assert list(result.ledger.ranks) == named
+    assert list(result.report.ranks) == named
     for name in named:
         assert isinstance(result.network.get_submodule(name), TuckerConv2d | TuckerLinear)
 
@@ -79,7 +79,7 @@ def test_ranks(rank: int | float | dict[str, int | float | str], ranks: tuple[in
 
 
 def test_fractions_follow_each_side() -> None:
-    ranks = _apply(Rule("fc1", 0.5), Rule("stem", {"in": 0.4, "out": 0.5}), when_larger="compress").ledger.ranks
+    ranks = _apply(Rule("fc1", 0.5), Rule("stem", {"in": 0.4, "out": 0.5}), when_larger="compress").report.ranks
 
     assert ranks == {"stem": (1, 6), "fc1": (3, 10)}
 
@@ -102,7 +102,7 @@ def test_evbmf_asks_both_unfoldings() -> None:
     weight = network.blocks[0].conv1.weight.detach().double()
     result = _apply(Rule("blocks.0.conv1", "evbmf"), network=network)
 
-    assert result.ledger.ranks == {"blocks.0.conv1": (2, 3)}
+    assert result.report.ranks == {"blocks.0.conv1": (2, 3)}
     assert _row(result, "blocks.0.conv1").note == ""
     assert evbmf(weight.transpose(0, 1).flatten(1).numpy()).rank == 2
     assert evbmf(weight.flatten(1).numpy()).rank == 3
@@ -120,7 +120,7 @@ def test_evbmf_rank_zero_is_raised_to_one_with_a_note() -> None:
 
 def test_evbmf_on_one_side() -> None:
     result = _apply(Rule("blocks.0.conv1", {"in": 5, "out": "evbmf"}), network=_low_rank_network())
-    assert result.ledger.ranks == {"blocks.0.conv1": (5, 3)}
+    assert result.report.ranks == {"blocks.0.conv1": (5, 3)}
 
 
 def test_what_cannot_be_factorised_is_left_alone_with_a_reason() -> None:
@@ -137,7 +137,7 @@ def test_what_cannot_be_factorised_is_left_alone_with_a_reason() -> None:
 
 def test_what_no_rule_names_is_left_alone_with_a_reason() -> None:
     result = _apply(Rule("blocks.*", 1))
-    assert {row.note for row in result.ledger.rows if row.ranks is None} == {"left alone: no rule names it"}
+    assert {row.note for row in result.report.rows if row.ranks is None} == {"left alone: no rule names it"}
 
 
 @pytest.mark.parametrize(
@@ -173,12 +173,12 @@ def test_a_layer_that_would_grow_is_compressed_on_request() -> None:
 
     assert row.ranks == (12, 12)
     assert row.parameters_after == row.parameters_before + 2 * 12 * 12
-    assert result.ledger.compression_ratio < 1
+    assert result.report.compression_ratio < 1
     torch.testing.assert_close(result.network.eval()(x), network.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_keep_is_the_default() -> None:
-    assert _apply(Rule("blocks.0.conv1", "full")).ledger.ranks == {}
+    assert _apply(Rule("blocks.0.conv1", "full")).report.ranks == {}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -276,7 +276,7 @@ class Attention(nn.Module):
 def test_a_layer_that_is_not_called_is_left_alone() -> None:
     result = CompressionPlan([Rule("*", 2)]).apply(Attention(), (5, 16))
 
-    assert list(result.ledger.ranks) == ["fc"]
+    assert list(result.report.ranks) == ["fc"]
     assert result.network(torch.randn(2, 5, 16)).shape == (2, 16)
 
 
@@ -302,10 +302,10 @@ def test_random_numbers_and_modes_of_the_caller_stay() -> None:
 def test_layers_of_a_transformer_encoder_are_left_alone() -> None:
     encoder = nn.TransformerEncoderLayer(8, 2, 64, batch_first=True)
     network = nn.Sequential(encoder, nn.Flatten(), nn.Linear(40, 30)).eval()
-    ledger = CompressionPlan([Rule("*", 2)]).apply(network, (5, 8)).ledger
-    notes = {row.layer: row.note for row in ledger.rows}
+    report = CompressionPlan([Rule("*", 2)]).apply(network, (5, 8)).report
+    notes = {row.layer: row.note for row in report.rows}
     assert "TransformerEncoderLayer reads its weight itself" in notes["0.linear1"]
-    assert set(ledger.ranks) == {"2"}
+    assert set(report.ranks) == {"2"}
 
 
 class _Reader(nn.Module):

@@ -75,25 +75,25 @@ def _all(when_larger: WhenLarger) -> list[tuple[float, dict[str, tuple[int, int]
 @each_when_larger
 @pytest.mark.parametrize("target", [1.05, 1.2, 1.5, 2.0, 3.0, 4.5])
 def test_equals_brute_force(target: float, when_larger: WhenLarger) -> None:
-    ledger = CompressionPlan([Rule("*", "target")], target, when_larger).apply(Net(), Net.input_shape).ledger
+    report = CompressionPlan([Rule("*", "target")], target, when_larger).apply(Net(), Net.input_shape).report
     enough = [pair for pair in _all(when_larger) if pair[0] >= target]
     ratio, ranks = min(enough, key=lambda pair: pair[0])
     if ratio > 1.05 * target:  # then some ranks are larger
-        assert target <= ledger.compression_ratio <= ratio
-        assert all(mine[side] >= ranks[name][side] for name, mine in ledger.ranks.items() for side in (0, 1))
+        assert target <= report.compression_ratio <= ratio
+        assert all(mine[side] >= ranks[name][side] for name, mine in report.ranks.items() for side in (0, 1))
         return
 
-    assert ledger.compression_ratio == pytest.approx(ratio, rel=1e-12)
-    assert ledger.compression_ratio >= target
-    assert 0 < len(ledger.ranks) <= 3
-    assert ledger.ranks.items() <= ranks.items()
+    assert report.compression_ratio == pytest.approx(ratio, rel=1e-12)
+    assert report.compression_ratio >= target
+    assert 0 < len(report.ranks) <= 3
+    assert report.ranks.items() <= ranks.items()
 
 
 def test_both_sides_of_a_square_dense_layer_get_one_rank() -> None:
     """They have the same singular values, so ranks that differ would come from rounding, and vary by machine."""
     network = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 24))
     for target in (1.05, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.4, 3.0, 4.0):
-        ranks = CompressionPlan([Rule("*", "target")], target).apply(network, (24,)).ledger.ranks
+        ranks = CompressionPlan([Rule("*", "target")], target).apply(network, (24,)).report.ranks
         assert all(pair[0] == pair[1] for pair in ranks.values()), f"target {target}: {ranks}"
 
 
@@ -102,24 +102,24 @@ def test_both_sides_of_a_square_dense_layer_get_one_rank() -> None:
 def test_one_free_side_is_the_largest_rank_that_reaches_the_target(side: str, target: float) -> None:
     network = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 10))
     pair: dict[str, int | float | str] = {"in": 6, "out": 6} | {side: "target"}
-    ledger = CompressionPlan([Rule("0", pair)], target).apply(network, (20,)).ledger
+    report = CompressionPlan([Rule("0", pair)], target).apply(network, (20,)).report
 
     def ratio(rank: int) -> float:
         r_in, r_out = (rank, 6) if side == "in" else (6, rank)
         return count(network) / (20 * r_in + r_in * r_out + r_out * 30 + 30 + 310)
 
     best = max(rank for rank in range(1, 21) if ratio(rank) >= target)
-    assert ledger.ranks == {"0": (best, 6) if side == "in" else (6, best)}
-    assert ledger.compression_ratio == ratio(best) >= target > ratio(best + 1)
+    assert report.ranks == {"0": (best, 6) if side == "in" else (6, best)}
+    assert report.compression_ratio == ratio(best) >= target > ratio(best + 1)
 
 
 def test_fixed_and_free_layers_together() -> None:
     rules = [Rule("fc1", 2), Rule("stem", "full"), Rule("blocks.*", "target")]
-    ledger = CompressionPlan(rules, target=3.0).apply(Small(), Small.input_shape).ledger
+    report = CompressionPlan(rules, target=3.0).apply(Small(), Small.input_shape).report
 
-    assert ledger.ranks["fc1"] == (2, 2)
-    assert ledger.compression_ratio >= 3
-    free = {name: pair for name, pair in ledger.ranks.items() if name.startswith("blocks")}
+    assert report.ranks["fc1"] == (2, 2)
+    assert report.compression_ratio >= 3
+    free = {name: pair for name, pair in report.ranks.items() if name.startswith("blocks")}
     assert len(free) == 4
     assert any(rank > 1 for pair in free.values() for rank in pair)
 
@@ -127,7 +127,7 @@ def test_fixed_and_free_layers_together() -> None:
 def test_a_higher_target_never_gives_more_parameters() -> None:
     network = Small()
     after = [
-        CompressionPlan([Rule("*", "target")], target).apply(network, Small.input_shape).ledger.parameters_after
+        CompressionPlan([Rule("*", "target")], target).apply(network, Small.input_shape).report.parameters_after
         for target in (1.2, 1.5, 2.0, 3.0, 5.0)
     ]
 
@@ -139,10 +139,10 @@ def test_a_higher_target_never_gives_more_parameters() -> None:
 def test_weights_without_signal_do_not_break_the_search() -> None:
     network = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
     nn.init.zeros_(network[0].weight)
-    ledger = CompressionPlan([Rule("*", "target")], 2.0).apply(network, (20,)).ledger
+    report = CompressionPlan([Rule("*", "target")], 2.0).apply(network, (20,)).report
 
-    assert ledger.compression_ratio >= 2
-    assert ledger.ranks["0"] == (1, 1)
+    assert report.compression_ratio >= 2
+    assert report.ranks["0"] == (1, 1)
 
 
 @pytest.mark.parametrize("width", [17, 20, 30, 41])
@@ -153,9 +153,9 @@ def test_an_unreachable_target_is_refused_and_the_message_names_one_within_reach
         plan.apply(network, (width,))
     found = re.search(r"at most (\S+),", str(error.value))
     assert found is not None
-    ledger = CompressionPlan([Rule("*", "target")], float(found[1])).apply(network, (width,)).ledger
+    report = CompressionPlan([Rule("*", "target")], float(found[1])).apply(network, (width,)).report
 
-    assert ledger.compression_ratio == pytest.approx(float(found[1]), abs=0.05)
+    assert report.compression_ratio == pytest.approx(float(found[1]), abs=0.05)
 
 
 @pytest.mark.parametrize("target", [1.0, 0.5, -2.0, math.inf, math.nan])
@@ -195,14 +195,14 @@ def test_what_a_large_layer_cannot_use_is_spent_on_the_others(target: float) -> 
     small = CompressionPlan([Rule("*", "target")], target).apply(network, Lopsided.input_shape)
     reached = count(network) / count(small.network)
     assert target <= reached
-    head = small.ledger.ranks["head"]
+    head = small.report.ranks["head"]
     assert head[0] == head[1], "a matrix has one rank"
     if reached <= 1.05 * target:
         return
     # No convolution could have one rank more: the target would be missed, or the layer be as large as it was.
     for name in ("conv1", "conv2"):
         layer = network.get_submodule(name)
-        r_in, r_out = small.ledger.ranks.get(name, (layer.in_channels, layer.out_channels))
+        r_in, r_out = small.report.ranks.get(name, (layer.in_channels, layer.out_channels))
         for more in ((r_in + 1, r_out), (r_in, r_out + 1)):
             if more[0] > layer.in_channels or more[1] > layer.out_channels:
                 continue

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kegnet_pl.data.loading import TensorLoader, chunk_size, local_batch_size
+from kegnet_pl.data.loading import TensorLoader, local_batch_size
+from kegnet_pl.networks.execution import chunk_size
 
 
 def _rows(loader: TensorLoader) -> list[int]:

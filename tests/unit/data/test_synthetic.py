@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.data import GeneratorSource, NoiseSource, Split, SyntheticDataModule
-from kegnet_pl.data.synthetic import draw_labels_and_noise
+from kegnet_pl.data import Split, SyntheticDataModule
 from kegnet_pl.networks import DenseGenerator
+from kegnet_pl.sources import GeneratorSource, NoiseSource, sample_labels_and_noise
 
 
 class _Echo(nn.Module):
@@ -51,7 +51,7 @@ def _data(source: Any = None, teacher: nn.Module | None = None, **options: Any) 
 
 
 def test_labels_are_one_hot_and_uniform_and_noise_is_normal() -> None:
-    z, y = draw_labels_and_noise(30_000, 5, 7, torch.Generator().manual_seed(0))
+    z, y = sample_labels_and_noise(30_000, 5, 7, torch.Generator().manual_seed(0))
     assert z.shape == (30_000, 7)
     assert y.shape == (30_000, 5)
     assert torch.equal(y.sum(dim=1), torch.ones(30_000))
@@ -63,7 +63,7 @@ def test_labels_are_one_hot_and_uniform_and_noise_is_normal() -> None:
 
 
 def test_the_same_pairs_pass_through_every_generator_in_turn() -> None:
-    x = GeneratorSource([_Echo(number) for number in range(3)]).draw(30, seed=1)
+    x = GeneratorSource([_Echo(number) for number in range(3)]).sample(30, seed=1)
     pieces = x.split(10)
     for number, piece in enumerate(pieces):
         assert torch.equal(piece[:, -1], torch.full((10,), float(number)))
@@ -73,24 +73,24 @@ def test_the_same_pairs_pass_through_every_generator_in_turn() -> None:
 
 def test_samples_do_not_depend_on_the_size_of_pieces() -> None:
     networks = [_Echo(0), _Echo(1)]
-    whole = GeneratorSource(networks).draw(20, seed=1)
-    assert torch.equal(GeneratorSource(networks, chunk=3).draw(20, seed=1), whole)
+    whole = GeneratorSource(networks).sample(20, seed=1)
+    assert torch.equal(GeneratorSource(networks, chunk=3).sample(20, seed=1), whole)
 
 
 @pytest.mark.parametrize(
     "source", [GeneratorSource([_Echo(0), _Echo(1)]), NoiseSource("uniform", (6,)), NoiseSource("normal", (6,))]
 )
 def test_samples_depend_on_the_seed_alone(source: Any) -> None:
-    first = source.draw(8, seed=1)
+    first = source.sample(8, seed=1)
     torch.manual_seed(99)
-    assert torch.equal(source.draw(8, seed=1), first)
-    assert not torch.equal(source.draw(8, seed=2), first)
+    assert torch.equal(source.sample(8, seed=1), first)
+    assert not torch.equal(source.sample(8, seed=2), first)
 
 
 @pytest.mark.parametrize(("count", "advice"), [(7, 8), (1, 2), (0, 2)])
 def test_samples_must_be_a_multiple_of_the_generators(count: int, advice: int) -> None:
     with pytest.raises(ValueError, match=rf"multiple of the 2 generators, but got {count}\. Try {advice}\."):
-        GeneratorSource([_Echo(0), _Echo(1)]).draw(count, seed=0)
+        GeneratorSource([_Echo(0), _Echo(1)]).sample(count, seed=0)
 
 
 def test_no_generator() -> None:
@@ -100,21 +100,21 @@ def test_no_generator() -> None:
 
 def test_jitter_is_noise_of_that_deviation_on_every_sample() -> None:
     networks = [_Echo(0), _Echo(1)]
-    plain, source = GeneratorSource(networks), GeneratorSource(networks, jitter=0.5)
-    noise = (source.draw(20_000, seed=1) - plain.draw(20_000, seed=1)) / 0.5
+    plain, source = GeneratorSource(networks), GeneratorSource(networks, noise_std=0.5)
+    noise = (source.sample(20_000, seed=1) - plain.sample(20_000, seed=1)) / 0.5
     assert float(noise.mean(dim=0).abs().max()) < 0.03
     assert float((noise.std(dim=0) - 1).abs().max()) < 0.03
     halves = torch.cat(noise.split(10_000), dim=1)
     others = torch.corrcoef(halves.T) - torch.eye(halves.shape[1])
     assert float(others.abs().max()) < 0.05, "features and generators have noise of their own"
-    assert torch.equal(source.draw(8, seed=1), source.draw(8, seed=1))
-    assert not torch.equal(source.draw(8, seed=1), source.draw(8, seed=2))
+    assert torch.equal(source.sample(8, seed=1), source.sample(8, seed=1))
+    assert not torch.equal(source.sample(8, seed=1), source.sample(8, seed=2))
 
 
-@pytest.mark.parametrize("jitter", [-0.1, float("nan")])
-def test_jitter_out_of_range(jitter: float) -> None:
-    with pytest.raises(ValueError, match="`jitter` of at least 0, but got"):
-        GeneratorSource([_Echo(0)], jitter=jitter)
+@pytest.mark.parametrize("noise_std", [-0.1, float("nan")])
+def test_jitter_out_of_range(noise_std: float) -> None:
+    with pytest.raises(ValueError, match="`noise_std` of at least 0, but got"):
+        GeneratorSource([_Echo(0)], noise_std=noise_std)
 
 
 def test_generators_compute_in_evaluation_mode_and_never_change() -> None:
@@ -124,21 +124,21 @@ def test_generators_compute_in_evaluation_mode_and_never_change() -> None:
     before = [copy.deepcopy(network.state_dict()) for network in networks]
     source = GeneratorSource(networks)
     source.train()
-    x = source.draw(40, seed=1)
+    x = source.sample(40, seed=1)
     source.generate(1, torch.randn(5, 4), torch.eye(3)[torch.zeros(5, dtype=torch.long)])
     for network, frozen, state in zip(networks, source.generators, before, strict=True):
         assert network.training, "the caller's generator was touched"
         for key, value in state.items():
             assert torch.equal(network.state_dict()[key], value), key
             assert torch.equal(frozen.state_dict()[f"network.{key}"], value), key
-    z_and_y = GeneratorSource([_Echo(0)]).draw(20, seed=1)
+    z_and_y = GeneratorSource([_Echo(0)]).sample(20, seed=1)
     for index, piece in enumerate(x.split(20)):
         expected = networks[index].eval()(z_and_y[:, :4], z_and_y[:, 4:7]).detach()
         assert torch.allclose(piece, expected, atol=1e-6)
 
 
 def test_uniform_noise() -> None:
-    x = NoiseSource("uniform", (3, 8, 8)).draw(500, seed=1)
+    x = NoiseSource("uniform", (3, 8, 8)).sample(500, seed=1)
     assert x.shape == (500, 3, 8, 8)
     assert -1 <= float(x.min()) < -0.99
     assert 0.99 < float(x.max()) < 1
@@ -147,7 +147,7 @@ def test_uniform_noise() -> None:
 
 
 def test_normal_noise() -> None:
-    x = NoiseSource("normal", (3, 8, 8)).draw(500, seed=1)
+    x = NoiseSource("normal", (3, 8, 8)).sample(500, seed=1)
     assert x.shape == (500, 3, 8, 8)
     assert float(x.mean()) == pytest.approx(0, abs=0.02)
     assert float(x.var()) == pytest.approx(1, abs=0.02)
@@ -257,14 +257,14 @@ def test_generators_may_look_at_the_batch_while_samples_are_drawn() -> None:
     networks = _generators()
     source = GeneratorSource(networks, chunk=10, norm="batch")
     before = copy.deepcopy(source.state_dict())
-    z_and_y = GeneratorSource([_Echo(0)]).draw(20, seed=1)
-    x = source.draw(40, seed=1)
+    z_and_y = GeneratorSource([_Echo(0)]).sample(20, seed=1)
+    x = source.sample(40, seed=1)
     for index, network in enumerate(networks):
         expected = [network.train()(part[:, :4], part[:, 4:7]) for part in z_and_y.split(10)]
         assert torch.allclose(x[20 * index : 20 * (index + 1)], torch.cat(expected), atol=1e-6)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in before.items())
     # Pieces are of about one size, so that none is left with statistics of one sample.
-    assert torch.isfinite(GeneratorSource(networks, chunk=10, norm="batch").draw(42, seed=1)).all()
+    assert torch.isfinite(GeneratorSource(networks, chunk=10, norm="batch").sample(42, seed=1)).all()
 
 
 def test_statistics_of_the_batch_need_a_batch() -> None:
@@ -278,21 +278,23 @@ def test_fresh_samples_are_new_every_epoch_and_depend_on_it_alone() -> None:
         loader.sampler.set_epoch(number)
         return torch.cat([x for several in loader for x, _ in several])
 
-    data = _data(fresh=True, shuffle=False, batch_size=8)
+    data = _data(resample_each_epoch=True, shuffle=False, batch_size=8)
     first, second = epoch(data, 0), epoch(data, 1)
     assert torch.equal(first, data.splits["train"][0])
     assert not torch.isin(second, first).any()
     assert (data.made, len(second)) == (80, 40)
     assert 0 < data.seconds_between_steps < sum(data.seconds.values())
     source = data.source
-    resumed = SyntheticDataModule(source, data.teacher, samples=40, seed=3, fresh=True, shuffle=False, batch_size=8)
+    resumed = SyntheticDataModule(
+        source, data.teacher, samples=40, seed=3, resample_each_epoch=True, shuffle=False, batch_size=8
+    )
     resumed.setup()
     assert torch.equal(epoch(resumed, 1), second)
     assert torch.equal(epoch(_data(source, shuffle=False, batch_size=8), 1), first), "not asked for"
 
 
 def test_fresh_samples_have_their_own_labels() -> None:
-    data = _data(fresh=True, batch_size=8)
+    data = _data(resample_each_epoch=True, batch_size=8)
     loader = data.train_dataloader()
     loader.sampler.set_epoch(2)
     for several in loader:
@@ -320,8 +322,8 @@ def test_entropy_of_labels() -> None:
 def test_a_part_of_the_samples_is_of_all_generators(samples: int) -> None:
     data = _data(samples=samples)
     data.splits["train"] = (torch.arange(samples).view(-1, 1).float(), torch.zeros(samples, 3))
-    part = data.sample(1280)
+    part = data.subset(1280)
     assert len(part) == len(part.unique()) == 1280
     shares = torch.histc(part, bins=5, min=0, max=samples - 1) / 1280
     torch.testing.assert_close(shares, torch.full((5,), 0.2), rtol=0.02, atol=0)
-    assert len(data.sample(10 * samples)) == samples
+    assert len(data.subset(10 * samples)) == samples

@@ -37,7 +37,7 @@ def test_standardises_every_image_and_channel_on_its_own() -> None:
 
 
 def test_without_adjust_the_images_are_those_of_tanh() -> None:
-    adjusted, plain = ImageGenerator(2, 4).eval(), ImageGenerator(2, 4, adjust="none").eval()
+    adjusted, plain = ImageGenerator(2, 4).eval(), ImageGenerator(2, 4, output_norm="none").eval()
     plain.load_state_dict(adjusted.state_dict())
     z, y = _noise(8, 4)
 
@@ -46,7 +46,7 @@ def test_without_adjust_the_images_are_those_of_tanh() -> None:
 
 
 def test_adjusted_by_the_batch_channels_are_standardised_and_images_keep_their_own_contrast() -> None:
-    generator, (z, y) = ImageGenerator(3, 4, adjust="batch"), _noise(64, 4)
+    generator, (z, y) = ImageGenerator(3, 4, output_norm="batch"), _noise(64, 4)
     x = generator(z, y)
     torch.testing.assert_close(x.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(x.var(dim=(0, 2, 3), correction=0), torch.ones(3), rtol=1e-2, atol=0)
@@ -55,7 +55,7 @@ def test_adjusted_by_the_batch_channels_are_standardised_and_images_keep_their_o
 
 
 def test_adjusted_by_the_batch_an_image_is_drawn_without_looking_at_others() -> None:
-    generator, (z, y) = ImageGenerator(3, 4, adjust="batch"), _noise(64, 4)
+    generator, (z, y) = ImageGenerator(3, 4, output_norm="batch"), _noise(64, 4)
     for _ in range(100):
         generator(z, y)
     trained, drawn = generator(z, y), generator.eval()(z, y)
@@ -63,10 +63,10 @@ def test_adjusted_by_the_batch_an_image_is_drawn_without_looking_at_others() -> 
     torch.testing.assert_close(drawn, trained, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("adjust", [True, "images", None])
-def test_an_unknown_adjustment_is_refused(adjust: Any) -> None:
-    with pytest.raises(ValueError, match=r"`adjust` to be one of \('image', 'batch', 'none'\), but got"):
-        ImageGenerator(3, 4, adjust=adjust)
+@pytest.mark.parametrize("output_norm", [True, "images", None])
+def test_an_unknown_adjustment_is_refused(output_norm: Any) -> None:
+    with pytest.raises(ValueError, match=r"`output_norm` to be one of \('image', 'batch', 'none'\), but got"):
+        ImageGenerator(3, 4, output_norm=output_norm)
 
 
 def test_an_unknown_upsampling_is_refused() -> None:
@@ -164,7 +164,7 @@ def test_dense_generator_adjusts_without_parameters() -> None:
     generator = DenseGenerator(9, 7)
     x = generator(*_noise(64, 7))
 
-    assert list(generator.adjust.parameters()) == []
+    assert list(generator.output_norm.parameters()) == []
     torch.testing.assert_close(x.mean(dim=0), torch.zeros(9), rtol=0, atol=1e-5)
     torch.testing.assert_close(x.var(dim=0, correction=0), torch.ones(9), rtol=2e-3, atol=0)  # epsilon of the norm
 
@@ -176,7 +176,7 @@ def test_dense_generator_uses_running_statistics_in_evaluation() -> None:
     generator.eval()
     z, y = _noise(8, 3)
     raw = generator.layers(torch.cat([z, y], dim=1))
-    norm = generator.adjust
+    norm = generator.output_norm
     assert norm.running_mean is not None
     assert norm.running_var is not None
     by_hand = (raw - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
@@ -211,9 +211,9 @@ def test_the_shape_of_an_image_is_a_size_too() -> None:
 
 def test_an_image_is_cut_around_its_middle() -> None:
     torch.manual_seed(0)
-    whole = ImageGenerator(1, 4, size=(48, 48), adjust="none").eval()
+    whole = ImageGenerator(1, 4, size=(48, 48), output_norm="none").eval()
     torch.manual_seed(0)
-    cut = ImageGenerator(1, 4, size=(40, 42), adjust="none").eval()
+    cut = ImageGenerator(1, 4, size=(40, 42), output_norm="none").eval()
     z, y = _noise(2, 4)
     torch.testing.assert_close(cut(z, y), whole(z, y)[..., 4:44, 3:45])
 

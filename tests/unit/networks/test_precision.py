@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kegnet_pl.networks.precision import at_least_float32
+from kegnet_pl.networks.execution import at_least_float32
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from kegnet_pl.costs import Costs
 from kegnet_pl.reporting import Row
+from kegnet_pl.runtime.costs import StageCosts
 
 TEACHER = Row(
     dataset="toy",
@@ -31,7 +31,7 @@ TEACHER = Row(
     precision="32-true",
     seconds=3.0,
     stage_seconds={"teacher": 3.0},
-    costs=Costs().to_dict() | {"peak_memory": {"cpu": 1.0}},
+    costs=StageCosts().to_dict() | {"peak_memory": {"cpu": 1.0}},
     fingerprint="t0",
     command="python -m kegnet_pl",
     versions={"python": "3.11.0"},

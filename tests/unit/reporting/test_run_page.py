@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from kegnet_pl.costs import KINDS
 from kegnet_pl.reporting.run_page import _spent
+from kegnet_pl.runtime.costs import KINDS
 from tests.unit.reporting.rows import TEACHER, student
 
 
@@ -13,7 +13,7 @@ def _costs(**seconds: float) -> dict[str, Any]:
 
 
 def test_seconds_are_counted_once_each() -> None:
-    """Costs of a row are those of all stages behind it; what rows share is spent once."""
+    """StageCosts of a row are those of all stages behind it; what rows share is spent once."""
     teacher = {"teacher_training": 100.0, "evaluation": 7.0, "other": 1.0}  # validated while it trained
     compressed = teacher | {"compression": 2.0, "other": 1.5}
     noise = compressed | {"student_training": 10.0, "evaluation": 8.0, "other": 2.0}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kegnet_pl.errors import UserError
 from kegnet_pl.reporting.runs import read_runs, varied
 from kegnet_pl.reporting.sweep import write_tables
+from kegnet_pl.runtime.errors import UserError
 from tests.unit.reporting.rows import TEACHER, student, write_run
 
 

@@ -1,0 +1,257 @@
+"""Trained generators, and data sets of their samples."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from kegnet_pl.api.checkpoints import load_network
+from kegnet_pl.api.checks import check_counts
+from kegnet_pl.data.synthetic import SyntheticDataModule
+from kegnet_pl.networks import count_classes
+from kegnet_pl.networks.confidence import class_confidence
+from kegnet_pl.networks.execution import frozen_copy
+from kegnet_pl.networks.validation import FORWARD_ERRORS
+from kegnet_pl.runtime.devices import Device, find_device
+from kegnet_pl.runtime.errors import first_line
+from kegnet_pl.runtime.seeds import stream
+from kegnet_pl.sources import GeneratorSource, SyntheticSource
+
+
+@dataclass(frozen=True)
+class Generators:
+    """Trained generators, and what they were trained for.
+
+    Attributes:
+        networks: Called with noise ``(B, Z)`` and one-hot labels ``(B, C)``; on the CPU, in evaluation mode.
+        decoders: Read the noise ``(B, Z)`` from samples, one a generator; on the CPU, in evaluation mode.
+        teacher: The network they were trained for, a copy; on the CPU, in evaluation mode.
+        input_shape: Shape of one sample.
+        classes: Number of classes.
+        device: Where samples are drawn.
+        metrics: Of every generator, those of its last epoch: ``train/loss``, ``train/accuracy``, ...
+    """
+
+    networks: Sequence[nn.Module]
+    decoders: Sequence[nn.Module]
+    teacher: nn.Module
+    input_shape: tuple[int, ...]
+    classes: int
+    device: torch.device
+    metrics: Sequence[Mapping[str, float]] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.networks)
+
+    def __repr__(self) -> str:
+        kind = type(self.networks[0]).__name__
+        return f"Generators({len(self)} {kind}, samples of shape {self.input_shape}, {self.classes} classes)"
+
+    @property
+    def noise_dim(self) -> int:
+        """Dimensions of the noise, Z."""
+        return int(self.networks[0].noise_dim)  # type: ignore[arg-type]
+
+    def source(self, noise_std: float = 0.0) -> GeneratorSource:
+        """Return what samples are drawn from: all generators, frozen, in turn."""
+        return GeneratorSource(self.networks, self.device, noise_std=noise_std)
+
+    def sample(self, n: int, *, seed: int = 0, noise_std: float = 0.0) -> Tensor:
+        """Draw samples of random classes.
+
+        Args:
+            n: Number of samples, a multiple of the number of generators.
+            seed: The same seed gives the same samples.
+            noise_std: Standard deviation of Gaussian noise that is added.
+
+        Returns:
+            ``(n, *input_shape)``, on the CPU.
+
+        Raises:
+            ValueError: If ``n`` cannot be shared out evenly.
+        """
+        return self.source(noise_std).sample(n, seed).cpu()
+
+    def dataset(self, samples: int = 16_000, *, seed: int = 0, noise_std: float = 0.0) -> "SyntheticDataset":
+        """Draw samples and let the teacher label them: what a student learns from; see :class:`SyntheticDataset`."""
+        return SyntheticDataset(self.source(noise_std), self.teacher, samples, seed=seed, device=self.device)
+
+    @torch.no_grad()
+    def of_class(self, label: int, n: int, *, seed: int = 0, index: int = 0) -> Tensor:
+        """Return ``n`` samples ``(n, *input_shape)`` that one generator makes for a class, on the CPU."""
+        network = self._network(index)
+        check_counts(n=(n, 1))
+        z = torch.randn(n, self.noise_dim, generator=stream(seed, "of_class"))
+        x: Tensor = network(z, self._one_hot(label).expand(n, -1))
+        return x
+
+    @torch.no_grad()
+    def walk(self, start: int, end: int, *, steps: int = 11, seed: int = 0, index: int = 0) -> tuple[Tensor, Tensor]:
+        """Walk from one class to another at the same noise.
+
+        Args:
+            start: First class.
+            end: Last class.
+            steps: Samples on the way, with both ends.
+            seed: Of the noise.
+            index: Which generator.
+
+        Returns:
+            Samples ``(steps, *input_shape)`` and the teacher's probabilities ``(steps, C)``, on the CPU.
+        """
+        network = self._network(index)
+        check_counts(steps=(steps, 2))
+        z = torch.randn(1, self.noise_dim, generator=stream(seed, "walk"))
+        share = torch.linspace(0, 1, steps)[:, None]
+        x = network(z.expand(steps, -1), (1 - share) * self._one_hot(start) + share * self._one_hot(end))
+        return x, self.teacher(x).softmax(dim=1)
+
+    def _network(self, index: int) -> nn.Module:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Expected `index` from 0 to {len(self) - 1}, one of the generators, but got {index}.")
+        return self.networks[index]
+
+    def _one_hot(self, label: int) -> Tensor:
+        if not 0 <= label < self.classes:
+            raise IndexError(f"Expected a class from 0 to {self.classes - 1}, but got {label}.")
+        return torch.eye(self.classes)[label]
+
+    @torch.no_grad()
+    def confidence(self, n: int = 100, *, seed: int = 0) -> Tensor:
+        """Return the teacher's mean probability of the intended class ``(G, C)``, over ``n`` samples each."""
+        rows = []
+        for index in range(len(self)):
+            logits = [self.teacher(self.of_class(label, n, seed=seed, index=index)) for label in range(self.classes)]
+            rows.append(class_confidence(torch.stack(logits)))
+        return torch.stack(rows)
+
+    def sheet(self, rows: int = 4, *, seed: int = 0, index: int = 0, scale: int = 2) -> Image.Image:
+        """Return a picture of samples: for images a column a class, for tables a row a class.
+
+        Args:
+            rows: Samples a class.
+            seed: Of the noise.
+            index: Which generator.
+            scale: Pixels of the picture for one of a sample.
+        """
+        from kegnet_pl.reporting.pixels import sheet_rows
+
+        check_counts(rows=(rows, 1), scale=(scale, 1))
+        samples = [self.of_class(label, rows, seed=seed, index=index) for label in range(self.classes)]
+        return to_image(sheet_rows(samples, rows), scale)
+
+
+class SyntheticDataset(TensorDataset):
+    """Synthetic samples ``x (*input_shape)`` with the teacher's logits ``(C,)``, in memory, on the CPU.
+
+    A ``torch.utils.data.Dataset``, for any ``DataLoader``; :func:`distill` takes it as it is.
+
+    Args:
+        source: Where samples come from: :meth:`Generators.source`, or :class:`NoiseSource` for the paper's baselines.
+        teacher: Returns logits (or logarithms of probabilities, which are as good). It is copied and frozen.
+        samples: How many; a multiple of the number of generators.
+        seed: The same seed gives the same samples.
+        device: Where the teacher labels them; ``"auto"``: a GPU if there is one.
+
+    Raises:
+        ValueError: If ``samples`` is out of range, or the teacher does not take what the source draws, or does not
+            return logits.
+    """
+
+    def __init__(
+        self,
+        source: SyntheticSource,
+        teacher: nn.Module,
+        samples: int = 16_000,
+        *,
+        seed: int = 0,
+        device: Device = "auto",
+    ) -> None:
+        check_counts(samples=(samples, 1))
+        data = SyntheticDataModule(source, teacher, samples=samples, seed=seed, device=find_device(device))
+        try:
+            data.setup()
+        except ValueError:  # of a source
+            raise
+        except FORWARD_ERRORS as error:
+            raise ValueError(
+                f"Expected the teacher {type(teacher).__name__} to take what the source draws, but it failed: "
+                f"{first_line(error)}"
+            ) from error
+        x, logits = (tensor.cpu() for tensor in data.splits["train"])
+        count_classes(data.teacher.network, tuple(x.shape[1:]), "teacher")
+        super().__init__(x, logits)
+        self.source = source
+        self.teacher = data.teacher.network.cpu()
+        self.seed = seed
+        self.input_shape = tuple(x.shape[1:])
+        self.label_entropy = float(data.label_entropies().mean())
+        """Mean entropy of the teacher's labels, in nats: 0 where it is sure of every sample."""
+
+
+def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device: Device = "auto") -> Generators:
+    """Read the generators of a finished run.
+
+    Args:
+        folder: Folder of the stage: ``STORE/generators-...``, which the run names.
+        teacher: The network they were trained for, or the folder of its stage.
+        device: Where samples will be drawn; ``"auto"``: a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If the folder is another teacher's, or the network has other classes (its weights are not compared).
+    """
+    folder = Path(folder)
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"Expected a folder of finished generators, but {folder} has no manifest.json.")
+    content = json.loads(manifest.read_text())
+    if content["stage"] != "generators":
+        raise FileNotFoundError(f"Expected a folder of generators, but {folder} holds {content['stage']}.")
+    settings, metrics = content["config"], content["metrics"]["generators"]
+    names = sorted(metrics, key=int)
+    if not isinstance(teacher, nn.Module):
+        _check_teacher(Path(teacher), content["parents"]["teacher"])
+        teacher = load_network(teacher)
+    classes = count_classes(teacher, settings["input_shape"], "teacher")
+    if classes != settings["classes"]:
+        raise ValueError(
+            f"Expected the teacher of these generators, of {settings['classes']} classes, but got one of {classes}."
+        )
+    return Generators(
+        [load_network(folder, f"generator_{name}") for name in names],
+        [load_network(folder, f"decoder_{name}") for name in names],
+        frozen_copy(teacher),
+        tuple(settings["input_shape"]),
+        classes,
+        find_device(device),
+        [metrics[name] for name in names],
+    )
+
+
+def _check_teacher(folder: Path, fingerprint: str) -> None:
+    manifest = folder / "manifest.json"
+    found = json.loads(manifest.read_text())["fingerprint"] if manifest.is_file() else None
+    if found not in (None, fingerprint):  # without a manifest, load_network says what is wrong
+        raise ValueError(
+            f"Expected the teacher of these generators, teacher-{fingerprint}, but {folder} holds {found}. The results "
+            f"of the run that made them name both."
+        )
+
+
+def to_image(rows: Sequence[Sequence[Tensor]], scale: int = 2) -> Image.Image:
+    """Return samples in rows as a picture.
+
+    Args:
+        rows: Samples ``(C, H, W)`` or ``(F,)``, the same number in every row.
+        scale: Pixels of the picture for one of a sample.
+    """
+    from kegnet_pl.reporting.pixels import grid
+
+    picture = Image.fromarray(grid(rows))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

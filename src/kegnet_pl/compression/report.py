@@ -1,0 +1,127 @@
+"""What every layer costs, before and after compression."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kegnet_pl.networks.execution import eval_mode
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a network costs.
+
+    Attributes:
+        parameters: Number of weights and biases; buffers do not count.
+        macs: Multiply-accumulate operations for one sample in convolutions and matrix products.
+        layer_macs: The same for every module, by its name.
+    """
+
+    parameters: int
+    macs: int
+    layer_macs: dict[str, int]
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of weights and biases of a network; shared ones count once."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def measure_size(network: nn.Module, input_shape: Sequence[int]) -> ModelSize:
+    """Count parameters and multiply-accumulates of a network.
+
+    Args:
+        network: Any network; its mode and statistics stay as they are.
+        input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
+
+    Returns:
+        The cost for one sample.
+    """
+    anchor = next(network.parameters(), torch.empty(0))
+    sample = torch.zeros(1, *input_shape, device=anchor.device, dtype=anchor.dtype)
+    with eval_mode(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(sample)
+    root = type(network).__name__
+    # The counter counts a multiply-accumulate as two operations.
+    layers = {
+        name.removeprefix(f"{root}."): sum(operations.values()) // 2
+        for name, operations in counter.get_flop_counts().items()
+        if name.startswith(f"{root}.")
+    }
+    return ModelSize(count_parameters(network), counter.get_total_flops() // 2, layers)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer before and after.
+
+    Attributes:
+        layer: Name of the layer in the network.
+        kind: ``"conv"`` or ``"linear"``, or the class name of a layer that cannot be compressed.
+        in_rank: Rank on the input side, None where the layer was left alone.
+        out_rank: Rank on the output side, None where the layer was left alone.
+        parameters_before: Weights and biases before.
+        parameters_after: Weights and biases after.
+        macs_before: Multiply-accumulates for one sample before.
+        macs_after: Multiply-accumulates for one sample after.
+        note: Why a layer was left alone, or what was changed about its ranks; empty where there is nothing to say.
+    """
+
+    layer: str
+    kind: str
+    in_rank: int | None
+    out_rank: int | None
+    parameters_before: int
+    parameters_after: int
+    macs_before: int
+    macs_after: int
+    note: str = ""
+
+    @property
+    def ranks(self) -> tuple[int, int] | None:
+        """``(in_rank, out_rank)``, or None where the layer was left alone."""
+        return None if self.in_rank is None or self.out_rank is None else (self.in_rank, self.out_rank)
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """The books of a compression: all convolutions and dense layers, and the totals of the whole network.
+
+    Attributes:
+        rows: One for every convolution and dense layer, in the order of the network.
+        parameters_before: Weights and biases of the whole network before, batch norm and all.
+        parameters_after: The same after.
+        macs_before: Multiply-accumulates for one sample before.
+        macs_after: The same after.
+    """
+
+    rows: tuple[LayerReport, ...]
+    parameters_before: int
+    parameters_after: int
+    macs_before: int
+    macs_after: int
+
+    @property
+    def compression_ratio(self) -> float:
+        """Parameters before, divided by parameters after."""
+        return self.parameters_before / self.parameters_after
+
+    @property
+    def ranks(self) -> dict[str, tuple[int, int]]:
+        """``(in_rank, out_rank)`` of every compressed layer, by name."""
+        return {row.layer: row.ranks for row in self.rows if row.ranks is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers and strings, ready for JSON."""
+        return asdict(self) | {"compression_ratio": self.compression_ratio}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "CompressionReport":
+        """Return the report that :meth:`to_dict` has written."""
+        rows = tuple(LayerReport(**row) for row in content["rows"])
+        totals = {key: value for key, value in content.items() if key not in ("rows", "compression_ratio")}
+        return cls(rows=rows, **totals)

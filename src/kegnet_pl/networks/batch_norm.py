@@ -1,0 +1,184 @@
+"""Batch-norm layers of a network: moments of their inputs, and their adaptation in a compressed network."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kegnet_pl.networks.execution import at_least_float32, eval_mode
+from kegnet_pl.networks.hooks import LayerRecorder
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and variance ``(C,)`` of every channel."""
+
+ADAPTING_SAMPLES = 1280
+"""Synthetic samples for :func:`adapt_norm`; their activations are in memory at once."""
+
+
+def norm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch-norm layers of a network, by name."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+def lacks_statistics(network: nn.Module) -> bool:
+    """Return True if a network has batch norm and no statistics: means 0 and variances 1 everywhere, or none stored."""
+    layers = norm_layers(network).values()
+    return bool(layers) and all(
+        layer.running_mean is None
+        or layer.running_var is None
+        or not (layer.running_mean.any() or (layer.running_var != 1).any())
+        for layer in layers
+    )
+
+
+class BatchNormMoments(nn.Module):
+    """A network that returns its output, and mean and variance of the inputs of its batch-norm layers.
+
+    Args:
+        network: Returns a tensor. It is not copied, and keeps the hooks of this module.
+
+    Raises:
+        ValueError: If the network has no batch norm with stored statistics.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        layers = norm_layers(network)
+        self.layers = tuple(layers.values())
+        if not self.layers or any(layer.running_mean is None for layer in self.layers):
+            raise ValueError(
+                "Expected a teacher whose batch-norm layers have stored statistics, but it has none: set the weight of "
+                "StatisticsLoss to 0, on the command line generator.objective.statistics.weight=0."
+            )
+        self._epsilons = {name: layer.eps for name, layer in layers.items()}
+        self._recorder = LayerRecorder(network, tuple(layers), self._moments, source="input")
+        self._recorder.open()
+
+    def _moments(self, name: str, x: Tensor) -> Moments:
+        mean, variance = _moments(x)
+        return mean, variance + self._epsilons[name]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Moments]]:
+        """Return the network's output, and for every layer mean and variance ``(C,)``, with the layer's epsilon.
+
+        Raises:
+            ValueError: If the network does not call one of the layers.
+        """
+        recorder = self._recorder
+        recorder.recording = True
+        try:
+            output: Tensor = self.network(x)
+            if recorder.missing():
+                raise ValueError(
+                    "Expected a teacher that passes all its batch-norm layers in evaluation mode, but it leaves some "
+                    "out (of a head that only training has): set the weight of StatisticsLoss to 0, on the command "
+                    "line generator.objective.statistics.weight=0, or take the head off."
+                )
+            return output, [recorder.values[name] for name in recorder.layers]
+        finally:
+            recorder.reset()
+
+    def stored(self) -> list[Moments]:
+        """Return the moments of the network's training data, which its layers store, with the layer's epsilon."""
+        moments = []
+        for layer in self.layers:
+            assert layer.running_mean is not None and layer.running_var is not None
+            moments.append((layer.running_mean, layer.running_var + layer.eps))
+        return moments
+
+
+@torch.no_grad()
+def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
+    r"""Adapt the batch norm of a compressed network to synthetic samples, before its training.
+
+    The teacher's statistics are those of its real data, and wrong for the student, which computes something else. As
+    soon as it trains, they are overwritten by those of synthetic samples, while the teacher that labels them still
+    normalises by real ones: what the student's layers return is shifted and scaled against the teacher's, and against
+    what it will see. So the difference is put where it stays. With mean :math:`\mu` and deviation :math:`\sigma` that
+    the teacher has stored, and :math:`m_t, s_t` and :math:`m_s, s_s` of what enters a layer of the teacher and of the
+    student on the same synthetic samples, the student's layer gets
+
+    .. math:: \text{statistics } m_s, s_s \qquad
+              \gamma_s = \gamma \, \frac{s_t}{\sigma} \qquad \beta_s = \beta + \gamma \, \frac{m_t - \mu}{\sigma}
+
+    and its output has the teacher's mean and deviation in every channel, on synthetic samples. On real data it is
+    normalised by what would be the real statistics, if compression did to a channel no more than to shift and scale it.
+    Layers are set in the order in which they compute, each with those before it set. Nothing here is trained.
+
+    Args:
+        student: The teacher, compressed; changed in place. Its mode stays.
+        teacher: Has batch-norm layers of the same names, with stored statistics, scale and shift.
+        x: Synthetic samples ``(N, *input_shape)``, some hundred, where the networks are.
+
+    Raises:
+        ValueError: If the networks have other batch-norm layers, or none.
+    """
+    layers, teacher_layers = norm_layers(student), norm_layers(teacher)
+    usable = all(
+        layer.affine and layer.running_mean is not None for layer in (*layers.values(), *teacher_layers.values())
+    )
+    if not layers or not usable or _widths(layers) != _widths(teacher_layers):
+        raise ValueError(
+            f"Expected a student with the teacher's batch-norm layers (with statistics, scale and shift), but got "
+            f"{', '.join(layers) or 'none'} beside {', '.join(teacher_layers) or 'none'}. Set student.norm=batch."
+        )
+
+    def moments(name: str, inputs: Tensor) -> Moments:  # noqa: ARG001
+        return _moments(inputs)
+
+    def set_layer(name: str, inputs: Tensor) -> None:
+        layer, teacher_layer, (mean, variance) = layers[name], teacher_layers[name], teacher_moments[name]
+        assert layer.running_mean is not None and layer.running_var is not None
+        assert teacher_layer.running_mean is not None and teacher_layer.running_var is not None
+        deviation = (teacher_layer.running_var + teacher_layer.eps).sqrt()
+        for target, value in zip((layer.running_mean, layer.running_var), _moments(inputs), strict=True):
+            target.copy_(value)
+        layer.weight.copy_(teacher_layer.weight * (variance + layer.eps).sqrt() / deviation)
+        layer.bias.copy_(teacher_layer.bias + teacher_layer.weight * (mean - teacher_layer.running_mean) / deviation)
+
+    with LayerRecorder(teacher, tuple(teacher_layers), moments, source="input") as recorder, eval_mode(teacher):
+        teacher(x)
+    teacher_moments = recorder.values
+    with LayerRecorder(student, tuple(layers), set_layer, source="input"), eval_mode(student):
+        student(x)
+
+
+def _widths(layers: dict[str, _BatchNorm]) -> dict[str, int]:
+    return {name: layer.num_features for name, layer in layers.items()}
+
+
+_EPSILON = 1e-12
+"""Added to a variance before the inversion and subtracted after it; the variance of a constant channel is 0."""
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and variance of every channel, by the kernel of batch norm: a third of the time of ``torch.var_mean``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        _, mean, inverse = torch.native_batch_norm(at_least_float32(x), None, None, None, None, True, 0.0, _EPSILON)
+        return mean, (inverse.pow(-2) - _EPSILON).clamp_min(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[0], output[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        slope = 2 * gradients[1] / count
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        constant = gradients[0] / count - slope * mean
+        gradient: Tensor = x * slope.view(shape).to(x.dtype) + constant.view(shape).to(x.dtype)
+        return gradient
+
+
+def _moments(inputs: Tensor) -> Moments:
+    """Return mean and variance of every channel of ``(N, C, ...)``, in float32 at least."""
+    moments: Moments = _Moments.apply(inputs)
+    return moments

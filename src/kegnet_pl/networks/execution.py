@@ -1,0 +1,77 @@
+"""Execution of networks: evaluation mode, memory layout, precision and chunk size."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode within the context; the modes of its modules are restored."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
+    """Convert a convolutional network to channels-last memory if it accepts such tensors.
+
+    Values and shapes stay the same; some networks fail in this layout (``x.view`` of a tensor that is not contiguous).
+
+    Args:
+        network: Any network; changed in place.
+        input_shape: Shape of one sample; only networks for samples ``(C, H, W)`` are converted.
+
+    Returns:
+        The same network.
+    """
+    if len(input_shape) != 3:
+        return network
+    device = next((value.device for value in network.parameters()), torch.device("cpu"))
+    x = torch.zeros(2, *input_shape, device=device, requires_grad=True)
+    try:
+        trial = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
+        trial(x.contiguous(memory_format=torch.channels_last)).sum().backward()
+    except RuntimeError:
+        return network
+    return network.to(memory_format=torch.channels_last)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return float16 and bfloat16 tensors as float32, and wider ones unchanged."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def chunk_size(sample: Sequence[int], device: torch.device) -> int:
+    """Return the number of samples per forward pass where no batch size is given.
+
+    The activations of a chunk fit into the cache of a CPU, or fill a GPU.
+
+    Args:
+        sample: Shape of one sample.
+        device: The device that computes.
+    """
+    values = 2**20 if device.type == "cpu" else 2**25
+    return min(max(values // math.prod(sample), 64), 8192)
+
+
+def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) -> nn.Module:
+    """Return a copy of the teacher in the memory layout for training generators.
+
+    In float32 the layout stays: another layout sums in another order, and Adam amplifies rounding errors.
+    """
+    network = copy.deepcopy(teacher)
+    return network if precision == "32-true" else prefer_channels_last(network, input_shape)
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """Return a copy on the CPU, in evaluation mode, without gradients of its weights."""
+    return copy.deepcopy(network).cpu().eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""The command line: Hydra configuration, finished stages on disk, and the stages from teacher to report."""

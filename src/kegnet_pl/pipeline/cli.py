@@ -1,0 +1,134 @@
+"""The command line: Hydra composes the configuration, the pipeline runs it. Heavy imports come after the checks."""
+
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from kegnet_pl.pipeline import sweep
+from kegnet_pl.pipeline.configuration import to_plain
+from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
+from kegnet_pl.runtime.errors import ConfigError, UserError
+from kegnet_pl.settings import RunSettings
+
+_TRIAL_STEPS = 1000
+"""Steps of a generator, up to which a run is as short as the demo."""
+
+_DEMO = "digits_lenet"
+"""The preset that runs by default."""
+
+_entered = False
+
+
+@hydra.main(version_base="1.3", config_path="pkg://kegnet_pl.conf", config_name="config")
+def _run(cfg: DictConfig) -> float | None:
+    global _entered
+    _entered = True
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return _run_job(cfg, folder)
+    except KeyboardInterrupt:
+        _stop(cfg, folder, code=130)
+    except SystemExit as stop:
+        from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+        if not isinstance(stop, SIGTERMException):
+            raise
+        _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
+    except Exception as error:
+        # Our own checks say what to do, and a traceback would hide it.
+        ours = isinstance(error, UserError | ValueError | FileNotFoundError)
+        expected = ours and (isinstance(error, UserError) or str(error).startswith("Expected "))
+        if _first_process():
+            sweep.record_failure(folder, error, expected)
+        if sweep.in_sweep():
+            return math.nan  # a number, as sweepers look at it; what failed is told when the sweep ends
+        if not expected or os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        _leave(f"Error: {error}", code=1)
+    return None
+
+
+def _run_job(cfg: DictConfig, folder: Path) -> float | None:
+    config = to_plain(cfg)
+    settings = RunSettings.from_config(config)
+    if sweep.in_sweep() and settings.trainer.devices > 1:
+        raise ConfigError(sweep.ONE_PROCESS)
+    if HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and _first_process():
+        _explain_trial(settings)
+    from kegnet_pl.pipeline.gpus import one_gpu
+    from kegnet_pl.pipeline.run import run
+
+    job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
+    with one_gpu(config) as gpu:
+        return run(config, folder, job=job, gpu=gpu)
+
+
+def _first_process() -> bool:
+    """Return whether this process prints; kegnet_pl.runtime.distributed.rank would import torch."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _explain_trial(settings: RunSettings) -> None:
+    """Print that a run as short as the demo is a trial, if the teacher is the user's own."""
+    generator = settings.generator
+    short = generator.epochs * generator.steps_per_epoch <= _TRIAL_STEPS
+    if settings.teacher.weights is not None and short and any("kegnet" in mixture for mixture in settings.sources):
+        print(  # noqa: T201
+            f"This is a trial: generators train for {generator.epochs} epochs of {generator.steps_per_epoch} steps. "
+            f"Presets for a network of your own are experiment=custom/batch_norm for images and a teacher with batch "
+            f"norm, custom/image for images without, custom/table for rows of features."
+        )
+
+
+def _stop(cfg: DictConfig, folder: Path, code: int) -> None:
+    offline = f" W&B runs so far: wandb sync {folder}/wandb/offline-run-*" if (folder / "wandb").is_dir() else ""
+    _leave(
+        f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to continue this "
+        f"run.{offline}",
+        code,
+    )
+
+
+def _leave(message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(f"\n{message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def main() -> None:
+    """Run the command line."""
+    # Threads of GNU's OpenMP spin for a long while before they sleep: where other programs want the cores, too, small
+    # networks then take far longer (benchmarks/waiting.py). Read when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if {"--help", "-h", "--cfg", "-c", "--info", "-i"} & {argument.split("=")[0] for argument in sys.argv[1:]}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # kegnet_pl --help | head
+    try:
+        refuse_old_names(sys.argv[1:])
+        sys.argv[1:] = accept_old_spellings(sys.argv[1:])
+    except ConfigError as error:
+        _leave(f"Error: {error}", code=1)
+    try:
+        _run()
+    except SystemExit as stop:
+        if stop.code == 1 and not _entered and (sweep.begun is None or not any(sweep.begun.glob("*/.hydra"))):
+            for hint in suggest(sys.argv[1:]):
+                print(f"\n{hint}", file=sys.stderr)  # noqa: T201
+        raise
+    finally:
+        failed = sweep.begun is not None and _finish_sweep(sweep.begun)
+    if failed:
+        sys.exit(1)
+
+
+def _finish_sweep(folder: Path) -> bool:
+    """Collect the results of all jobs; return whether one of them failed."""
+    from kegnet_pl.reporting.sweep import finish_sweep
+
+    return finish_sweep(folder)

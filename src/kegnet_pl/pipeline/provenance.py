@@ -1,0 +1,49 @@
+"""What made a result: versions, source, command."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kegnet_pl.pipeline.sweep import in_sweep, job_overrides
+
+_PACKAGES = ("kegnet_pl", "torch", "torchvision", "pytorch-lightning", "tensorly", "hydra-core", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Return commit and dirty flag of the source that runs; None where it is no checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie inside somebody else's checkout: only tracked source has a commit.
+    commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "store.py") is not None else None
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain")) if commit else None}
+
+
+def command_line(program: str = "kegnet_pl") -> str:
+    """Return the command that runs, as a shell takes it, without the folder of the interpreter or of the program.
+
+    Of a job of a sweep: the command that runs this job alone, whichever process it is in.
+    """
+    arguments = job_overrides() if in_sweep() else sys.argv[1:]
+    return shlex.join(["python", "-m", program, *arguments])

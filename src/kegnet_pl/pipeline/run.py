@@ -1,0 +1,76 @@
+"""The run: teacher -> generators -> synthetic data -> students -> report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kegnet_pl.pipeline.context import open_context
+from kegnet_pl.pipeline.outputs import Network, describe, write_outputs
+from kegnet_pl.pipeline.preflight import check_before, check_teacher_and_student
+from kegnet_pl.pipeline.stages import (
+    compression_stage,
+    evaluation_stage,
+    generators_stage,
+    student_stage,
+    teacher_stage,
+)
+from kegnet_pl.runtime.distributed import rank
+from kegnet_pl.runtime.errors import ConfigError
+from kegnet_pl.settings import RunSettings
+from kegnet_pl.sources import SourceInfo, describe_mixture
+
+
+def run(config: Mapping[str, Any], folder: Path, *, job: int | None = None, gpu: int | None = None) -> float | None:
+    """Run the pipeline.
+
+    Args:
+        config: A resolved configuration, plain.
+        folder: Folder of the run's results.
+        job: Number of the job, where jobs of a sweep write to one terminal at the same time.
+        gpu: Number of the GPU that this run has to itself; None for the first.
+
+    Returns:
+        Test accuracy of the last student in [0, 1], which a sweep compares; None where there is no test data.
+
+    Raises:
+        UserError: If something is wrong that the user can repair.
+    """
+    settings = RunSettings.from_config(config)
+    sources = _describe_sources(settings)
+    context = open_context(config, folder, settings=settings, job=job, gpu=gpu)
+    needs_generators = any(source.needs_generators for source in sources)
+    check_before(context, generators=needs_generators)
+
+    teacher = teacher_stage(context)
+    initial = compression_stage(context, teacher)
+    if sources:
+        check_teacher_and_student(
+            context, context.network(teacher), context.network(initial), generators=needs_generators
+        )
+    generators = generators_stage(context, teacher) if needs_generators else None
+    letter = "T" if settings.student.network is None else "S"
+    networks = [Network("teacher", [teacher]), Network(letter, [teacher, initial])]
+    for source in sources:
+        parent = generators if source.needs_generators else None
+        student = student_stage(context, source, teacher, initial, parent)
+        parents = [teacher, initial, *([parent] if parent is not None else [])]
+        networks.append(Network(f"{letter}+{source.title}", [*parents, student], source))
+
+    for network in networks:
+        network.evaluation = evaluation_stage(context, network.stages[-1], network.key, teacher)
+    rows = [describe(context, network, networks[0]) for network in networks]
+    if rank() == 0:
+        write_outputs(context, rows, networks, folder, brief=job is not None)
+    return rows[-1].accuracy
+
+
+def _describe_sources(settings: RunSettings) -> list[SourceInfo]:
+    """Return what students learn from, a source or a mixture each.
+
+    Raises:
+        ConfigError: If a source cannot be found.
+    """
+    try:
+        return [describe_mixture(shares, settings.source) for shares in settings.sources]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,95 @@
+"""The stage of the generators: trained against the frozen teacher."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kegnet_pl.api.checkpoints import load_network, save_network
+from kegnet_pl.api.engine import GeneratorTask, fit_generators
+from kegnet_pl.api.sampling import Generators
+from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.pipeline.objects import build, build_objective, code_of
+from kegnet_pl.pipeline.sample_monitor import SampleMonitor
+from kegnet_pl.pipeline.stages.pictures import draw_samples, draw_walk
+from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.runtime.costs import StageCosts
+from kegnet_pl.runtime.distributed import rank
+from kegnet_pl.runtime.errors import ConfigError
+from kegnet_pl.runtime.seeds import derive_seed
+from kegnet_pl.training.progress import StageProgress
+
+SHEETS = "sheets"
+"""Folder of the sheets that were drawn while generators trained."""
+
+
+def generators_stage(context: RunContext, teacher: Stage) -> Stage:
+    """Train the generators against the frozen teacher."""
+    generator = context.settings.generator
+    task = _make_task(context, context.network(teacher))
+    decided = generator.model_copy(update={"parallel": task.settings.parallel})
+    settings = {
+        "generator": decided.fingerprint(),
+        "input_shape": context.input_shape,
+        "classes": context.classes,
+        **{name: value for name, value in context.training_fingerprint().items() if name != "seed"},
+        **code_of(generator),
+    }
+
+    def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
+        def make_callbacks(names: Sequence[str], network: nn.Module) -> list[SampleMonitor]:
+            seed = derive_seed(generator.seed, "sheet")
+            return [SampleMonitor(task.teacher, network, names, folder / SHEETS, seed, costs)]
+
+        fit = context.fit("generators", folder, costs, "generator_training")
+        trained = fit_generators(task, fit, StageProgress("generators", context.console), make_callbacks)
+        if rank() != 0:
+            return {}
+        for index, one in enumerate(trained):
+            save_network(one.generator, folder, f"generator_{index}", generator.network)
+            save_network(one.decoder, folder, f"decoder_{index}", generator.decoder)
+        generators = Generators(
+            [one.generator for one in trained], [one.decoder for one in trained], context.network(teacher),
+            context.input_shape, context.classes, context.device,
+        )  # fmt: skip
+        return {
+            "generators": {str(index): one.metrics for index, one in enumerate(trained)},
+            "confidence": draw_samples(context, generators, folder, costs),
+            "walk": draw_walk(generators, generator.seed, folder, costs),
+        }
+
+    return context.get_or_build("generators", settings, [teacher], make, title="generators", collective=True)
+
+
+def _make_task(context: RunContext, teacher: nn.Module) -> GeneratorTask:
+    """Return what is trained, with the decision whether generators are trained as one batch of networks.
+
+    Raises:
+        ConfigError: If they shall be and torch cannot vectorise them.
+    """
+    generator, trainer = context.settings.generator, context.settings.trainer
+    objective = {name: term for name, term in generator.objective.items() if term.weight}
+    task = GeneratorTask(
+        teacher,
+        context.input_shape,
+        lambda: build(generator.network),
+        lambda: build(generator.decoder),
+        lambda: build_objective(objective),
+        build(generator.optimizer),
+        generator,
+        trainer.precision,
+        (trainer.gradient_clip_val, trainer.gradient_clip_algorithm),
+    )
+    try:
+        task, obstacle = task.choose_parallel(context.device)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("parallel='", "generator.parallel='")) from error
+    if obstacle is not None:
+        context.console.print(f"Generators are trained one after another, as torch cannot vectorise them: {obstacle}")
+    return task
+
+
+def load_generator_networks(stage: Stage, count: int) -> list[nn.Module]:
+    """Return the generators of a finished stage, on the CPU in evaluation mode."""
+    return [load_network(stage.folder, f"generator_{index}") for index in range(count)]

@@ -1,0 +1,134 @@
+"""The stage of a student: trained on the samples of a source."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kegnet_pl.api.checkpoints import load_network, save_network
+from kegnet_pl.api.engine import fit_student
+from kegnet_pl.data import SyntheticDataModule
+from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.pipeline.objects import build, code_of
+from kegnet_pl.pipeline.stages.generators import load_generator_networks
+from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.pipeline.trainer import Selection
+from kegnet_pl.reporting.wandb import histogram
+from kegnet_pl.runtime.costs import StageCosts
+from kegnet_pl.runtime.distributed import rank
+from kegnet_pl.settings import StudentSettings
+from kegnet_pl.sources import SourceInfo, SyntheticSource, build_source
+from kegnet_pl.training.progress import StageProgress
+
+
+def student_stage(
+    context: RunContext, source: SourceInfo, teacher: Stage, initial: Stage, generators: Stage | None
+) -> Stage:
+    """Train a student on the samples of a source.
+
+    Args:
+        context: Context of the run.
+        source: What it learns from.
+        teacher: Labels the samples.
+        initial: The student before training.
+        generators: The trained generators; None where the source needs none.
+    """
+    student = settings_for(context.settings.student, source)
+    definitions = {name: context.settings.source.get(name) for name in source.shares}
+    real = student.selection == "real" and context.data is not None
+    settings = {
+        "student": _deciding(student, source),
+        "source": {"shares": source.shares, "definitions": definitions, **code_of(definitions)},
+        **code_of(student.optimizer),
+        "input_shape": context.input_shape,
+        **context.training_fingerprint(),
+        **({"data": context.data_fingerprint("val")} if real else {}),
+    }
+    title = f"student ({source.name})"
+
+    def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
+        data = _make_data(context, student, teacher, _make_source(context, source, student, generators))
+        selection = Selection(student.selection != "last", student.patience, student.min_epochs)
+        fit = context.fit("student", folder, costs, "student_training", selection)
+        forwards = 0
+        try:
+            module, metrics = fit_student(
+                load_network(initial.folder), data, student, build(student.optimizer), fit,
+                name=source.name, seed=context.seed, progress=StageProgress(title, context.console),
+            )  # fmt: skip
+            forwards = module.teacher_forwards
+        finally:
+            _count(costs, data, forwards)
+        if rank() == 0:
+            recipe = json.loads((initial.folder / "network.json").read_text())
+            save_network(module.network, folder, "network", recipe["network"], recipe["ranks"])
+        entropies = data.label_entropies()
+        context.loggers.show("student", folder, lambda: {"labels/entropies": histogram(entropies)})
+        return metrics | {"label_entropy": float(entropies.mean())}
+
+    parents = [teacher, initial, *([generators] if generators is not None else [])]
+    return context.get_or_build("student", settings, parents, make, title=title, collective=True)
+
+
+def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettings:
+    """Return the settings of a student: those that learn from noise alone may have a budget of their own."""
+    if source.prior != "none":
+        return settings
+    own = settings.baselines
+    optimizer = settings.optimizer.model_copy(update={"lr": own.lr})
+    changes = {"samples": own.samples, "epochs": own.epochs, "temperature": own.temperature, "optimizer": optimizer}
+    return settings.model_copy(update=changes)
+
+
+def _deciding(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
+    """Return those of a student's settings that its result depends on."""
+    idle = {"baselines"}
+    if not source.needs_generators:
+        idle |= {"sampling_norm", "noise_std"}
+    if settings.selection != "synthetic":
+        idle.add("validation_samples")
+    if not settings.feature_distillation.weight:
+        idle.add("feature_distillation")
+    return {name: value for name, value in settings.fingerprint().items() if name not in idle}
+
+
+def _make_source(
+    context: RunContext, source: SourceInfo, student: StudentSettings, generators: Stage | None
+) -> SyntheticSource:
+    generator, definitions = context.settings.generator, context.settings.source
+    return build_source(
+        source.shares,
+        definitions,
+        input_shape=context.input_shape,
+        generators=load_generator_networks(generators, generator.count) if generators is not None else None,
+        device=context.device,
+        chunk=generator.batch_size if student.sampling_norm == "batch" else None,
+        sampling_norm=student.sampling_norm,
+        noise_std=student.noise_std,
+    )
+
+
+def _make_data(
+    context: RunContext, student: StudentSettings, teacher: Stage, source: SyntheticSource
+) -> SyntheticDataModule:
+    real = student.selection == "real" and context.data is not None
+    return SyntheticDataModule(
+        source,
+        context.network(teacher),
+        samples=student.samples,
+        validation_samples=student.validation_samples if student.selection == "synthetic" else 0,
+        real_validation=context.data.part("val") if real and context.data is not None else None,
+        batch_size=student.batch_size,
+        shuffle=student.shuffle,
+        resample_each_epoch=student.resample_each_epoch,
+        seed=context.seed,
+        device=context.device,
+    )
+
+
+def _count(costs: StageCosts, data: SyntheticDataModule, forwards: int) -> None:
+    """Add what sampling and labelling cost; between steps it is no training."""
+    costs.seconds["student_training"] -= data.seconds_between_steps
+    costs.seconds["drawing"] += data.seconds["draw"]
+    costs.seconds["labelling"] += data.seconds["label"]
+    costs.samples_made += data.made
+    costs.teacher_forwards += data.made + forwards

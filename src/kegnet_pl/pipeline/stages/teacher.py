@@ -1,0 +1,77 @@
+"""The stage of the teacher: trained on real data, or read from the user's file."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kegnet_pl.api.checkpoints import save_network
+from kegnet_pl.api.weights import load_weights
+from kegnet_pl.pipeline.checks import check_network
+from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.pipeline.objects import build, code_of
+from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.pipeline.trainer import Selection
+from kegnet_pl.runtime.costs import StageCosts
+from kegnet_pl.runtime.distributed import rank
+from kegnet_pl.runtime.seeds import seeded
+from kegnet_pl.training import TeacherModule
+from kegnet_pl.training.progress import StageProgress
+
+
+def teacher_stage(context: RunContext) -> Stage:
+    """Train the teacher on real data, or read it from the user's file."""
+    weights = context.settings.teacher.weights
+    return _train_teacher(context) if weights is None else _read_teacher(context, Path(weights))
+
+
+def _train_teacher(context: RunContext) -> Stage:
+    teacher = context.settings.teacher
+    best = teacher.patience is not None
+    settings = {
+        "teacher": teacher.fingerprint(),
+        "data": context.data_fingerprint("train", *(["val"] if best else [])),
+        **context.training_fingerprint(),
+        **code_of(teacher),
+    }
+
+    def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
+        with seeded(context.seed, "teacher"):
+            network = build(teacher.network)
+        check_network(network, "teacher", context.input_shape, context.classes)
+        selection = Selection(best, teacher.patience, teacher.min_epochs)
+        fit = context.fit("teacher", folder, costs, "teacher_training", selection)
+        module = TeacherModule(network, build(teacher.optimizer), seed=context.seed)
+        with StageProgress("teacher", context.console) as progress:
+            metrics = fit(module, context.data, name="teacher", epochs=teacher.epochs, callbacks=[progress])
+        if rank() == 0:
+            save_network(network, folder, "network", teacher.network)
+        return metrics
+
+    return context.get_or_build("teacher", settings, [], make, title="teacher", collective=True)
+
+
+def _read_teacher(context: RunContext, weights: Path) -> Stage:
+    teacher = context.settings.teacher
+    network = build(teacher.network)
+    check_network(network, "teacher", context.input_shape, context.classes)
+    load_weights(network, weights)
+    settings = {"network": teacher.network, "weights": _digest(network), **code_of(teacher.network)}
+
+    def make(folder: Path, costs: StageCosts) -> dict[str, Any]:  # noqa: ARG001
+        save_network(network, folder, "network", teacher.network)
+        context.console.print(f"teacher: read from {weights}")
+        return {}
+
+    return context.get_or_build("teacher", settings, [], make, title="teacher")
+
+
+def _digest(network: nn.Module) -> str:
+    """Return a hash of a network's weights, whatever file they were in."""
+    found = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,139 @@
+"""A sweep: what all its jobs have in common, what becomes of those that fail, and what is left when it ends.
+
+Hydra runs the jobs, one after another or through a launcher; this module imports nothing heavy.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from kegnet_pl.runtime.atomic_files import write_whole
+
+NAME_VARIABLE = "KEGNET_SWEEP"
+"""Environment variable that carries the sweep's name to its jobs, wherever a launcher starts them."""
+
+FAILURE = "failure.json"
+"""What a failed job leaves in its folder."""
+
+begun: Path | None = None
+"""Folder of the sweep that this process has started."""
+
+
+ONE_PROCESS = (
+    "Expected one process a job in a sweep (-m), but got several: the processes of one job would start the whole sweep "
+    "again. Use trainer=gpu or trainer=cpu (jobs run side by side with hydra/launcher=joblib, each on a GPU of its "
+    "own), or run the jobs one by one without -m."
+)
+
+
+class SweepCallback(Callback):
+    """Hydra's callback before it starts a run or a sweep (``hydra.callbacks.sweep``).
+
+    Hydra only warns of exceptions here: what has to end the program leaves it.
+    """
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """See that the run's folder can be written: Hydra itself would answer with a traceback."""
+        _make_folder(config, "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Remember where the sweep lies, and give it a name that is the same when it is started again."""
+        global begun
+        processes = OmegaConf.select(config, "trainer.devices")
+        if isinstance(processes, int) and processes > 1:
+            sys.exit(f"\nError: {ONE_PROCESS}")
+        _make_folder(config, "hydra.sweep.dir")
+        begun = Path(config.hydra.sweep.dir).absolute()
+        if not os.environ.get(NAME_VARIABLE):
+            os.environ[NAME_VARIABLE] = sweep_name(_as_written(config.hydra.overrides.task))
+
+
+def _make_folder(config: DictConfig, key: str) -> None:
+    try:
+        folder = Path(OmegaConf.select(config, key, throw_on_missing=True)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        sys.exit(
+            f"\nError: Expected to write results to {folder}, but: {error.strerror or error}. Choose another folder "
+            f"with {key}=FOLDER, or run from one that can be written."
+        )
+
+
+def sweep_name(overrides: Sequence[str]) -> str:
+    """Return a name for a sweep, the same for the same overrides: ``svhn_resnet-compression-seed-1a2b3c``."""
+    experiment = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("experiment=")), "")
+    swept = [o.split("=", 1)[0].lstrip("+") for o in overrides if _is_sweep(o)]
+    digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6]
+    parts = [part for part in (experiment, *swept) if part and "," not in part]
+    return "-".join([*[re.sub(r"[^\w.]+", "_", part) for part in parts], digest])[-100:]
+
+
+def _is_sweep(override: str) -> bool:
+    """Whether an override has several values: a comma outside brackets and quotes, or a function such as range()."""
+    value = override.partition("=")[2]
+    bare = re.sub(r"\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"", "", value)
+    return "," in bare or re.match(r"(choice|range|interval|glob)\(", bare) is not None
+
+
+def in_sweep() -> bool:
+    """Whether this process runs a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def job_number() -> int:
+    """Return the number of the job that runs, from 0."""
+    return int(HydraConfig.get().job.num)
+
+
+def job_overrides() -> list[str]:
+    """Return the command line of the job that runs, with the names of variables and not their values."""
+    return _as_written(HydraConfig.get().overrides.task)
+
+
+def _as_written(overrides: Any) -> list[str]:
+    plain = OmegaConf.to_container(overrides, resolve=False)
+    return [str(override) for override in plain] if isinstance(plain, list) else []
+
+
+def jobs_share_the_terminal() -> bool:
+    """Whether other jobs may write at the same time."""
+    return not str(HydraConfig.get().launcher["_target_"]).endswith(".BasicLauncher")
+
+
+def record_failure(folder: Path, error: Exception, expected: bool) -> None:
+    """Leave the reason in the folder of a run, for reports; of a job of a sweep also show it, as the sweep goes on.
+
+    Args:
+        folder: The run's or the job's.
+        error: What was raised.
+        expected: Whether it says all by itself, so that a traceback would only hide it.
+    """
+    overrides = job_overrides()
+    reason = str(error) if expected else f"{type(error).__name__}: {error}"
+    trace = "".join(traceback.format_exception(error))
+    number = job_number() if in_sweep() else None
+    content = {"job": number, "overrides": overrides, "error": reason, "traceback": trace}
+    with suppress(OSError):  # a full disk may be what is told
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / FAILURE, json.dumps(content, indent=2) + "\n")
+    if number is None:
+        return
+    (folder / "results.json").unlink(missing_ok=True)  # of an earlier sweep in the same folder
+    sys.stdout.flush()
+    shown = reason if expected and not os.environ.get("HYDRA_FULL_ERROR") else trace
+    print(f"Job {number} ({' '.join(overrides)}) failed: {shown}", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,134 @@
+"""The resumable fit: Lightning trainers of the configuration, checkpoints, loggers and costs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from kegnet_pl.pipeline.loggers import Loggers
+from kegnet_pl.runtime.costs import StageCosts, Work
+from kegnet_pl.training import GeneratorModule
+from kegnet_pl.training.base import SteppedModule
+from kegnet_pl.training.callbacks import LastEpoch, Meter, Patience
+from kegnet_pl.training.fit import Metrics, run_fit
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which epoch of a fit is kept.
+
+    Attributes:
+        best: Keep the epoch with the highest ``val/accuracy`` instead of the last.
+        patience: Stop so many epochs after the best; None never stops early. Needs ``best``.
+        min_epochs: Epochs at least; see :class:`Patience`.
+    """
+
+    best: bool = False
+    patience: int | None = None
+    min_epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainerFactory:
+    """Makes what every fit of a run is trained with.
+
+    Attributes:
+        make_trainer: Returns a trainer for given ``max_epochs``, ``callbacks``, ``logger`` and ``limit_val_batches``.
+        make_callbacks: Returns the user's callbacks for a checkpoint folder.
+        loggers: Makes the user's loggers.
+    """
+
+    make_trainer: Callable[..., Trainer]
+    make_callbacks: Callable[[Path], list[Callback]]
+    loggers: Loggers
+
+
+@dataclass(frozen=True)
+class ResumableFit:
+    """Trains the modules of a stage from where an interrupted run stopped; see :class:`kegnet_pl.training.fit.Fit`.
+
+    A fit that was finished in an interrupted stage is loaded from its checkpoint and not trained again.
+
+    Attributes:
+        trainers: Makes the trainer, callbacks and loggers of every fit.
+        folder: The stage's hidden folder, for checkpoints and curves.
+        stage: Name of the stage, the job type of loggers.
+        costs: Costs of the stage.
+        work: Kind of work that training counts as.
+        selection: Which epoch is kept.
+    """
+
+    trainers: TrainerFactory
+    folder: Path
+    stage: str
+    costs: StageCosts
+    work: Work
+    selection: Selection = Selection()
+
+    def __call__(
+        self,
+        module: LightningModule,
+        data: LightningDataModule | None,
+        *,
+        name: str,
+        epochs: int,
+        callbacks: Sequence[Callback] = (),
+    ) -> Metrics:
+        """Train a module; it holds the weights of the selected epoch afterwards.
+
+        Returns:
+            The metrics of the last epoch, the number of ``epochs`` trained, and the ``epoch`` that is kept, from 1.
+
+        Raises:
+            KeyboardInterrupt: If the user stopped it.
+        """
+        checkpoints = self.folder / "checkpoints" / name
+        best, selecting = self._selection_callbacks(checkpoints)
+        last = LastEpoch()
+        trainer = self.trainers.make_trainer(
+            max_epochs=epochs,
+            callbacks=[
+                Meter(self.costs, self.work, _samples_per_step(module)),
+                last,
+                *callbacks,
+                *selecting,
+                *self.trainers.make_callbacks(checkpoints),
+            ],
+            logger=self.trainers.loggers.make(self.stage, name, self.folder, shared=bool(_names(module))),
+            limit_val_batches=None if self.selection.best else 0,
+        )
+        resume = checkpoints / "resume.ckpt"
+        run_fit(trainer, module, data, resume if resume.exists() else None)
+        metrics, kept = dict(last.metrics), trainer.current_epoch
+        if isinstance(module, SteppedModule):
+            module.means = last.means
+        if best is not None and best.best_model_path:
+            content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+            module.load_state_dict(content["state_dict"])
+            metrics["val/accuracy"] = float(best.best_model_score)  # type: ignore[arg-type]
+            kept = content["epoch"] + 1
+        module.to("cpu")
+        return metrics | {"epochs": trainer.current_epoch, "epoch": kept}
+
+    def _selection_callbacks(self, checkpoints: Path) -> tuple[ModelCheckpoint | None, list[Callback]]:
+        """Return the callback that keeps the best epoch, None where the last is kept, and all that select."""
+        if not self.selection.best:
+            return None, []
+        best = ModelCheckpoint(
+            dirpath=checkpoints, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False
+        )
+        if self.selection.patience is None:
+            return best, [best]
+        return best, [best, Patience(self.selection.patience, self.selection.min_epochs or 0)]
+
+
+def _names(module: LightningModule) -> Sequence[str]:
+    return (module.names or ()) if isinstance(module, GeneratorModule) else ()
+
+
+def _samples_per_step(module: LightningModule) -> int:
+    """Return the samples that a step of a module draws and shows to the teacher."""
+    return module.batch_size * module.networks if isinstance(module, GeneratorModule) else 0

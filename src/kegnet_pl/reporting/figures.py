@@ -1,0 +1,228 @@
+"""Pictures of one run: curves, layers, classes, costs."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from kegnet_pl.compression import CompressionReport
+from kegnet_pl.reporting.style import COLOURS, MUTED, SERIES, layout_of, percent_axis, width_of
+from kegnet_pl.reporting.tradeoff import kind_of
+
+Curve = list[tuple[float, float]]
+"""Epoch, from 1, and value."""
+
+_COST_NAMES = {
+    "teacher_training": "training the teacher",
+    "compression": "compressing",
+    "generator_training": "training generators",
+    "drawing": "drawing samples",
+    "labelling": "labelling them",
+    "student_training": "training students",
+    "evaluation": "eval_mode",
+    "other": "start-up, pictures, writing",
+}
+
+
+def read_curves(logs: Path) -> dict[str, Curve]:
+    """Read the metrics of a fit: name -> epochs and values.
+
+    Args:
+        logs: Folder of a CSV logger; curves of a resumed fit may lie in several versions.
+    """
+    curves: dict[str, dict[float, float]] = {}
+    for file in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
+        with file.open() as lines:
+            for line in csv.DictReader(lines):
+                for name, value in line.items():
+                    if value and line.get("epoch") and name not in ("epoch", "step"):
+                        curves.setdefault(name, {})[float(line["epoch"]) + 1] = float(value)
+    return {name: sorted(values.items()) for name, values in curves.items()}
+
+
+def draw_generator_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: bool = False) -> Figure:
+    """Draw the losses of all generators, and how sure the teacher is of their samples.
+
+    Args:
+        curves: Generator -> :func:`read_curves`.
+        narrow: For a phone.
+    """
+    first = next(iter(curves.values()))
+    terms = sorted(name for name in first if name.startswith("train/loss_"))
+    panels = ["train/loss", *terms, "samples/confidence"]
+    titles = {"train/loss": "objective", "samples/confidence": "teacher's confidence"}
+    titles |= {term: term.removeprefix("train/loss_").replace("_", " ") for term in terms}
+    panels = [name for name in panels if any(name in mine for mine in curves.values())]
+    columns = 2 if narrow else 3
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(width_of(narrow), (2.0 if narrow else 2.5) * lines), layout=layout_of(narrow))
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis, name in zip(axes, panels, strict=False):
+        for index, (generator, mine) in enumerate(curves.items()):
+            _line(axis, mine.get(name, []), SERIES[index % len(SERIES)], generator.replace("_", " "))
+        axis.set_title(titles[name])
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if name == "samples/confidence":
+            percent_axis(axis)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis in axes[: len(panels)]:
+        axis.set_xlabel("epoch")
+    if len(curves) > 1:
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(curves), 3 if narrow else 6)
+        )
+    return figure
+
+
+def draw_student_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: bool = False) -> Figure:
+    """Draw how students learn: the loss, and how often they answer as the teacher.
+
+    Args:
+        curves: Method (``uniform``, ``normal``, ``kegnet``) -> :func:`read_curves`.
+        narrow: For a phone.
+    """
+    panels = [("train/loss", "distillation loss in nats"), ("train/accuracy", "answers as the teacher, in training")]
+    if any("val/accuracy" in mine for mine in curves.values()):
+        panels.append(("val/accuracy", "validation accuracy"))
+    figure = Figure(figsize=(width_of(narrow), 2.4 * len(panels) if narrow else 2.9), layout=layout_of(narrow))
+    shape = (len(panels), 1) if narrow else (1, len(panels))
+    axes = figure.subplots(*shape, squeeze=False).flatten()
+    for axis, (name, title) in zip(axes, panels, strict=True):
+        for method, mine in curves.items():
+            kind = {"uniform": "Uniform", "normal": "Normal"}.get(method, "KegNet")
+            _line(axis, mine.get(name, []), COLOURS[kind], kind)
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if name.endswith("accuracy"):
+            percent_axis(axis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _line(axis: Axes, curve: Curve, colour: str, label: str) -> None:
+    if curve:
+        marker = "o" if len(curve) < 8 else None
+        axis.plot(*zip(*curve, strict=True), color=colour, label=label, marker=marker, markersize=4)
+
+
+def draw_compression(report: CompressionReport, narrow: bool = False) -> Figure:
+    """Draw what every layer costs before and after: parameters, and multiply-accumulates.
+
+    Args:
+        report: Of the compression.
+        narrow: For a phone.
+    """
+    rows = [row for row in report.rows if row.parameters_before or row.macs_before]
+    height = 0.9 + 0.34 * len(rows)
+    figure = Figure(figsize=(width_of(narrow), 2 * height if narrow else height), layout=layout_of(narrow))
+    axes = figure.subplots(2, 1, sharey=True) if narrow else figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(rows))
+    for axis, what, title in zip(axes, ("parameters", "macs"), ("parameters", "MACs of one sample"), strict=True):
+        before = [getattr(row, f"{what}_before") for row in rows]
+        after = [getattr(row, f"{what}_after") for row in rows]
+        axis.barh(places, before, height=0.72, color=COLOURS["teacher"], alpha=0.35, label="teacher")
+        axis.barh(places, after, height=0.4, color=COLOURS["KegNet"], label="student")
+        axis.set_title(title)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter(lambda value, _: short_number(value))
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(places, [row.layer for row in rows])
+    axes[0].invert_yaxis()
+    axes[1].legend(loc="lower right")
+    return figure
+
+
+def short_number(value: float) -> str:
+    """Return a number with the letters of thousands, millions and milliards: ``417 k``."""
+    for exponent, unit in ((9, " G"), (6, " M"), (3, " k")):
+        if abs(value) >= 10**exponent:
+            return f"{value / 10**exponent:.3g}{unit}"
+    return f"{value:g}"
+
+
+def draw_classes(confusions: Mapping[str, Sequence[Sequence[int]]], narrow: bool = False) -> Figure:
+    """Draw the accuracy of every class.
+
+    Args:
+        confusions: Method -> counts ``(C, C)``, rows the true classes.
+        narrow: For a phone.
+    """
+    count = len(next(iter(confusions.values())))
+    figure = Figure(figsize=(width_of(narrow), 3.6 if narrow else 3.1), layout=layout_of(narrow))
+    axis = figure.subplots()
+    marks = {"teacher": "_", "KegNet": "o", "Uniform": "^", "Normal": "v", "compressed": "x"}
+    students = [method for method in confusions if kind_of(method) != "teacher"]
+    for method, confusion in confusions.items():
+        kind = kind_of(method)
+        # Side by side: near 100 % they would hide each other.
+        aside = 0.0 if kind == "teacher" else 0.13 * (students.index(method) - (len(students) - 1) / 2)
+        counts = np.asarray(confusion)
+        shares = counts.diagonal() / np.maximum(counts.sum(axis=1), 1)
+        size, edge = (12 if narrow else 20, 2.2) if kind == "teacher" else (4.5 if narrow else 6.5, 1.2)
+        axis.plot(
+            np.arange(count) + aside, shares, linestyle="none", marker=marks[kind], color=COLOURS[kind], label=method,
+            markersize=size, markeredgewidth=edge,
+        )  # fmt: skip
+    axis.set_xticks(range(count))
+    axis.set_xlabel("class")
+    axis.set_ylabel("accuracy")
+    percent_axis(axis)
+    figure.legend(loc="outside lower center", ncols=3 if narrow else 5)
+    return figure
+
+
+def draw_walk(walks: Sequence[Mapping[str, Any]], narrow: bool = False) -> Figure:
+    """Draw the teacher's probability of the class that each walk ends in.
+
+    Args:
+        walks: From where to where, and the probabilities.
+        narrow: For a phone.
+    """
+    figure = Figure(figsize=(width_of(narrow), 3.0 if narrow else 2.6), layout=layout_of(narrow))
+    axis = figure.subplots()
+    for index, walk in enumerate(walks):
+        shares = np.linspace(0, 1, len(walk["p_to"]))
+        name = f"{walk['from']} → {walk['to']}"
+        axis.plot(shares, walk["p_to"], color=SERIES[index % len(SERIES)], label=name)
+    axis.set_xlabel("share of the second class in the label")
+    axis.set_ylabel("teacher's probability of it")
+    percent_axis(axis)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    figure.legend(loc="outside lower center" if narrow else "outside right center", ncols=3 if narrow else 1)
+    return figure
+
+
+def draw_costs(seconds: Mapping[str, float], narrow: bool = False) -> Figure:
+    """Draw where the time went.
+
+    Args:
+        seconds: By kind of work (:mod:`kegnet_pl.runtime.costs`).
+        narrow: For a phone.
+    """
+    spent = [(_COST_NAMES.get(work, work), value) for work, value in seconds.items() if value > 0]
+    figure = Figure(figsize=(width_of(narrow), 0.7 + 0.32 * max(len(spent), 1)), layout=layout_of(narrow))
+    axis = figure.subplots()
+    bars = axis.barh([name for name, _ in spent], [value for _, value in spent], color=COLOURS["KegNet"], height=0.6)
+    axis.bar_label(bars, [clock(value) for _, value in spent], padding=4, color=MUTED)
+    axis.invert_yaxis()
+    axis.margins(x=0.35 if narrow else 0.12)
+    axis.xaxis.set_visible(False)
+    axis.grid(visible=False)
+    axis.spines["bottom"].set_visible(False)
+    return figure
+
+
+def clock(seconds: float) -> str:
+    """Return seconds for people: ``0.3 s``, ``4 min 10 s``, ``2 h 5 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

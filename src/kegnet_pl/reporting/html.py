@@ -1,0 +1,65 @@
+"""Pages of one file: templates, and what they show of pictures."""
+
+import base64
+import re
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from kegnet_pl import __version__
+from kegnet_pl.reporting.style import to_svg
+from kegnet_pl.runtime.atomic_files import write_whole
+
+
+def _template(name: str) -> str:
+    return (resources.files("kegnet_pl.reporting") / "templates" / name).read_text(encoding="utf-8")
+
+
+_ENVIRONMENT = Environment(
+    loader=FunctionLoader(_template),
+    autoescape=lambda name: name is None or name.endswith(".html"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["percent"] = lambda value: "not measured" if value is None else f"{100 * value:.2f} %"
+
+
+def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[str, str]], **values: Any) -> Path:
+    """Render a template into one file that needs nothing else.
+
+    Args:
+        template: Name of a file in ``templates``.
+        path: The page.
+        title: Of the page.
+        sections: Identifier and name of the parts it links to at its top.
+        values: What the template shows.
+
+    Returns:
+        The page's path.
+    """
+    text = _ENVIRONMENT.get_template(template).render(title=title, sections=sections, version=__version__, **values)
+    text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)  # a number and its unit stay on one line
+    write_whole(path, text)
+    return path
+
+
+def embed(path: Path) -> str:
+    """Return a PNG file as an address that holds the picture itself."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def draw(make: Callable[[bool], Figure], title: str) -> Markup:
+    """Return a picture for a page, in two shapes: one is shown on a screen, the other on a phone.
+
+    Args:
+        make: Draws it; called with whether it shall be narrow.
+        title: What it shows, for those who cannot see it.
+    """
+    wide, narrow = to_svg(make(False), title), to_svg(make(True), title, " narrow")
+    return Markup(f'<div class="on-wide">{wide}</div><div class="on-narrow">{narrow}</div>')

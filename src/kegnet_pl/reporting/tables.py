@@ -1,0 +1,103 @@
+"""Tables for the terminal."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from kegnet_pl.compression import CompressionReport
+from kegnet_pl.reporting.results import Row
+
+
+def describe_results(rows: Sequence[Row]) -> str:
+    """Say what the accuracies of one run were measured on and how epochs were selected."""
+    first = rows[0]
+    selections = sorted({row.selection for row in rows if row.selection is not None})
+    where = first.test_set or f"{first.dataset}: no test data, accuracy not measured"
+    return f"{where}; seed {first.seed}; epoch kept: {', '.join(selections) or 'nothing was trained'}"
+
+
+def make_results_table(rows: Sequence[Row]) -> Table:
+    """Lay out the rows of one run.
+
+    Args:
+        rows: At least one.
+    """
+    table = Table()
+    table.add_column("network")
+    for column in ("accuracy", "parameters", "ratio", "MACs", "seconds"):
+        table.add_column(column, justify="right")
+    best = max((row.accuracy or 0 for row in rows if row.method != "teacher"), default=0)
+    for row in rows:
+        accuracy = shown_accuracy(row)
+        strong = row.method != "teacher" and row.accuracy == best and row.accuracy
+        table.add_row(
+            row.method,
+            Text(accuracy, style="bold green" if strong else ""),
+            f"{row.parameters:,}",
+            f"{row.compression_ratio:.2f}x",
+            f"{row.macs:,}",
+            f"{row.seconds:.1f}",
+            end_section=row.method == "teacher",
+        )
+    return table
+
+
+def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str]:
+    """Say which students ended below the compressed teacher that they began as, and what else to try.
+
+    Args:
+        rows: Of one run.
+        norm: ``student.norm`` of the run.
+        batch_norm: Whether the teacher has batch norm, so that the student does.
+
+    Returns:
+        A line a student; none where nothing was measured.
+    """
+    begun = next((row.accuracy for row in rows if row.method == "T"), None)
+    advice = ""
+    if batch_norm and norm == "batch":
+        advice = (
+            " Its batch norm has the statistics of the synthetic samples it saw last: student.norm=frozen keeps the "
+            "teacher's, student.norm=adapt student.shuffle=true fits it to samples of all generators."
+        )
+    told = []
+    for row in rows:
+        if begun is not None and row.accuracy is not None and row.method.startswith("T+") and row.accuracy < begun:
+            lost = 100 * (begun - row.accuracy)
+            told.append(f"{row.method} ends {lost:.1f} points below T, from which it began.{advice}")
+    return told
+
+
+def shown_accuracy(row: Row) -> str:
+    """Return a row's accuracy for people."""
+    return "not measured" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
+
+
+def make_compression_table(report: CompressionReport) -> Table:
+    """Lay out what every layer cost before and after."""
+    table = Table()
+    for column in ("layer", "kind"):
+        table.add_column(column)
+    for column in ("ranks in, out", "parameters", "MACs"):
+        table.add_column(column, justify="right")
+    table.add_column("note")
+    for row in report.rows:
+        table.add_row(
+            row.layer,
+            row.kind,
+            "" if row.ranks is None else f"{row.in_rank}, {row.out_rank}",
+            _change(row.parameters_before, row.parameters_after),
+            _change(row.macs_before, row.macs_after),
+            row.note,
+            end_section=row is report.rows[-1],
+        )
+    table.add_row(
+        "network", "", "", _change(report.parameters_before, report.parameters_after),
+        _change(report.macs_before, report.macs_after), f"{report.compression_ratio:.2f}x smaller",
+    )  # fmt: skip
+    return table
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"

@@ -1,0 +1,79 @@
+"""Tables, pictures and histograms as Weights & Biases takes them; wandb is imported where one is made."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from kegnet_pl.compression import CompressionReport
+from kegnet_pl.reporting.results import Row
+
+_BINS = 50
+
+
+def histogram(values: Tensor) -> Any:
+    """Return a histogram of values ``(N,)``."""
+    import wandb
+
+    return wandb.Histogram(np_histogram=np.histogram(values.detach().cpu().numpy(), bins=_BINS))
+
+
+def picture_of(pixels: np.ndarray) -> Any:
+    """Return a picture ``(H, W, 4)``, uint8."""
+    import wandb
+
+    return wandb.Image(pixels, mode="RGBA")
+
+
+def compression_table(report: CompressionReport) -> Any:
+    """Return what every layer costs before and after."""
+    rows = [asdict(row) for row in report.rows]
+    return _table(rows)
+
+
+def class_tables(confusion: Tensor) -> dict[str, Any]:
+    """Return the accuracy of every class, and the confusion matrix in rows of three numbers.
+
+    Args:
+        confusion: Counts ``(C, C)``, rows the true classes.
+    """
+    counts = confusion.tolist()
+    accuracy = [
+        {"class": label, "accuracy": line[label] / max(sum(line), 1), "samples": sum(line)}
+        for label, line in enumerate(counts)
+    ]
+    confused = [
+        {"class": label, "answer": answer, "samples": count}
+        for label, line in enumerate(counts)
+        for answer, count in enumerate(line)
+    ]
+    return {"classes": _table(accuracy), "confusion": _table(confused)}
+
+
+def report_objects(rows: Sequence[Row], page: Path, sheet: Path | None) -> dict[str, Any]:
+    """Return what the run of a whole pipeline shows: results, costs, the report, and the sample sheet."""
+    import wandb
+
+    kept = ("method", "accuracy", "parameters", "compression_ratio", "macs", "seconds", "samples", "selection", "seed")
+    results = [{key: value for key, value in asdict(row).items() if key in kept} for row in rows]
+    costs = [
+        {
+            "method": row.method,
+            **{f"seconds {work}": seconds for work, seconds in row.costs["seconds"].items()},
+            "samples made": row.costs["samples_made"],
+            "answers of the teacher": row.costs["teacher_forwards"],
+        }
+        for row in rows
+    ]
+    shown = {"results": _table(results), "costs": _table(costs), "report": wandb.Html(str(page))}
+    return shown | ({"samples": wandb.Image(str(sheet))} if sheet is not None else {})
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Any:
+    import wandb
+
+    columns: list[str | int] = list(rows[0])
+    return wandb.Table(columns=columns, data=[list(row.values()) for row in rows])

@@ -1,0 +1,1 @@
+"""What every other package builds on: seeds, devices, processes, files, errors, costs."""

@@ -1,0 +1,73 @@
+"""What a step of training is made of, whichever network takes it: optimisers, gradients, compiled networks."""
+
+import functools
+import inspect
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.runtime.errors import ConfigError
+
+OptimizerFactory = Callable[[Iterator[nn.Parameter] | list[nn.Parameter]], torch.optim.Optimizer]
+"""Takes parameters, returns an optimiser: ``functools.partial(torch.optim.Adam, lr=1e-3)``."""
+
+
+def gradient_norm(gradients: Sequence[Tensor], networks: int = 1) -> Tensor:
+    """Return the Euclidean norm of all gradients together.
+
+    Args:
+        gradients: One a parameter; ``(K, ...)`` where K networks are stacked.
+        networks: How many networks they are of.
+
+    Returns:
+        A scalar, or ``(K,)``; in float32 at least.
+    """
+    dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+    if networks == 1:
+        norms = [torch.linalg.vector_norm(gradient, dtype=dtype) for gradient in gradients]
+    else:
+        norms = [torch.linalg.vector_norm(gradient.reshape(networks, -1), dim=1, dtype=dtype) for gradient in gradients]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return norm
+
+
+def compiled(network: nn.Module, device: torch.device) -> Callable[..., Any]:
+    """Return a network compiled for a device; on a GPU its kernels are launched together, as CUDA graphs.
+
+    Raises:
+        ConfigError: If there is no compiler.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise ConfigError(
+            "Expected a C++ compiler to compile networks on a CPU, but found neither g++ nor clang++ (nor $CXX). "
+            "Install one, or set generator.compile=false and student.compile=false."
+        )
+    run: Callable[..., Any] = torch.compile(network, mode="reduce-overhead" if device.type == "cuda" else None)
+    if device.type == "cpu":
+        return run
+
+    def next_step(*inputs: Tensor) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
+        return run(*inputs)
+
+    return next_step
+
+
+def fused(factory: OptimizerFactory, precision: str) -> OptimizerFactory:
+    """Ask for an optimiser that updates all parameters in one call, where torch has one and the user said nothing.
+
+    Not under float16, whose scaler Lightning cannot combine with it and gradient clipping.
+
+    Args:
+        factory: ``functools.partial`` of an optimiser's class; anything else is returned as it is.
+        precision: The trainer's.
+    """
+    if not isinstance(factory, functools.partial) or not inspect.isclass(factory.func) or precision == "16-mixed":
+        return factory
+    offers = "fused" in inspect.signature(factory.func).parameters
+    decided = {"fused", "foreach", "differentiable"} & set(factory.keywords)
+    return functools.partial(factory, fused=True) if offers and not decided else factory

@@ -1,0 +1,182 @@
+"""One live bar a stage on a terminal, a line now and then in a log file."""
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO, cast
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+from kegnet_pl.runtime.distributed import rank
+
+_LINE_SECONDS = 10.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class _Labelled:
+    """A stream whose lines begin with a label."""
+
+    def __init__(self, stream: TextIO, label: str) -> None:
+        self._stream = stream
+        self._label = label
+        self._at_start = True
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            self._stream.write(f"{self._label}{line}" if self._at_start and line.strip() else line)
+            self._at_start = line.endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def make_console(job: int | None = None) -> Console:
+    """Return the console that everything is printed on; silent on all ranks but 0.
+
+    Args:
+        job: Number of the job, where jobs of a sweep write to one terminal at the same time: lines begin with it, and
+            there are no live bars.
+    """
+    if job is not None:
+        stream = cast(TextIO, _Labelled(sys.stdout, f"[{job}] "))
+        return Console(file=stream, quiet=rank() != 0, highlight=False, markup=False, width=140)
+    # No markup: paths and settings may hold brackets. A notebook says that it is a terminal, and gets plain lines.
+    plain: dict[str, Any] = {"quiet": rank() != 0, "highlight": False, "markup": False, "force_jupyter": False}
+    console = Console(**plain, force_terminal=False if Console().is_jupyter else None)
+    return console if console.is_terminal else Console(**plain, force_terminal=False, width=140)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class StageProgress(Callback):
+    """Shows how far a stage is, its losses, and the time left.
+
+    Use it as a context around the stage and as a callback of each of its fits.
+
+    Args:
+        title: Name of the stage.
+        console: Where to show it.
+    """
+
+    def __init__(self, title: str, console: Console) -> None:
+        self.title = title
+        self.console = console
+        self.fits = 1
+        self.fit = 0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._start = 0.0
+        self._first: float | None = None
+        self._last_line = 0.0
+        self._done = 0.0
+        self._losses = ""
+
+    def __enter__(self) -> Self:
+        self._start = self._last_line = time.monotonic()
+        if self.console.is_terminal and not self.console.quiet:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description:<17}"),
+                BarColumn(bar_width=12),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn(
+                    "[dim]{task.fields[losses]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+                ),
+                TextColumn("[dim]left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=self.console,
+                expand=True,  # losses give way on a narrow terminal, time left does not
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=1.0, losses="")
+        else:
+            self.console.print(f"{self.title}: started")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds = time.monotonic() - self._start
+        if self._bar is not None and self._task is not None:
+            if kind is None:
+                self._bar.update(self._task, completed=1.0)
+            self._bar.stop()
+        elif kind is None:
+            self.console.print(f"{self.title}: finished in {_clock(seconds)}  {self._losses}")
+
+    def next_fit(self, index: int, fits: int) -> None:
+        """Set which fit of the stage comes next, from 0, and how many there are."""
+        self.fit, self.fits = index, fits
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting where a resumed stage goes on; later fits of the stage count on."""
+        if self._first is None:
+            if trainer.current_epoch:
+                self.console.print(f"{self.title}: goes on after epoch {trainer.current_epoch}")
+            self._first = (self.fit + trainer.current_epoch / max(trainer.max_epochs or 1, 1)) / self.fits
+
+    def _share(self, trainer: Trainer) -> float:
+        """Share of the whole stage that is done, in [0, 1]."""
+        epochs = max(trainer.max_epochs or 1, 1)
+        steps = max(int(trainer.num_training_batches), 1)
+        within = (trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_progress.current.ready / steps) / epochs
+        return (self.fit + min(within, 1.0)) / self.fits
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        self._done = self._share(trainer)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done)
+        elif time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._line()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the losses of the epoch."""
+        parts = [f"{self.fit + 1}/{self.fits}"] if self.fits > 1 else []
+        parts.append(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+        # The loss first: on a narrow terminal the rest is cut.
+        for name, value in sorted(trainer.callback_metrics.items(), key=lambda item: ("loss" not in item[0], item[0])):
+            short = name.removeprefix("train/").removeprefix("loss_")
+            if short == "grad_norm":
+                continue  # of use in a curve
+            parts.append(f"{short} {float(value):.3f}")
+        self._losses = "  ".join(parts)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, losses=self._losses)
+
+    def _line(self) -> None:
+        self._last_line = now = time.monotonic()
+        gained = self._done - (self._first or 0.0)
+        left = (now - self._start) * (1 - self._done) / gained if gained > 0 else None
+        text = f"{self.title}: {self._done:4.0%}  {self._losses}"
+        self.console.print(text + (f"  about {_clock(left)} left" if left is not None else ""))
+
+
+def shown(path: Path) -> Path:
+    """Return a path as seen from the folder the user is in, where it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def tell_offline(folder: Path, jobs: str, console: Console) -> None:
+    """Say how to send W&B runs that were kept offline, if there are any.
+
+    Args:
+        folder: A run's or a sweep's.
+        jobs: What stands for the folders of jobs below it: ``"*/"``, or nothing.
+        console: Where to print.
+    """
+    found = f"{jobs}wandb/offline-run-*"
+    if any(folder.glob(found)):
+        console.print(
+            f"W&B           offline; to show it later: wandb login; wandb sync {shown(folder)}/{found}", soft_wrap=True
+        )

@@ -1,0 +1,169 @@
+"""Training a student on the teacher's answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from kegnet_pl.losses import DistillationLoss, FeatureLoss
+from kegnet_pl.networks import FeatureExtractor, norm_layers
+from kegnet_pl.training.base import LRSchedulerName, SteppedModule, accuracy
+from kegnet_pl.training.optimizers import OptimizerFactory
+
+StudentNorm = Literal["batch", "frozen"]
+
+
+@dataclass(frozen=True)
+class FeatureDistillation:
+    """What the student's layers learn from the teacher's.
+
+    Attributes:
+        teacher: In evaluation mode, where the student is trained; it is called at every step.
+        layers: Names of layers that both networks have, with outputs of the same shapes.
+        weight: Of :class:`FeatureLoss`, beside 1 of the distillation.
+    """
+
+    teacher: nn.Module
+    layers: Sequence[str]
+    weight: float
+
+
+class StudentModule(SteppedModule):
+    """A student that learns the teacher's answers to synthetic samples.
+
+    Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and
+    ``val/accuracy`` on whatever the data module validates on (teacher's logits or true classes); ``test/accuracy``.
+    With feature_distillation ``train/loss`` is the sum of both losses, and ``train/loss_features`` the second, without its weight.
+
+    Args:
+        network: Returns logits ``(B, C)``.
+        distillation: The loss.
+        optimizer: Takes parameters, returns an optimiser.
+        lr_scheduler: ``"constant"``, or ``"cosine"``: from epoch to epoch down to zero after the last one.
+        norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also move the
+            stored ones, as in the release; ``"frozen"``, the stored ones, which stay.
+        dropout: Whether the student's dropout is on while it trains, as in the release.
+        feature_distillation: What its layers learn; None for nothing.
+        seed: The run's seed.
+        compile: Whether to train the network compiled by ``torch.compile``.
+        cuda_graphs: Whether one GPU records a step and plays it again.
+
+    Raises:
+        ValueError: If ``norm`` is unknown, or a network lacks a layer of the feature_distillation.
+
+    Shapes:
+        Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``, or lists of such batches, an
+        optimiser step each; validation batches the same, or with classes ``(B,)`` as test batches have.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        distillation: DistillationLoss,
+        optimizer: OptimizerFactory,
+        seed: int = 0,
+        *,
+        lr_scheduler: LRSchedulerName = "constant",
+        norm: StudentNorm = "batch",
+        dropout: bool = True,
+        feature_distillation: FeatureDistillation | None = None,
+        compile: bool = False,
+        cuda_graphs: bool = True,
+    ) -> None:
+        super().__init__(seed, optimizer, lr_scheduler, compile, cuda_graphs)
+        if norm not in get_args(StudentNorm):
+            raise ValueError(f"Expected `norm` to be one of {get_args(StudentNorm)}, but got {norm!r}.")
+        self.save_hyperparameters("seed", "norm", "dropout")
+        self.norm = norm
+        self.dropout = dropout
+        self.network = network
+        self.distillation = distillation
+        self.teacher_forwards = 0
+        self.feature_distillation = feature_distillation
+        self._watched: tuple[FeatureExtractor, ...] = ()
+        if feature_distillation is None:
+            self.step_by(network)
+        else:
+            self.features = FeatureLoss()
+            # Teacher and student, in a tuple, so that the teacher is not registered.
+            self._watched = (
+                FeatureExtractor(feature_distillation.teacher, feature_distillation.layers),
+                FeatureExtractor(network, feature_distillation.layers),
+            )
+            self.step_by(self._watched[1])
+        self.train()
+
+    def on_fit_start(self) -> None:
+        """Watch the layers as they are now: a trainer may have put others into their place (``sync_batchnorm``)."""
+        for watched in self._watched:
+            watched.open()
+        super().on_fit_start()
+
+    def on_fit_end(self) -> None:
+        """Leave student and teacher without anything that watches them."""
+        for watched in self._watched:
+            watched.close()
+        super().on_fit_end()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; frozen batch norm, and dropout that is off, stay in evaluation mode."""
+        super().train(mode)
+        if self.norm == "frozen":
+            for layer in norm_layers(self.network).values():
+                layer.eval()
+        if not self.dropout:
+            for module in self.network.modules():
+                if isinstance(module, _DropoutNd):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B, C)``."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the distillation loss of a batch, and its metrics."""
+        x, teacher_logits = batch
+        metrics: dict[str, Tensor] = {}
+        if self.feature_distillation is None:
+            logits: Tensor = self.run(x)
+            loss: Tensor = self.distillation(logits, teacher_logits)
+        else:
+            logits, outputs = self.run(x)
+            with torch.no_grad():
+                targets = self._watched[0](x)[1]
+            metrics["train/loss_features"] = self.features(outputs, targets)
+            loss = (
+                self.distillation(logits, teacher_logits)
+                + self.feature_distillation.weight * metrics["train/loss_features"]
+            )
+        agreement = accuracy(logits, teacher_logits.argmax(dim=1))
+        return loss, {"train/loss": loss, "train/accuracy": agreement, **metrics}
+
+    def account(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Count what the teacher is shown."""
+        if self.feature_distillation is not None:
+            self.teacher_forwards += len(batch[0])
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the network's parameters."""
+        return list(self.network.parameters())
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count accuracy, and the distillation loss where the batch has the teacher's logits."""
+        x, target = batch
+        logits = self(x)
+        metrics: dict[str, Tensor] = {}
+        if target.ndim == 2:
+            metrics["val/loss"] = self.distillation(logits, target)
+            target = target.argmax(dim=1)
+        self.count(metrics | {"val/accuracy": accuracy(logits, target)}, len(x))
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count accuracy on real test data."""
+        x, y = batch
+        self.count({"test/accuracy": accuracy(self(x), y)}, len(x))

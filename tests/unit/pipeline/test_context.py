@@ -1,0 +1,28 @@
+"""What all stages work with."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.pipeline.store import Store
+from kegnet_pl.runtime.costs import StageCosts
+
+
+def test_starting_a_logger_is_no_time_of_a_stage(tmp_path: Path) -> None:
+    loggers = SimpleNamespace(waited=0.0, finish=lambda *_, **__: None)
+    training: Any = SimpleNamespace(loggers=loggers)
+    console: Any = None
+    context = RunContext({}, Store(tmp_path), training, console, torch.device("cpu"), None)
+
+    def make(folder: Path, costs: StageCosts) -> Mapping[str, Any]:
+        time.sleep(0.5)
+        loggers.waited += 0.4
+        return {}
+
+    stage = context.get_or_build("teacher", {}, [], make, title=None)
+    assert 0.05 < stage.seconds < 0.4

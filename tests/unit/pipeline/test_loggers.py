@@ -1,0 +1,342 @@
+"""Loggers of a stage."""
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+import pytorch_lightning.loggers
+import wandb
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from kegnet_pl.pipeline.loggers import Loggers, _record_artifact, has_wandb_key
+from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.runtime.errors import UserError
+
+CSV = {"_target_": "pytorch_lightning.loggers.CSVLogger"}
+TENSORBOARD = {"_target_": "pytorch_lightning.loggers.TensorBoardLogger"}
+WANDB = {"_target_": "pytorch_lightning.loggers.WandbLogger", "project": "kegnet_pl", "entity": None, "tags": []}
+
+
+def _end_wandb() -> None:
+    """Close the run and the session, which remembers the environment it was started in."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        if wandb.run is not None:
+            wandb.finish()
+        wandb.teardown()
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Hide the user's key, and close what a test has opened."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _end_wandb()
+    yield
+    _end_wandb()
+
+
+def _loggers(specifications: dict[str, Any], folder: Path, told: list[str] | None = None) -> Loggers:
+    return Loggers(
+        specifications,
+        folder / "run",
+        group="digits-0123",
+        label="digits option1, seed 3",
+        tags=["digits", "option1"],
+        hyperparameters={"seed": 3, "student": {"epochs": 8}},
+        tell=(told if told is not None else []).append,
+    )
+
+
+def _make(specifications: dict[str, Any], folder: Path, stage: str = "student", name: str = "kegnet") -> list[Logger]:
+    return _loggers(specifications, folder).make(stage, name, folder / "stage")
+
+
+def _stage(folder: Path, name: str = "student") -> Stage:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "network.safetensors").write_bytes(b"weights")
+    return Stage(name, "0123", folder, {"metrics": {"loss": 1.0}, "seconds": 2.0, "command": "python -m kegnet_pl"})
+
+
+def _group(*overrides: str) -> dict[str, Any]:
+    with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides=list(overrides)).logger)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ([], ["csv"]),
+        (["logger=csv"], ["csv"]),
+        (["logger=tensorboard"], ["csv", "tensorboard"]),
+        (["logger=wandb"], ["csv", "wandb"]),
+        (["logger=[wandb,tensorboard]"], ["csv", "wandb", "tensorboard"]),
+    ],
+    ids=str,
+)
+def test_csv_is_always_on(overrides: list[str], names: list[str]) -> None:
+    assert sorted(_group(*overrides)) == sorted(names)
+
+
+def test_csv_lies_in_the_folder_of_the_stage(tmp_path: Path) -> None:
+    (logger,) = _make({"csv": CSV}, tmp_path)
+    assert isinstance(logger, CSVLogger)
+    logger.log_metrics({"train/loss": 0.5}, step=7)
+    logger.save()
+    (path,) = (tmp_path / "stage" / "logs" / "kegnet").rglob("metrics.csv")
+    with path.open() as file:
+        assert list(csv.DictReader(file)) == [{"step": "7", "train/loss": "0.5"}]
+
+
+def test_fits_of_a_stage_have_files_of_their_own(tmp_path: Path) -> None:
+    for name in ("generator_0", "generator_1"):
+        (logger,) = _make({"csv": CSV}, tmp_path, "generators", name)
+        logger.log_metrics({"train/loss": 0.5}, step=0)
+        logger.save()
+    found = {path.relative_to(tmp_path).parts[:3] for path in tmp_path.rglob("metrics.csv")}
+    assert found == {("stage", "logs", "generator_0"), ("stage", "logs", "generator_1")}
+
+
+def test_tensorboard_starts_with_settings(tmp_path: Path) -> None:
+    (logger,) = _make({"tensorboard": TENSORBOARD}, tmp_path)
+    assert isinstance(logger, TensorBoardLogger)
+    logger.log_metrics({"train/loss": 0.5}, step=0)
+    logger.save()
+    logger.finalize("success")
+    (events,) = (tmp_path / "stage" / "logs" / "kegnet").rglob("events.out.tfevents.*")
+    assert events.stat().st_size > 0
+    (settings,) = (tmp_path / "stage").rglob("hparams.yaml")
+    assert "epochs: 8" in settings.read_text()
+
+
+class Recorder(Logger):
+    """Keeps what it is given."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+        self.hyperparameters: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return "recorder"
+
+    @property
+    def version(self) -> int:
+        return 0
+
+    @property
+    def experiment(self) -> None:
+        return None
+
+    def log_hyperparams(self, params: Any, *_: Any) -> None:
+        self.hyperparameters = params
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        pass
+
+
+@pytest.fixture
+def wandb_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Return what the W&B logger would be made with."""
+
+    def make(**specification: Any) -> Recorder:
+        monkeypatch.setattr(pytorch_lightning.loggers, "WandbLogger", Recorder)
+        (logger,) = _make({"wandb": WANDB | specification}, tmp_path)
+        assert isinstance(logger, Recorder)
+        return logger
+
+    return make
+
+
+def test_wandb_has_a_run_a_stage_in_one_group(tmp_path: Path, wandb_options: Any) -> None:
+    logger = wandb_options(tags=["mine"], artifacts=False)
+    expected = {
+        "project": "kegnet_pl", "entity": None, "tags": ["digits", "option1", "mine"],
+        "save_dir": str(tmp_path / "run"),
+        "name": "student kegnet · digits option1, seed 3", "group": "digits-0123", "job_type": "student",
+    }  # fmt: skip
+    assert {key: logger.options[key] for key in expected} == expected
+    assert "artifacts" not in logger.options
+    assert logger.hyperparameters == {"seed": 3, "student": {"epochs": 8}, "stage": "student", "network": "kegnet"}
+
+
+def test_wandb_is_offline_without_a_key(wandb_options: Any) -> None:
+    assert not has_wandb_key()
+    assert wandb_options().options["offline"] is True
+
+
+@pytest.mark.parametrize("variable", ["WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"])
+def test_wandb_is_online_with_a_key(monkeypatch: pytest.MonkeyPatch, wandb_options: Any, variable: str) -> None:
+    monkeypatch.setenv(variable, "0" * 40)
+    assert has_wandb_key()
+    assert "offline" not in wandb_options().options
+
+
+@pytest.mark.parametrize(("mine", "known"), [(True, True), (False, False)])
+def test_wandb_key_in_netrc(tmp_path: Path, mine: bool, known: bool, wandb_options: Any) -> None:
+    machine = urlparse(str(wandb.Settings().base_url)).hostname if mine else "example.org"
+    netrc = tmp_path / ".netrc"
+    netrc.write_text(f"machine {machine} login user password {'0' * 40}\n")
+    netrc.chmod(0o600)
+    assert has_wandb_key() is known
+    assert ("offline" in wandb_options().options) is not known
+
+
+def test_wandb_key_of_a_server_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    netrc = tmp_path / ".netrc"
+    netrc.write_text(f"machine wandb.example.org login user password {'0' * 40}\n")
+    netrc.chmod(0o600)
+    assert has_wandb_key()
+
+
+def test_damaged_netrc_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine")
+    assert not has_wandb_key()
+
+
+def test_empty_key_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    assert not has_wandb_key()
+
+
+@pytest.mark.parametrize("mode", ["online", "disabled"])
+def test_wandb_mode_is_the_users_decision(monkeypatch: pytest.MonkeyPatch, mode: str, wandb_options: Any) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert "offline" not in wandb_options().options
+
+
+def test_online_without_a_key_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"wandb login.*kept offline where there is no key"):
+        _loggers({"wandb": WANDB}, tmp_path, []).make("student", "kegnet", tmp_path / "stage")
+
+
+def test_wandb_is_asked_for_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        _loggers({"csv": CSV, "wandb": WANDB}, tmp_path, [])
+    _loggers({"csv": CSV}, tmp_path, [])
+
+
+def test_offline_in_the_configuration_is_the_users_decision(wandb_options: Any) -> None:
+    assert wandb_options(offline=False).options["offline"] is False
+
+
+def test_other_loggers_get_their_own_arguments_alone(tmp_path: Path) -> None:
+    (logger,) = _make({"mine": {"_target_": "tests.unit.pipeline.test_loggers.Recorder", "size": 3}}, tmp_path)
+    assert isinstance(logger, Recorder)
+    assert logger.options == {"size": 3}
+    assert logger.hyperparameters["seed"] == 3
+
+
+def test_every_stage_has_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "run").mkdir()
+    loggers = _loggers({"wandb": WANDB}, tmp_path)
+    seen = []
+    for stage in ("teacher", "student"):
+        (logger,) = loggers.make(stage, stage, tmp_path / stage)
+        logger.log_metrics({"train/loss": 0.5}, step=0)
+        seen.append(logger.experiment)
+        loggers.finish(_stage(tmp_path / stage, stage))
+        with pytest.raises(Exception, match="finished"):
+            seen[-1].log({"train/loss": 0.5})
+    assert seen[0].id != seen[1].id
+
+
+def test_fits_of_one_stage_share_a_run_and_their_metrics_have_their_names(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    loggers = _loggers({"wandb": WANDB}, tmp_path)
+    pair = [loggers.make("generators", f"generator_{i}", tmp_path, prefix=f"generator_{i}")[0] for i in range(2)]
+    for value, logger in enumerate(pair):
+        logger.log_metrics({"train/loss": float(value)}, step=10)
+    first, second = (logger.experiment for logger in pair)
+    assert first is second and first.name == "generators · digits option1, seed 3"
+    assert (first.summary["generator_0/train/loss"], first.summary["generator_1/train/loss"]) == (0, 1)
+    loggers.finish(_stage(tmp_path / "stage", "generators"))
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_a_stage_that_was_broken_off_goes_on_with_its_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    loggers, ids = _loggers({"wandb": WANDB}, tmp_path), []
+    for _ in range(2):
+        (logger,) = loggers.make("student", "kegnet", tmp_path / "stage")
+        ids.append(logger.experiment.id)
+        assert logger._wandb_init["resume"] == "allow"
+        loggers.finish(None)
+    (other,) = loggers.make("student", "kegnet", tmp_path / "anew")
+    assert ids[0] == ids[1] != other.experiment.id
+    loggers.finish(None)
+
+
+def test_a_server_that_does_not_answer_makes_runs_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    (tmp_path / "run").mkdir()
+    told: list[str] = []
+    quick = WANDB | {"settings": {"_target_": "wandb.Settings", "silent": True, "init_timeout": 2}}
+    loggers = _loggers({"wandb": quick}, tmp_path, told)
+    for stage in ("teacher", "student"):
+        (logger,) = loggers.make(stage, stage, tmp_path / stage)
+        logger.log_metrics({"train/loss": 0.5}, step=0)
+        assert logger.experiment.offline
+        loggers.finish(_stage(tmp_path / stage, stage))
+    assert len(told) == 1, "asked once"
+    assert 1 < loggers.waited < 20, "which the stage's seconds leave out"
+    assert "W&B does not answer" in told[0] and "wandb sync" in told[0]
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
+
+
+class _Online:
+    """Stands for a run on the server, which no test can reach."""
+
+    def __init__(self, offline: bool) -> None:
+        self.offline = offline
+        self.used: list[str] = []
+        self.logged: list[Any] = []
+
+    def use_artifact(self, name: str) -> None:
+        assert not self.offline, "the client refuses it"
+        self.used.append(name)
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.logged.append(artifact)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_artifacts_have_their_lineage(tmp_path: Path, offline: bool) -> None:
+    stage, parents = _stage(tmp_path / "stage"), [_stage(tmp_path / name, name) for name in ("teacher", "evaluation")]
+    run = _Online(offline)
+    _record_artifact(run, stage, parents)
+    (artifact,) = run.logged
+    assert (artifact.name, artifact.type) == ("student-0123", "student")
+    assert artifact.metadata["parents"] == {"teacher": "teacher-0123"}
+    assert list(artifact.manifest.entries) == ["network.safetensors"]
+    assert artifact.manifest.entries["network.safetensors"].local_path == str(stage.folder / "network.safetensors")
+    assert run.used == ([] if offline else ["teacher-0123:latest"])
+
+
+def test_objects_are_made_only_where_wandb_takes_them(tmp_path: Path) -> None:
+    def make() -> dict[str, Any]:
+        raise AssertionError("nobody takes it")
+
+    _loggers({"csv": CSV}, tmp_path).show("student", tmp_path, make)
+
+
+def test_nothing_to_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    _loggers({"csv": CSV}, tmp_path).finish(_stage(tmp_path / "stage"))
+    assert "wandb" not in sys.modules, "W&B was imported to close it"

@@ -1,0 +1,306 @@
+"""Finished stages on disk, seen from one process."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytorch_lightning.utilities import rank_zero_only
+from torch import nn
+
+from kegnet_pl.api.checkpoints import save_network
+from kegnet_pl.pipeline import store as store_module
+from kegnet_pl.pipeline.provenance import git_state, versions
+from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
+from kegnet_pl.runtime.costs import StageCosts
+from kegnet_pl.runtime.errors import StoreError
+
+CONFIG = {"lr": 0.1, "network": {"width": 3, "depth": 2}}
+
+
+class Builder:
+    """Writes one file, counts its calls, and keeps what it found in its folder."""
+
+    def __init__(self, error: BaseException | None = None, seconds: float = 0.0) -> None:
+        self.error, self.seconds = error, seconds
+        self.calls = 0
+        self.found: list[str] = []
+
+    def __call__(self, folder: Path, costs: StageCosts) -> Mapping[str, Any]:
+        self.calls += 1
+        self.found = sorted(path.name for path in folder.iterdir())
+        (folder / "half.txt").write_text("begun")
+        time.sleep(self.seconds)
+        if self.error is not None:
+            raise self.error
+        (folder / "done.txt").write_text("finished")
+        return {"accuracy": 0.5, "call": self.calls}
+
+
+def _get(root: Path, build: Build, config: Any = None, parents: Any = (), **options: Any) -> Stage:
+    return Store(root, **options).get("teacher", CONFIG if config is None else config, list(parents), build)
+
+
+def _visible(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+
+
+def test_fingerprint_depends_on_all_it_is_given() -> None:
+    marks = [
+        fingerprint("teacher", CONFIG, ["a", "b"]),
+        fingerprint("student", CONFIG, ["a", "b"]),
+        fingerprint("teacher", CONFIG | {"lr": 0.2}, ["a", "b"]),
+        fingerprint("teacher", CONFIG | {"network": {"width": 3, "depth": 3}}, ["a", "b"]),
+        fingerprint("teacher", CONFIG | {"extra": None}, ["a", "b"]),
+        fingerprint("teacher", CONFIG, ["b", "a"]),
+        fingerprint("teacher", CONFIG, ["a"]),
+        fingerprint("teacher", CONFIG, []),
+    ]
+    assert len(set(marks)) == len(marks)
+    assert all(len(mark) == 16 for mark in marks)
+
+
+def test_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
+    other = {"network": {"depth": 2, "width": 3}, "lr": 0.1}
+    assert list(other) != list(CONFIG)
+    assert fingerprint("teacher", other, ["a"]) == fingerprint("teacher", CONFIG, ["a"])
+
+
+def test_fingerprint_changes_with_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint("teacher", CONFIG, [])
+    monkeypatch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
+    assert fingerprint("teacher", CONFIG, []) != before
+
+
+def test_second_get_builds_nothing(tmp_path: Path) -> None:
+    build = Builder()
+    first, second = _get(tmp_path, build), _get(tmp_path, build)
+    assert build.calls == 1
+    assert (first.found, second.found) == (False, True)
+    assert first == second
+    assert (second.folder / "done.txt").read_text() == "finished"
+    assert second.metrics == {"accuracy": 0.5, "call": 1}
+    assert _visible(tmp_path) == [f"teacher-{first.fingerprint}"]
+
+
+def test_other_settings_and_parents_are_other_stages(tmp_path: Path) -> None:
+    build = Builder()
+    parents = [_get(tmp_path, build, {"lr": lr}) for lr in (1, 2)]
+    children = [_get(tmp_path, build, parents=[parent]) for parent in parents]
+    assert build.calls == 4
+    assert len({stage.fingerprint for stage in [*parents, *children]}) == 4
+    assert _get(tmp_path, build, parents=[parents[0]]).folder == children[0].folder
+    assert build.calls == 4
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(2)])
+def test_build_that_raises_publishes_nothing_and_is_gone_on_with(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        _get(tmp_path, Builder(error))
+    assert _visible(tmp_path) == []
+    second = Builder()
+    stage = _get(tmp_path, second)
+    assert "half.txt" in second.found, "the interrupted build was not found"
+    assert _visible(tmp_path) == [stage.folder.name]
+    assert not list(tmp_path.glob(".*.building"))
+
+
+def test_checkpoints_and_clock_are_not_published(tmp_path: Path) -> None:
+    def build(folder: Path, costs: StageCosts) -> dict[str, Any]:
+        (folder / "checkpoints" / "teacher").mkdir(parents=True)
+        (folder / "checkpoints" / "teacher" / "resume.ckpt").touch()
+        return {}
+
+    with pytest.raises(ValueError, match="no"):
+        _get(tmp_path, Builder(ValueError("no")))
+    assert sorted(path.name for path in _get(tmp_path, build).folder.iterdir()) == ["half.txt", "manifest.json"]
+
+
+def test_never_builds_anew(tmp_path: Path) -> None:
+    build = Builder()
+    first = _get(tmp_path, build)
+    (first.folder / "old.txt").touch()
+    second = _get(tmp_path, build, resume="never")
+    assert build.calls == 2
+    assert not second.found
+    assert second.folder == first.folder
+    assert second.metrics["call"] == 2
+    assert not (second.folder / "old.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", first.folder.name]
+
+
+def test_never_forgets_an_interrupted_build(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no"):
+        _get(tmp_path, Builder(ValueError("no")))
+    build = Builder()
+    _get(tmp_path, build, resume="never")
+    assert build.found == []
+
+
+def test_never_keeps_the_old_stage_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    first = _get(tmp_path, Builder())
+    with pytest.raises(ValueError, match="no"):
+        _get(tmp_path, Builder(ValueError("no")), resume="never")
+    assert _get(tmp_path, Builder()).metrics == first.metrics
+
+
+def test_require_refuses_to_build(tmp_path: Path) -> None:
+    build = Builder()
+    with pytest.raises(StoreError, match=r"'teacher'.*resume=require.*resume=auto.*store=FOLDER") as caught:
+        _get(tmp_path, build, resume="require")
+    assert str(tmp_path) in str(caught.value)
+    assert build.calls == 0
+    made = _get(tmp_path, build)
+    assert _get(tmp_path, build, resume="require") == made
+    assert build.calls == 1
+
+
+def test_require_refuses_what_is_only_begun(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no"):
+        _get(tmp_path, Builder(ValueError("no")))
+    with pytest.raises(StoreError, match="resume=require"):
+        _get(tmp_path, Builder(), resume="require")
+
+
+def test_unknown_resume(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"`resume`.*auto.*never.*require.*'maybe'"):
+        Store(tmp_path, resume="maybe")  # type: ignore[arg-type]
+
+
+def test_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/kegnet", "seed=3"])
+    parent = Store(tmp_path).get("teacher", {}, [], Builder())
+    child = Store(tmp_path).get("student", CONFIG, [parent], Builder(seconds=0.2))
+    manifest = json.loads((child.folder / "manifest.json").read_text())
+    assert manifest == child.manifest
+    expected = {
+        "stage": "student",
+        "fingerprint": child.fingerprint,
+        "config": CONFIG,
+        "parents": {"teacher": parent.fingerprint},
+        "metrics": {"accuracy": 0.5, "call": 1},
+        "command": "python -m kegnet_pl seed=3",
+    }
+    assert {key: manifest[key] for key in expected} == expected
+    assert child.seconds == manifest["seconds"] == pytest.approx(0.2, abs=0.15)
+    assert 50 < manifest["peak_memory"]["host_mb"] < 100_000
+    assert manifest["versions"] == versions()
+    assert manifest["git"] == git_state()
+
+
+def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            _get(tmp_path, Builder(ValueError("no"), seconds=0.3))
+    assert _get(tmp_path, Builder(seconds=0.1)).seconds == pytest.approx(0.7, abs=0.2)
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(StoreError, match=r"write to the store.*No space left.*Free some space.*store=FOLDER"):
+        _get(tmp_path, Builder(full))
+    assert _visible(tmp_path) == []
+    assert _get(tmp_path, Builder()).found is False
+
+
+def test_full_disk_at_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "write_whole", fail)
+        with pytest.raises(StoreError, match="No space left"):
+            _get(tmp_path, Builder())
+    assert _visible(tmp_path) == []
+    second = Builder()
+    _get(tmp_path, second)
+    assert "done.txt" in second.found
+
+
+def test_full_disk_while_weights_are_written(tmp_path: Path) -> None:
+    """The library that writes weights has errors of its own; a limit on file sizes stands for the disk."""
+
+    def build(folder: Path, costs: StageCosts) -> dict[str, Any]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            save_network(nn.Linear(100, 100), folder, "network", {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        return {}
+
+    with pytest.raises(StoreError, match="write to the store"):
+        _get(tmp_path, build)
+    assert _visible(tmp_path) == []
+
+
+def test_a_file_that_a_build_misses_is_not_the_stores_fault(tmp_path: Path) -> None:
+    error = FileNotFoundError("Expected the mnist files at one of: ... Then set data.root=FOLDER.")
+    with pytest.raises(FileNotFoundError, match=r"^Expected the mnist files"):
+        _get(tmp_path, Builder(error))
+
+
+def test_store_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    path.touch()
+    for root in (path, path / "below"):
+        with pytest.raises(StoreError, match=r"write to the store.*store=FOLDER"):
+            Store(root)
+
+
+def test_store_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(StoreError, match=r"write to the store.*Permission denied"):
+        Store(tmp_path)
+
+
+def test_store_that_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _get(tmp_path, Builder())
+    shutil.rmtree(tmp_path / ".locks")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(Path, "mkdir", _forbidden)
+    with pytest.raises(StoreError, match=r"Permission denied.*resume=require reads it only\.$"):
+        Store(tmp_path)
+    assert _get(tmp_path, Builder(), resume="require") == made
+    with pytest.raises(StoreError, match="since resume=require, but it is not there"):
+        _get(tmp_path, Builder(), {"lr": 1}, resume="require")
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(StoreError, match="write to the store"):
+        Store(tmp_path / "none", "require")
+
+
+def _forbidden(path: Path, *_: Any, **__: Any) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+@pytest.mark.parametrize("content", [None, "", '{"stage": "tea', "\x00\x01", "null", "{}"])
+def test_damaged_manifest(tmp_path: Path, content: str | None) -> None:
+    path = _get(tmp_path, Builder()).folder / "manifest.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(StoreError, match=r"whole stage in .*manifest\.json.*Delete") as caught:
+        _get(tmp_path, Builder())
+    assert str(path.parent) in str(caught.value)
+
+
+def test_other_ranks_build_what_rank_0_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _get(tmp_path, Builder())
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+    build = Builder()
+    monkeypatch.setenv("KEGNET_STAGES", json.dumps({made.fingerprint: True}))
+    assert Store(tmp_path).get("teacher", CONFIG, [], build, collective=True) == made
+    assert build.calls == 0, "the stage is there"
+    monkeypatch.setenv("KEGNET_STAGES", json.dumps({made.fingerprint: False}))
+    Store(tmp_path).get("teacher", CONFIG, [], build)
+    assert build.calls == 0, "rank 0 builds alone"
+    made.folder.with_name(f".{made.folder.name}.building").mkdir()
+    Store(tmp_path).get("teacher", CONFIG, [], build, collective=True)
+    assert build.calls == 1, "every rank trains, though the stage may be there by now"

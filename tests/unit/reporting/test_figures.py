@@ -1,0 +1,63 @@
+"""Pictures of one run: they are at the numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from kegnet_pl.compression import CompressionReport, LayerReport
+from kegnet_pl.reporting import figures
+
+
+def test_curves_of_a_resumed_fit_go_on(tmp_path: Path) -> None:
+    for version, text in enumerate(
+        ["epoch,step,a,b\n0,10,1.5,\n0,10,,7\n1,20,1.25,\n", "epoch,step,a\n1,20,1.25\n2,30,1.0\n,30,9\n"]
+    ):
+        (tmp_path / f"version_{version}").mkdir()
+        (tmp_path / f"version_{version}" / "metrics.csv").write_text(text)
+    assert figures.read_curves(tmp_path) == {"a": [(1, 1.5), (2, 1.25), (3, 1.0)], "b": [(1, 7)]}
+    assert figures.read_curves(tmp_path / "nowhere") == {}
+
+
+def test_curves_of_every_generator_and_every_term() -> None:
+    one = {name: [(1.0, 2.0), (2.0, 1.0)] for name in ("train/loss", "train/loss_decoder", "samples/confidence")}
+    figure = figures.draw_generator_curves({"generator_0": one, "generator_1": one})
+    assert [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes] == [
+        "objective", "decoder", "teacher's confidence",
+    ]  # fmt: skip
+    for axis in figure.axes:
+        assert len(axis.lines) == 2 and list(axis.lines[0].get_ydata()) == [2.0, 1.0]
+
+
+def test_validation_accuracy_is_drawn_where_there_is_one() -> None:
+    train = {"train/loss": [(1.0, 1.0)], "train/accuracy": [(1.0, 0.5)]}
+    assert len(figures.draw_student_curves({"kegnet": train}).axes) == 2
+    assert len(figures.draw_student_curves({"kegnet": train | {"val/accuracy": [(1.0, 0.4)]}}).axes) == 3
+
+
+def test_bars_of_layers() -> None:
+    rows = (
+        LayerReport("conv1", "conv", 1, 2, 100, 40, 5000, 900),
+        LayerReport("fc", "linear", None, None, 50, 50, 60, 60, "kept"),
+    )
+    figure = figures.draw_compression(CompressionReport(rows, 150, 90, 5060, 960))
+    for axis, widths in zip(figure.axes, ([100, 50, 40, 50], [5000, 60, 900, 60]), strict=True):
+        assert [bar.get_width() for bar in axis.patches] == widths
+
+
+def test_accuracy_of_classes() -> None:
+    figure = figures.draw_classes({"teacher": [[9, 1], [0, 5]], "T+KegNet": [[5, 5], [1, 4]]})
+    teacher, student = figure.axes[0].lines
+    assert list(teacher.get_ydata()) == pytest.approx([0.9, 1.0])
+    assert list(student.get_ydata()) == pytest.approx([0.5, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.31, "0.3 s"), (59.9, "59.9 s"), (250, "4 min 10 s"), (7500, "2 h 5 min")]
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert figures.clock(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(12, "12"), (416_520, "417 k"), (2_000_000, "2 M"), (3.1e9, "3.1 G")])
+def test_short_numbers(value: float, text: str) -> None:
+    assert figures.short_number(value) == text
