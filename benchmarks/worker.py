@@ -3,7 +3,7 @@
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import Case, make_case
-from benchmarks.direct import DirectGenerator, direct_draw, direct_student_epoch
+from benchmarks.direct import DirectGenerator, direct_student_epoch, generate_samples
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.networks import StackedModule, prefer_channels_last
@@ -42,7 +42,7 @@ class Task:
         compile: Whether networks are compiled.
         graphs: Whether a GPU records steps and plays them again, as the product does by default.
         keep: Whether freed memory is kept, as the pipeline does on a CPU.
-        steps: Generator steps of one measurement; the direct implementation makes a fifth of them.
+        steps: Generator steps of one measurement.
         samples: Synthetic samples of an epoch, or to draw.
     """
 
@@ -128,13 +128,10 @@ def _generator_step(case: Case, task: Task) -> Callable[[], float]:
         )  # fmt: skip
 
         def steps() -> None:
-            for _ in range(max(task.steps // 5, 1)):
+            for _ in range(task.steps):
                 one.step(*sample_labels_and_noise(config["batch_size"], case.classes, config["noise_dim"], chance))
 
-        def direct() -> float:
-            return _timed(steps) / max(task.steps // 5, 1)
-
-        return direct
+        return lambda: _timed(steps) / task.steps
     each = task.steps * (config["count"] if task.together else 1)
     if task.how == "ours":
         module = _generator_module(case, task)
@@ -209,7 +206,7 @@ def _draw(case: Case, task: Task) -> Callable[[], float]:
             generator.to(task.device)
         chance = torch.Generator(task.device).manual_seed(0)
         draws = (task.samples // len(generators), case.classes, config["noise_dim"], chance)
-        return lambda: _timed(lambda: direct_draw(generators, *sample_labels_and_noise(*draws)))
+        return lambda: _timed(lambda: generate_samples(generators, *sample_labels_and_noise(*draws)))
     source = GeneratorSource(generators, task.device)
     return lambda: _timed(lambda: source.sample(task.samples, 0))
 
@@ -237,11 +234,11 @@ def count_operations(task: Task) -> int:
     return int(counter.get_total_flops() * task.samples // batch)
 
 
-def measure_rate(device: str, precision: str) -> float:
-    """Return the operations a second of large matrix products, the median of nine of the best of three sizes."""
+def measure_rate(device: str, precision: str, sides: Sequence[int] = (1024, 2048, 4096)) -> float:
+    """Return the operations per second of matrix products: the median of nine, of the best of several sizes."""
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     rates = []
-    for side in (1024, 2048, 4096):
+    for side in sides:
         a, b = torch.randn(2, side, side, device=device).to(dtype)
         for _ in range(2):
             a @ b

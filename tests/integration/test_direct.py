@@ -10,7 +10,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 
 from benchmarks.cases import Case, make_case
-from benchmarks.direct import DirectGenerator, direct_draw, direct_student_epoch
+from benchmarks.direct import DirectGenerator, direct_student_epoch, generate_samples
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
@@ -82,6 +82,27 @@ def _largest_difference(case: Case, weights: Path | None, *, precision: str = "3
             direct.decoder.load_state_dict(states[1])
         worst = max(worst, abs(mine - float(direct.step(z, y))))
     return worst
+
+
+@pytest.mark.parametrize(("network", "pairs"), [("lenet5", False), ("mlp", False), ("resnet14", True)])
+def test_the_direct_one_does_no_needless_work(network: str, pairs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compares samples where the diversity has a weight, and never differentiates by the teacher's weights."""
+    case, powers, cdist = make_case(network), [], torch.cdist
+
+    def counted(a: Tensor, b: Tensor, p: int) -> Tensor:
+        powers.append(p)
+        return cdist(a, b, p=p)
+
+    monkeypatch.setattr(torch, "cdist", counted)
+    direct = DirectGenerator(
+        case.generator(), case.decoder(), case.teacher(), 1e-3, case.weight("decoder"), case.weight("diversity")
+    )
+    before = copy.deepcopy(list(direct.generator.parameters()))
+    loss = direct.step(*sample_labels_and_noise(8, case.classes, 10, stream(0, "noise")))
+    assert loss.isfinite() and not loss.requires_grad
+    assert powers == ([2, 1] if pairs else [])
+    assert all(value.grad is None for value in direct.teacher.parameters())
+    assert any(not torch.equal(*both) for both in zip(direct.generator.parameters(), before, strict=True))
 
 
 def _file(released: str | None, request: pytest.FixtureRequest) -> Path | None:
@@ -173,7 +194,7 @@ def test_an_epoch_of_a_student_equals_the_direct_one(network: str) -> None:
     x, logits = data.splits["train"]
     optimizer = torch.optim.Adam(other.parameters(), lr=config["optimizer"]["lr"])
     expected = direct_student_epoch(other, optimizer, x, logits.softmax(dim=1), 64)
-    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(expected, abs=1e-4)
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(float(expected), abs=1e-4)
     torch.testing.assert_close(module.network.eval()(x[:64]), other.eval()(x[:64]), rtol=1e-3, atol=1e-3)
 
 
@@ -183,5 +204,5 @@ def test_samples_equal_the_direct_ones(network: str) -> None:
     generators = [case.generator(index) for index in range(3)]
     z, y = sample_labels_and_noise(500, case.classes, 10, stream(0, "synthetic"))
     torch.testing.assert_close(
-        GeneratorSource(generators).sample(1500, 0), direct_draw(generators, z, y), rtol=1e-4, atol=1e-5
+        GeneratorSource(generators).sample(1500, 0), generate_samples(generators, z, y), rtol=1e-4, atol=1e-5
     )
