@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from kegnet_pl.networks import lacks_statistics, layers_named
+from kegnet_pl.networks import lacks_statistics, match_layers
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_trainable
 from kegnet_pl.runtime.errors import SettingsMismatchError
@@ -41,11 +41,12 @@ def check_student(
         remedy["feature_distillation.weight"] = 0
     if remedy and not norm_layers(teacher):
         raise SettingsMismatchError(
-            f"Expected a teacher with batch norm for {', '.join(remedy)}, but {type(teacher).__name__} has none.", remedy
+            f"Expected a teacher with batch norm for {', '.join(remedy)}, but {type(teacher).__name__} has none.",
+            remedy,
         )
     needed = list(norm_layers(teacher)) if settings.norm == "adapt" else []
     if features.weight:
-        needed += layers_named(teacher, features.layers)
+        needed += match_layers(teacher, features.layers)
         remedy["feature_distillation.weight"] = 0
     existing = {name for name, _ in student.named_modules()}
     missing = [name for name in dict.fromkeys(needed) if name not in existing]

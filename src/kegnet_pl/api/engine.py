@@ -11,7 +11,7 @@ from torch import nn
 
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss, GeneratorObjective
-from kegnet_pl.networks import StackedModule, adapt_norm, layers_named, prefer_channels_last
+from kegnet_pl.networks import StackedModule, adapt_norm, match_layers, prefer_channels_last
 from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES
 from kegnet_pl.networks.execution import teacher_for
 from kegnet_pl.runtime.seeds import seeded
@@ -217,7 +217,7 @@ def fit_student(
 def _feature_distillation(settings: FeatureDistillationSettings, teacher: nn.Module) -> FeatureDistillation | None:
     if not settings.weight:
         return None
-    return FeatureDistillation(teacher, layers_named(teacher, settings.layers), settings.weight)
+    return FeatureDistillation(teacher, match_layers(teacher, settings.layers), settings.weight)
 
 
 def adam(lr: float) -> OptimizerFactory:
