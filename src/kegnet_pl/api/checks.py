@@ -41,7 +41,8 @@ def check_student(
         remedy["feature_distillation.weight"] = 0
     if remedy and not norm_layers(teacher):
         raise SettingsMismatchError(
-            f"Expected a teacher with batch norm for {', '.join(remedy)}, but {type(teacher).__name__} has none.", remedy
+            f"Expected a teacher with batch norm for {', '.join(remedy)}, but {type(teacher).__name__} has none.",
+            remedy,
         )
     needed = list(norm_layers(teacher)) if settings.norm == "adapt" else []
     if features.weight:

@@ -68,8 +68,8 @@ def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) 
 
     In float32 the layout stays: another layout sums in another order, and Adam amplifies rounding errors.
     """
-    mine = copy.deepcopy(teacher)
-    return mine if precision == "32-true" else prefer_channels_last(mine, input_shape)
+    network = copy.deepcopy(teacher)
+    return network if precision == "32-true" else prefer_channels_last(network, input_shape)
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:

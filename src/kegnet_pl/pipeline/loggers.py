@@ -177,7 +177,9 @@ class Loggers:
         if rank() != 0:
             return
         for key in self._wandb_keys:
-            logger = self._wandb.get(key) or self._make_wandb(key, self.specifications[key], stage, stage, folder, shared=False)
+            logger = self._wandb.get(key) or self._make_wandb(
+                key, self.specifications[key], stage, stage, folder, shared=False
+            )
             logger.experiment.log(dict(make()))
 
     def finish(self, stage: Stage | None, parents: Sequence[Stage] = (), *, done: bool = False) -> None:

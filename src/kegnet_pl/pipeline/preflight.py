@@ -82,9 +82,7 @@ def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], 
         ) from error
 
 
-def check_teacher_and_student(
-    context: RunContext, teacher: nn.Module, student: nn.Module, *, generators: bool
-) -> None:
+def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: nn.Module, *, generators: bool) -> None:
     """Check that generators and students find the layers that they learn from.
 
     Args:

@@ -46,9 +46,7 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Any:
     compressed = compress(
         context.network(teacher), context.input_shape, plan.target, rules=make_rules(plan), when_larger=plan.when_larger
     )
-    save_network(
-        compressed.network, folder, "network", context.settings.teacher.network, compressed.report.ranks
-    )
+    save_network(compressed.network, folder, "network", context.settings.teacher.network, compressed.report.ranks)
     write_whole(folder / "compression.json", json.dumps(compressed.report.to_dict(), indent=2))
     context.loggers.show("compression", folder, lambda: {"layers": compression_table(compressed.report)})
     return compressed.network

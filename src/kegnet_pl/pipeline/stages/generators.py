@@ -11,6 +11,7 @@ from kegnet_pl.api.engine import GeneratorTask, fit_generators
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, build_objective, code_of
+from kegnet_pl.pipeline.sample_monitor import SampleMonitor
 from kegnet_pl.pipeline.stages.pictures import draw_samples, draw_walk
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.runtime.costs import StageCosts
@@ -18,7 +19,6 @@ from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.training.progress import StageProgress
-from kegnet_pl.training.sample_monitor import SampleMonitor
 
 SHEETS = "sheets"
 """Folder of the sheets that were drawn while generators trained."""

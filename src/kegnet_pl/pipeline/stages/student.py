@@ -132,5 +132,3 @@ def _count(costs: StageCosts, data: SyntheticDataModule, forwards: int) -> None:
     costs.seconds["labelling"] += data.seconds["label"]
     costs.samples_made += data.made
     costs.teacher_forwards += data.made + forwards
-
-

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kegnet_pl.networks import Decoder, DenseGenerator, StackedModule
+from kegnet_pl.pipeline.sample_monitor import SAMPLES, SampleMonitor, describe_answers
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.training import GeneratorModule
-from kegnet_pl.training.sample_monitor import SAMPLES, SampleMonitor, describe_answers
 from tests.unit.training.tiny import (
     CLASSES,
     FEATURES,
