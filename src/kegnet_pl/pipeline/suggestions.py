@@ -163,7 +163,7 @@ def _option_hint(group: str, value: str, options: list[str]) -> str | None:
     """Return what to choose in place of an option that does not exist; None if it does."""
     if re.search(r"[,(\[{$]", value) or value in (*options, "null"):
         return None  # several, or computed
-    close = difflib.get_close_matches(value, options, n=1)
+    close = difflib.get_close_matches(value, options, n=1) or [option for option in options if option.startswith(value)]
     hint = f" Did you mean {group}={close[0]}?" if close else ""
     return f"There is no {group}={value}.{hint}\nThere are: {', '.join(sorted(set(options)))}"
 

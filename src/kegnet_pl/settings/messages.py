@@ -3,6 +3,7 @@
 import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import annotated_types as at
@@ -142,7 +143,8 @@ def _valid_part(model: type[Settings], values: Mapping[str, Any], wrong: Sequenc
             kept[name] = _valid_part(field.annotation, values[key], inside)
         elif not inside:
             adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, Field(), *field.metadata])  # type: ignore[arg-type]
-            kept[name] = adapter.validate_python(values[key])
+            with suppress(ValidationError):  # null that stands for the default
+                kept[name] = adapter.validate_python(values[key])
     part = model.__new__(model)
     keys = _keys(model)
     for attribute, value in {
