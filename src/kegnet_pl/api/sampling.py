@@ -14,7 +14,7 @@ from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import count_classes
 from kegnet_pl.networks.validation import FORWARD_ERRORS
-from kegnet_pl.reporting.pixels import grid, sheet_rows
+from kegnet_pl.reporting.images import grid, sheet_rows
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.runtime.seeds import stream

@@ -33,9 +33,9 @@ from kegnet_pl.reporting import (
     Row,
     describe_results,
     explain_losses,
+    format_accuracy,
     make_compression_table,
     make_results_table,
-    shown_accuracy,
     write_results,
 )
 from kegnet_pl.reporting.run_page import StageFolders, write_run_page
@@ -45,10 +45,10 @@ from kegnet_pl.runtime.costs import add_up
 from kegnet_pl.runtime.devices import device_of
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.memory import keep_freed_memory
+from kegnet_pl.sources import describe_source
 from kegnet_pl.training.fit import quiet_lightning
 from kegnet_pl.training.progress import make_console, shown, tell_offline
 
-_TITLES = {"uniform": "Uniform", "normal": "Normal", "kegnet": "KegNet"}
 _ALWAYS_LOGGED = {"csv": {"_target_": "pytorch_lightning.loggers.CSVLogger"}}
 """What logger=[] leaves: the report draws its curves from it."""
 
@@ -86,7 +86,7 @@ def run(config: dict[str, Any], folder: Path, *, job: int | None = None, gpu: in
         source = generators if method == "kegnet" else None
         student = student_stage(context, method, (teacher, network), initial, source)
         parents = [teacher, initial, *([source] if source is not None else [])]
-        made[f"{letter}+{_TITLES[method]}"] = [*parents, student]
+        made[f"{letter}+{describe_source(method).title}"] = [*parents, student]
 
     tested = {method: evaluation_stage(context, stages[-1], method, network) for method, stages in made.items()}
     rows = [describe(context, method, stages, network, tested) for method, stages in made.items()]
@@ -175,6 +175,7 @@ def describe(
         teacher=config["teacher"]["name"],
         student=None if method == "teacher" else student,
         method=method,
+        source=describe_source(stages[-1].manifest["config"]["source"]).to_dict() if trained else None,
         seed=context.seed,
         recipe=config["recipe"],
         selection=config["student"]["selection"] if trained else None,
@@ -242,7 +243,7 @@ def report(
     loggers.finish(None, done=True)
     say = functools.partial(context.console.print, soft_wrap=True)
     if brief:
-        say("results: " + ", ".join(f"{row.method} {shown_accuracy(row)}" for row in rows))
+        say("results: " + ", ".join(f"{row.method} {format_accuracy(row)}" for row in rows))
         return
     initial = next(stages[1] for method, stages in made.items() if method != "teacher")
     report = read_compression_report(initial)

@@ -18,7 +18,7 @@ from kegnet_pl.pipeline.context import Config, RunContext, build, code_of, witho
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.trainer import Schedule
 from kegnet_pl.reporting import draw_sample_sheet
-from kegnet_pl.reporting.pixels import write_grid
+from kegnet_pl.reporting.images import write_grid
 from kegnet_pl.runtime.atomic_files import write_whole
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
