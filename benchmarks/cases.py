@@ -10,7 +10,7 @@ from torch import nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.pipeline.context import Experiment, build
-from kegnet_pl.schema import to_plain
+from kegnet_pl.pipeline.configuration import to_plain
 
 ROOT = Path(__file__).parents[1]
 

@@ -64,7 +64,7 @@ def run_once(overrides: list[str], loggers: str) -> dict[str, dict[str, float]]:
     from kegnet_pl.pipeline.run import run
     from kegnet_pl.pipeline.stages import RunContext
     from kegnet_pl.schema import check, to_plain
-    from kegnet_pl.training.sample_monitor import SampleMonitor
+    from kegnet_pl.pipeline.sample_monitor import SampleMonitor
 
     clock = Clock()
     clock.watch(Loggers, "make", "show", "finish")

@@ -1,4 +1,4 @@
-"""Commands: those of stored runs, the sweeps that make several of them, and what our own take."""
+"""Commands: reading the settings of stored commands, joining commands to sweeps, parsing arguments."""
 
 import argparse
 import shlex
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 
 def setting(command: str, name: str) -> str:
-    """Return the value of a setting of a command, empty where it has none."""
+    """Return the value of a setting of a command; empty if the command does not have it."""
     return next((part.split("=", 1)[1] for part in shlex.split(command) if part.startswith(f"{name}=")), "")
 
 
 def changed(command: str, **settings: Sequence[str]) -> str:
-    """Return a command with other values of some settings, a sweep where they are several.
+    """Return a command with other values of some settings; a sweep if a setting has several values.
 
     Args:
-        command: What ran: ``python -m kegnet_pl ...``. Where it left its results is left out.
-        settings: Names and values; a setting that the command does not have is not added.
+        command: ``python -m kegnet_pl ...``. Its settings of Hydra (``hydra.run.dir``) are removed.
+        settings: Names and values. A setting that the command does not have is not added.
     """
     parts = [part for part in shlex.split(command) if not part.startswith("hydra.")]
     for name, values in settings.items():
@@ -26,10 +26,10 @@ def changed(command: str, **settings: Sequence[str]) -> str:
 
 
 def positive(text: str) -> int:
-    """Return the whole number of 1 or more that an argument is.
+    """Return an argument as a whole number of at least 1.
 
     Raises:
-        argparse.ArgumentTypeError: If it is none.
+        argparse.ArgumentTypeError: If it is not.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, but got {text!r}")

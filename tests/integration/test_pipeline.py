@@ -20,11 +20,11 @@ from torch import nn
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.data import DigitsDataModule, Split
 from kegnet_pl.pipeline.run import run
+from kegnet_pl.pipeline.sample_monitor import SAMPLES
 from kegnet_pl.pipeline.stages import result_settings
 from kegnet_pl.reporting.figures import read_curves
 from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, WeightsError
 from kegnet_pl.training.base import SeededModule
-from kegnet_pl.training.sample_monitor import SAMPLES
 from tests.integration.conftest import FAST, configure
 
 SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results.schema.json").read_text())
