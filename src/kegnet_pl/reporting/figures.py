@@ -163,10 +163,11 @@ def draw_classes(
     figure = Figure(figsize=(width_of(narrow), 3.6 if narrow else 3.1), layout=layout_of(narrow))
     axis = figure.subplots()
     students = [method for method in confusions if method != "teacher"]
+    spacing = min(0.13, 0.8 / max(len(students), 1))
     for method, confusion in confusions.items():
         is_teacher, look = method == "teacher", looks[method]
         # Side by side: near 100 % they would hide each other.
-        offset = 0.0 if is_teacher else 0.13 * (students.index(method) - (len(students) - 1) / 2)
+        offset = 0.0 if is_teacher else spacing * (students.index(method) - (len(students) - 1) / 2)
         counts = np.asarray(confusion)
         shares = counts.diagonal() / np.maximum(counts.sum(axis=1), 1)
         size, edge = (12 if narrow else 20, 2.2) if is_teacher else (4.5 if narrow else 6.5, 1.2)

@@ -19,10 +19,13 @@ from kegnet_pl.reporting.results import Row
 COLOURS = {"compressed": "#8a63d2", "teacher": "#5b6472", "bars": "#2468d8"}
 """Colours of untrained students, of teachers, and of bars; trained students have the colour of their source."""
 
-SERIES = ("#c2356b", "#1295a8", "#7a6a00", "#3b4cc0", "#a0522d", "#2e8b57", "#b8860b", "#6a5acd")
+SERIES = (
+    "#c2356b", "#1295a8", "#7a6a00", "#3b4cc0", "#a0522d", "#2e8b57", "#b8860b", "#6a5acd", "#e377c2",
+    "#3f9b0b",
+)  # fmt: skip
 """Colours of everything else: further series of one source, generators, classes."""
 
-_NEAR = 0.2
+_NEAR = 0.26
 """Colours at a smaller distance in RGB, each in [0, 1], are hard to distinguish."""
 
 INK, MUTED, GRID = "#1b1f24", "#5b6473", "#d9dde3"
