@@ -7,8 +7,9 @@ The working folders of the runs are ``outputs/reproduction/paper/*``; unfinished
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
-from kegnet_pl.schema import PRECISION
+from kegnet_pl.settings import Precision
 from reproduction.commands import positive
 from reproduction.jobs import (
     KINDS,
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=positive, help="only the first N seeds of every row; all by default")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--trainer", default="cpu", choices=("cpu", "gpu"), help="gpu: also the runs that need one")
-    parser.add_argument("--precision", choices=PRECISION, help="precision of every run; needs --out")
+    parser.add_argument("--precision", choices=get_args(Precision), help="precision of every run; needs --out")
     parser.add_argument("--out", type=Path, help="folder of paper.jsonl, paper.json and PAPER.md; results by default")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; needs --out"

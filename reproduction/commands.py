@@ -4,6 +4,8 @@ import argparse
 import shlex
 from collections.abc import Sequence
 
+from kegnet_pl.pipeline.suggestions import accept_old_spellings, rename
+
 
 def setting(command: str, name: str) -> str:
     """Return the value of a setting of a command; empty if the command does not have it."""
@@ -34,3 +36,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, but got {text!r}")
     return int(text)
+
+
+def present(command: str) -> str:
+    """Return a stored command in the spelling of this version.
+
+    Rows keep the command that made them. Names of settings have changed since, and recipes are presets now.
+    """
+    program, arguments = shlex.split(command)[:3], shlex.split(command)[3:]
+    if any(argument.startswith("+experiment=") for argument in arguments) and not setting(command, "recipe"):
+        arguments.append("recipe=strict")  # the default of the versions with this spelling
+    return shlex.join([*program, *accept_old_spellings([rename(argument) for argument in arguments])])

@@ -10,6 +10,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.runtime.errors import first_line
 from reproduction.paths import ROOT
 from reproduction.runner import Run
@@ -27,7 +28,7 @@ class Job:
     Attributes:
         experiment: Name in ``conf/experiment``.
         option: Name in ``conf/compression``.
-        recipe: Name in ``conf/recipe``.
+        recipe: Folder of the preset in ``conf/experiment``: paper or strict; fast is the experiment's own preset.
         kind: ``kegnet`` or ``noise``.
         seed: The run's seed.
         settings: Further overrides.
@@ -63,8 +64,8 @@ class Job:
         parents = (self.recipe, seed_of_generators) if self.kind == "kegnet" else (str(self.seed),)
         replaced = {setting.split("=", 1)[0] for setting in settings}
         overrides = (
-            f"+experiment={self.experiment}", f"compression={self.option}", f"recipe={self.recipe}",
-            f"seed={self.seed}", f"methods=[{','.join(KINDS[self.kind])}]",
+            f"experiment={RECIPES[self.recipe]}{self.experiment}", f"compression={self.option}",
+            f"seed={self.seed}", f"sources=[{','.join(KINDS[self.kind])}]",
             *(own for own in self.settings if own.split("=", 1)[0] not in replaced), *weights(teacher), *settings,
         )  # fmt: skip
         methods = tuple(_ROWS[method] for method in KINDS[self.kind])

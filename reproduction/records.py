@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from kegnet_pl.runtime.atomic_files import write_whole
+from reproduction.commands import present
 from reproduction.paths import display_path
 
 Rows = list[dict[str, Any]]
@@ -20,9 +21,16 @@ Rows = list[dict[str, Any]]
 def read_runs(path: Path) -> dict[str, Rows]:
     """Return the rows of each finished run by its name, sorted by name; empty if the file does not exist.
 
+    Commands have the spelling of this version, whatever version made the row.
+
     Raises:
         ValueError: If a line is damaged.
     """
+    runs = _read_as_stored(path)
+    return {name: [row | {"command": present(row["command"])} for row in rows] for name, rows in runs.items()}
+
+
+def _read_as_stored(path: Path) -> dict[str, Rows]:
     runs: dict[str, Rows] = {}
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
         try:
@@ -53,4 +61,4 @@ def add_run(path: Path, name: str, results: Path) -> None:
     rows = json.loads(results.read_text())
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        write_runs(path, read_runs(path) | {name: rows})
+        write_runs(path, _read_as_stored(path) | {name: rows})

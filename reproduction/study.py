@@ -45,8 +45,8 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
         for seed in range(study["seeds"]):
             for option in study["options"]:
                 overrides = (
-                    f"+experiment={study['experiment']}", f"compression={option}", f"seed={seed}",
-                    "methods=[]" if method == "T" else "methods=[kegnet]",
+                    f"experiment={study['experiment']}", f"compression={option}", f"seed={seed}",
+                    "sources=[]" if method == "T" else "sources=[kegnet]",
                     *weights(teacher), *base, *settings, *further,
                 )  # fmt: skip
                 name = f"{_slug(variant)}-{option}-seed{seed}"

@@ -214,8 +214,8 @@ def _fast_against_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any
 
 def _strict_epochs() -> int:
     """Return the epochs of a student in the released schedule. ``strict`` trains all of them."""
-    schedule = yaml.safe_load((ROOT / "conf" / "schedule" / "released.yaml").read_text())
-    return int(schedule["student"]["epochs"])
+    preset = yaml.safe_load((ROOT / "conf" / "experiment" / "strict" / "mnist_lenet.yaml").read_text())
+    return int(preset["student"]["epochs"])
 
 
 def _projected(long: dict[str, Any], fast: dict[str, Any], epochs: int) -> str:

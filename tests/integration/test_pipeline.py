@@ -21,7 +21,6 @@ from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.data import DigitsDataModule, Split
 from kegnet_pl.pipeline.run import run
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
-from kegnet_pl.pipeline.stages import result_settings
 from kegnet_pl.reporting.figures import read_curves
 from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, WeightsError
 from kegnet_pl.training.base import SeededModule

@@ -103,7 +103,7 @@ def test_tables_and_no_test_data(tmp_path: Path) -> None:
     shape = ["data=none", "data.input_shape=[16]", "data.classes=26", "teacher=mlp", "generator=dense"]
     import torch
 
-    from kegnet_pl.pipeline.context import build
+    from kegnet_pl.pipeline.objects import build
 
     config = configure(FAST, *shape, "teacher.weights=x", "compression=ratio")
     torch.save(build(config["teacher"]["network"]).state_dict(), tmp_path / "t.pt")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from kegnet_pl.schema import check, to_plain
 from omegaconf import DictConfig, OmegaConf
 
 from kegnet_pl.runtime.errors import ConfigError, UserError
-from kegnet_pl.schema import check, to_plain
 
 CONF = Path(str(importlib.resources.files("kegnet_pl.conf")))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

@@ -50,17 +50,28 @@ def train_generators(
 ) -> Generators:
     """Train generators against a frozen network until it recognises their samples (PAPER sections 1 and 2).
 
-    Further arguments are those of :class:`kegnet_pl.settings.GeneratorTrainingSettings`.
-
     Args:
         teacher: Any network that returns logits ``(B, C)``. It stays as it is.
         input_shape: Shape of one sample: ``(channels, height, width)``, or the number of features; any other one needs
             ``make_generator``. Samples are standardised, as the teacher's own input should have been.
+        count: Generators, trained independently; a student learns more from several.
+        noise_dim: Dimensions of the noise.
+        epochs: Epochs; the paper's images have 200 of 100 steps.
+        steps_per_epoch: Optimiser steps of an epoch.
+        batch_size: Samples of a step and generator.
         lr: Adam's learning rate.
+        lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
         objective: Weights of the terms ``classifier``, ``decoder``, ``diversity`` and ``statistics``, or an objective
             of your own; None: 1, 1 and 1 as in the paper, without diversity for rows of features.
         make_generator: Returns a new generator with attributes ``noise_dim`` and ``classes``.
         make_decoder: Returns a new decoder from samples to noise.
+        teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.
+        teacher_dropout: Whether the teacher's dropout is on, as in the paper's release.
+        parallel: ``"vmap"``, all generators as one batch of networks; ``"sequential"``; ``"auto"``: vmap on a GPU and
+            for rows of features, where torch can vectorise the networks.
+        compile: Whether to compile the step with ``torch.compile``.
+        cuda_graphs: Whether one GPU records a step and replays it.
+        seed: All random numbers derive from it.
         device: Where to train; ``"auto"``: a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers. With several generators, names of metrics begin with ``generator_0/``.

@@ -98,14 +98,24 @@ def distill(
 ) -> nn.Module:
     """Train a student on the teacher's answers to synthetic samples (PAPER sections 1 and 5).
 
-    Further arguments are those of :class:`kegnet_pl.settings.DistillationSettings`.
-
     Args:
         student: Returns logits ``(B, C)``: a compressed teacher, or any other network. It stays as it is.
         data: Samples and the teacher's logits.
+        epochs: Passes over the samples.
+        batch_size: Samples of an optimiser step; an epoch leaves out what does not fill one, with ``shuffle`` other
+            ones every time.
         lr: Adam's learning rate.
+        lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
+        temperature: Softens the answers of teacher and student.
+        norm: Statistics of the student's batch norm: ``"batch"``, of synthetic samples; ``"frozen"``, those it has;
+            ``"adapt"``, set before training so that layers return what the teacher's do (:func:`adapt_norm`).
+        dropout: Whether the student's dropout is on.
         feature_distillation: Weight of the loss between layers of student and teacher that have the same names.
         feature_distillation_layers: Patterns of their names; None for all batch-norm layers.
+        resample_each_epoch: Whether to draw new samples for every epoch.
+        shuffle: Whether to shuffle every epoch.
+        compile: Whether to compile the student with ``torch.compile``.
+        cuda_graphs: Whether one GPU records a step and replays it.
         seed: Seed of the order, of dropout, and of new samples.
         device: Where to train; ``"auto"``: a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
