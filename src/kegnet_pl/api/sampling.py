@@ -139,7 +139,7 @@ class Generators:
             index: Which generator.
             scale: Pixels of the picture for one of a sample.
         """
-        from kegnet_pl.reporting.pixels import sheet_rows
+        from kegnet_pl.reporting.images import sheet_rows
 
         check_counts(rows=(rows, 1), scale=(scale, 1))
         samples = [self.of_class(label, rows, seed=seed, index=index) for label in range(self.classes)]
@@ -251,7 +251,7 @@ def to_image(rows: Sequence[Sequence[Tensor]], scale: int = 2) -> Image.Image:
         rows: Samples ``(C, H, W)`` or ``(F,)``, the same number in every row.
         scale: Pixels of the picture for one of a sample.
     """
-    from kegnet_pl.reporting.pixels import grid
+    from kegnet_pl.reporting.images import grid
 
     picture = Image.fromarray(grid(rows))
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

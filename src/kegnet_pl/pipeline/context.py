@@ -226,7 +226,8 @@ def student_name(settings: RunSettings) -> str:
 def training_fingerprint(settings: RunSettings) -> dict[str, Any]:
     """Return the settings of the trainer and of callbacks that change a result."""
     callbacks = {name: callback for name, callback in settings.callbacks.items() if name != "resume"}
-    return {"trainer": settings.trainer.fingerprint(), "callbacks": callbacks | code_of(callbacks)}
+    processes, trainer = settings.trainer.devices, settings.trainer.fingerprint()
+    return {"processes": processes, "trainer": trainer, "callbacks": callbacks | code_of(callbacks)}
 
 
 def _run_fingerprint(settings: RunSettings) -> str:

@@ -16,9 +16,9 @@ from kegnet_pl.reporting import (
     Row,
     describe_results,
     explain_losses,
+    format_accuracy,
     make_compression_table,
     make_results_table,
-    shown_accuracy,
     write_results,
 )
 from kegnet_pl.reporting.run_page import StageFolders, write_run_page
@@ -68,6 +68,7 @@ def describe(context: RunContext, network: Network, teacher: Network) -> Row:
         teacher=settings.teacher.name,
         student=None if network is teacher else student_name(settings),
         method=network.method,
+        source=network.source.to_dict() if network.source is not None else None,
         seed=context.seed,
         recipe=settings.recipe,
         selection=settings.student.selection if trained else None,
@@ -119,7 +120,7 @@ def write_outputs(
     context.loggers.show("report", folder, lambda: report_objects(rows, page, sheet))
     context.loggers.finish(None, done=True)
     if brief:
-        accuracies = ", ".join(f"{row.method} {shown_accuracy(row)}" for row in rows)
+        accuracies = ", ".join(f"{row.method} {format_accuracy(row)}" for row in rows)
         context.console.print(f"results: {accuracies}", soft_wrap=True)
         return
     _print_tables(context, rows, networks)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.networks import FrozenModule, StackedModule
 from kegnet_pl.networks.execution import eval_mode
-from kegnet_pl.reporting.pixels import grid, sheet_rows, write_grid
+from kegnet_pl.reporting.images import grid, sheet_rows, write_grid
 from kegnet_pl.reporting.wandb import histogram, picture_of
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.seeds import stream

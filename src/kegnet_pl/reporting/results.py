@@ -1,12 +1,13 @@
 """Rows of ``results.json``."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.sources.registry import find_builtin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,9 @@ class Row:
         teacher: Name of the teacher.
         student: Name of the compression, or of the student's network.
         method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), and those trained on
-            synthetic data: ``T+KegNet``, ``T+Uniform``, ``T+Normal`` (``S+...``).
+            synthetic data, with the title of the source: ``T+KegNet``, ``S+Normal``.
+        source: Description of the source of the synthetic data (:class:`kegnet_pl.sources.SourceInfo`): name, title,
+            prior, color, marker, needs_generators, shares. None for the teacher and for untrained networks.
         seed: The run's seed.
         recipe: Name of the recipe: ``strict``, ``paper``, ``fast``, or the user's.
         selection: Which epoch of the student was kept: ``last``, ``synthetic`` or ``real``; None without training.
@@ -37,8 +40,8 @@ class Row:
         precision: Of the training.
         seconds: Wall-clock seconds that made this network once its parents were there; evaluation does not count.
         stage_seconds: Wall-clock seconds of every stage behind this row, and of its evaluation.
-        costs: The costs of all of them (:class:`kegnet_pl.runtime.costs.StageCosts`): seconds by kind of work, samples made,
-            answers of the teacher, peak memory in megabytes.
+        costs: The costs of all of them (:class:`kegnet_pl.runtime.costs.StageCosts`): seconds by kind of work,
+            samples made, answers of the teacher, peak memory in megabytes.
         fingerprint: Of the stage that holds the network.
         command: What ran.
         versions: Of Python and packages.
@@ -49,6 +52,7 @@ class Row:
     teacher: str
     student: str | None
     method: str
+    source: dict[str, Any] | None = None
     seed: int
     recipe: str
     selection: str | None
@@ -70,6 +74,25 @@ class Row:
     fingerprint: str
     command: str
     versions: dict[str, str]
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Row":
+        """Read a row of ``results.json``. Rows of older versions have no source: the title in the method names it.
+
+        Raises:
+            TypeError: If keys are missing or unknown.
+        """
+        row = cls(**record)
+        title = row.method.partition("+")[2]
+        if row.source is not None or not title:
+            return row
+        info = find_builtin(title)
+        return row if info is None else replace(row, source=info.to_dict())
+
+    @property
+    def prior(self) -> str:
+        """Prior knowledge in the samples the network was trained on; empty without training on synthetic data."""
+        return "" if self.source is None else str(self.source["prior"])
 
 
 def write_results(rows: Sequence[Row], path: Path) -> None:

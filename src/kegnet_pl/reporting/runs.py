@@ -110,7 +110,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 
 def _rows(records: Sequence[dict[str, Any]], folder: Path) -> tuple[Row, ...]:
     try:
-        return tuple(Row(**record) for record in records)
+        return tuple(Row.from_dict(record) for record in records)
     except TypeError as error:
         raise UserError(
             f"Expected rows as results.schema.json describes them in {folder / RESULTS}, but: "

@@ -1,8 +1,8 @@
 """Settings of the real data and of where samples come from."""
 
+import importlib.metadata
 import math
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -84,4 +84,4 @@ Mixtures = Annotated[
 
 def known_sources(defined: Mapping[str, Any]) -> list[str]:
     """Return the names of sources: those that the configuration defines, and those of installed packages."""
-    return sorted({*defined, *entry_points(group=ENTRY_POINTS).names})
+    return sorted({*defined, *importlib.metadata.entry_points(group=ENTRY_POINTS).names})

@@ -49,11 +49,11 @@ class TeacherSettings(TrainingSettings):
 
     part = "teacher"
 
-    name: str
+    name: str = Field(json_schema_extra=FREE)
     """Name of the teacher in tables; plans of the paper are found by it."""
     network: Object
     """Any nn.Module that returns logits."""
-    weights: str | None = Field(default=None, json_schema_extra=explained("a file"))
+    weights: str | None = Field(default=None, json_schema_extra=explained("a file", **FREE))
     """File of trained weights: state dict, Lightning checkpoint or safetensors; null: train on the real data."""
     epochs: Count = 30
     batch_size: Count = 64
@@ -114,7 +114,7 @@ class TrainerSettings(Settings):
     model_config = ConfigDict(extra="allow")
     RULES = (_check_arguments, _check_strategy, _check_precision)
 
-    target: str = Field(default="pytorch_lightning.Trainer", alias="_target_", json_schema_extra=FREE)
+    target: str = Field(default="pytorch_lightning.Trainer", alias="_target_")
     """Class of the trainer."""
     accelerator: Literal["cpu", "gpu"] = Field(default="cpu", json_schema_extra=FREE)
     """Where everything is trained."""
@@ -137,5 +137,4 @@ class TrainerSettings(Settings):
             "deterministic", "enable_model_summary", "enable_progress_bar", "num_sanity_val_steps",
             "log_every_n_steps", "use_distributed_sampler",
         )  # fmt: skip
-        found = super().fingerprint() | {"processes": self.devices}
-        return {name: value for name, value in found.items() if name not in free and value is not None}
+        return {name: value for name, value in super().fingerprint().items() if name not in free and value is not None}

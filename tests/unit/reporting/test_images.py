@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kegnet_pl.reporting.pixels import grid, picture, sheet_rows, write_grid
+from kegnet_pl.reporting.images import grid, picture, sheet_rows, write_grid
 
 
 def test_an_image_is_stretched_to_its_own_range() -> None:
