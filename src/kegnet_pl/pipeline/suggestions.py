@@ -161,7 +161,7 @@ def _config_folders(arguments: Sequence[str]) -> list[Path]:
 
 def _option_hint(group: str, value: str, options: list[str]) -> str | None:
     """Return what to choose in place of an option that does not exist; None if it does."""
-    if re.search(r"[,(\[{$]", value) or value in (*options, "null"):
+    if re.search(r"[,(\[{$]", value) or value in options:
         return None  # several, or computed
     close = difflib.get_close_matches(value, options, n=1) or [option for option in options if option.startswith(value)]
     hint = f" Did you mean {group}={close[0]}?" if close else ""

@@ -15,6 +15,7 @@ from kegnet_pl.settings.base import (
     Parallel,
     Seed,
     Settings,
+    explained,
 )
 from kegnet_pl.settings.training import OptimizerSettings
 
@@ -75,7 +76,7 @@ class GeneratorSettings(GeneratorTrainingSettings):
     """Called with noise (B, Z) and one-hot labels (B, C); has attributes noise_dim and classes."""
     decoder: Object
     """Reads the noise (B, Z) from samples."""
-    objective: dict[str, ObjectiveTerm]
+    objective: dict[str, ObjectiveTerm] = Field(json_schema_extra=explained("losses by name"))
     """Losses by name."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimiser of generators and decoders."""
