@@ -10,9 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kegnet_pl.pipeline.sweep import FAILURE
 from kegnet_pl.reporting.results import Row
-from kegnet_pl.runtime.errors import UserError
+from kegnet_pl.runtime.errors import FAILURE, UserError
 
 RESULTS = "results.json"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
