@@ -115,7 +115,7 @@ def _line(axis: Axes, curve: Curve, colour: str, label: str) -> None:
 
 
 def draw_compression(report: CompressionReport, narrow: bool = False) -> Figure:
-    """Draw what every layer costs before and after: parameters, and multiply-accumulates.
+    """Draw the parameters and multiply-accumulates of every layer before and after compression.
 
     Args:
         report: Of the compression.
@@ -206,7 +206,7 @@ def draw_walk(walks: Sequence[Mapping[str, Any]], narrow: bool = False) -> Figur
 
 
 def draw_costs(seconds: Mapping[str, float], narrow: bool = False) -> Figure:
-    """Draw where the time went.
+    """Draw the seconds of every kind of work.
 
     Args:
         seconds: By kind of work (:mod:`kegnet_pl.runtime.costs`).
