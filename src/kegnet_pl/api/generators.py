@@ -156,7 +156,7 @@ def train_generators(
                 bar.next_fit(number)
             mine = [pairs[index] for index in indices]
             module = make_module(mine, indices[0])
-            module.prefixes = [f"generator_{index}/" for index in indices] if count > 1 else None
+            module.names = [f"generator_{index}" for index in indices] if count > 1 else None
             own = [*(callbacks() if callable(callbacks) else callbacks), *([bar] if bar is not None else [])]
             fit_quietly(module, None, epochs, where, precision, own, logger)
             metrics += module.means

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.runtime.costs import StageCosts, Work
-from kegnet_pl.training.base import SteppedModule
+from kegnet_pl.training.base import TrainingModule
 from kegnet_pl.training.callbacks import LastEpoch, Meter, Patience
 from kegnet_pl.training.fit import run_fit
 
@@ -59,7 +59,6 @@ class Training:
         work: Work,
         samples_per_step: int = 0,
         callbacks: Sequence[Callback] = (),
-        prefixed: bool = False,
     ) -> dict[str, float]:
         """Train a module, from where an interrupted fit stopped if there was one.
 
@@ -69,13 +68,12 @@ class Training:
             schedule: How long, and which epoch to keep.
             folder: The stage's hidden folder; checkpoints and curves go there.
             stage: Job type for loggers.
-            names: Tells the fits of a stage apart: a name for each network that is trained, each with its own curves.
+            names: Names of the networks that are trained. Curves are kept under the name of the stage where the module
+                has ``names``, else under this one.
             costs: The stage's costs.
             work: What to count the training as.
             samples_per_step: Samples that a step of the module makes and shows to the teacher.
             callbacks: Further callbacks.
-            prefixed: Whether other fits of the stage are logged to the same W&B run: names of metrics then begin with
-                the network's.
 
         Returns:
             The metrics of the last epoch, ``epochs`` trained, and the ``epoch`` that is kept, counted from 1.
@@ -84,6 +82,7 @@ class Training:
             KeyboardInterrupt: If the user stopped it.
         """
         checkpoints = folder / "checkpoints" / "-".join(names)
+        separate = isinstance(module, TrainingModule) and module.names is not None
         best: ModelCheckpoint | None = None
         selecting: list[Callback] = []
         if schedule.select_best:
@@ -103,17 +102,13 @@ class Training:
                 *selecting,
                 *self.make_callbacks(checkpoints),
             ],
-            logger=[
-                logger
-                for name in names
-                for logger in self.loggers.make(stage, name, folder, prefix=name if prefixed else "")
-            ],
+            logger=self.loggers.make(stage, stage if separate else names[0], folder),
             limit_val_batches=None if schedule.select_best else 0,
         )
         begun = checkpoints / "resume.ckpt"
         run_fit(trainer, module, datamodule, begun if begun.exists() else None)
         metrics, kept = dict(last.metrics), trainer.current_epoch
-        if isinstance(module, SteppedModule):
+        if isinstance(module, TrainingModule):
             module.means = last.means
         if best is not None and best.best_model_path:
             content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)

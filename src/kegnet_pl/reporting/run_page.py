@@ -216,11 +216,11 @@ def _curves(stages: StageFolders) -> dict[str, Any]:
         if "student" in mine and mine["student"].is_dir():
             name = method.split("+")[1].lower()
             students[name] = figures.read_curves(mine["student"] / "logs" / name)
-    made = {}
+    made: dict[str, dict[str, figures.Curve]] = {}
     if generators is not None:
-        names = sorted((path.name for path in (generators / "logs").glob("*")), key=lambda name: (len(name), name))
-        made = {name: figures.read_curves(generators / "logs" / name) for name in names}
-    made = {name: curves for name, curves in made.items() if curves}
+        for logs in (generators / "logs").glob("*"):
+            made |= figures.split_curves(figures.read_curves(logs), logs.name)
+    made = {name: made[name] for name in sorted(made, key=lambda name: (len(name), name))}
     students = {name: curves for name, curves in students.items() if curves}
     return {
         "generator_curves": draw(partial(figures.draw_generator_curves, made), "losses of the generators")

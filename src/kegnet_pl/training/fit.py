@@ -18,7 +18,6 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from kegnet_pl.schema import PRECISION
-from kegnet_pl.training.base import SteppedModule
 
 LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
 
@@ -43,8 +42,6 @@ def run_fit(
     Raises:
         KeyboardInterrupt: If the user stopped it.
     """
-    if isinstance(module, SteppedModule):
-        module.take_clipping(trainer)
     # Lightning trains in whatever mode it is given, and networks come from disk in evaluation mode. What is in that
     # mode after this stays in it on purpose: frozen networks, batch norm that keeps its statistics, idle dropout.
     module.train()
@@ -55,9 +52,8 @@ def run_fit(
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             # Our own checkpoints are there on purpose: they are what a resumed fit starts from.
             warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
-            if isinstance(module, SteppedModule):
-                # It is told of the end of an epoch in its last training step, which returns no loss.
-                warnings.filterwarnings("ignore", r".*`training_step` returned `None`")
+            # Our data is in memory already: workers would only copy it.
+            warnings.filterwarnings("ignore", r"The '\w+' does not have many workers", PossibleUserWarning)
             trainer.fit(
                 module, datamodule=datamodule, ckpt_path=None if begun is None else str(begun), weights_only=True
             )
@@ -70,7 +66,7 @@ def run_fit(
 
 
 def fit_quietly(
-    module: SteppedModule,
+    module: LightningModule,
     data: LightningDataModule | None,
     epochs: int,
     device: torch.device,

@@ -176,6 +176,7 @@ def _train_generators(
         decoders.append(build(config["decoder"]))
     module = _make_module(context, teacher, generators, decoders, indices[0])
     names = [f"generator_{index}" for index in indices]
+    module.names = names if config["count"] > 1 else None
     watch = SampleMonitor(
         teacher, copy.deepcopy(generators[0]), names, folder / SHEETS, derive_seed(config["seed"], "sheet"), costs
     )
@@ -190,7 +191,6 @@ def _train_generators(
         work="generator_training",
         samples_per_step=config["batch_size"] * len(indices),
         callbacks=[progress, watch],
-        prefixed=config["count"] > 1,
     )
     if rank() != 0:
         return
