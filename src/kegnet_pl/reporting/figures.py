@@ -44,6 +44,20 @@ def read_curves(logs: Path) -> dict[str, Curve]:
     return {name: sorted(values.items()) for name, values in curves.items()}
 
 
+def split_curves(curves: Mapping[str, Curve], name: str) -> dict[str, dict[str, Curve]]:
+    """Return curves by network: ``generator_0/train/loss`` is ``train/loss`` of ``generator_0``.
+
+    Args:
+        curves: Of :func:`read_curves`.
+        name: Name of the network whose curves have no name in front.
+    """
+    networks: dict[str, dict[str, Curve]] = {}
+    for key, curve in curves.items():
+        network, _, rest = key.partition("/") if key.count("/") > 1 else (name, "/", key)
+        networks.setdefault(network, {})[rest] = curve
+    return networks
+
+
 def draw_generator_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: bool = False) -> Figure:
     """Draw the losses of all generators, and the teacher's confidence in their samples.
 
