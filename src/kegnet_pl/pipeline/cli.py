@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
+from kegnet_pl.runtime.environment import local_rank
 from kegnet_pl.runtime.errors import ConfigError, UserError
 from kegnet_pl.settings import RunSettings
 
@@ -44,7 +45,7 @@ def _run(cfg: DictConfig) -> float | None:
         # Our own checks say what to do, and a traceback would hide it.
         ours = isinstance(error, UserError | ValueError | FileNotFoundError)
         expected = ours and (isinstance(error, UserError) or str(error).startswith("Expected "))
-        if _first_process():
+        if local_rank() == 0:
             sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
             return math.nan  # a number, as sweepers look at it; what failed is told when the sweep ends
@@ -59,7 +60,7 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
     settings = RunSettings.from_config(config)
     if sweep.in_sweep() and settings.trainer.devices > 1:
         raise ConfigError(sweep.ONE_PROCESS)
-    if HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and _first_process():
+    if HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and local_rank() == 0:
         _explain_trial(settings)
     from kegnet_pl.pipeline.gpus import one_gpu
     from kegnet_pl.pipeline.run import run
@@ -67,11 +68,6 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
     job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
     with one_gpu(config) as gpu:
         return run(config, folder, job=job, gpu=gpu)
-
-
-def _first_process() -> bool:
-    """Return whether this process prints; kegnet_pl.runtime.distributed.rank would import torch."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def _explain_trial(settings: RunSettings) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+FAILURE = "failure.json"
+"""File in which a failed job of a sweep leaves its error."""
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its kind where it has none."""

@@ -53,7 +53,7 @@ class TeacherSettings(TrainingSettings):
     """Name of the teacher in tables; plans of the paper are found by it."""
     network: Object
     """Any nn.Module that returns logits."""
-    weights: str | None = Field(default=None, json_schema_extra=explained("a file", **FREE))
+    weights: str | None = Field(default=None, json_schema_extra={"fingerprint": False, "expected": "a file"})
     """File of trained weights: state dict, Lightning checkpoint or safetensors; null: train on the real data."""
     epochs: Count = 30
     batch_size: Count = 64
