@@ -30,12 +30,12 @@ test-all: $(READY) ## Run all tests, those that need a GPU too
 	$(BIN)/python -m pytest -n auto
 
 lint: $(READY) ## Check style and formatting
-	$(BIN)/ruff check src tests benchmarks reproduction
-	$(BIN)/ruff format --check src tests benchmarks reproduction
+	$(BIN)/ruff check src tests benchmarks examples reproduction
+	$(BIN)/ruff format --check src tests benchmarks examples reproduction
 
 format: $(READY) ## Format the code
-	$(BIN)/ruff check --fix src tests benchmarks reproduction
-	$(BIN)/ruff format src tests benchmarks reproduction
+	$(BIN)/ruff check --fix src tests benchmarks examples reproduction
+	$(BIN)/ruff format src tests benchmarks examples reproduction
 
 types: $(READY) ## Check types (not of tests)
 	$(BIN)/mypy
@@ -45,7 +45,7 @@ check: lint types test ## What CI runs
 notebooks: $(READY) ## Run the notebooks again, and keep what they show
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
-bench: $(READY) ## Measure speed and memory beside a direct implementation: results/bench.json, half an hour
+bench: $(READY) ## Measure speed and memory against a direct implementation: results/bench.json, half an hour
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.bench --choices
 

@@ -1,21 +1,21 @@
-"""Seconds and memory of the product, beside a direct implementation and the machine's floor: ``make bench``.
+"""Seconds and memory of the product against a direct implementation and the machine's floor: ``make bench``.
 
-Every measurement is of two workers, a process each, that take turns: what else the machine does hits both. A worker
-is what a user would run: the product through a Lightning ``Trainer`` with the pipeline's settings, or ``direct.py``.
-The floor is the number of floating-point operations (torch's flop counter: matrix products and convolutions, without
-gradients of the teacher's weights) over the rate of a large matrix product on the same device at the same precision.
+Every measurement compares workers, a process each, that take turns: what else the machine does affects all of them. A
+worker is what a user would run: the product through a Lightning ``Trainer`` with the pipeline's settings, or
+``direct.py``. With ``--against FOLDER`` the product of another checkout takes the place of ``direct.py``. The floor is
+the number of floating-point operations (torch's flop counter: matrix products and convolutions, without gradients of
+the teacher's weights) over the rate of a large matrix product on the same device at the same precision.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import EXPERIMENTS, ROOT, make_case
-from benchmarks.worker import Task, count_operations, measure_rate, serve
+from benchmarks.turns import Worker, ratio, running, take_turns
+from benchmarks.worker import Task, count_operations, measure_rate
 from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.training.vectorization import should_vectorize
 
@@ -35,86 +36,29 @@ STEPS = {"lenet5": 20, "resnet14": 10, "mlp": 100}
 WORKS = ("generator_step", "student_epoch", "draw")
 
 
-class Worker:
-    """A process that does one task, one measurement at a time.
-
-    Args:
-        task: What it does.
-
-    Raises:
-        RuntimeError: If the task fails.
-    """
-
-    def __init__(self, task: Task) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(task, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
-        self._answer()
-
-    def _answer(self) -> Any:
-        answer = self.pipe.recv()
-        if isinstance(answer, str) and answer != "ready":
-            raise RuntimeError(answer)
-        return answer
-
-    def ask(self, what: str) -> Any:
-        """Ask for a measurement (``go``), for the peak memory (``peak``), or to ``forget`` it."""
-        self.pipe.send(what)
-        return self._answer()
-
-    def stop(self) -> None:
-        """End the process."""
-        self.pipe.send("stop")
-        self.process.join()
-
-
-@contextmanager
-def running(*tasks: Task) -> Iterator[list[Worker]]:
-    """Start a worker a task, and end them."""
-    with ExitStack() as stack:
-        workers = []
-        for task in tasks:
-            workers.append(Worker(task))
-            stack.callback(workers[-1].stop)
-        yield workers
-
-
-def take_turns(workers: list[Worker], repeats: int, warm: int = 1) -> list[list[float]]:
-    """Return the seconds of every worker's measurements; the order of the turns alternates."""
-    for worker in workers:
-        for _ in range(warm):
-            worker.ask("go")
-        worker.ask("forget")
-    seconds: list[list[float]] = [[] for _ in workers]
-    for turn in range(repeats):
-        order = list(range(len(workers)))
-        for index in order if turn % 2 == 0 else order[::-1]:
-            seconds[index].append(workers[index].ask("go"))
-    return seconds
-
-
-def ratio(above: list[float], below: list[float]) -> float:
-    """Return the median of the ratios of neighbouring measurements."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
 def megabytes(worker: Worker, device: str) -> float:
     """Return the peak memory since the warm-up, of the device that computes."""
     return float(worker.ask("peak")["device_mb" if device == "cuda" else "host_mb"])
 
 
-def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]:
-    """Measure the product beside the direct implementation; return a row of ``bench.json``."""
-    # Generators are trained as the pipeline trains them where nobody says how.
+def _as_pipeline(task: Task) -> Task:
+    """Train generators together where the pipeline does so by default."""
     together = task.work == "generator_step" and should_vectorize(
         "auto", 2, torch.device(task.device), make_case(task.network).input_shape
     )
-    ours, direct = replace(task, together=together), replace(task, how="direct")
+    return replace(task, together=together)
+
+
+def _warm_ups(task: Task) -> int:
+    return 2 if task.work == "generator_step" else 1
+
+
+def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]:
+    """Measure the product against the direct implementation; return a row of ``bench.json``."""
+    ours, direct = _as_pipeline(task), replace(task, how="direct")
     tasks = [ours, direct, replace(ours, how="bare")] if task.work == "generator_step" else [ours, direct]
     with running(*tasks) as workers:
-        seconds = take_turns(workers, repeats, warm=2 if task.work == "generator_step" else 1)
+        seconds = take_turns(workers, repeats, _warm_ups(task))
         peak, direct_peak = (megabytes(worker, task.device) for worker in workers[:2])
     floor = count_operations(task) / rates[task.precision]
     mine = statistics.median(seconds[0])
@@ -171,6 +115,39 @@ def compare_choices(
     return rows
 
 
+def compare_checkouts(task: Task, repeats: int, before: Path) -> dict[str, Any]:
+    """Measure the product of another checkout and of this one; return a row of ``bench_before_after.json``."""
+    task = _as_pipeline(task)
+    with running(task, task, folders=(before, ROOT)) as workers:
+        seconds_before, seconds_after = take_turns(workers, repeats, _warm_ups(task))
+    ratios = [after / earlier for after, earlier in zip(seconds_after, seconds_before, strict=True)]
+    return {
+        "work": task.work,
+        "network": task.network,
+        "device": _device_name(task.device),
+        "precision": task.precision,
+        "samples": task.samples if task.work != "generator_step" else None,
+        "seconds_before": statistics.median(seconds_before),
+        "seconds_after": statistics.median(seconds_after),
+        "after_over_before": statistics.median(ratios),
+        "all_seconds_before": seconds_before,
+        "all_seconds_after": seconds_after,
+        "all_ratios": ratios,
+        "repeats": repeats,
+        "commit_before": _commit(before),
+        "commit_after": _commit(ROOT),
+        "versions": versions(),
+        "command": command_line("benchmarks.bench").replace(str(before), os.path.relpath(before)),
+    }
+
+
+def _commit(folder: Path) -> str:
+    """Return the commit of a checkout; it ends with ``-dirty`` where tracked files differ from it."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def _merged(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Put new rows in the places of older ones of the same kind."""
     kind = ("choice", "work", "network", "device", "precision")
@@ -224,51 +201,97 @@ def _show_choices(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def main() -> None:
-    """Measure, print and store."""
+def _show_checkouts(rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title="Seconds before and after; medians, and the median, least and largest of the pairs' ratios")
+    for name in ("work", "network", "precision", "before", "after", "after / before", "least", "largest"):
+        table.add_column(name, justify="left" if name in ("work", "network", "precision") else "right")
+    for row in rows:
+        table.add_row(
+            row["work"], row["network"], row["precision"], f"{row['seconds_before']:.4g}",
+            f"{row['seconds_after']:.4g}", f"{row['after_over_before']:.3f}", f"{min(row['all_ratios']):.3f}",
+            f"{max(row['all_ratios']):.3f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(EXPERIMENTS), choices=EXPERIMENTS)
-    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
+    parser.add_argument(
+        "--works", nargs="+", default=None, choices=WORKS, help="default: all; with --against: those that train"
+    )
     parser.add_argument("--precisions", nargs="+", default=["32-true", "bf16-mixed"], choices=["32-true", "bf16-mixed"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each side")
     parser.add_argument("--samples", type=int, default=32_000, help="of an epoch and of a draw")
-    parser.add_argument("--choices", action="store_true", help="compare the product's choices instead")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--choices", action="store_true", help="compare the product's choices instead")
+    kind.add_argument(
+        "--against", type=Path, metavar="FOLDER",
+        help="compare the product of another checkout of this project (before) with this one (after) instead; `.` "
+        "compares this one with itself and shows the noise",
+    )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, default=None, help="default: results/bench.json, results/bench_choices.json"
+        "--out",
+        type=Path,
+        help="default: results/bench.json, results/bench_choices.json, results/bench_before_after.json",
     )
     given = parser.parse_args()
+    if given.against and not (given.against / "benchmarks" / "worker.py").is_file():
+        parser.error(
+            f"Expected `--against` to be a checkout of this project, but got {given.against}. "
+            "Make one: git worktree add FOLDER COMMIT."
+        )
+    given.works = given.works or WORKS[: 2 if given.against else 3]
+    return given
+
+
+def _tasks(given: argparse.Namespace) -> Iterator[Task]:
+    """Yield what is measured; the product draws in float32 only."""
+    for network in given.networks:
+        for work in given.works:
+            for precision in ["32-true"] if work == "draw" else given.precisions:
+                yield Task(work, network, given.device, precision, steps=STEPS[network], samples=given.samples)
+
+
+def _measure_all(
+    tasks: list[Task], measure_one: Callable[[Task], dict[str, Any]], shown: str, console: Console
+) -> list[dict[str, Any]]:
+    """Measure every task; print the number ``shown`` of each row at once."""
+    rows = []
+    for task in tasks:
+        rows.append(measure_one(task))
+        console.print(f"{task.network} {task.work} {task.precision}: {shown} {rows[-1][shown]:.3g}", style="dim")
+    return rows
+
+
+def main() -> None:
+    """Measure, print and store."""
+    given = _arguments()
     console = Console(width=140)
-    small = Task("generator_step", given.networks[0], samples=given.samples)
     start = time.perf_counter()
+    tasks = list(_tasks(given))
     if given.choices:
+        small = Task("generator_step", given.networks[0], samples=given.samples)
         rows = compare_choices(given.networks, given.device, given.precisions, given.repeats, small)
-        _show_choices(rows, console)
+        name, show = "bench_choices", _show_choices
+    elif given.against:
+        rows = _measure_all(
+            tasks, lambda task: compare_checkouts(task, given.repeats, given.against), "after_over_before", console
+        )
+        name, show = "bench_before_after", _show_checkouts
     else:
-        # The product draws in float32.
-        precisions = {work: ["32-true"] if work == "draw" else given.precisions for work in given.works}
-        wanted = dict.fromkeys(precision for several in precisions.values() for precision in several)
-        rates = {precision: measure_rate(given.device, precision) for precision in wanted}
-        rows = []
-        for network in given.networks:
-            for work in given.works:
-                for precision in precisions[work]:
-                    task = replace(
-                        small,
-                        work=work,
-                        network=network,
-                        device=given.device,
-                        precision=precision,
-                        steps=STEPS[network],
-                    )
-                    rows.append(measure(task, given.repeats, rates))
-                    console.print(
-                        f"{network} {work} {precision}: {rows[-1]['times_faster_than_direct']:.1f}x", style="dim"
-                    )
-        _show(rows, console)
-        shown = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s ({precision})" for precision, rate in rates.items())
-        console.print(f"Matrix products: {shown}. {time.perf_counter() - start:.0f} s in all.")
-    out = given.out or ROOT / "results" / ("bench_choices.json" if given.choices else "bench.json")
+        precisions = dict.fromkeys(task.precision for task in tasks)
+        rates = {precision: measure_rate(given.device, precision) for precision in precisions}
+        rows = _measure_all(
+            tasks, lambda task: measure(task, given.repeats, rates), "times_faster_than_direct", console
+        )
+        name, show = "bench", _show
+        rate_list = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s ({precision})" for precision, rate in rates.items())
+        console.print(f"Matrix products: {rate_list}.")
+    show(rows, console)
+    console.print(f"{time.perf_counter() - start:.0f} s in all.")
+    out = given.out or ROOT / "results" / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(_merged(out, rows), indent=2) + "\n")
     console.print(f"Stored in {os.path.relpath(out)}.")

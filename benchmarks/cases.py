@@ -9,8 +9,10 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
-from kegnet_pl.pipeline.context import Experiment, build
-from kegnet_pl.schema import to_plain
+from kegnet_pl.pipeline.configuration import to_plain
+from kegnet_pl.pipeline.objects import build
+from kegnet_pl.pipeline.stages.compression import make_rules
+from kegnet_pl.settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,43 +25,54 @@ EXPERIMENTS = {
 
 
 @dataclass(frozen=True)
-class Case(Experiment):
+class Case:
     """One network with the paper's settings.
 
     Attributes:
-        config: The experiment's configuration, plain.
+        settings: Settings of the experiment.
         network: lenet5, resnet14 or mlp.
     """
 
+    settings: RunSettings
     network: str
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.settings.data.input_shape)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.settings.data.classes
 
     def teacher(self) -> nn.Module:
         """Return the teacher, untrained: what it costs does not depend on what it knows."""
         torch.manual_seed(1)
-        network: nn.Module = build(self.config["teacher"]["network"])
+        network: nn.Module = build(self.settings.teacher.network)
         return network.eval()
 
     def generator(self, index: int = 0) -> nn.Module:
         """Return one of the generators."""
         torch.manual_seed(10 + index)
-        network: nn.Module = build(self.config["generator"]["network"])
+        network: nn.Module = build(self.settings.generator.network)
         return network
 
     def decoder(self, index: int = 0) -> nn.Module:
         """Return one of the decoders."""
         torch.manual_seed(20 + index)
-        network: nn.Module = build(self.config["generator"]["decoder"])
+        network: nn.Module = build(self.settings.generator.decoder)
         return network
 
     def weight(self, term: str) -> float:
         """Return the weight of a term of the objective."""
-        return float(self.config["generator"]["objective"][term]["weight"])
+        return self.settings.generator.objective[term].weight
 
     def student(self) -> nn.Module:
         """Return the compressed teacher, with the ranks that the paper's option finds for the released teacher."""
-        plan = self.config["compression"]
+        plan = self.settings.compression
         known = {"lenet5": "mnist", "resnet14": "svhn"}.get(self.network)
-        rules = [Rule(rule["layers"], rule["rank"]) for rule in plan["rules"]]
+        rules = make_rules(plan)
         if known is not None:
             found = json.loads((ROOT / "tests" / "parity" / "golden.json").read_text())[known]["evbmf_ranks"]
             rules = [
@@ -67,7 +80,7 @@ class Case(Experiment):
                 for layer, ranks in found.items()
                 if any(rule.matches(layer) for rule in rules)
             ]
-        compression = CompressionPlan(rules, None, plan["when_larger"])
+        compression = CompressionPlan(rules, None, plan.when_larger)
         small: nn.Module = compression.apply(self.teacher(), self.input_shape).network
         return small
 
@@ -76,5 +89,5 @@ def make_case(network: str) -> Case:
     """Compose the configuration of one network."""
     experiment, option = EXPERIMENTS[network]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=[f"+experiment={experiment}", f"compression={option}"])
-        return Case(to_plain(config), network)
+        config = compose("config", overrides=[f"experiment=strict/{experiment}", f"compression={option}"])
+        return Case(RunSettings.from_config(to_plain(config)), network)

@@ -60,11 +60,11 @@ def run_once(overrides: list[str], loggers: str) -> dict[str, dict[str, float]]:
     from hydra import compose, initialize_config_dir
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
+    from kegnet_pl.pipeline.configuration import to_plain
+    from kegnet_pl.pipeline.context import RunContext
     from kegnet_pl.pipeline.loggers import Loggers
     from kegnet_pl.pipeline.run import run
-    from kegnet_pl.pipeline.stages import RunContext
-    from kegnet_pl.schema import check, to_plain
-    from kegnet_pl.training.sample_monitor import SampleMonitor
+    from kegnet_pl.pipeline.sample_monitor import SampleMonitor
 
     clock = Clock()
     clock.watch(Loggers, "make", "show", "finish")
@@ -97,8 +97,7 @@ def run_once(overrides: list[str], loggers: str) -> dict[str, dict[str, float]]:
         places = [f"store={folder}/store", "resume=never", f"logger={loggers}"]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = to_plain(compose("config", overrides=[*overrides, *places]))
-        check(config)
-        results = Path(folder) / "run"
+            results = Path(folder) / "run"
         results.mkdir()
         run(config, results)
     return {stage: dict(times) for stage, times in spent.items()}

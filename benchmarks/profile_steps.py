@@ -20,8 +20,8 @@ from benchmarks.worker import Task, count_operations, measure_rate
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.networks import FrozenModule, prefer_channels_last
 from kegnet_pl.networks.execution import teacher_for
+from kegnet_pl.pipeline.objects import build_objective
 from kegnet_pl.pipeline.provenance import command_line, versions
-from kegnet_pl.pipeline.stages.generators import build_objective
 from kegnet_pl.runtime.memory import keep_freed_memory
 from kegnet_pl.sources import sample_labels_and_noise
 from kegnet_pl.training.generator_module import GeneratorAnswer
@@ -46,16 +46,16 @@ def _kind(name: str) -> str:
 
 
 def _generator_steps(case: Case, precision: str) -> Callable[[], None]:
-    config = case.config["generator"]
+    config = case.settings.generator
     generator, decoder = case.generator().train(), case.decoder().train()
-    teacher = FrozenModule(teacher_for(case.teacher(), case.input_shape, precision), config["teacher_norm"])
-    answer = GeneratorAnswer(generator, decoder, teacher, build_objective(config["objective"]))
+    teacher = FrozenModule(teacher_for(case.teacher(), case.input_shape, precision), config.teacher_norm)
+    answer = GeneratorAnswer(generator, decoder, teacher, build_objective(config.objective))
     optimizer = torch.optim.Adam([*generator.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
     chance = torch.Generator().manual_seed(0)
 
     def run() -> None:
         for _ in range(STEPS):
-            z, y = sample_labels_and_noise(config["batch_size"], case.classes, config["noise_dim"], chance)
+            z, y = sample_labels_and_noise(config.batch_size, case.classes, config.noise_dim, chance)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                 loss = answer(z, y)[0]
             optimizer.zero_grad()
@@ -66,14 +66,14 @@ def _generator_steps(case: Case, precision: str) -> Callable[[], None]:
 
 
 def _student_steps(case: Case, precision: str) -> Callable[[], None]:
-    config = case.config["student"]
+    config = case.settings.student
     student = prefer_channels_last(case.student(), case.input_shape).train()
     optimizer, distillation = torch.optim.Adam(student.parameters(), lr=1e-4, fused=True), DistillationLoss()
-    x = torch.randn(STEPS * config["batch_size"], *case.input_shape)
+    x = torch.randn(STEPS * config.batch_size, *case.input_shape)
     logits = torch.randn(len(x), case.classes)
 
     def run() -> None:
-        for batch, target in zip(x.split(config["batch_size"]), logits.split(config["batch_size"]), strict=True):
+        for batch, target in zip(x.split(config.batch_size), logits.split(config.batch_size), strict=True):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                 loss = distillation(student(batch), target)
             optimizer.zero_grad()
@@ -104,7 +104,7 @@ def profile(work: str, network: str, precision: str, rate: float) -> dict[str, A
         kind = _kind(event.key)
         spent[kind] = spent.get(kind, 0.0) + event.self_cpu_time_total / 1e6
     spent["between operators"] = profiled - sum(value for kind, value in spent.items() if kind != "between operators")
-    batch = case.config["student"]["batch_size"]
+    batch = case.settings.student.batch_size
     task = Task("generator_step" if work == "generator_step" else "student_epoch", network, samples=batch)
     return {
         "work": work, "network": network, "precision": precision, "seconds": sorted(seconds)[2],

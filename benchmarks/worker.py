@@ -3,7 +3,7 @@
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -14,13 +14,12 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import Case, make_case
-from benchmarks.direct import DirectGenerator, direct_draw, direct_student_epoch
+from benchmarks.direct import DirectGenerator, direct_student_epoch, generate_samples
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.networks import StackedModule, prefer_channels_last
 from kegnet_pl.networks.execution import teacher_for
-from kegnet_pl.pipeline.context import build
-from kegnet_pl.pipeline.stages.generators import build_objective
+from kegnet_pl.pipeline.objects import build, build_objective
 from kegnet_pl.runtime.memory import forget_peak_memory, keep_freed_memory, peak_memory
 from kegnet_pl.sources import GeneratorSource, NoiseSource, sample_labels_and_noise
 from kegnet_pl.training import GeneratorModule, StudentModule
@@ -42,7 +41,7 @@ class Task:
         compile: Whether networks are compiled.
         graphs: Whether a GPU records steps and plays them again, as the product does by default.
         keep: Whether freed memory is kept, as the pipeline does on a CPU.
-        steps: Generator steps of one measurement; the direct implementation makes a fifth of them.
+        steps: Generator steps of one measurement.
         samples: Synthetic samples of an epoch, or to draw.
     """
 
@@ -91,7 +90,8 @@ def _timed(run: Callable[[], object]) -> float:
 def _fit(case: Case, task: Task, module: LightningModule, data: SyntheticDataModule | None) -> float:
     clock = _Clock()
     trainer: Trainer = build(
-        case.config["trainer"] | {"accelerator": {"cuda": "gpu"}.get(task.device, "cpu"), "precision": task.precision},
+        case.settings.trainer.model_dump(by_alias=True)
+        | {"accelerator": {"cuda": "gpu"}.get(task.device, "cpu"), "precision": task.precision},
         max_epochs=2 if task.device == "cuda" else 1,  # a GPU's first steps are made before one is recorded
         callbacks=[clock], logger=False, enable_checkpointing=False, limit_val_batches=0,
     )  # fmt: skip
@@ -100,18 +100,18 @@ def _fit(case: Case, task: Task, module: LightningModule, data: SyntheticDataMod
 
 
 def _generator_module(case: Case, task: Task) -> GeneratorModule:
-    config = case.config["generator"]
-    indices = range(config["count"]) if task.together else range(1)
+    config = case.settings.generator
+    indices = range(config.count) if task.together else range(1)
     generators, decoders = [case.generator(i) for i in indices], [case.decoder(i) for i in indices]
     return GeneratorModule(
         StackedModule(generators) if task.together else generators[0],
         StackedModule(decoders) if task.together else decoders[0],
         teacher_for(case.teacher(), case.input_shape, task.precision),
-        build_objective(config["objective"]),
-        build(config["optimizer"]),
-        batch_size=config["batch_size"],
+        build_objective(config.objective),
+        build(config.optimizer),
+        batch_size=config.batch_size,
         steps_per_epoch=task.steps,
-        teacher_norm=config["teacher_norm"],
+        teacher_norm=config.teacher_norm,
         compile=task.compile,
         cuda_graphs=task.graphs,
     )
@@ -119,23 +119,20 @@ def _generator_module(case: Case, task: Task) -> GeneratorModule:
 
 def _generator_step(case: Case, task: Task) -> Callable[[], float]:
     """Return what measures the seconds of one step of one generator."""
-    config = case.config["generator"]
+    config = case.settings.generator
     if task.how == "direct":
         chance = torch.Generator(task.device).manual_seed(0)
         one = DirectGenerator(
             case.generator().to(task.device), case.decoder().to(task.device), case.teacher().to(task.device),
-            config["optimizer"]["lr"], case.weight("decoder"), case.weight("diversity"),
+            config.optimizer.lr, case.weight("decoder"), case.weight("diversity"),
         )  # fmt: skip
 
         def steps() -> None:
-            for _ in range(max(task.steps // 5, 1)):
-                one.step(*sample_labels_and_noise(config["batch_size"], case.classes, config["noise_dim"], chance))
+            for _ in range(task.steps):
+                one.step(*sample_labels_and_noise(config.batch_size, case.classes, config.noise_dim, chance))
 
-        def direct() -> float:
-            return _timed(steps) / max(task.steps // 5, 1)
-
-        return direct
-    each = task.steps * (config["count"] if task.together else 1)
+        return lambda: _timed(steps) / task.steps
+    each = task.steps * (config.count if task.together else 1)
     if task.how == "ours":
         module = _generator_module(case, task)
         return lambda: _fit(case, task, module, None) / each
@@ -149,7 +146,7 @@ def _bare_steps(case: Case, task: Task) -> Callable[[], None]:
     module = _generator_module(case, replace(task, graphs=False))  # a module records with a trainer alone
     module.to(task.device).train()
     module.on_fit_start()
-    optimizer = build(case.config["generator"]["optimizer"])(module.trained_parameters(), fused=True)
+    optimizer = build(case.settings.generator.optimizer)(module.trained_parameters(), fused=True)
 
     def differentiate(batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16-mixed"):
@@ -177,23 +174,23 @@ def _bare_steps(case: Case, task: Task) -> Callable[[], None]:
 
 def _student_epoch(case: Case, task: Task) -> Callable[[], float]:
     """Return what measures the seconds of one epoch of a student."""
-    config = case.config["student"]
+    config = case.settings.student
     data = SyntheticDataModule(
         NoiseSource("normal", case.input_shape), case.teacher(), samples=task.samples,
-        batch_size=config["batch_size"], shuffle=config["shuffle"], device=task.device,
+        batch_size=config.batch_size, shuffle=config.shuffle, device=task.device,
     )  # fmt: skip
     data.setup()
     student = case.student()
     if task.how == "direct":
         x, logits = data.splits["train"]
         student = student.train().to(task.device)
-        optimizer = torch.optim.Adam(student.parameters(), lr=config["optimizer"]["lr"])
+        optimizer = torch.optim.Adam(student.parameters(), lr=config.optimizer.lr)
         targets = functional.softmax(logits, dim=1)
-        return lambda: _timed(lambda: direct_student_epoch(student, optimizer, x, targets, config["batch_size"]))
+        return lambda: _timed(lambda: direct_student_epoch(student, optimizer, x, targets, config.batch_size))
     module = StudentModule(
         prefer_channels_last(student, case.input_shape),
-        DistillationLoss(config["temperature"]),
-        build(config["optimizer"]),
+        DistillationLoss(config.temperature),
+        build(config.optimizer),
         compile=task.compile,
         cuda_graphs=task.graphs,
     )
@@ -202,14 +199,14 @@ def _student_epoch(case: Case, task: Task) -> Callable[[], float]:
 
 def _draw(case: Case, task: Task) -> Callable[[], float]:
     """Return what measures the seconds of a draw from five generators."""
-    config = case.config["generator"]
-    generators = [case.generator(i) for i in range(config["count"])]
+    config = case.settings.generator
+    generators = [case.generator(i) for i in range(config.count)]
     if task.how == "direct":
         for generator in generators:
             generator.to(task.device)
         chance = torch.Generator(task.device).manual_seed(0)
-        draws = (task.samples // len(generators), case.classes, config["noise_dim"], chance)
-        return lambda: _timed(lambda: direct_draw(generators, *sample_labels_and_noise(*draws)))
+        draws = (task.samples // len(generators), case.classes, config.noise_dim, chance)
+        return lambda: _timed(lambda: generate_samples(generators, *sample_labels_and_noise(*draws)))
     source = GeneratorSource(generators, task.device)
     return lambda: _timed(lambda: source.sample(task.samples, 0))
 
@@ -217,9 +214,9 @@ def _draw(case: Case, task: Task) -> Callable[[], float]:
 def count_operations(task: Task) -> int:
     """Return the floating-point operations of one measurement: products of matrices and convolutions."""
     case = make_case(task.network)
-    config = case.config["generator"]
-    size = config["batch_size"]
-    z, y = torch.randn(size, config["noise_dim"]), torch.eye(case.classes)[torch.arange(size) % case.classes]
+    config = case.settings.generator
+    size = config.batch_size
+    z, y = torch.randn(size, config.noise_dim), torch.eye(case.classes)[torch.arange(size) % case.classes]
     counter = FlopCounterMode(display=False)
     if task.work == "generator_step":
         module = _generator_module(case, task)
@@ -230,18 +227,18 @@ def count_operations(task: Task) -> int:
         with torch.no_grad(), counter:
             case.generator().eval()(z, y)
         return int(counter.get_total_flops() * task.samples // size)
-    batch = case.config["student"]["batch_size"]
+    batch = case.settings.student.batch_size
     student = case.student().train()
     with counter:
         student(torch.randn(batch, *case.input_shape)).sum().backward()
     return int(counter.get_total_flops() * task.samples // batch)
 
 
-def measure_rate(device: str, precision: str) -> float:
-    """Return the operations a second of large matrix products, the median of nine of the best of three sizes."""
+def measure_rate(device: str, precision: str, sides: Sequence[int] = (1024, 2048, 4096)) -> float:
+    """Return the operations per second of matrix products: the median of nine, of the best of several sizes."""
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     rates = []
-    for side in (1024, 2048, 4096):
+    for side in sides:
         a, b = torch.randn(2, side, side, device=device).to(dtype)
         for _ in range(2):
             a @ b

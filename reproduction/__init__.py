@@ -1,1 +1,1 @@
-"""Every number of the paper beside ours: ``make reproduce``."""
+"""The reproduction of the paper's tables (``make reproduce``) and the studies of single factors."""

@@ -1,29 +1,31 @@
-"""Run what is missing, resume what was begun, write the tables: ``python -m reproduction``.
+"""The command line of the paper's tables: ``python -m reproduction`` runs what is missing and writes the tables.
 
-It can be stopped at any time (Ctrl-C) and started again. Finished runs are ``results/paper/*/results.json``; what is
-half done lies in the store.
+It can be interrupted at any time (Ctrl-C) and started again. Each finished run is a line of ``results/paper.jsonl``.
+The working folders of the runs are ``outputs/reproduction/paper/*``; unfinished stages are in the store.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
-from kegnet_pl.schema import PRECISION
+from kegnet_pl.settings import Precision
 from reproduction.commands import positive
 from reproduction.jobs import (
     KINDS,
-    ROOT,
     SMOKE_JOBS,
     SMOKE_SETTINGS,
     all_jobs,
-    at_hand,
     choose,
     read_cells,
+    released_teacher,
     store_of,
 )
-from reproduction.runner import Run, as_value, run_missing, say, shown
+from reproduction.paths import ROOT, display_path, hydra_value
+from reproduction.records import read_runs
+from reproduction.runner import Run, run_missing, say
 from reproduction.tables import write_tables
-from reproduction.teachers import hand_out_teachers, keep_teachers
+from reproduction.teachers import copy_to_store, keep_teachers
 
 
 def main() -> int:
@@ -32,17 +34,17 @@ def main() -> int:
     parser.add_argument("cells", nargs="*", help="such as mnist_lenet or mnist_lenet/option3; all by default")
     parser.add_argument("--recipe", action="append", default=[], help="paper, strict or fast; all by default")
     parser.add_argument("--kind", choices=tuple(KINDS), help="kegnet or noise; both by default")
-    parser.add_argument("--seeds", type=positive, help="only the first so many seeds of every row; all by default")
+    parser.add_argument("--seeds", type=positive, help="only the first N seeds of every row; all by default")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at a time; they share the cores")
-    parser.add_argument("--trainer", default="cpu", choices=("cpu", "gpu"), help="gpu: also what is meant for one")
-    parser.add_argument("--precision", choices=PRECISION, help="of every run; needs --out")
-    parser.add_argument("--out", type=Path, help="folder of paper.json, PAPER.md and paper/; results by default")
+    parser.add_argument("--trainer", default="cpu", choices=("cpu", "gpu"), help="gpu: also the runs that need one")
+    parser.add_argument("--precision", choices=get_args(Precision), help="precision of every run; needs --out")
+    parser.add_argument("--out", type=Path, help="folder of paper.jsonl, paper.json and PAPER.md; results by default")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; needs --out"
     )
     parser.add_argument("--smoke", action="store_true", help="a tiny run of each kind of cell, in outputs/smoke")
-    parser.add_argument("--list", action="store_true", help="say what is done and what is missing, and run nothing")
-    parser.add_argument("--tables", action="store_true", help="write the tables from what is there, and run nothing")
+    parser.add_argument("--list", action="store_true", help="list what is done and what is missing, and run nothing")
+    parser.add_argument("--tables", action="store_true", help="write the tables of the finished runs, and run nothing")
     options = parser.parse_args()
     try:
         return _run(options)
@@ -53,7 +55,9 @@ def main() -> int:
 def _run(options: argparse.Namespace) -> int:
     cells = read_cells()
     out = options.out or (ROOT / "outputs" / "smoke" if options.smoke else ROOT / "results")
-    _check(options, out)
+    records = out / "paper.jsonl"
+    folder = (ROOT / "outputs" / "reproduction" if out.resolve() == ROOT / "results" else out) / "paper"
+    _check(options, out, records)
     settings = list(options.set)
     if options.trainer == "gpu":
         settings.insert(0, "trainer=gpu")
@@ -61,49 +65,53 @@ def _run(options: argparse.Namespace) -> int:
         settings.append(f"trainer.precision={options.precision}")
     chosen = choose(all_jobs(cells), options.cells, options.recipe, options.kind, options.seeds)
     jobs = [job for job in chosen if options.trainer == "gpu" or not job.gpu]
-    left_out = sum(job not in jobs and not job.to_run(None).done(out / "paper") for job in chosen)
+    finished = read_runs(records)
+    left_out = sum(job not in jobs and not job.to_run(None).done(finished) for job in chosen)
     if options.smoke:
         jobs, left_out = list(SMOKE_JOBS), 0
-        settings = [*SMOKE_SETTINGS, f"store={as_value(out / 'store')}", *settings]
-    runs = [job.to_run(at_hand(cells["experiments"][job.experiment]["teacher"]), settings) for job in jobs]
+        settings = [*SMOKE_SETTINGS, f"store={hydra_value(out / 'store')}", *settings]
+    runs = [job.to_run(released_teacher(cells["experiments"][job.experiment]["teacher"]), settings) for job in jobs]
     if options.list:
         for run in runs:
-            say(f"{'done   ' if run.done(out / 'paper') else 'missing'}  {run.name}")
+            say(f"{'done   ' if run.done(finished) else 'missing'}  {run.name}")
     trained = [job for job in jobs if cells["experiments"][job.experiment]["teacher"] is None]
     failed: list[Run] = []
     if not options.list and not options.tables:
-        missing = [(job.experiment, job.seed) for job in trained if not job.to_run(None).done(out / "paper")]
-        hand_out_teachers(missing, out, store_of(settings))
-        failed = run_missing(runs, out / "paper", options.jobs)
+        missing = [(job.experiment, job.seed) for job in trained if not job.to_run(None).done(finished)]
+        copy_to_store(missing, out / "teachers", store_of(settings))
+        failed = run_missing(runs, records, folder, options.jobs)
     if left_out and not options.tables:
-        say(f"{left_out} runs take a GPU and are left out: --trainer gpu runs them, too.")
+        say(f"{left_out} runs need a GPU and are left out: --trainer gpu runs them, too.")
     if options.list:
         return 0
-    keep_teachers(trained, out)
+    keep_teachers(trained, folder, out / "teachers")
     write_tables(out, cells)
-    say(f"Tables: {shown(out / 'PAPER.md')}, {shown(out / 'paper.json')}")
+    say(f"Tables: {display_path(out / 'PAPER.md')}, {display_path(out / 'paper.json')}")
     return 1 if failed else 0
 
 
-def _check(options: argparse.Namespace, out: Path) -> None:
-    """Refuse what would be left unheeded, or would mix other settings into the tables.
+def _check(options: argparse.Namespace, out: Path, records: Path) -> None:
+    """Check the arguments: none may be ignored, and no other settings may get into the tables.
 
     Raises:
-        ValueError: Says what to do instead.
+        ValueError: If they do not fit together.
     """
     for text in options.set:
         if "=" not in text:
             raise ValueError(f"--set: expected KEY=VALUE, but got {text!r}.")
     if (options.set or options.precision) and not (options.out or options.smoke):
         raise ValueError(
-            "--set and --precision change what is run: say where its results shall lie, with --out FOLDER."
+            "--set and --precision change the runs. Name another folder for their results with --out FOLDER."
         )
     if options.smoke and (options.cells or options.recipe or options.kind or options.seeds):
-        raise ValueError("--smoke has cells and recipes of its own: leave yours out.")
+        raise ValueError("--smoke has its own cells and recipes. Remove the others from the command.")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out: expected a folder, but {shown(out)} is a file.")
-    if options.tables and not (out / "paper").is_dir():
-        raise ValueError(f"There are no runs in {shown(out / 'paper')}: correct --out, or run without --tables first.")
+        raise ValueError(f"--out: expected a folder, but got the file {display_path(out)}.")
+    if options.tables and not records.exists():
+        raise ValueError(
+            f"Expected finished runs in {display_path(records)}, but it does not exist. "
+            "Correct --out, or run without --tables first."
+        )
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
-"""Commands: those of stored runs, the sweeps that make several of them, and what our own take."""
+"""Commands: reading the settings of stored commands, joining commands to sweeps, parsing arguments."""
 
 import argparse
 import shlex
 from collections.abc import Sequence
 
+from kegnet_pl.pipeline.suggestions import accept_old_spellings, rename
+
 
 def setting(command: str, name: str) -> str:
-    """Return the value of a setting of a command, empty where it has none."""
+    """Return the value of a setting of a command; empty if the command does not have it."""
     return next((part.split("=", 1)[1] for part in shlex.split(command) if part.startswith(f"{name}=")), "")
 
 
 def changed(command: str, **settings: Sequence[str]) -> str:
-    """Return a command with other values of some settings, a sweep where they are several.
+    """Return a command with other values of some settings; a sweep if a setting has several values.
 
     Args:
-        command: What ran: ``python -m kegnet_pl ...``. Where it left its results is left out.
-        settings: Names and values; a setting that the command does not have is not added.
+        command: ``python -m kegnet_pl ...``. Its settings of Hydra (``hydra.run.dir``) are removed.
+        settings: Names and values. A setting that the command does not have is not added.
     """
     parts = [part for part in shlex.split(command) if not part.startswith("hydra.")]
     for name, values in settings.items():
@@ -26,11 +28,22 @@ def changed(command: str, **settings: Sequence[str]) -> str:
 
 
 def positive(text: str) -> int:
-    """Return the whole number of 1 or more that an argument is.
+    """Return an argument as a whole number of at least 1.
 
     Raises:
-        argparse.ArgumentTypeError: If it is none.
+        argparse.ArgumentTypeError: If it is not.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, but got {text!r}")
     return int(text)
+
+
+def present(command: str) -> str:
+    """Return a stored command in the spelling of this version.
+
+    Rows keep the command that made them. Names of settings have changed since, and recipes are presets now.
+    """
+    program, arguments = shlex.split(command)[:3], shlex.split(command)[3:]
+    if any(argument.startswith("+experiment=") for argument in arguments) and not setting(command, "recipe"):
+        arguments.append("recipe=strict")  # the default of the versions with this spelling
+    return shlex.join([*program, *accept_old_spellings([rename(argument) for argument in arguments])])

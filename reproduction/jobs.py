@@ -1,4 +1,4 @@
-"""What there is to run: a job a recipe, cell, seed and kind of synthetic data."""
+"""The jobs of the paper's tables: one for each recipe, cell, seed and kind of synthetic data."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,13 +10,13 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.runtime.errors import first_line
+from reproduction.paths import ROOT
 from reproduction.runner import Run
 
-ROOT = Path(__file__).parents[1]
-
 KINDS = {"kegnet": ("kegnet",), "noise": ("uniform", "normal")}
-"""Kind of a job -> methods that it trains students with."""
+"""Kind of a job -> methods that its students are trained with."""
 
 _ROWS = {"uniform": "T+Uniform", "normal": "T+Normal", "kegnet": "T+KegNet"}
 
@@ -28,11 +28,11 @@ class Job:
     Attributes:
         experiment: Name in ``conf/experiment``.
         option: Name in ``conf/compression``.
-        recipe: Name in ``conf/recipe``.
+        recipe: Folder of the preset in ``conf/experiment``: paper or strict; fast is the experiment's own preset.
         kind: ``kegnet`` or ``noise``.
         seed: The run's seed.
         settings: Further overrides.
-        gpu: Whether it is meant for a GPU.
+        gpu: True if it needs a GPU.
     """
 
     experiment: str
@@ -50,7 +50,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of the job's folder."""
+        """Name of the job's run."""
         return f"{self.experiment}-{self.option}-{self.recipe}-{self.kind}-seed{self.seed}"
 
     def to_run(self, teacher: str | None, settings: Sequence[str] = ()) -> Run:
@@ -58,14 +58,14 @@ class Job:
 
         Args:
             teacher: File of the teacher's weights below KEGNET_REFERENCE_DIR/teachers; None to train one.
-            settings: Further overrides; they replace the job's own.
+            settings: Further overrides. They replace the settings of the job.
         """
         seed_of_generators = next((s for s in self.settings if s.startswith("generator.seed=")), f"seed={self.seed}")
         parents = (self.recipe, seed_of_generators) if self.kind == "kegnet" else (str(self.seed),)
         replaced = {setting.split("=", 1)[0] for setting in settings}
         overrides = (
-            f"+experiment={self.experiment}", f"compression={self.option}", f"recipe={self.recipe}",
-            f"seed={self.seed}", f"methods=[{','.join(KINDS[self.kind])}]",
+            f"experiment={RECIPES[self.recipe]}{self.experiment}", f"compression={self.option}",
+            f"seed={self.seed}", f"sources=[{','.join(KINDS[self.kind])}]",
             *(own for own in self.settings if own.split("=", 1)[0] not in replaced), *weights(teacher), *settings,
         )  # fmt: skip
         methods = tuple(_ROWS[method] for method in KINDS[self.kind])
@@ -73,15 +73,15 @@ class Job:
 
 
 def weights(teacher: str | None) -> tuple[str, ...]:
-    """Return the override that names a released teacher's file, as a shell variable of the user's."""
+    """Return the override with the file of a released teacher, relative to KEGNET_REFERENCE_DIR; none if None."""
     return (f"teacher.weights=${{oc.env:KEGNET_REFERENCE_DIR}}/teachers/{teacher}",) if teacher else ()
 
 
-def at_hand(teacher: str | None) -> str | None:
-    """Return the name of a released teacher's file in KEGNET_REFERENCE_DIR/teachers; None if the variable is not set.
+def released_teacher(teacher: str | None) -> str | None:
+    """Return the file name of a released teacher, or None if KEGNET_REFERENCE_DIR is not set.
 
     Raises:
-        ValueError: If the variable is set, and the file is not there.
+        ValueError: If the variable is set, but the file does not exist.
     """
     folder = os.environ.get("KEGNET_REFERENCE_DIR")
     if not teacher or not folder:
@@ -95,7 +95,7 @@ def at_hand(teacher: str | None) -> str | None:
 
 
 def store_of(settings: Sequence[str]) -> Path:
-    """Return the store of runs: the last that their overrides name, or the product's default.
+    """Return the store of runs: the last one in their overrides, or the default of ``conf/config.yaml``.
 
     Raises:
         ValueError: If Hydra cannot read an override of it, or if it is not a plain path.
@@ -131,7 +131,7 @@ SMOKE_SETTINGS = (
     "generator.steps_per_epoch=4", "generator.batch_size=32", "student.samples=128", "student.epochs=1",
     "student.baselines.samples=128", "student.baselines.epochs=1",
 )  # fmt: skip
-"""Next to nothing: the numbers mean nothing."""
+"""The shortest schedule that runs every stage. Its accuracies have no meaning."""
 
 
 def read_cells() -> dict[str, Any]:

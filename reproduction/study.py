@@ -1,22 +1,25 @@
-"""What a result depends on, one factor at a time (``studies.yaml``): ``python -m reproduction.study svhn``.
+"""The studies of ``studies.yaml``, which change one factor at a time: ``python -m reproduction.study svhn``.
 
-It can be stopped at any time and started again. Runs lie in ``results/STUDY/``, the table is ``results/STUDY.md``.
+A study can be interrupted at any time and started again. Each finished run is a line of ``results/STUDY.jsonl``, and
+``results/STUDY.md`` is the page with the table. The working folders of the runs are ``outputs/reproduction/STUDY/*``.
 """
 
 import argparse
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from reproduction.commands import changed, positive, setting
-from reproduction.jobs import ROOT, at_hand, store_of, weights
-from reproduction.runner import Run, read_rows, run_missing, say, shown
-from reproduction.teachers import hand_out_teachers
+from reproduction.jobs import released_teacher, store_of, weights
+from reproduction.paths import ROOT, display_path
+from reproduction.records import Rows, read_runs
+from reproduction.runner import Run, run_missing, say
+from reproduction.teachers import copy_to_store
 
 
 def read_studies() -> dict[str, Any]:
@@ -42,8 +45,8 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
         for seed in range(study["seeds"]):
             for option in study["options"]:
                 overrides = (
-                    f"+experiment={study['experiment']}", f"compression={option}", f"seed={seed}",
-                    "methods=[]" if method == "T" else "methods=[kegnet]",
+                    f"experiment={study['experiment']}", f"compression={option}", f"seed={seed}",
+                    "sources=[]" if method == "T" else "sources=[kegnet]",
                     *weights(teacher), *base, *settings, *further,
                 )  # fmt: skip
                 name = f"{_slug(variant)}-{option}-seed{seed}"
@@ -61,14 +64,16 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
-def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder: Path, remarks: Path) -> str:
-    """Return the study's page.
+def render(
+    study: dict[str, Any], runs: dict[tuple[str, str, int], Run], finished: Mapping[str, Rows], remarks: Path
+) -> str:
+    """Return the page of a study.
 
     Args:
         study: One of ``studies.yaml``.
         runs: Its runs.
-        folder: Folder of the runs.
-        remarks: Text that stands under the table, if there is one.
+        finished: Rows of the finished runs, by name.
+        remarks: File with the text under the table; it may be missing.
     """
     options, method = study["options"], _method(study)
     untrained = method == "T"
@@ -82,26 +87,25 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
     commands: dict[str, None] = {}
     precisions: dict[str, set[int]] = {}
     for variant in study["variants"]:
-        found = {option: [] for option in options}  # type: dict[str, list[dict[str, Any]]]
+        by_option: dict[str, Rows] = {}
         for option in options:
-            for seed in range(study["seeds"]):
-                path = folder / runs[variant, option, seed].name / "results.json"
-                if path.exists():
-                    found[option] += [row for row in read_rows(path) if row["method"] == method]
-        every = [row for rows in found.values() for row in rows]
-        cells = [_figure([100 * row["accuracy"] for row in rows]) for rows in found.values()]
+            names = [runs[variant, option, seed].name for seed in range(study["seeds"])]
+            rows = [row for name in names for row in finished.get(name, [])]
+            by_option[option] = [row for row in rows if row["method"] == method]
+        every = [row for rows in by_option.values() for row in rows]
+        cells = [_figure([100 * row["accuracy"] for row in rows]) for rows in by_option.values()]
         for row in every:
             precisions.setdefault(row["precision"], set()).add(row["seed"])
         if every and untrained:
-            cells.append(_figure([100 * row["teacher_accuracy"] for row in found[options[0]]]))
+            cells.append(_figure([100 * row["teacher_accuracy"] for row in by_option[options[0]]]))
         elif every:
             cells.append(f"{statistics.mean(row['label_entropy'] for row in every):.3f}")
             cells.append(f"{statistics.mean(row['seconds'] for row in every):.0f}")
         commands |= dict.fromkeys(_commands(every))
         lines.append(f"| {variant} | " + " | ".join([*cells, *[""] * (0 if every else len(columns))]) + " |")
     if len(precisions) > 1:
-        told = [f"{_seeds(seeds)} in {precision}" for precision, seeds in precisions.items()]
-        lines[head:head] = [f"Compare within a seed: {', '.join(told)}; seconds are of different machines.", ""]
+        seeds_of = [f"{_seeds(seeds)} in {precision}" for precision, seeds in precisions.items()]
+        lines[head:head] = [f"Compare within a seed: {', '.join(seeds_of)}; seconds are of different machines.", ""]
     if remarks.exists():
         lines += ["", remarks.read_text().strip()]
     if commands:
@@ -109,9 +113,9 @@ def render(study: dict[str, Any], runs: dict[tuple[str, str, int], Run], folder:
     return "\n".join(lines) + "\n"
 
 
-def _commands(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the commands of a variant's rows: one, or several where seeds were run with other settings."""
-    alike: dict[str, list[dict[str, Any]]] = {}
+def _commands(rows: Rows) -> list[str]:
+    """Return the commands of a variant: one, or several if the settings differ between seeds."""
+    alike: dict[str, Rows] = {}
     for row in rows:
         alike.setdefault(changed(row["command"], compression=["any"], seed=["any"]), []).append(row)
     commands = []
@@ -136,23 +140,23 @@ def _figure(values: list[float]) -> str:
 
 
 def choose_lines(variants: Iterable[str], wanted: Sequence[str]) -> set[str]:
-    """Return the variants that are meant.
+    """Return the variants with the given names.
 
     Args:
         variants: Names of all variants of a study.
-        wanted: Names, or what only one name begins with.
+        wanted: Names, or unique beginnings of names.
 
     Raises:
-        ValueError: If a text begins no name, or several.
+        ValueError: If a text is the beginning of no name, or of several.
     """
     chosen = set()
     for name in wanted:
         exact = [variant for variant in variants if variant == name]
-        found = exact or [variant for variant in variants if variant.startswith(name)]
-        if len(found) != 1:
-            many = f"{len(found)} lines" if found else "no line"
+        matches = exact or [variant for variant in variants if variant.startswith(name)]
+        if len(matches) != 1:
+            many = f"{len(matches)} lines" if matches else "no line"
             raise ValueError(f"--only {name!r} begins {many}; the lines are: {'; '.join(variants)}")
-        chosen.update(found)
+        chosen.update(matches)
     return chosen
 
 
@@ -163,9 +167,9 @@ def main() -> int:
     parser.add_argument("study", choices=sorted(studies))
     parser.add_argument("--jobs", type=positive, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--seeds", type=positive, help="only the first seeds")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="only these lines, by what they begin with")
-    parser.add_argument("--precision", help="32-true or bf16-mixed, where it shall not be the study's")
-    parser.add_argument("--tables", action="store_true", help="write the page from what is there, and run nothing")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="only these lines, named by how they begin")
+    parser.add_argument("--precision", help="32-true or bf16-mixed instead of the precision of the study")
+    parser.add_argument("--tables", action="store_true", help="write the page of the finished runs, and run nothing")
     options = parser.parse_args()
     try:
         return _run(studies[options.study], options)
@@ -175,23 +179,25 @@ def main() -> int:
 
 def _run(study: dict[str, Any], options: argparse.Namespace) -> int:
     further = [f"trainer.precision={options.precision}"] if options.precision else []
-    runs = runs_of(study, at_hand(study["teacher"]), further)
+    runs = runs_of(study, released_teacher(study["teacher"]), further)
     results = ROOT / "results"
-    folder = results / options.study
+    records = results / f"{options.study}.jsonl"
     failed = []
     if not options.tables:
-        # All variants with one seed, then with the next: a study that is stopped has something of everything.
+        # All variants with one seed, then with the next: an interrupted study has rows of every variant.
         order = sorted(runs, key=lambda key: key[2])
         if options.only:
             chosen = choose_lines(study["variants"], options.only)
             order = [key for key in order if key[0] in chosen]
         order = [key for key in order if options.seeds is None or key[2] < options.seeds]
-        missing = [(study["experiment"], key[2]) for key in order if not runs[key].done(folder)]
-        hand_out_teachers(missing, results, store_of([]))
-        failed = run_missing([runs[key] for key in order], folder, options.jobs)
+        finished = read_runs(records)
+        missing = [(study["experiment"], key[2]) for key in order if not runs[key].done(finished)]
+        copy_to_store(missing, results / "teachers", store_of([]))
+        folder = ROOT / "outputs" / "reproduction" / options.study
+        failed = run_missing([runs[key] for key in order], records, folder, options.jobs)
     page = results / f"{options.study.upper()}.md"
-    page.write_text(render(study, runs, folder, results / "remarks" / f"{options.study}.md"))
-    say(f"Written: {shown(page)}")
+    page.write_text(render(study, runs, read_runs(records), results / "remarks" / f"{options.study}.md"))
+    say(f"Written: {display_path(page)}")
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""``paper.json`` and ``PAPER.md`` from the runs: nothing in them is typed by hand."""
+"""The paper's tables: ``paper.json`` and ``PAPER.md``, computed from the finished runs."""
 
 import json
 import shlex
@@ -10,36 +10,24 @@ from typing import Any
 import yaml
 
 from reproduction.commands import changed, setting
-from reproduction.jobs import ROOT
-from reproduction.runner import read_rows
+from reproduction.paths import ROOT
+from reproduction.records import read_runs
 
 METHODS = ("teacher", "T", "T+Uniform", "T+Normal", "T+KegNet")
 RECIPES = ("paper", "strict", "fast")
 
 
-def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of all finished runs, sorted by the names of their folders.
+def paper_rows(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of ``paper.json``: mean and standard deviation of the accuracy over seeds, in percent.
 
     Args:
-        folder: Holds a folder a run, with ``results.json``.
-
-    Raises:
-        ValueError: If a file is damaged.
-    """
-    return [row for path in sorted(folder.glob("*/results.json")) for row in read_rows(path)]
-
-
-def summarise(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of ``paper.json``: mean and standard deviation over seeds, in percent, for what was run.
-
-    Args:
-        rows: Rows of ``results.json`` files. Rows of one seed that are the same network (the teacher and T are in
-            every run) count once.
+        rows: Rows of finished runs. Rows of one seed that are the same network (the teacher and T are in every run)
+            count once.
         cells: Content of ``cells.yaml``.
 
     Raises:
-        ValueError: If seeds of one network differ in more than the seed (in settings, test data or size), or one seed
-            has two accuracies of the same network.
+        ValueError: If seeds of one network also differ in settings, test data or size, or if one seed has two
+            accuracies of the same network.
     """
     groups: dict[tuple[str, str, str, str], dict[int, dict[str, Any]]] = {}
     for row in rows:
@@ -49,7 +37,7 @@ def summarise(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dic
         if known["accuracy"] != row["accuracy"]:
             raise ValueError(
                 f"Expected one accuracy of {', '.join(name)}, seed {row['seed']}, but got {known['accuracy']} and "
-                f"{row['accuracy']}: runs of a seed shall have one teacher. Remove one of the two:\n"
+                f"{row['accuracy']}: runs of a seed shall have one teacher. Remove the line of one of the two runs:\n"
                 f"  {known['command']}\n  {row['command']}"
             )
     summary = []
@@ -57,20 +45,20 @@ def summarise(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dic
         for option, paper in experiment["options"].items():
             for method in METHODS:
                 for recipe in RECIPES:
-                    found = groups.get((experiment["dataset"], option, method, recipe))
-                    if found:
+                    by_seed = groups.get((experiment["dataset"], option, method, recipe))
+                    if by_seed:
                         names = {"dataset": experiment["dataset"], "option": option, "method": method, "recipe": recipe}
-                        summary.append(names | _measured(found, paper[method], cells["test_sets"]))
+                        summary.append(names | _measured(by_seed, paper[method], cells["test_sets"]))
     return summary
 
 
-def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: dict[str, str]) -> dict[str, Any]:
-    rows = [found[seed] for seed in sorted(found)]
+def _measured(by_seed: dict[int, dict[str, Any]], paper: float | str, test_sets: dict[str, str]) -> dict[str, Any]:
+    rows = [by_seed[seed] for seed in sorted(by_seed)]
     values = [100 * row["accuracy"] for row in rows]
     counted = _counted(rows)
     known = [row for row in counted if row.get("epochs") and row["costs"]["seconds"].get("student_training")]
     test_set, ratio = _shared(rows, "test_set"), _shared(rows, "compression_ratio")
-    if rows[0]["method"] in METHODS[2:]:  # the others are made by commands of several methods
+    if rows[0]["method"] in METHODS[2:]:  # teacher and T are in the runs of all methods
         _shared(rows, "command", _what_matters)
     return {
         "selection": _shared(rows, "selection"),
@@ -82,9 +70,9 @@ def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: d
         "student_epochs": _mean([row["epochs"] for row in known]),
         "student_seconds": _mean([row["costs"]["seconds"]["student_training"] for row in known]),
         "test_set": test_sets.get(test_set, test_set),
-        "command": changed(rows[0]["command"], seed=[str(seed) for seed in sorted(found)]),
+        "command": changed(rows[0]["command"], seed=[str(seed) for seed in sorted(by_seed)]),
         "values": [round(value, 3) for value in values],
-        "seed_list": sorted(found),
+        "seed_list": sorted(by_seed),
         "compression_ratio": ratio,
         "precision": _shared(rows, "precision"),
         "samples_made": round(statistics.mean(row["costs"]["samples_made"] for row in counted)),
@@ -97,28 +85,28 @@ def _measured(found: dict[int, dict[str, Any]], paper: float | str, test_sets: d
 
 
 def _shared(rows: Sequence[dict[str, Any]], key: str, read: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Return what all seeds have there; ``read`` says what of it counts.
+    """Return the value of ``key`` that all seeds share. ``read`` computes the value from a row, if given.
 
     Raises:
-        ValueError: If they differ.
+        ValueError: If seeds differ.
     """
-    found = {row["seed"]: read(row) if read else row[key] for row in rows}
-    if len(set(found.values())) > 1:
+    values = {row["seed"]: read(row) if read else row[key] for row in rows}
+    if len(set(values.values())) > 1:
         first = rows[0]
         cell = ", ".join([first["dataset"], setting(first["command"], "compression"), first["recipe"], first["method"]])
-        told = "\n".join(f"  seed {seed}: {value}" for seed, value in found.items())
+        lines = "\n".join(f"  seed {seed}: {value}" for seed, value in values.items())
         raise ValueError(
-            f"Expected all seeds of {cell} to have one {key.replace('_', ' ')}, but got\n{told}\n"
-            "Move the runs that are not meant out of the folder."
+            f"Expected all seeds of {cell} to have one {key.replace('_', ' ')}, but got\n{lines}\n"
+            "Remove the lines of the other runs from the file."
         )
-    return next(iter(found.values()))
+    return next(iter(values.values()))
 
 
 def _what_matters(row: dict[str, Any]) -> str:
-    """Return a row's command without the seed, where it ran, and generators where there are none."""
+    """Return a row's command without seed, device and store, and without generators if its method has none."""
     program = shlex.split(changed(row["command"], seed=["any"]))
-    unheeded = ("trainer=", "trainer.accelerator=", "store=", *([] if row["method"] == "T+KegNet" else ["generator."]))
-    arguments = sorted(part for part in program[3:] if not part.startswith(unheeded))
+    ignored = ("trainer=", "trainer.accelerator=", "store=", *([] if row["method"] == "T+KegNet" else ["generator."]))
+    arguments = sorted(part for part in program[3:] if not part.startswith(ignored))
     return shlex.join([*program[:3], *arguments])
 
 
@@ -127,16 +115,16 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _counted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows whose cost is whole: until November 2026, an attempt that was killed left its cost uncounted.
+    """Return the rows with complete costs: until November 2026, the cost of a killed attempt was lost.
 
-    They are told by the samples that were made, which are as many for every seed.
+    A complete row has about as many synthetic samples as the other seeds.
     """
     most = max(row["costs"]["samples_made"] for row in rows)
     return [row for row in rows if row["costs"]["samples_made"] >= 0.9 * most]
 
 
 def _seconds(row: dict[str, Any]) -> float:
-    """Return the seconds that made a network from the teacher: evaluation and the teacher's training apart."""
+    """Return the seconds from the teacher to the network, without evaluation and the teacher's training."""
     spent: dict[str, float] = row["costs"]["seconds"]
     if row["method"] == "teacher":
         return spent["teacher_training"]
@@ -144,8 +132,8 @@ def _seconds(row: dict[str, Any]) -> float:
 
 
 def write_tables(out: Path, cells: dict[str, Any]) -> None:
-    """Write ``paper.json`` and ``PAPER.md`` from the runs below ``out/paper``."""
-    summary = summarise(read_runs(out / "paper"), cells)
+    """Write ``paper.json`` and ``PAPER.md`` from the runs in ``out/paper.jsonl``."""
+    summary = paper_rows((row for rows in read_runs(out / "paper.jsonl").values() for row in rows), cells)
     out.mkdir(parents=True, exist_ok=True)
     (out / "paper.json").write_text(json.dumps(summary, indent=2) + "\n")
     (out / "PAPER.md").write_text(render(summary, cells, out / "remarks"))
@@ -157,7 +145,7 @@ def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Pa
     Args:
         summary: Rows of ``paper.json``.
         cells: Content of ``cells.yaml``.
-        remarks: Folder of texts that stand under a table, ``EXPERIMENT.md``, where there are any.
+        remarks: Folder with the texts under the tables, ``EXPERIMENT.md``. Texts may be missing.
     """
     lines = [
         "# The paper's numbers, and ours",
@@ -187,12 +175,12 @@ def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Pa
         if (remarks / f"{name}.md").exists():
             lines += ["", (remarks / f"{name}.md").read_text().strip()]
         lines.append("")
-    lines += _fast_beside_strict(summary, cells) + _below_the_paper(summary, cells)
+    lines += _fast_against_strict(summary, cells) + _below_the_paper(summary, cells)
     return "\n".join(lines)
 
 
-def _fast_beside_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]) -> list[str]:
-    """What ``recipe=fast`` is for: strict's accuracy, within its standard deviation, in a tenth of its seconds."""
+def _fast_against_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]) -> list[str]:
+    """Return the section that compares accuracy and seconds of ``recipe=fast`` and ``recipe=strict``."""
     lines, epochs = [], _strict_epochs()
     for title, dataset, option in _cells(cells):
         by = {row["recipe"]: row for row in summary if _is(row, dataset, option, "T+KegNet")}
@@ -200,15 +188,10 @@ def _fast_beside_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]
             long, fast = by.get("strict") or by["paper"], by["fast"]
             good = fast["mean"] >= long["mean"] - (long["sd"] or 0)
             times = long["seconds"] / fast["seconds"]
-            found = [f"{title}, {option}", long["recipe"], _figure(long), _figure(fast)]
-            found += [f"{fast['mean'] - long['mean']:+.2f}"]
-            found += [
-                "yes" if good else "no",
-                f"{times:.1f}x",
-                "yes" if times >= 10 else "no",
-                _projected(long, fast, epochs),
-            ]
-            lines.append("| " + " | ".join(found) + " |")
+            line = [f"{title}, {option}", long["recipe"], _figure(long), _figure(fast)]
+            line += [f"{fast['mean'] - long['mean']:+.2f}", "yes" if good else "no", f"{times:.1f}x"]
+            line += ["yes" if times >= 10 else "no", _projected(long, fast, epochs)]
+            lines.append("| " + " | ".join(line) + " |")
     head = [
         "## Fast beside strict",
         "",
@@ -230,13 +213,13 @@ def _fast_beside_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any]
 
 
 def _strict_epochs() -> int:
-    """Return the epochs of a student of the released schedule, which ``strict`` trains to their end."""
-    schedule = yaml.safe_load((ROOT / "conf" / "schedule" / "released.yaml").read_text())
-    return int(schedule["student"]["epochs"])
+    """Return the epochs of a student in the released schedule. ``strict`` trains all of them."""
+    preset = yaml.safe_load((ROOT / "conf" / "experiment" / "strict" / "mnist_lenet.yaml").read_text())
+    return int(preset["student"]["epochs"])
 
 
 def _projected(long: dict[str, Any], fast: dict[str, Any], epochs: int) -> str:
-    """Return seconds of ``strict`` by those of ``paper``, and how many times ``fast`` they are; "" if unknown."""
+    """Return the seconds of ``strict`` estimated from ``paper``, and their ratio to ``fast``; "" if unknown."""
     if long["recipe"] != "paper" or long["student_epochs"] is None:
         return ""
     more = epochs / long["student_epochs"] - 1
@@ -245,15 +228,15 @@ def _projected(long: dict[str, Any], fast: dict[str, Any], epochs: int) -> str:
 
 
 def _below_the_paper(summary: Sequence[dict[str, Any]], cells: dict[str, Any]) -> list[str]:
-    """The cells where ours is below the paper by more than twice its standard deviation."""
+    """Return the section of cells more than two standard deviations below the paper."""
     lines = []
     for title, dataset, option in _cells(cells):
         for method in METHODS:
             for row in summary:
                 spread = 2 * (row["sd"] or 0)
                 if _is(row, dataset, option, method) and row["paper"] and row["mean"] < row["paper"] - spread:
-                    found = [f"{title}, {option}", method, row["recipe"], f"{row['paper']:.2f}", _figure(row)]
-                    lines.append("| " + " | ".join([*found, f"{row['mean'] - row['paper']:+.2f}"]) + " |")
+                    line = [f"{title}, {option}", method, row["recipe"], f"{row['paper']:.2f}", _figure(row)]
+                    lines.append("| " + " | ".join([*line, f"{row['mean'] - row['paper']:+.2f}"]) + " |")
     head = [
         "## Below the paper",
         "",
@@ -306,7 +289,7 @@ def _figure(row: dict[str, Any]) -> str:
 
 
 def _joined(commands: list[str]) -> list[str]:
-    """Return commands that differ in their compression alone as one sweep."""
+    """Return the commands with those that differ only in their compression joined to one sweep."""
     groups: dict[str, list[str]] = {}
     for command in commands:
         groups.setdefault(changed(command, compression=["*"]), []).append(setting(command, "compression"))

@@ -1,7 +1,7 @@
-"""The teachers that were trained for the tables: one a seed, kept, as another machine trains another.
+"""The kept teachers that were trained for the tables: one for each seed.
 
-What is kept is the stage of the store (weights, settings, costs), so that a run on another machine finds its teacher
-built, and that every row of a seed has one teacher, wherever it is made.
+Machines differ in rounding, so another machine trains another teacher of the same seed. Therefore the stage of the
+store (weights, settings, costs) is kept. All rows of a seed have the same teacher, on every machine.
 """
 
 import filecmp
@@ -12,52 +12,53 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from reproduction.jobs import Job
-from reproduction.runner import shown
+from reproduction.paths import display_path
 
 WEIGHTS = "network.safetensors"
 
 
-def keep_teachers(jobs: Iterable[Job], out: Path) -> None:
-    """Copy the teachers of runs out of the store, once a seed, without their curves.
+def keep_teachers(jobs: Iterable[Job], folder: Path, teachers: Path) -> None:
+    """Copy one teacher for each seed from the store of the runs, without its logs.
 
     Args:
-        jobs: Those whose teachers are trained by the run itself.
-        out: Folder of results: runs lie in ``paper/``, teachers in ``teachers/``.
+        jobs: Jobs whose runs train their teacher.
+        folder: Working folder of the runs.
+        teachers: Folder of kept teachers.
 
     Raises:
-        ValueError: If the runs of a seed have not one teacher.
+        ValueError: If the runs of a seed have different teachers.
     """
-    from kegnet_pl.reporting.run_page import (
-        StageFolders,
-    )  # takes seconds to import: not where it is only asked for help
+    # The import takes seconds, which --help should not wait for.
+    from kegnet_pl.reporting.run_page import StageFolders
 
     for job in jobs:
-        stages = StageFolders.read(out / "paper" / job.name)
+        stages = StageFolders.read(folder / job.name)
         teacher = stages and stages.find("teacher")
         if not teacher:
-            continue  # not run, on another machine, or its store is gone
-        kept = _place(out, job.experiment, job.seed)
+            continue  # not run here, or the store was removed
+        kept = _teacher_folder(teachers, job.experiment, job.seed)
         if not kept.exists():
             _copy(teacher, kept)
         elif not filecmp.cmp(teacher / WEIGHTS, kept / WEIGHTS, shallow=False):
             raise ValueError(
-                f"Expected the runs of a seed to have one teacher, but {job.name} has another one than {shown(kept)}. "
-                f"Remove that folder together with its runs ({job.experiment}-*-seed{job.seed}), and run them again."
+                f"Expected the runs of a seed to have one teacher, but {job.name} has another one than "
+                f"{display_path(kept)}. Remove that folder and the lines of its runs "
+                f"({job.experiment}-*-seed{job.seed}), and run them again."
             )
 
 
-def hand_out_teachers(wanted: Iterable[tuple[str, int]], out: Path, store: Path) -> None:
-    """Copy the teachers that were kept into a store that lacks them, where runs find them.
+def copy_to_store(wanted: Iterable[tuple[str, int]], teachers: Path, store: Path) -> None:
+    """Copy kept teachers into a store that does not contain them.
 
     Args:
-        wanted: Experiment and seed of the runs to come.
-        out: Folder of results, with ``teachers/``.
-        store: The runs' store. A teacher that was trained with other settings or data lies in it unused.
+        wanted: Experiment and seed of the runs that need a teacher.
+        teachers: Folder of kept teachers.
+        store: Store of the runs. Runs with other settings or data do not use the copied teacher.
 
     Raises:
-        ValueError: If a teacher that was kept is damaged.
+        ValueError: If a kept teacher is damaged.
     """
-    for kept in (_place(out, *key) for key in dict.fromkeys(wanted)):
+    for kept in (_teacher_folder(teachers, *key) for key in dict.fromkeys(wanted)):
         if not kept.exists():
             continue
         try:
@@ -65,20 +66,21 @@ def hand_out_teachers(wanted: Iterable[tuple[str, int]], out: Path, store: Path)
             entry = store / f"{manifest['stage']}-{manifest['fingerprint']}"
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
-                f"{shown(kept)} is damaged ({error}): restore it (git checkout), or remove it with the seed's runs."
+                f"Expected a teacher in {display_path(kept)}, but its manifest is damaged ({error!r}). "
+                "Restore it (git checkout), or remove it with the lines of its runs."
             ) from error
         if not entry.exists():
             _copy(kept, entry)
 
 
-def _place(out: Path, experiment: str, seed: int) -> Path:
-    return out / "teachers" / f"{experiment}-seed{seed}"
+def _teacher_folder(teachers: Path, experiment: str, seed: int) -> Path:
+    return teachers / f"{experiment}-seed{seed}"
 
 
 def _copy(stage: Path, to: Path) -> None:
-    """Copy a stage, whole or not at all."""
+    """Copy a stage atomically."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    begun = Path(mkdtemp(prefix=".copy-", dir=to.parent))
-    shutil.copytree(stage, begun / to.name, ignore=shutil.ignore_patterns("logs"))
-    (begun / to.name).rename(to)
-    begun.rmdir()
+    draft = Path(mkdtemp(prefix=".copy-", dir=to.parent))
+    shutil.copytree(stage, draft / to.name, ignore=shutil.ignore_patterns("logs"))
+    (draft / to.name).rename(to)
+    draft.rmdir()

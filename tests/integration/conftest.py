@@ -11,9 +11,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-from kegnet_pl.schema import check, to_plain
+from kegnet_pl.pipeline.configuration import to_plain
+from kegnet_pl.settings import RunSettings
 
-FAST = "+debug=fast"
+FAST = "debug=fast"
 
 Run = Callable[..., dict[str, Any]]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -24,7 +25,7 @@ def configure(*overrides: str) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
         config = to_plain(compose("config", overrides=list(overrides)))
-    check(config)
+    RunSettings.from_config(config)
     return config
 
 

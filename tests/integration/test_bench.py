@@ -1,15 +1,17 @@
 """The benchmark runs, stores what it promises, and the README shows what it stored."""
 
 import json
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import bench
 from benchmarks.cases import EXPERIMENTS, make_case
 from benchmarks.table import SHOWN
-from benchmarks.worker import Task, count_operations
+from benchmarks.turns import ratio, running, take_turns
+from benchmarks.worker import Task, count_operations, measure_rate
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,14 +21,20 @@ KEYS = {
 }  # fmt: skip
 
 
+def _bench(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``python -m benchmarks.bench`` in this process; its workers are processes all the same."""
+    monkeypatch.setattr(sys, "argv", ["bench", "--networks", "mlp", "--precisions", "32-true", *arguments])
+    monkeypatch.setattr(bench, "measure_rate", lambda device, precision: measure_rate(device, precision, [64]))
+    bench.main()
+
+
 @pytest.mark.slow
-def test_bench_measures_and_stores(tmp_path: Path) -> None:
+def test_bench_measures_and_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "bench.json"
-    command = ["--networks", "mlp", "--works", "draw", "student_epoch", "--precisions", "32-true", "--repeats", "1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench", *command, "--samples", "320", "--out", str(out)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    command = ["--works", "draw", "student_epoch", "--repeats", "1", "--samples", "320", "--out", str(out)]
+    _bench(*command, monkeypatch=monkeypatch)
     rows = json.loads(out.read_text())
     assert {row["work"] for row in rows} == {"draw", "student_epoch"}
     for row in rows:
@@ -34,20 +42,82 @@ def test_bench_measures_and_stores(tmp_path: Path) -> None:
         assert row["seconds"] > 0 and row["direct_seconds"] > 0 and row["floor_seconds"] > 0
         assert row["times_floor"] == pytest.approx(row["seconds"] / row["floor_seconds"])
         assert row["peak_mb"] > 100 and row["direct_peak_mb"] > 100
-    assert "student_epoch" in done.stdout and "Matrix products" in done.stdout
+    shown = capsys.readouterr().out
+    assert "student_epoch" in shown and "Matrix products" in shown
 
 
 @pytest.mark.slow
 def test_a_failing_worker_says_why() -> None:
-    program = (
-        "from benchmarks.bench import Worker; from benchmarks.worker import Task\n"
-        "if __name__ == '__main__': Worker(Task('nothing', 'mlp'))"
-    )
-    script = ROOT / "benchmarks" / "__init__.py"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=script.parents[1], capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0 and "KeyError: 'nothing'" in done.stderr
+    with pytest.raises(RuntimeError, match="KeyError: 'nothing'"), running(Task("nothing", "mlp")):
+        pass
+
+
+_SMALL_CHECKOUT = """
+from dataclasses import dataclass
+
+SECONDS = {seconds}
+
+@dataclass(frozen=True)
+class Task:
+    work: str
+    network: str
+    samples: int = 32_000
+
+def serve(task, pipe):
+    pipe.send("ready")
+    while (asked := pipe.recv()) != "stop":
+        pipe.send(SECONDS * task.samples)
+"""
+
+
+def _checkout(folder: Path, seconds: float) -> Path:
+    """Make a checkout whose worker knows fewer settings and only says how long it takes for each sample."""
+    for package in ("src/kegnet_pl", "benchmarks"):
+        (folder / package).mkdir(parents=True)
+        (folder / package / "__init__.py").touch()
+    (folder / "benchmarks" / "worker.py").write_text(_SMALL_CHECKOUT.format(seconds=seconds))
+    return folder
+
+
+def test_a_folder_that_is_no_checkout_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        _bench("--against", str(tmp_path), monkeypatch=monkeypatch)
+    assert "Expected `--against` to be a checkout of this project" in capsys.readouterr().err
+
+
+def test_workers_of_two_checkouts_run_their_own_code(tmp_path: Path) -> None:
+    folders = (_checkout(tmp_path / "before", 2.0), _checkout(tmp_path / "after", 3.0))
+    task = Task("student_epoch", "mlp", samples=10)
+    with running(task, task, folders=folders) as workers:
+        before, after = take_turns(workers, repeats=3)
+    assert before == [20.0] * 3 and after == [30.0] * 3
+    assert ratio(after, before) == 1.5
+
+
+def test_a_worker_that_runs_other_code_or_dies_is_refused(tmp_path: Path) -> None:
+    folder = _checkout(tmp_path / "before", 2.0)
+    shutil.rmtree(folder / "src")  # the installed package would take its place
+    task = Task("student_epoch", "mlp")
+    with pytest.raises(RuntimeError, match="its process ended"), running(task, folders=(folder,)):
+        pass
+
+
+@pytest.mark.slow
+def test_two_checkouts_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is a link to this one: the ratio is noise, and everything else is as with another version."""
+    (tmp_path / "before").symlink_to(ROOT)
+    out = tmp_path / "before_after.json"
+    command = ["--works", "student_epoch", "--repeats", "2", "--samples", "320", "--out", str(out)]
+    _bench(*command, "--against", str(tmp_path / "before"), monkeypatch=monkeypatch)
+    (row,) = json.loads(out.read_text())
+    assert (row["work"], row["network"], row["samples"], row["repeats"]) == ("student_epoch", "mlp", 320, 2)
+    pairs = zip(row["all_seconds_after"], row["all_seconds_before"], strict=True)
+    assert row["all_ratios"] == [after / before for after, before in pairs]
+    assert min(row["all_ratios"]) <= row["after_over_before"] <= max(row["all_ratios"])
+    assert row["commit_before"] == row["commit_after"]
+    assert f"--against {tmp_path}" not in row["command"] and "--against" in row["command"]
 
 
 def test_operations_are_those_of_the_networks() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from kegnet_pl.schema import check, to_plain
 
 from kegnet_pl.pipeline.run import open_data, run
 from kegnet_pl.pipeline.stages import build
-from kegnet_pl.schema import check, to_plain
 from tests.integration.conftest import FAST, configure
 
 ROOT = Path(str(importlib.resources.files("kegnet_pl.conf")))

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ import jsonschema
 import pytest
 
 from reproduction.__main__ import main as reproduction_main
-from reproduction.jobs import KINDS, SMOKE_JOBS, Job, all_jobs, at_hand, choose, read_cells, store_of
-from reproduction.runner import Processes, Run, as_value, run_missing
+from reproduction.jobs import KINDS, SMOKE_JOBS, Job, all_jobs, choose, read_cells, released_teacher, store_of
+from reproduction.paths import hydra_value
+from reproduction.records import add_run, read_runs, write_runs
+from reproduction.runner import Processes, Run, run_missing
 from reproduction.study import choose_lines, read_studies, runs_of
 from reproduction.study import main as study_main
 from reproduction.study import render as render_study
-from reproduction.tables import METHODS, read_runs, render, summarise, write_tables
-from reproduction.teachers import hand_out_teachers, keep_teachers
+from reproduction.tables import METHODS, paper_rows, render, write_tables
+from reproduction.teachers import copy_to_store, keep_teachers
 from tests.integration.conftest import configure
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +56,7 @@ def seeds(*accuracies: float) -> list[dict[str, Any]]:
 
 
 def test_mean_and_spread_over_seeds() -> None:
-    (found,) = summarise(seeds(0.75, 0.77, 0.76), CELLS)
+    (found,) = paper_rows(seeds(0.75, 0.77, 0.76), CELLS)
     jsonschema.validate([found], SCHEMA)
     assert (found["mean"], found["sd"], found["seeds"]) == (76.0, 1.0, 3)
     assert found["paper"] == 77.73
@@ -65,20 +68,20 @@ def test_seconds_are_of_seeds_whose_cost_is_whole() -> None:
     rows = seeds(0.75, 0.77, 0.76)
     for mine, made, spent in zip(rows, (1000, 150, 990), (30.0, 2.0, 40.0), strict=True):
         mine["costs"] = {"seconds": {"student_training": spent}, "samples_made": made}
-    (found,) = summarise(rows, CELLS)
+    (found,) = paper_rows(rows, CELLS)
     jsonschema.validate([found], SCHEMA)
     assert (found["seconds"], found["samples_made"], found["counted"]) == (35.0, 995, [0, 2])
     assert found["seeds"] == 3
 
 
 def test_one_seed_has_no_spread() -> None:
-    (found,) = summarise(seeds(0.75), CELLS)
+    (found,) = paper_rows(seeds(0.75), CELLS)
     assert found["sd"] is None
 
 
 def test_the_same_network_counts_once() -> None:
     teacher = row(method="teacher", selection=None)
-    (found,) = summarise([teacher, copy.deepcopy(teacher)], CELLS)
+    (found,) = paper_rows([teacher, copy.deepcopy(teacher)], CELLS)
     assert (found["seeds"], found["seconds"]) == (1, 100.0)
 
 
@@ -87,7 +90,7 @@ def test_two_teachers_of_one_seed_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"Expected one accuracy of letter, option1, teacher, paper, seed 0, but got 0\.75"
     ):
-        summarise([teacher, teacher | {"accuracy": 0.76}], CELLS)
+        paper_rows([teacher, teacher | {"accuracy": 0.76}], CELLS)
 
 
 def _stage(folder: Path, mark: str, weights: str) -> None:
@@ -98,11 +101,10 @@ def _stage(folder: Path, mark: str, weights: str) -> None:
     (folder / "manifest.json").write_text(json.dumps({"stage": "teacher", "fingerprint": mark}))
 
 
-def _run_of_teacher(out: Path, job: Job, stage: str) -> None:
-    """What a run leaves that found its teacher in the store."""
-    run = out / "paper" / job.name
+def _run_of_teacher(folder: Path, job: Job, stage: str) -> None:
+    """The working folder of a run with its teacher in the store."""
+    run = folder / job.name
     run.mkdir(parents=True)
-    (run / "results.json").write_text("[]")
     stages = {"config": {}, "networks": {"teacher": {"teacher": f"../../store/{stage}"}}}
     (run / "stages.json").write_text(json.dumps(stages))
 
@@ -115,9 +117,9 @@ def test_teachers_are_kept_once_a_seed_and_refused_if_they_differ(tmp_path: Path
     jobs = [Job("letter_mlp", "option1", "fast", kind, seed) for kind in KINDS for seed in (0, 1)]
     for number, job in enumerate(jobs[:3]):
         _stage(tmp_path / "store" / f"teacher-{number}", str(number), f"weights of seed {job.seed}")
-        _run_of_teacher(tmp_path, job, f"teacher-{number}")
-    keep_teachers(jobs, tmp_path)
-    kept = tmp_path / "teachers"
+        _run_of_teacher(tmp_path / "paper", job, f"teacher-{number}")
+    folder, kept = tmp_path / "paper", tmp_path / "teachers"
+    keep_teachers(jobs, folder, kept)
     assert _files(kept) == [
         f"letter_mlp-seed{seed}/{name}" for seed in (0, 1) for name in ("manifest.json", "network.safetensors")
     ]
@@ -127,7 +129,7 @@ def test_teachers_are_kept_once_a_seed_and_refused_if_they_differ(tmp_path: Path
     with pytest.raises(
         ValueError, match=r"letter_mlp-option1-fast-noise-seed0 has another one than .*letter_mlp-seed0"
     ):
-        keep_teachers(jobs, tmp_path)
+        keep_teachers(jobs, folder, kept)
 
 
 def test_teachers_that_were_kept_are_found_in_a_new_store(tmp_path: Path) -> None:
@@ -136,14 +138,14 @@ def test_teachers_that_were_kept_are_found_in_a_new_store(tmp_path: Path) -> Non
         _stage(tmp_path / "teachers" / f"letter_mlp-seed{seed}", f"mark{seed}", f"weights of seed {seed}")
     store = tmp_path / "store"
     _stage(store / "teacher-mark1", "mark1", "those that are there")
-    hand_out_teachers(wanted, tmp_path, store)
+    copy_to_store(wanted, tmp_path / "teachers", store)
     assert sorted(path.name for path in store.iterdir()) == ["teacher-mark0", "teacher-mark1"]
     assert (store / "teacher-mark0" / "network.safetensors").read_text() == "weights of seed 0"
     assert (store / "teacher-mark1" / "network.safetensors").read_text() == "those that are there"
 
     (tmp_path / "teachers" / "letter_mlp-seed0" / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"letter_mlp-seed0 is damaged .*: restore it"):
-        hand_out_teachers(wanted, tmp_path, store)
+    with pytest.raises(ValueError, match=r"letter_mlp-seed0, but its manifest is damaged .*Restore it"):
+        copy_to_store(wanted, tmp_path / "teachers", store)
 
 
 def test_a_study_finds_the_teachers_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,13 +154,13 @@ def test_a_study_finds_the_teachers_of_the_table(tmp_path: Path, monkeypatch: py
     seen = []
     monkeypatch.setattr(
         "reproduction.study.run_missing",
-        lambda runs, folder, jobs: seen.append(sorted(path.name for path in (tmp_path / "store").iterdir())) or [],
+        lambda runs, records, folder, jobs: (
+            seen.append(sorted(path.name for path in (tmp_path / "store").iterdir())) or []
+        ),
     )
     for seed in (0, 1, 2):
         _stage(tmp_path / "results" / "teachers" / f"letter_mlp-seed{seed}", f"mark{seed}", "weights")
-    done = tmp_path / "results" / "letter" / "fast-option1-seed0"
-    done.mkdir(parents=True)
-    (done / "results.json").write_text(json.dumps([{"method": "T+KegNet"}]))
+    write_runs(tmp_path / "results" / "letter.jsonl", {"fast-option1-seed0": [{"method": "T+KegNet"}]})
 
     monkeypatch.setattr(sys, "argv", ["study", "letter", "--only", "fast", "--seeds", "2"])
     monkeypatch.setattr("reproduction.study.render", lambda *args: "")
@@ -180,7 +182,7 @@ def test_store_of_runs() -> None:
 
 def test_recipes_and_options_are_not_mixed() -> None:
     other = row(recipe="fast", command=row()["command"].replace("recipe=paper", "recipe=fast"))
-    assert [found["recipe"] for found in summarise([row(), other], CELLS)] == ["paper", "fast"]
+    assert [found["recipe"] for found in paper_rows([row(), other], CELLS)] == ["paper", "fast"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_recipes_and_options_are_not_mixed() -> None:
 )
 def test_seeds_that_differ_in_more_than_the_seed_are_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match="Expected all seeds of letter, option1, paper, T\\+KegNet to have") as error:
-        summarise([row(), row(seed=1, **changes)], CELLS)
+        paper_rows([row(), row(seed=1, **changes)], CELLS)
     assert told in str(error.value).replace("'", "")
 
 
@@ -207,32 +209,60 @@ def test_seeds_may_be_of_several_machines() -> None:
     first["command"] += " student.norm=batch generator.seed=0"
     second["command"] += " trainer=gpu trainer.accelerator=cpu store=elsewhere generator.seed=0 student.norm=batch"
     second["versions"] = {"python": "3.12"}
-    (found,) = summarise([first, second], CELLS)
+    (found,) = paper_rows([first, second], CELLS)
     assert found["versions"] == {"python": "3.11, 3.12"}
     jsonschema.validate([found], SCHEMA)
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    run = Run("mine", (), ("T+KegNet",), ())
-    assert not run.done(tmp_path)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "results.json").write_text("[{")
-    for read in (lambda: run.done(tmp_path), lambda: read_runs(tmp_path)):
-        with pytest.raises(ValueError, match=r"mine/results.json is damaged .*: remove it, and run the same command"):
-            read()
+def test_a_finished_run_is_a_line_of_its_study(tmp_path: Path) -> None:
+    records, results = tmp_path / "results" / "study.jsonl", tmp_path / "results.json"
+    assert read_runs(records) == {}
+    for name, accuracy in (("b", 0.1), ("c", 0.2), ("a", 0.3), ("b", 0.4)):
+        results.write_text(json.dumps([row(accuracy=accuracy)], indent=2))
+        add_run(records, name, results)
+    assert read_runs(records) == {"a": [row(accuracy=0.3)], "b": [row(accuracy=0.4)], "c": [row(accuracy=0.2)]}
+    assert [json.loads(line)["run"] for line in records.read_text().splitlines()] == ["a", "b", "c"]
+
+
+def test_runs_that_finish_together_are_all_stored(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([row()]))
+    names = [f"run{number:02}" for number in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: add_run(tmp_path / "study.jsonl", name, results), names))
+    assert list(read_runs(tmp_path / "study.jsonl")) == names
+
+
+def test_a_run_is_done_when_all_its_rows_are_stored() -> None:
+    run = Run("mine", (), ("T+Uniform", "T+Normal"), ())
+    rows = [row(method=method) for method in ("teacher", "T+Uniform", "T+Normal")]
+    assert run.done({"mine": rows})
+    assert not run.done({"mine": rows[:2]})
+    assert not run.done({"other": rows})
+
+
+@pytest.mark.parametrize("line", ["[{", "[]", '{"run": "mine"}', ""])
+def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
+    records = tmp_path / "paper.jsonl"
+    write_runs(records, {"first": [row()]})
+    records.write_text(f"{records.read_text()}{line}\n")
+    with pytest.raises(
+        ValueError, match=r"line 2 of .*paper\.jsonl, but got .*Remove the line and run the same command"
+    ):
+        read_runs(records)
 
 
 def test_command_is_a_sweep_over_the_seeds() -> None:
-    (found,) = summarise(seeds(0.75, 0.77), CELLS)
+    (found,) = paper_rows(seeds(0.75, 0.77), CELLS)
     assert found["command"] == (
         "python -m kegnet_pl -m +experiment=letter_mlp compression=option1 recipe=paper seed=0,1 'sources=[kegnet]'"
     )
-    (single,) = summarise(seeds(0.75), CELLS)
+    (single,) = paper_rows(seeds(0.75), CELLS)
     assert " -m kegnet_pl +experiment" in single["command"] and "hydra" not in single["command"]
 
 
 def test_table_says_what_was_not_run(tmp_path: Path) -> None:
-    text = render(summarise(seeds(0.75, 0.77), CELLS), CELLS, tmp_path)
+    text = render(paper_rows(seeds(0.75, 0.77), CELLS), CELLS, tmp_path)
     line = next(line for line in text.splitlines() if line.startswith("|  | T+KegNet | 77.73"))
     assert line == "|  | T+KegNet | 77.73 | 76.00 ± 1.41 (2) | 23 | not run |  | not run |  |"
     assert "**selected on real validation samples**\n(5,000 images, fewer where less is at hand;" in text
@@ -250,44 +280,44 @@ def test_fast_is_put_beside_strict(tmp_path: Path) -> None:
         return rows
 
     rows = [*of("strict", 100.0, 0.75, 0.77), *of("fast", 10.0, 0.74, 0.76)]
-    page = render(summarise(rows, CELLS), CELLS, tmp_path)
+    page = render(paper_rows(rows, CELLS), CELLS, tmp_path)
     assert "| 76.00 ± 1.41 (2) | 75.00 ± 1.41 (2) | -1.00 | yes | 10.0x | yes |" in page
     rows = [*of("strict", 100.0, 0.75, 0.77), *of("fast", 10.1, 0.74, 0.75)]
-    page = render(summarise(rows, CELLS), CELLS, tmp_path)
+    page = render(paper_rows(rows, CELLS), CELLS, tmp_path)
     assert "option1 | strict | 76.00 ± 1.41 (2) | 74.50 ± 0.71 (2) | -1.50 | no | 9.9x | no |" in page
     fast = of("fast", 10.0, 0.74, 0.76)
-    page = render(summarise([*of("paper", 200.0, 0.77, 0.79), *fast], CELLS), CELLS, tmp_path)
+    page = render(paper_rows([*of("paper", 200.0, 0.77, 0.79), *fast], CELLS), CELLS, tmp_path)
     assert "option1 | paper | 78.00 ± 1.41 (2) | 75.00 ± 1.41 (2) | -3.00 | no | 20.0x | yes |" in page
-    page = render(summarise([*of("paper", 200.0, 0.8), *of("strict", 100.0, 0.75), *fast], CELLS), CELLS, tmp_path)
+    page = render(paper_rows([*of("paper", 200.0, 0.8), *of("strict", 100.0, 0.75), *fast], CELLS), CELLS, tmp_path)
     assert "option1 | strict | 75.00 (1) | " in page and "option1 | paper |" not in page
-    assert "Not run." in render(summarise(fast, CELLS), CELLS, tmp_path)
+    assert "Not run." in render(paper_rows(fast, CELLS), CELLS, tmp_path)
 
 
 def test_strict_is_projected_from_the_epochs_of_paper(tmp_path: Path) -> None:
     (paper,), (fast,) = seeds(0.75), seeds(0.74)
     paper["epochs"] = 100  # of which 400 are strict's: 3 s come to 12 s, beside 20 s of generators
     fast |= {"recipe": "fast", "command": fast["command"].replace("recipe=paper", "recipe=fast"), "epochs": 8}
-    (long, short) = summary = summarise([paper, fast], CELLS)
+    (long, short) = summary = paper_rows([paper, fast], CELLS)
     jsonschema.validate(summary, SCHEMA)
     assert (long["student_epochs"], long["student_seconds"], short["student_epochs"]) == (100, 3.0, 8)
     assert "| 1.0x | no | 32 s, 1.4x |" in render(summary, CELLS, tmp_path)
     strict = paper | {"recipe": "strict", "command": paper["command"].replace("=paper", "=strict")}
-    assert "| 1.0x | no |  |" in render(summarise([strict, fast], CELLS), CELLS, tmp_path), "measured"
+    assert "| 1.0x | no |  |" in render(paper_rows([strict, fast], CELLS), CELLS, tmp_path), "measured"
 
 
 def test_a_teacher_has_no_epochs_of_a_student() -> None:
     costs = {"seconds": {"teacher_training": 100.0, "student_training": 0.0}, "samples_made": 0}
-    (found,) = summarise([row(method="teacher", selection=None, epochs=20, costs=costs)], CELLS)
+    (found,) = paper_rows([row(method="teacher", selection=None, epochs=20, costs=costs)], CELLS)
     jsonschema.validate([found], SCHEMA)
     assert found["student_epochs"] is None and found["student_seconds"] is None
 
 
 def test_what_is_below_the_paper_is_listed(tmp_path: Path) -> None:
     below = "| UCI Letter, MLP, option1 | T+KegNet | paper | 77.73 | "
-    page = render(summarise(seeds(0.75, 0.76), CELLS), CELLS, tmp_path)
+    page = render(paper_rows(seeds(0.75, 0.76), CELLS), CELLS, tmp_path)
     assert below + "75.50 ± 0.71 (2) | -2.23 |" in page
-    assert below not in render(summarise(seeds(0.75, 0.78), CELLS), CELLS, tmp_path), "within twice the spread"
-    assert below + "77.00 (1) | -0.73 |" in render(summarise(seeds(0.77), CELLS), CELLS, tmp_path)
+    assert below not in render(paper_rows(seeds(0.75, 0.78), CELLS), CELLS, tmp_path), "within twice the spread"
+    assert below + "77.00 (1) | -0.73 |" in render(paper_rows(seeds(0.77), CELLS), CELLS, tmp_path)
 
 
 def test_every_cell_of_the_paper_has_jobs() -> None:
@@ -313,7 +343,7 @@ def test_noise_is_run_with_the_settings_of_kegnet_that_concern_it() -> None:
 @pytest.mark.parametrize("job", SMOKE_JOBS + tuple(all_jobs(CELLS))[::7], ids=lambda job: job.name)
 def test_jobs_are_what_the_product_takes(job: Job, reference_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEGNET_REFERENCE_DIR", str(reference_dir))
-    config = configure(*job.to_run(at_hand(CELLS["experiments"][job.experiment]["teacher"])).overrides)
+    config = configure(*job.to_run(released_teacher(CELLS["experiments"][job.experiment]["teacher"])).overrides)
     assert (config["seed"], config["recipe"], config["compression"]["name"]) == (job.seed, job.recipe, job.option)
 
 
@@ -349,7 +379,7 @@ def test_runs_that_share_what_is_being_built_come_last(
     started: list[str] = []
     all_at_once = threading.Barrier(at_once)
 
-    def run_one(run: Run, folder: Path, threads: int, processes: Processes) -> int:
+    def run_one(run: Run, records: Path, folder: Path, threads: int, processes: Processes) -> int:
         started.append(run.name)
         if len(started) <= at_once:
             all_at_once.wait(timeout=30)  # all places are taken, also where all that is left shares what is being built
@@ -357,32 +387,35 @@ def test_runs_that_share_what_is_being_built_come_last(
 
     monkeypatch.setattr("reproduction.runner.run_one", run_one)
     runs = [Run(name, (), ("T+KegNet",), (name[0],)) for name in ("a1", "a2", "b1")]
-    assert run_missing(runs, tmp_path, at_once) == []
+    assert run_missing(runs, tmp_path / "study.jsonl", tmp_path, at_once) == []
     assert [*sorted(started[:at_once]), *started[at_once:]] == order
 
 
 def test_without_released_weights_the_teacher_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KEGNET_REFERENCE_DIR", raising=False)
-    assert at_hand(CELLS["experiments"]["mnist_lenet"]["teacher"]) is None
+    assert released_teacher(CELLS["experiments"]["mnist_lenet"]["teacher"]) is None
     assert not any("teacher.weights" in part for part in SMOKE_JOBS[0].to_run(None).overrides)
 
 
 def test_a_wrong_folder_of_released_weights_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEGNET_REFERENCE_DIR", str(tmp_path))
-    assert at_hand(None) is None, "a teacher that is trained here"
+    assert released_teacher(None) is None, "a teacher that is trained here"
     with pytest.raises(ValueError, match=r"no teachers/mnist.pth.tar below it. Correct it, or unset it"):
-        at_hand("mnist.pth.tar")
+        released_teacher("mnist.pth.tar")
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--set", "student.epochs"], "--set: expected KEY=VALUE, but got 'student.epochs'"),
-        (["--set", "student.epochs=1"], "say where its results shall lie, with --out FOLDER"),
-        (["--precision", "bf16-mixed"], "say where its results shall lie, with --out FOLDER"),
-        (["--smoke", "mnist_lenet"], "--smoke has cells and recipes of its own"),
-        (["--tables", "--out", "nowhere"], "There are no runs in nowhere/paper: correct --out"),
-        (["--list", "--out", "file"], "--out: expected a folder, but file is a file"),
+        (["--set", "student.epochs=1"], "Name another folder for their results with --out FOLDER"),
+        (["--precision", "bf16-mixed"], "Name another folder for their results with --out FOLDER"),
+        (["--smoke", "mnist_lenet"], "--smoke has its own cells and recipes"),
+        (
+            ["--tables", "--out", "nowhere"],
+            "Expected finished runs in nowhere/paper.jsonl, but it does not exist. Correct --out",
+        ),
+        (["--list", "--out", "file"], "--out: expected a folder, but got the file file."),
         (["mnist"], "Expected a cell out of "),
     ],
 )
@@ -409,13 +442,11 @@ def test_what_takes_a_gpu_is_said(
     arguments = ["reproduction", "svhn_resnet", "--recipe", "paper", "--list", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     assert reproduction_main() == 0
-    assert capsys.readouterr().out == "12 runs take a GPU and are left out: --trainer gpu runs them, too.\n"
-    there = tmp_path / "paper" / "svhn_resnet-option1-paper-kegnet-seed0"
-    there.mkdir(parents=True)
-    (there / "results.json").write_text(json.dumps([row()]))
+    assert capsys.readouterr().out == "12 runs need a GPU and are left out: --trainer gpu runs them, too.\n"
+    write_runs(tmp_path / "paper.jsonl", {"svhn_resnet-option1-paper-kegnet-seed0": [row()]})
     assert reproduction_main() == 0
-    assert capsys.readouterr().out.startswith("11 runs take a GPU"), "those that are there are not missing"
-    (there / "results.json").unlink()
+    assert capsys.readouterr().out.startswith("11 runs need a GPU"), "those that are there are not missing"
+    (tmp_path / "paper.jsonl").unlink()
     monkeypatch.setattr(sys, "argv", [*arguments, "--trainer", "gpu"])
     assert reproduction_main() == 0
     assert capsys.readouterr().out.count("missing") == 12
@@ -430,7 +461,9 @@ def test_what_runs_stops_with_it(number: signal.Signals, tmp_path: Path) -> None
     product.chmod(0o755)
     code = (
         "import sys; from pathlib import Path; from reproduction.runner import Run, run_missing; "
-        f"sys.executable = {str(product)!r}; run_missing([Run('mine', (), (), ())], Path({str(tmp_path)!r}), 1)"
+        f"sys.executable = {str(product)!r}; "
+        f"place = Path({str(tmp_path)!r}); "
+        "run_missing([Run('mine', (), ('T',), ())], place / 'study.jsonl', place, 1)"
     )
     running = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -446,17 +479,17 @@ def test_what_runs_stops_with_it(number: signal.Signals, tmp_path: Path) -> None
     running.send_signal(number)
     out, _ = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert "Stopped. The same command goes on from here." in out and "stopped   mine" in out and "FAILED" not in out
+    assert "Stopped. The same command continues from here." in out and "stopped   mine" in out and "FAILED" not in out
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
 def test_stored_tables_are_what_the_runs_say(tmp_path: Path) -> None:
-    """Both files come out again from the stored runs: nothing was typed by hand."""
+    """Both files are computed again from the stored runs."""
     rows = json.loads((RESULTS / "paper.json").read_text())
     jsonschema.validate(rows, SCHEMA)
     assert rows
-    (tmp_path / "paper").symlink_to(RESULTS / "paper")
+    (tmp_path / "paper.jsonl").symlink_to(RESULTS / "paper.jsonl")
     (tmp_path / "remarks").symlink_to(RESULTS / "remarks")
     write_tables(tmp_path, CELLS)
     assert (tmp_path / "paper.json").read_text() == (RESULTS / "paper.json").read_text()
@@ -487,12 +520,14 @@ def test_smoke(data_dir: Path, reference_dir: Path, tmp_path: Path) -> None:
     )
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert again.stdout.startswith("6 of 6 runs are there; 0 to do."), again.stdout
-    assert len(read_runs(tmp_path / "paper")) == 6 * 3 + 3
+    finished = read_runs(tmp_path / "paper.jsonl")
+    assert sum(map(len, finished.values())) == 6 * 3 + 3
 
     # On another machine: the store is not there, but the teacher that was trained is.
     shutil.rmtree(tmp_path / "store")
     job = next(job for job in SMOKE_JOBS if job.experiment == "letter_mlp" and job.kind == "noise")
-    shutil.rmtree(tmp_path / "paper" / job.name)
+    shutil.rmtree(tmp_path / "paper")
+    write_runs(tmp_path / "paper.jsonl", {name: rows for name, rows in finished.items() if name != job.name})
     elsewhere = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert elsewhere.returncode == 0, elsewhere.stdout + elsewhere.stderr
     assert "teacher: found" in (tmp_path / "paper" / job.name / "log.txt").read_text()
@@ -519,8 +554,8 @@ def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:
 )
 def test_a_folder_is_a_value_that_hydra_reads(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert store_of([f"store={as_value(Path(folder))}"]) == Path(folder)
-    assert (as_value(Path(folder)) == folder) == (folder == "plain/store")
+    assert store_of([f"store={hydra_value(Path(folder))}"]) == Path(folder)
+    assert (hydra_value(Path(folder)) == folder) == (folder == "plain/store")
 
 
 @pytest.mark.parametrize("name", read_studies())
@@ -546,15 +581,14 @@ def test_a_study_changes_one_thing_a_line(name: str) -> None:
 def test_page_of_a_study(tmp_path: Path) -> None:
     study = read_studies()["svhn"]
     runs = runs_of(study, None)
+    finished = {}
     for seed, accuracy in enumerate((0.5, 0.6)):
-        folder = tmp_path / runs["as released", "option2", seed].name
-        folder.mkdir()
         command = (
             "python -m kegnet_pl +experiment=svhn_resnet compression=option2 seed=0 student.norm=batch hydra.run.dir=x"
         )
         mine = row(seed=seed, accuracy=accuracy, label_entropy=0.25, seconds=10.0, command=command)
-        (folder / "results.json").write_text(json.dumps([mine]))
-    page = render_study(study, runs, tmp_path, tmp_path / "none.md")
+        finished[runs["as released", "option2", seed].name] = [mine]
+    page = render_study(study, runs, finished, tmp_path / "none.md")
     assert "| as released | not run | 55.0 ± 7.1 (50.0, 60.0) | not run | 0.250 | 10 |" in page
     assert "python -m kegnet_pl -m +experiment=svhn_resnet compression=option2 seed=0,1 student.norm=batch\n" in page
     assert "hydra" not in page
@@ -564,16 +598,16 @@ def test_page_of_a_study(tmp_path: Path) -> None:
 def test_page_of_a_study_of_two_precisions(tmp_path: Path) -> None:
     study = read_studies()["svhn"]
     study["variants"] = {"as released": []}
+    finished = {}
     for seed, precision in enumerate(("bf16-mixed", "32-true", "32-true")):
         runs = runs_of(study, None, [f"trainer.precision={precision}"])
         for option in study["options"][: 3 - seed]:
             run = runs["as released", option, seed]
             assert [part for part in run.overrides if "precision" in part] == [f"trainer.precision={precision}"]
-            (tmp_path / run.name).mkdir()
             command = f"python -m kegnet_pl {' '.join(run.overrides)} hydra.run.dir=x"
             mine = row(seed=seed, label_entropy=0.25, seconds=10.0, command=command, precision=precision)
-            (tmp_path / run.name / "results.json").write_text(json.dumps([mine]))
-    page = render_study(study, runs, tmp_path, tmp_path / "none.md")
+            finished[run.name] = [mine]
+    page = render_study(study, runs, finished, tmp_path / "none.md")
     assert "Compare within a seed: seed 0 in bf16-mixed, seeds 1, 2 in 32-true" in page
     commands = [line for line in page.splitlines() if line.startswith("python")]
     assert ["compression=option1,option2,option3 seed=0 " in command for command in commands] == [True, False]
@@ -584,13 +618,11 @@ def test_page_of_a_study_of_teachers(tmp_path: Path) -> None:
     study = read_studies()["pendigits_teachers"]
     runs = runs_of(study, None)
     run = runs["10 epochs", "option2", 0]
-    assert "sources=[]" in run.overrides and run.methods == ("T",)
-    (tmp_path / run.name).mkdir()
+    assert "methods=[]" in run.overrides and run.methods == ("T",)
     command = f"python -m kegnet_pl {' '.join(run.overrides)} hydra.run.dir=x"
     rows = [row(method=method, accuracy=0.25, teacher_accuracy=0.9, command=command) for method in ("teacher", "T")]
-    (tmp_path / run.name / "results.json").write_text(json.dumps(rows))
-    assert run.done(tmp_path)
-    page = render_study(study, runs, tmp_path, tmp_path / "none.md")
+    assert run.done({run.name: rows})
+    page = render_study(study, runs, {run.name: rows}, tmp_path / "none.md")
     assert "| | option2 | teacher |\n| --- | ---: | ---: |\n" in page and "Entropy" not in page
     assert "| 10 epochs | 25.0 | 90.0 |" in page
     assert "| 30 epochs | not run |  |" in page
@@ -613,12 +645,12 @@ def test_lines_of_a_seed_have_the_same_samples(name: str) -> None:
     """A line is one factor away from another only where both have the same generators: see the teacher's labels."""
     study = read_studies()[name]
     entropies: dict[tuple[object, ...], dict[str, float]] = {}
+    finished = read_runs(RESULTS / f"{name}.jsonl")
     for (variant, option, seed), run in runs_of(study, None).items():
-        path = RESULTS / name / run.name / "results.json"
-        if path.exists() and study.get("method") != "T":
-            found = json.loads(path.read_text())[-1]
-            drawn = [part for part in run.overrides if part.startswith(("student.samples", "student.noise_std"))]
-            draws = [part for part in run.overrides if part.startswith("student.sampling_norm")]
+        if run.name in finished and study.get("method") != "T":
+            found = finished[run.name][-1]
+            drawn = [part for part in run.overrides if part.startswith(("student.samples", "student.jitter"))]
+            draws = [part for part in run.overrides if part.startswith("student.draw_norm")]
             key = (*run.parents, seed, *drawn, *draws, found["precision"], found["dataset"])
             entropies.setdefault(key, {})[f"{variant}, {option}"] = found["label_entropy"]
     for key, found in entropies.items():
@@ -629,5 +661,14 @@ def test_stored_studies_are_what_the_runs_say() -> None:
     for name, study in read_studies().items():
         page = RESULTS / f"{name.upper()}.md"
         assert page.read_text() == render_study(
-            study, runs_of(study, None), RESULTS / name, RESULTS / "remarks" / f"{name}.md"
+            study, runs_of(study, None), read_runs(RESULTS / f"{name}.jsonl"), RESULTS / "remarks" / f"{name}.md"
         )
+
+
+def test_stored_runs_are_sorted_and_unique() -> None:
+    """A change of one run is a change of one line, and a merge cannot leave two lines of a run."""
+    files = sorted(RESULTS.glob("*.jsonl"))
+    assert RESULTS / "paper.jsonl" in files
+    for path in files:
+        names = [json.loads(line)["run"] for line in path.read_text().splitlines()]
+        assert names == sorted(set(names)), path

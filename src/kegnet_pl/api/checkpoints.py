@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from safetensors.torch import save
 from torch import nn
 
@@ -58,6 +57,8 @@ def load_network(folder: str | Path, name: str = "network") -> nn.Module:
     recipe = Path(folder) / f"{name}.json"
     if not recipe.is_file():
         raise FileNotFoundError(f"Expected {recipe.name} in {recipe.parent}, but there is none. Give a stage's folder.")
+    from hydra.utils import instantiate  # the library imports no Hydra until it reads a folder
+
     content = json.loads(recipe.read_text())
     with torch.random.fork_rng([]):  # constructors draw weights, for nothing
         network: nn.Module = instantiate(content["network"], _convert_="all")

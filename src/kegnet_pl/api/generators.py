@@ -1,37 +1,25 @@
 """Training generators for a network."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
-import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
+from kegnet_pl.api.engine import GeneratorTask, adam, fit_generators
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
-from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, StackedModule, TeacherNorm, count_classes
-from kegnet_pl.networks.execution import teacher_for
+from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, TeacherNorm, count_classes
+from kegnet_pl.networks.execution import frozen_copy
 from kegnet_pl.networks.validation import check_generator
 from kegnet_pl.runtime.devices import Device, find_device
-from kegnet_pl.runtime.seeds import derive_seed
-from kegnet_pl.training import GeneratorModule
-from kegnet_pl.training.base import LRSchedulerName
-from kegnet_pl.training.fit import (
-    check_counts,
-    check_numbers,
-    fit_quietly,
-    frozen_copy,
-    seeded,
-    to_shape,
-)
+from kegnet_pl.settings import GeneratorTrainingSettings, LRSchedulerName, Parallel, Precision, read_arguments
+from kegnet_pl.training.fit import QuietFit, check_precision, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
-from kegnet_pl.training.vectorization import should_vectorize, vectorization_error
 
 Terms = Mapping[str, float]
-Training = Literal["auto", "vmap", "sequential"]
 
 
 def train_generators(
@@ -39,149 +27,147 @@ def train_generators(
     input_shape: int | Sequence[int],
     *,
     count: int = 5,
+    noise_dim: int = 10,
     epochs: int = 20,
     steps_per_epoch: int = 50,
     batch_size: int = 256,
     lr: float = 1e-3,
     lr_scheduler: LRSchedulerName = "constant",
     objective: GeneratorObjective | Terms | None = None,
-    noise_dim: int = 10,
     make_generator: Callable[[], nn.Module] | None = None,
     make_decoder: Callable[[], nn.Module] | None = None,
     teacher_norm: TeacherNorm = "batch",
     teacher_dropout: bool = False,
-    training: Training = "auto",
+    parallel: Parallel = "auto",
+    compile: bool = False,
+    cuda_graphs: bool = True,
     seed: int = 0,
     device: Device = "auto",
-    precision: Any = "32-true",
+    precision: Precision = "32-true",
     logger: Logger | Sequence[Logger] | bool = False,
     callbacks: Sequence[Callback] | Callable[[], Sequence[Callback]] = (),
     progress: bool = True,
 ) -> Generators:
-    """Train generators against a frozen network until it recognises what they make (PAPER sections 1 and 2).
+    """Train generators against a frozen network until it recognises their samples (PAPER sections 1 and 2).
 
     Args:
         teacher: Any network that returns logits ``(B, C)``. It stays as it is.
-        input_shape: Shape of one sample of it: ``(channels, height, width)``, or the number of features; any other one
-            needs ``make_generator``. Samples are standardised, as the teacher's own input should have been.
+        input_shape: Shape of one sample: ``(channels, height, width)``, or the number of features; any other one needs
+            ``make_generator``. Samples are standardised, as the teacher's own input should have been.
         count: Generators, trained independently; a student learns more from several.
+        noise_dim: Dimensions of the noise.
         epochs: Epochs; the paper's images have 200 of 100 steps.
         steps_per_epoch: Optimiser steps of an epoch.
-        batch_size: Samples of a step.
+        batch_size: Samples of a step and generator.
         lr: Adam's learning rate.
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        objective: Weights of the terms ``classifier``, ``decoder``, ``diversity`` and ``statistics``, or one of your
-            own; None for the paper's: 1, 1 and 1, without diversity for rows of features.
-        noise_dim: Dimensions of the noise.
+        objective: Weights of the terms ``classifier``, ``decoder``, ``diversity`` and ``statistics``, or an objective
+            of your own; None: 1, 1 and 1 as in the paper, without diversity for rows of features.
         make_generator: Returns a new generator with attributes ``noise_dim`` and ``classes``.
         make_decoder: Returns a new decoder from samples to noise.
         teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.
-        teacher_dropout: Whether the teacher's dropout stays on, as in the paper's release.
-        training: ``"vmap"``, as one batch of networks; ``"sequential"``; ``"auto"``: together on a GPU and for rows
-            of features, where torch can vectorise them.
+        teacher_dropout: Whether the teacher's dropout is on, as in the paper's release.
+        parallel: ``"vmap"``, all generators as one batch of networks; ``"sequential"``; ``"auto"``: vmap on a GPU and
+            for rows of features, where torch can vectorise the networks.
+        compile: Whether to compile the step with ``torch.compile``.
+        cuda_graphs: Whether one GPU records a step and replays it.
         seed: All random numbers derive from it.
         device: Where to train; ``"auto"``: a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
-        logger: Lightning loggers. Where there are several generators, names of metrics begin with ``generator_0/``.
-        callbacks: Further Lightning callbacks, or a function that returns new ones: a CPU trains generators one after
-            another, and callbacks that keep something (``EarlyStopping``) should begin anew with each.
-        progress: Whether to show how far it is.
-
-    Returns:
-        The trained generators.
+        logger: Lightning loggers. With several generators, names of metrics begin with ``generator_0/``.
+        callbacks: Further Lightning callbacks, or a function that returns new ones for each fit: a CPU trains
+            generators of images one after another.
+        progress: Whether to show the progress.
 
     Raises:
-        ValueError: If the teacher, the generator or the decoder does not take such samples, or generators cannot be
-            trained together where that is asked for.
+        ValueError: If an argument is out of range, the networks do not fit each other, or ``parallel="vmap"`` is set
+            and torch cannot vectorise them.
     """
-    where = find_device(device)
-    check_counts(
-        count=(count, 1), epochs=(epochs, 1), steps_per_epoch=(steps_per_epoch, 1), batch_size=(batch_size, 2),
-        noise_dim=(noise_dim, 1),
+    settings = read_arguments(
+        GeneratorTrainingSettings, "generator", count=count, noise_dim=noise_dim, epochs=epochs, steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size, lr_scheduler=lr_scheduler, teacher_norm=teacher_norm, teacher_dropout=teacher_dropout,
+        parallel=parallel, compile=compile, cuda_graphs=cuda_graphs, seed=seed,
     )  # fmt: skip
-    check_numbers(precision, where, lr=(lr, 0))
-    if training not in (known := get_args(Training)):
-        raise ValueError(f"Expected `training` to be one of {known}, but got {training!r}.")
-    input_shape = to_shape(input_shape)
-    classes = count_classes(teacher, input_shape, "teacher")
-    make_generator = make_generator or _default_generator(input_shape, classes, noise_dim)
-    make_decoder = make_decoder or partial(Decoder, input_shape, noise_dim, blocks=1 if len(input_shape) == 3 else 2)
-    pairs = []
-    for index in range(count):
-        with seeded(derive_seed(seed, "generator", index)):
-            pairs.append((_made(make_generator, "make_generator"), _made(make_decoder, "make_decoder")))
-    if len({id(network) for pair in pairs for network in pair}) < 2 * count:
+    where = find_device(device)
+    check_precision(precision, where)
+    task = make_task(teacher, input_shape, settings, lr, objective, make_generator, make_decoder, precision)
+    task, _ = task.choose_parallel(where)
+    bar = StageProgress("generators", make_console()) if progress else None
+    trained = fit_generators(
+        task,
+        QuietFit(where, precision, logger),
+        bar,
+        lambda names, network: callbacks() if callable(callbacks) else callbacks,  # noqa: ARG005
+    )
+    return Generators(
+        [one.generator for one in trained],
+        [one.decoder for one in trained],
+        frozen_copy(teacher),
+        task.input_shape,
+        int(trained[0].generator.classes),  # type: ignore[arg-type]
+        where,
+        [one.metrics for one in trained],
+    )
+
+
+def make_task(
+    teacher: nn.Module,
+    input_shape: int | Sequence[int],
+    settings: GeneratorTrainingSettings,
+    lr: float,
+    objective: GeneratorObjective | Terms | None,
+    make_generator: Callable[[], nn.Module] | None,
+    make_decoder: Callable[[], nn.Module] | None,
+    precision: str,
+) -> GeneratorTask:
+    """Return the task that the arguments of :func:`train_generators` describe.
+
+    Raises:
+        ValueError: If networks do not fit the samples or each other, or an argument is out of range.
+    """
+    shape = to_shape(input_shape)
+    if not lr > 0:
+        raise ValueError(f"Expected `lr` to be a number above 0, but got {lr!r}.")
+    classes = count_classes(teacher, shape, "teacher")
+    generator = make_generator or _default_generator(shape, classes, settings.noise_dim)
+    decoder = make_decoder or partial(Decoder, shape, settings.noise_dim, blocks=1 if len(shape) == 3 else 2)
+    terms = make_objective(objective, shape)
+    task = GeneratorTask(
+        teacher,
+        shape,
+        partial(_make, generator, "make_generator"),
+        partial(_make, decoder, "make_decoder"),
+        lambda: terms,
+        adam(lr),
+        settings,
+        precision,
+    )
+    first, second = task.make_pair(0), task.make_pair(1)
+    if {id(network) for network in first} & {id(network) for network in second}:
         raise ValueError(
             "Expected `make_generator` and `make_decoder` to return a new module at every call, but got the same twice."
         )
     try:
-        check_generator(*pairs[0], input_shape, classes)
+        check_generator(*first, shape, classes)
     except ValueError as error:
         raise ValueError(
             f"{error} Give `make_generator` and `make_decoder` that fit, and `noise_dim` as your generator has."
         ) from error
-
-    def make_module(mine: Sequence[tuple[nn.Module, nn.Module]], index: int) -> GeneratorModule:
-        alone = len(mine) == 1
-        return GeneratorModule(
-            mine[0][0] if alone else StackedModule([generator for generator, _ in mine]),
-            mine[0][1] if alone else StackedModule([decoder for _, decoder in mine]),
-            teacher_for(teacher, input_shape, precision),
-            _objective(objective, input_shape),
-            partial(torch.optim.Adam, lr=lr),
-            batch_size=batch_size,
-            steps_per_epoch=steps_per_epoch,
-            teacher_norm=teacher_norm,
-            teacher_dropout=teacher_dropout,
-            lr_scheduler=lr_scheduler,
-            seed=seed,
-            index=index,
-        )
-
-    together = should_vectorize(training, count, where, input_shape)
-    if together:
-        obstacle = vectorization_error(lambda: make_module(pairs[:2], 0))
-        if obstacle is not None and training == "vmap":
-            raise ValueError(
-                f"Expected generators, teacher and losses that torch can vectorise beside parallel='vmap', but: "
-                f"{obstacle.rstrip('.')}. Use parallel='sequential'."
-            )
-        together = obstacle is None
-    fits = [list(range(count))] if together else [[index] for index in range(count)]
-    metrics: list[dict[str, float]] = []
-    bar = StageProgress("generators", make_console(), len(fits)) if progress else None
-    with bar or nullcontext():
-        for number, indices in enumerate(fits):
-            if bar is not None:
-                bar.next_fit(number)
-            mine = [pairs[index] for index in indices]
-            module = make_module(mine, indices[0])
-            module.names = [f"generator_{index}" for index in indices] if count > 1 else None
-            own = [*(callbacks() if callable(callbacks) else callbacks), *([bar] if bar is not None else [])]
-            fit_quietly(module, None, epochs, where, precision, own, logger)
-            metrics += module.means
-            for place, pair in enumerate(mine):
-                for stacked, single in zip((module.generator, module.decoder), pair, strict=True):
-                    if isinstance(stacked, StackedModule):
-                        stacked.take(place, single)
-    return Generators(
-        [generator.cpu().eval() for generator, _ in pairs],
-        [decoder.cpu().eval() for _, decoder in pairs],
-        frozen_copy(teacher),
-        input_shape,
-        classes,
-        where,
-        metrics,
-    )
+    return task
 
 
-def _made(make: Callable[[], nn.Module], name: str) -> nn.Module:
+def _make(make: Callable[[], Any], name: str) -> nn.Module:
+    """Call a function that the user has given.
+
+    Raises:
+        ValueError: If it is no function, or returns no module.
+    """
     if isinstance(make, nn.Module):
         raise ValueError(f"Expected `{name}` to be a function that returns a new module, but got a module: lambda: ...")
-    made = make()
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"Expected `{name}` to return a new module, but got {made!r}.")
-    return made
+    network = make()
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"Expected `{name}` to return a new module, but got {network!r}.")
+    return network
 
 
 def _default_generator(input_shape: tuple[int, ...], classes: int, noise_dim: int) -> Callable[[], nn.Module]:
@@ -196,7 +182,12 @@ def _default_generator(input_shape: tuple[int, ...], classes: int, noise_dim: in
     )
 
 
-def _objective(given: GeneratorObjective | Terms | None, input_shape: tuple[int, ...]) -> GeneratorObjective:
+def make_objective(given: GeneratorObjective | Terms | None, input_shape: tuple[int, ...]) -> GeneratorObjective:
+    """Return an objective from weights by name; None: the paper's weights for samples of this shape.
+
+    Raises:
+        ValueError: If there is no term of such a name.
+    """
     if isinstance(given, GeneratorObjective):
         return given
     terms = {

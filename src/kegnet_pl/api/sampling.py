@@ -1,4 +1,4 @@
-"""Trained generators, and what is drawn from them."""
+"""Trained generators, and data sets of their samples."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from kegnet_pl.api.checkpoints import load_network
+from kegnet_pl.api.checks import check_counts
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import count_classes
+from kegnet_pl.networks.confidence import class_confidence
+from kegnet_pl.networks.execution import frozen_copy
 from kegnet_pl.networks.validation import FORWARD_ERRORS
-from kegnet_pl.reporting.pixels import grid, sheet_rows
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources import GeneratorSource, SyntheticSource
-from kegnet_pl.training.fit import check_counts, frozen_copy
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,11 @@ class Generators:
     @torch.no_grad()
     def confidence(self, n: int = 100, *, seed: int = 0) -> Tensor:
         """Return the teacher's mean probability of the intended class ``(G, C)``, over ``n`` samples each."""
-        rows = [
-            [self.teacher(self.of_class(label, n, seed=seed, index=index)).softmax(dim=1)[:, label].mean()
-             for label in range(self.classes)]
-            for index in range(len(self))
-        ]  # fmt: skip
-        return torch.stack([torch.stack(row) for row in rows])
+        rows = []
+        for index in range(len(self)):
+            logits = [self.teacher(self.of_class(label, n, seed=seed, index=index)) for label in range(self.classes)]
+            rows.append(class_confidence(torch.stack(logits)))
+        return torch.stack(rows)
 
     def sheet(self, rows: int = 4, *, seed: int = 0, index: int = 0, scale: int = 2) -> Image.Image:
         """Return a picture of samples: for images a column a class, for tables a row a class.
@@ -139,6 +139,8 @@ class Generators:
             index: Which generator.
             scale: Pixels of the picture for one of a sample.
         """
+        from kegnet_pl.reporting.images import sheet_rows
+
         check_counts(rows=(rows, 1), scale=(scale, 1))
         samples = [self.of_class(label, rows, seed=seed, index=index) for label in range(self.classes)]
         return to_image(sheet_rows(samples, rows), scale)
@@ -187,6 +189,7 @@ class SyntheticDataset(TensorDataset):
         self.source = source
         self.teacher = data.teacher.network.cpu()
         self.seed = seed
+        self.input_shape = tuple(x.shape[1:])
         self.label_entropy = float(data.label_entropies().mean())
         """Mean entropy of the teacher's labels, in nats: 0 where it is sure of every sample."""
 
@@ -248,5 +251,7 @@ def to_image(rows: Sequence[Sequence[Tensor]], scale: int = 2) -> Image.Image:
         rows: Samples ``(C, H, W)`` or ``(F,)``, the same number in every row.
         scale: Pixels of the picture for one of a sample.
     """
+    from kegnet_pl.reporting.images import grid
+
     picture = Image.fromarray(grid(rows))
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

@@ -1,31 +1,31 @@
-"""Making a network smaller, and teaching it."""
+"""Compressing a network, and distilling the teacher's answers into a student."""
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
+from kegnet_pl.api.checks import check_student
+from kegnet_pl.api.engine import adam, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
-from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.networks import adapt_norm, count_classes, lacks_statistics, layers_named, prefer_channels_last
-from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES
-from kegnet_pl.networks.validation import FORWARD_ERRORS, check_trainable
+from kegnet_pl.networks import count_classes, prefer_channels_last
+from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import first_line
-from kegnet_pl.training import FeatureDistillation, StudentModule
-from kegnet_pl.training.base import LRSchedulerName
-from kegnet_pl.training.fit import check_counts, check_numbers, fit_quietly, to_shape
+from kegnet_pl.settings import (
+    DistillationSettings,
+    LRSchedulerName,
+    Precision,
+    StudentNorm,
+    read_arguments,
+)
+from kegnet_pl.training.fit import QuietFit, check_precision, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
-
-Norm = Literal["batch", "frozen", "adapt"]
 
 
 def compress(
@@ -33,7 +33,7 @@ def compress(
     input_shape: int | Sequence[int],
     target: float | None = None,
     *,
-    rules: Mapping[str, Any] | None = None,
+    rules: Mapping[str, Any] | Sequence[Rule] | None = None,
     when_larger: Literal["keep", "compress"] = "keep",
 ) -> Compressed:
     """Factorise the layers of a network (Tucker-2 for convolutions, PAPER section 4).
@@ -48,7 +48,7 @@ def compress(
         when_larger: What to do with a layer that its factorisation would enlarge.
 
     Returns:
-        ``network``, the smaller one, and ``report``, what every layer cost before and after.
+        ``network``, the smaller one, and ``report``, the size of every layer before and after.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
@@ -56,8 +56,10 @@ def compress(
     """
     if rules is None:
         rules = {"*": "evbmf" if target is None else "target"}
+    if isinstance(rules, Mapping):
+        rules = [Rule(layers, rank) for layers, rank in rules.items()]
     input_shape = to_shape(input_shape)
-    plan = CompressionPlan([Rule(layers, rank) for layers, rank in rules.items()], target, when_larger)
+    plan = CompressionPlan(list(rules), target, when_larger)
     try:
         compressed: Compressed = plan.apply(network, input_shape)
     except ValueError:  # the plan's own
@@ -79,20 +81,22 @@ def distill(
     lr: float = 1e-3,
     lr_scheduler: LRSchedulerName = "constant",
     temperature: float = 4.0,
-    norm: Norm = "batch",
+    norm: StudentNorm = "batch",
     dropout: bool = True,
     feature_distillation: float = 0.0,
     feature_distillation_layers: Sequence[str] | None = None,
     resample_each_epoch: bool = False,
     shuffle: bool = True,
+    compile: bool = False,
+    cuda_graphs: bool = True,
     seed: int = 0,
     device: Device = "auto",
-    precision: Any = "32-true",
+    precision: Precision = "32-true",
     logger: Logger | Sequence[Logger] | bool = False,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> nn.Module:
-    """Teach a network what the teacher says about synthetic samples (PAPER sections 1 and 5).
+    """Train a student on the teacher's answers to synthetic samples (PAPER sections 1 and 5).
 
     Args:
         student: Returns logits ``(B, C)``: a compressed teacher, or any other network. It stays as it is.
@@ -102,74 +106,75 @@ def distill(
             ones every time.
         lr: Adam's learning rate.
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        temperature: Softens both answers.
+        temperature: Softens the answers of teacher and student.
         norm: Statistics of the student's batch norm: ``"batch"``, of synthetic samples; ``"frozen"``, those it has;
             ``"adapt"``, set before training so that layers return what the teacher's do (:func:`adapt_norm`).
         dropout: Whether the student's dropout is on.
-        feature_distillation: Weight of what the student's layers learn from the teacher's of the same names.
+        feature_distillation: Weight of the loss between layers of student and teacher that have the same names.
         feature_distillation_layers: Patterns of their names; None for all batch-norm layers.
         resample_each_epoch: Whether to draw new samples for every epoch.
         shuffle: Whether to shuffle every epoch.
-        seed: Of the order, of dropout, and of fresh samples.
+        compile: Whether to compile the student with ``torch.compile``.
+        cuda_graphs: Whether one GPU records a step and replays it.
+        seed: Seed of the order, of dropout, and of new samples.
         device: Where to train; ``"auto"``: a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers.
         callbacks: Further Lightning callbacks.
-        progress: Whether to show how far it is.
+        progress: Whether to show the progress.
 
     Returns:
         The trained student, a copy; on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: If the student does not answer like the teacher, ``norm`` or ``feature_distillation`` ask for layers that it
-            does not share with the teacher, or ``norm="frozen"`` for statistics that it does not have.
+        ValueError: If an argument is out of range, or the student does not fit the teacher or the settings.
     """
+    layers = None if feature_distillation_layers is None else list(feature_distillation_layers)
+    settings = read_arguments(
+        DistillationSettings, "student", samples=len(data) if isinstance(data, SyntheticDataset) else 1, epochs=epochs,
+        batch_size=batch_size, lr_scheduler=lr_scheduler, temperature=temperature, norm=norm, dropout=dropout,
+        feature_distillation={"weight": feature_distillation, "layers": layers}, shuffle=shuffle,
+        resample_each_epoch=resample_each_epoch, compile=compile, cuda_graphs=cuda_graphs,
+    )  # fmt: skip
     where = find_device(device)
-    check_counts(epochs=(epochs, 1), batch_size=(batch_size, 1))
-    check_numbers(precision, where, feature_distillation=(feature_distillation, 0), lr=(lr, 0))
-    if norm not in (norms := get_args(Norm)):
-        raise ValueError(f"Expected `norm` to be one of {norms}, but got {norm!r}.")
+    check_precision(precision, where)
+    if not lr > 0:
+        raise ValueError(f"Expected `lr` to be a number above 0, but got {lr!r}.")
+    module_data = _data_module(student, data, settings, seed, device)
+    check_student(student, module_data.teacher.network, settings, data.input_shape)
+    module, _ = fit_student(
+        copy.deepcopy(student).requires_grad_(True),
+        module_data,
+        settings,
+        adam(lr),
+        QuietFit(where, precision, logger, callbacks),
+        seed=seed,
+        progress=StageProgress("student", make_console()) if progress else None,
+    )
+    return module.network
+
+
+def _data_module(
+    student: nn.Module, data: SyntheticDataset, settings: DistillationSettings, seed: int, device: Device
+) -> SyntheticDataModule:
+    """Return the samples of a data set as a data module.
+
+    Raises:
+        ValueError: If ``data`` is something else, or the student has other classes than the teacher.
+    """
     if not isinstance(data, SyntheticDataset):
         raise ValueError(
             f"Expected `data` to be a SyntheticDataset, which `Generators.dataset` returns, but got {data!r}."
         )
     x, logits = data.tensors
-    classes = count_classes(student, tuple(x.shape[1:]), "student")
+    classes = count_classes(student, data.input_shape, "student")
     if classes != logits.shape[1]:
         raise ValueError(f"Expected a student of the teacher's {logits.shape[1]} classes, but got {classes}.")
-    check_trainable(student, tuple(x.shape[1:]))
-    if norm == "frozen" and lacks_statistics(student):
-        raise ValueError(
-            f"Expected a student whose batch norm has statistics beside norm='frozen', but {type(student).__name__} "
-            f"has never seen a sample. Use norm='batch'."
-        )
-    network = prefer_channels_last(copy.deepcopy(student).requires_grad_(True), tuple(x.shape[1:])).to(where)
+    where = find_device(device)
     module_data = SyntheticDataModule(
-        data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle, resample_each_epoch=resample_each_epoch, seed=seed,
-        device=where,
+        data.source, data.teacher, samples=len(data), batch_size=settings.batch_size, shuffle=settings.shuffle,
+        resample_each_epoch=settings.resample_each_epoch, seed=seed, device=where,
     )  # fmt: skip
     module_data.splits["train"] = (x.to(where), logits.to(where))
-    prefer_channels_last(module_data.teacher, tuple(x.shape[1:]))
-    teacher = module_data.teacher.network
-    if norm == "adapt":
-        adapt_norm(network, teacher, module_data.subset(ADAPTING_SAMPLES))
-    module = StudentModule(
-        network,
-        DistillationLoss(temperature),
-        partial(torch.optim.Adam, lr=lr),
-        lr_scheduler=lr_scheduler,
-        norm="batch" if norm == "adapt" else norm,
-        dropout=dropout,
-        feature_distillation=FeatureDistillation(
-            teacher, layers_named(teacher, feature_distillation_layers), feature_distillation
-        )
-        if feature_distillation
-        else None,
-        seed=seed,
-    )
-    bar = StageProgress("student", make_console()) if progress else None
-    with bar or nullcontext():
-        fit_quietly(
-            module, module_data, epochs, where, precision, [*callbacks, *([bar] if bar is not None else [])], logger
-        )
-    return network.cpu().eval()
+    prefer_channels_last(module_data.teacher, data.input_shape)
+    return module_data

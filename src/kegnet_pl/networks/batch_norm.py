@@ -1,8 +1,5 @@
-"""What enters the batch norm of a network: of a teacher while generators train, of a compressed network."""
+"""Batch-norm layers of a network: moments of their inputs, and their adaptation in a compressed network."""
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,9 +7,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kegnet_pl.networks.execution import at_least_float32, eval_mode
+from kegnet_pl.networks.hooks import LayerRecorder
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and variance ``(C,)`` of every channel."""
 
 ADAPTING_SAMPLES = 1280
-"""Enough for means and variances of a channel; their activations are in memory at once."""
+"""Synthetic samples for :func:`adapt_norm`; their activations are in memory at once."""
 
 
 def norm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
@@ -21,7 +22,7 @@ def norm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def lacks_statistics(network: nn.Module) -> bool:
-    """Return whether a network has batch norm that has never seen a sample: all means 0 and variances 1, or none."""
+    """Return True if a network has batch norm and no statistics: means 0 and variances 1 everywhere, or none stored."""
     layers = norm_layers(network).values()
     return bool(layers) and all(
         layer.running_mean is None
@@ -31,11 +32,11 @@ def lacks_statistics(network: nn.Module) -> bool:
     )
 
 
-class NormWatch(nn.Module):
-    """A network, called as it is, that returns mean and variance of what enters its batch norm beside its own output.
+class BatchNormMoments(nn.Module):
+    """A network that returns its output, and mean and variance of the inputs of its batch-norm layers.
 
     Args:
-        network: Returns a tensor; it is not copied, and keeps the hooks that watch it.
+        network: Returns a tensor. It is not copied, and keeps the hooks of this module.
 
     Raises:
         ValueError: If the network has no batch norm with stored statistics.
@@ -44,40 +45,43 @@ class NormWatch(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.layers = tuple(norm_layers(network).values())
+        layers = norm_layers(network)
+        self.layers = tuple(layers.values())
         if not self.layers or any(layer.running_mean is None for layer in self.layers):
             raise ValueError(
                 "Expected a teacher whose batch-norm layers have stored statistics, but it has none: set the weight of "
                 "StatisticsLoss to 0, on the command line generator.objective.statistics.weight=0."
             )
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
-        self._watching = False
-        for index, layer in enumerate(self.layers):
-            layer.register_forward_pre_hook(functools.partial(self._keep, index))
+        self._epsilons = {name: layer.eps for name, layer in layers.items()}
+        self._recorder = LayerRecorder(network, tuple(layers), self._moments, source="input")
+        self._recorder.open()
 
-    def _keep(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if self._watching:
-            mean, variance = _moments(inputs[0])
-            self._seen[index] = mean, variance + module.eps  # type: ignore[operator]
+    def _moments(self, name: str, x: Tensor) -> Moments:
+        mean, variance = _moments(x)
+        return mean, variance + self._epsilons[name]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Return the network's output, and for every layer mean and variance ``(C,)``, with the layer's epsilon."""
-        self._watching = True
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Moments]]:
+        """Return the network's output, and for every layer mean and variance ``(C,)``, with the layer's epsilon.
+
+        Raises:
+            ValueError: If the network does not call one of the layers.
+        """
+        recorder = self._recorder
+        recorder.recording = True
         try:
             output: Tensor = self.network(x)
-            if len(self._seen) < len(self.layers):
+            if recorder.missing():
                 raise ValueError(
                     "Expected a teacher that passes all its batch-norm layers in evaluation mode, but it leaves some "
                     "out (of a head that only training has): set the weight of StatisticsLoss to 0, on the command "
                     "line generator.objective.statistics.weight=0, or take the head off."
                 )
-            return output, [self._seen[index] for index in range(len(self.layers))]
+            return output, [recorder.values[name] for name in recorder.layers]
         finally:
-            self._watching = False
-            self._seen.clear()
+            recorder.reset()
 
-    def stored(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the same of the network's training data, as its layers have stored it."""
+    def stored(self) -> list[Moments]:
+        """Return the moments of the network's training data, which its layers store, with the layer's epsilon."""
         moments = []
         for layer in self.layers:
             assert layer.running_mean is not None and layer.running_var is not None
@@ -87,7 +91,7 @@ class NormWatch(nn.Module):
 
 @torch.no_grad()
 def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
-    r"""Make a compressed network ready to be trained with batch norm on synthetic samples.
+    r"""Adapt the batch norm of a compressed network to synthetic samples, before its training.
 
     The teacher's statistics are those of its real data, and wrong for the student, which computes something else. As
     soon as it trains, they are overwritten by those of synthetic samples, while the teacher that labels them still
@@ -111,39 +115,42 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
     Raises:
         ValueError: If the networks have other batch-norm layers, or none.
     """
-    mine, theirs = norm_layers(student), norm_layers(teacher)
-    usable = all(layer.affine and layer.running_mean is not None for layer in (*mine.values(), *theirs.values()))
-    if not mine or not usable or _widths(mine) != _widths(theirs):
+    layers, teacher_layers = norm_layers(student), norm_layers(teacher)
+    usable = all(
+        layer.affine and layer.running_mean is not None for layer in (*layers.values(), *teacher_layers.values())
+    )
+    if not layers or not usable or _widths(layers) != _widths(teacher_layers):
         raise ValueError(
             f"Expected a student with the teacher's batch-norm layers (with statistics, scale and shift), but got "
-            f"{', '.join(mine) or 'none'} beside {', '.join(theirs) or 'none'}. Set student.norm=batch."
+            f"{', '.join(layers) or 'none'} beside {', '.join(teacher_layers) or 'none'}. Set student.norm=batch."
         )
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def remember(name: str, inputs: Tensor) -> None:
-        seen[name] = _moments(inputs)
+    def moments(name: str, inputs: Tensor) -> Moments:  # noqa: ARG001
+        return _moments(inputs)
 
     def set_layer(name: str, inputs: Tensor) -> None:
-        layer, theirs_here, (mean, variance) = mine[name], theirs[name], seen[name]
+        layer, teacher_layer, (mean, variance) = layers[name], teacher_layers[name], teacher_moments[name]
         assert layer.running_mean is not None and layer.running_var is not None
-        assert theirs_here.running_mean is not None and theirs_here.running_var is not None
-        deviation = (theirs_here.running_var + theirs_here.eps).sqrt()
+        assert teacher_layer.running_mean is not None and teacher_layer.running_var is not None
+        deviation = (teacher_layer.running_var + teacher_layer.eps).sqrt()
         for target, value in zip((layer.running_mean, layer.running_var), _moments(inputs), strict=True):
             target.copy_(value)
-        layer.weight.copy_(theirs_here.weight * (variance + layer.eps).sqrt() / deviation)
-        layer.bias.copy_(theirs_here.bias + theirs_here.weight * (mean - theirs_here.running_mean) / deviation)
+        layer.weight.copy_(teacher_layer.weight * (variance + layer.eps).sqrt() / deviation)
+        layer.bias.copy_(teacher_layer.bias + teacher_layer.weight * (mean - teacher_layer.running_mean) / deviation)
 
-    for network, look in ((teacher, remember), (student, set_layer)):
-        with _looking(network, look):
-            network(x)
+    with LayerRecorder(teacher, tuple(teacher_layers), moments, source="input") as recorder, eval_mode(teacher):
+        teacher(x)
+    teacher_moments = recorder.values
+    with LayerRecorder(student, tuple(layers), set_layer, source="input"), eval_mode(student):
+        student(x)
 
 
 def _widths(layers: dict[str, _BatchNorm]) -> dict[str, int]:
     return {name: layer.num_features for name, layer in layers.items()}
 
 
-_LEAST = 1e-12
-"""Is added to a variance before it is inverted, and subtracted again: a constant channel has none."""
+_EPSILON = 1e-12
+"""Added to a variance before the inversion and subtracted after it; the variance of a constant channel is 0."""
 
 
 class _Moments(torch.autograd.Function):
@@ -153,8 +160,8 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        _, mean, inverse = torch.native_batch_norm(at_least_float32(x), None, None, None, None, True, 0.0, _LEAST)
-        return mean, (inverse.pow(-2) - _LEAST).clamp_min(0)
+        _, mean, inverse = torch.native_batch_norm(at_least_float32(x), None, None, None, None, True, 0.0, _EPSILON)
+        return mean, (inverse.pow(-2) - _EPSILON).clamp_min(0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -171,25 +178,7 @@ class _Moments(torch.autograd.Function):
         return gradient
 
 
-def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(inputs: Tensor) -> Moments:
     """Return mean and variance of every channel of ``(N, C, ...)``, in float32 at least."""
-    moments: tuple[Tensor, Tensor] = _Moments.apply(inputs)
+    moments: Moments = _Moments.apply(inputs)
     return moments
-
-
-@contextmanager
-def _looking(network: nn.Module, look: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Show what enters every batch-norm layer of a network, in evaluation mode."""
-    hooks = []
-    for name, layer in norm_layers(network).items():
-
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:  # noqa: ARG001
-            look(name, inputs[0])
-
-        hooks.append(layer.register_forward_pre_hook(hook))
-    try:
-        with eval_mode(network):
-            yield
-    finally:
-        for handle in hooks:
-            handle.remove()

@@ -1,4 +1,4 @@
-"""The decoder: reads the noise back from a generated sample."""
+"""The decoder network, which predicts the noise ``z`` of a generated sample."""
 
 import itertools
 import math
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 class Decoder(nn.Module):
-    """Dense network from a sample to the noise that made it.
+    """Dense network that predicts the noise from a generated sample.
 
     Args:
         input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
         noise_dim: Dimensions of the noise.
-        blocks: Hidden blocks Linear - ELU - BatchNorm after the first one.
+        blocks: Number of hidden blocks Linear - ELU - BatchNorm after the first one.
         width: Units of every hidden block.
 
     Shapes:
@@ -32,6 +32,6 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, noise_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the noise ``(B, noise_dim)`` read from samples ``(B, *input_shape)``."""
+        """Return the predicted noise ``(B, noise_dim)`` of samples ``(B, *input_shape)``."""
         z: Tensor = self.layers(x.flatten(1))
         return z

@@ -1,4 +1,4 @@
-"""Several networks of one kind that compute together."""
+"""K networks of one structure as one stacked module, and the vectorised map behind it."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +12,18 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-_MULTIPLYING = frozenset(
+_AUTOCAST_FUNCTIONS = frozenset(
     {
         functional.linear,
         functional.conv1d, functional.conv2d, functional.conv3d,
         functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
     }
 )  # fmt: skip
-"""What autocast computes in half precision, and does not where torch vectorises."""
+"""Functions that autocast runs in half precision; under vmap it does not."""
 
 
 class _HalfPrecision(TorchFunctionMode):
-    """Does for the layers of a vectorised network what autocast does for others.
+    """Autocast for the layers of a vectorised network.
 
     Args:
         dtype: bfloat16 or float16.
@@ -33,7 +33,7 @@ class _HalfPrecision(TorchFunctionMode):
         super().__init__()
         self.dtype = dtype
 
-    def _lower(self, value: Any) -> Any:
+    def _cast(self, value: Any) -> Any:
         return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     def __torch_function__(
@@ -41,33 +41,33 @@ class _HalfPrecision(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func is functional.batch_norm:
-            # Vectorised, it does not take statistics of another precision than its input.
+            # Under vmap, batch norm accepts only statistics of the precision of its input.
             x, *rest = args
             return func(x.float(), *rest, **kwargs).to(x.dtype)
-        if func in _MULTIPLYING:
-            args = [self._lower(value) for value in args]
-            kwargs = {name: self._lower(value) for name, value in kwargs.items()}
+        if func in _AUTOCAST_FUNCTIONS:
+            args = [self._cast(value) for value in args]
+            kwargs = {name: self._cast(value) for name, value in kwargs.items()}
         return func(*args, **kwargs)
 
 
 def over_stack(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Call a function for all slices of its inputs at once, in half precision where autocast is on.
+    """Map a function over the slices of its inputs with vmap, in half precision under autocast.
 
     Args:
-        function: Called with one slice of every input; what it draws at random differs between slices.
+        function: Called with one slice of every input; its random numbers differ between slices.
         inputs: Tensors ``(K, ...)``, or dicts of such.
 
     Returns:
-        What the function returns, with a dimension of K in front.
+        The results of the function, with a leading dimension of K.
     """
     device = next(value.device for value in tree_leaves(inputs) if isinstance(value, Tensor)).type
-    half = _HalfPrecision(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else nullcontext()
+    precision = _HalfPrecision(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else nullcontext()
 
-    def named(*slices: Any) -> Any:  # torch.compile cannot name a module
+    def call(*slices: Any) -> Any:  # torch.compile cannot name a module
         return function(*slices)
 
-    with half:
-        return vmap(named, randomness="different")(*inputs)
+    with precision:
+        return vmap(call, randomness="different")(*inputs)
 
 
 class StackedModule(nn.Module):
@@ -99,12 +99,12 @@ class StackedModule(nn.Module):
         self.statistics = nn.Module()
         for name, value in buffers.items():
             self.statistics.register_buffer(_flat(name), value.clone())
-        # The structure alone, out of sight of the optimiser, of checkpoints and of moves to another device.
+        # The structure without values, in a tuple: hidden from the optimiser, checkpoints and moves between devices.
         self._structure = (copy.deepcopy(networks[0]).to("meta"),)
 
     @property
     def structure(self) -> nn.Module:
-        """What the networks have in common: their attributes, without values."""
+        """One of the networks on the meta device: the attributes that all have, without values."""
         return self._structure[0]
 
     def train(self, mode: bool = True) -> Self:
@@ -117,20 +117,20 @@ class StackedModule(nn.Module):
         """Return the outputs of the K networks, each for its slice of the inputs."""
         structure = self.structure
 
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], *mine: Tensor) -> Any:
-            return functional_call(structure, (parameters, buffers), mine)
+        def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor], *slices: Tensor) -> Any:
+            return functional_call(structure, (parameters, buffers), slices)
 
         weights = {_dotted(name): value for name, value in self.weights.items()}
         statistics = {_dotted(name): value for name, value in self.statistics.named_buffers()}
-        return over_stack(one, weights, statistics, *inputs)
+        return over_stack(call, weights, statistics, *inputs)
 
     @torch.no_grad()
     def take(self, index: int, network: nn.Module) -> nn.Module:
-        """Copy the values of one of the networks into a module of the same structure.
+        """Copy the values of one network into a module of the same structure.
 
         Args:
-            index: Which one, from 0.
-            network: Takes the values.
+            index: Index of the network, from 0.
+            network: The module; changed in place.
 
         Returns:
             The same module.

@@ -1,4 +1,4 @@
-"""How networks are executed: training mode, memory layout, precision."""
+"""Execution of networks: evaluation mode, memory layout, precision and chunk size."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode for a while, so that looking at a network does not move its statistics."""
+    """Put a network into evaluation mode within the context; the modes of its modules are restored."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -22,13 +22,13 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
-    """Put the weights of a convolutional network into channels-last memory if it works on such tensors.
+    """Convert a convolutional network to channels-last memory if it accepts such tensors.
 
-    Values and shapes stay the same; some networks refuse the layout (``x.view`` of what is not contiguous).
+    Values and shapes stay the same; some networks fail in this layout (``x.view`` of a tensor that is not contiguous).
 
     Args:
         network: Any network; changed in place.
-        input_shape: Shape of one sample; networks for samples that are not ``(C, H, W)`` are left alone.
+        input_shape: Shape of one sample; only networks for samples ``(C, H, W)`` are converted.
 
     Returns:
         The same network.
@@ -46,23 +46,32 @@ def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.M
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return float16 and bfloat16 tensors as float32, wider ones as they are."""
+    """Return float16 and bfloat16 tensors as float32, and wider ones unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def chunk_size(sample: Sequence[int], device: torch.device) -> int:
-    """Return how many samples of a shape to compute at a time where no batch size is given.
+    """Return the number of samples per forward pass where no batch size is given.
 
-    Activations of a chunk should stay in a CPU's cache, and fill a GPU.
+    The activations of a chunk fit into the cache of a CPU, or fill a GPU.
+
+    Args:
+        sample: Shape of one sample.
+        device: The device that computes.
     """
     values = 2**20 if device.type == "cpu" else 2**25
     return min(max(values // math.prod(sample), 64), 8192)
 
 
 def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) -> nn.Module:
-    """Return a copy of the teacher, in the layout of memory that its answers to generators are computed in.
+    """Return a copy of the teacher in the memory layout for training generators.
 
-    In float32 the layout stays: another one adds up in another order, and Adam makes steps of the last digit.
+    In float32 the layout stays: another layout sums in another order, and Adam amplifies rounding errors.
     """
-    mine = copy.deepcopy(teacher)
-    return mine if precision == "32-true" else prefer_channels_last(mine, input_shape)
+    network = copy.deepcopy(teacher)
+    return network if precision == "32-true" else prefer_channels_last(network, input_shape)
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """Return a copy on the CPU, in evaluation mode, without gradients of its weights."""
+    return copy.deepcopy(network).cpu().eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A network that is used but never trained."""
+"""The frozen copy of a network, such as the teacher, which is never trained."""
 
 import copy
 from typing import Literal, Self, get_args
@@ -13,15 +13,15 @@ TeacherNorm = Literal["batch", "running"]
 
 
 class FrozenModule(nn.Module):
-    """Hold a copy of a network that never changes, whatever mode its parent is in.
+    """A frozen copy of a network, in evaluation mode whatever the mode of its parent.
 
-    Its weights have no gradients and its running statistics never move; gradients do flow through it to its input.
-    ``train()`` keeps evaluation mode, so dropout stays off, unless it is asked for.
+    Its weights have no gradients and its running statistics never change; gradients flow through it to its input.
+    ``train()`` keeps evaluation mode, so dropout is off, unless ``dropout`` is true.
 
     Args:
-        network: Network to freeze. It is copied: the caller's own stays as it is.
+        network: Network to freeze. It is copied; the original is not changed.
         teacher_norm: ``"running"`` normalises by the stored statistics of the batch-norm layers, ``"batch"`` by those
-            of the batch at hand, as the authors' release does while it trains generators (PAPER section 2).
+            of the current batch, as the authors' release does while it trains generators (PAPER section 2).
         dropout: Whether dropout layers drop, as in the release, which leaves its teacher in training mode.
 
     Shapes:
@@ -46,12 +46,12 @@ class FrozenModule(nn.Module):
 
     @property
     def looks_at_the_batch(self) -> bool:
-        """Whether the answer to a sample depends on the others of its batch."""
+        """True if the output for a sample depends on the other samples of its batch."""
         layers = norm_layers(self.network).values()
         return any(self.teacher_norm == "batch" or layer.running_mean is None for layer in layers)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
-        """Stay in evaluation mode, but for the layers that were asked to look at the batch or to drop."""
+        """Keep evaluation mode, except for batch norm with ``"batch"`` statistics and for active dropout."""
         super().train(False)
         active = (*([_BatchNorm] if self.teacher_norm == "batch" else []), *([_DropoutNd] if self.dropout else []))
         for layer in self.network.modules():
@@ -60,6 +60,6 @@ class FrozenModule(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the network returns."""
+        """Return the output of the network."""
         out: Tensor = self.network(x)
         return out

@@ -1,4 +1,4 @@
-"""Generators: from a label and noise to a sample that the teacher knows."""
+"""Generator networks of images and of feature rows, from noise ``z`` and one-hot labels ``y``."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from torch.nn import functional
 from kegnet_pl.networks.execution import at_least_float32
 
 OutputNorm = Literal["image", "batch", "none"]
-"""What generated images are standardised by: each by itself, all of a batch together, or not at all."""
+"""Standardisation of generated images: per image, over the batch, or none."""
 
 Upsampling = Literal["transposed", "nearest"]
-"""How a map is enlarged: by transposed convolutions, or by repeating its pixels before a convolution."""
+"""Upsampling of feature maps: transposed convolutions, or repeated pixels before a convolution."""
 
 
 def standardise_images(x: Tensor) -> Tensor:
@@ -45,9 +45,9 @@ class ImageGenerator(nn.Module):
         classes: Number of classes, at least 2.
         noise_dim: Dimensions of the noise.
         size: Height and width of the images; or the shape of an image, which ends with them.
-        output_norm: ``"image"`` gives every image and channel zero mean and unit deviation, as the paper does. ``"batch"``
-            gives them to every channel over all images, by a batch norm without parameters, as a data set is
-            standardised: images may then be bright or dark, of high or low contrast. ``"none"`` leaves the ``tanh``.
+        output_norm: ``"image"`` gives every image and channel zero mean and unit deviation, as the paper does.
+            ``"batch"`` gives them to every channel over all images, by a batch norm without parameters, as a data set
+            is standardised: images may then be bright or dark, of high or low contrast. ``"none"`` leaves the ``tanh``.
         upsampling: ``"transposed"`` convolutions, as in the paper, whose kernels overlap unevenly: a checkerboard is
             what they draw most easily. ``"nearest"`` doubles a map three times by repeating its pixels, each time
             before a convolution of 3x3: what is drawn most easily is smooth.
@@ -93,20 +93,20 @@ class ImageGenerator(nn.Module):
             nn.Linear(noise_dim + classes, 256), nn.BatchNorm1d(256), nn.ReLU(),
             nn.Linear(256, 128 * positions), nn.BatchNorm1d(128 * positions), nn.ReLU(),
         )  # fmt: skip
-        self.conv = (_repeated if upsampling == "nearest" else _transposed)(channels)
+        self.conv = (_nearest_layers if upsampling == "nearest" else _transposed_layers)(channels)
         self.norm = nn.BatchNorm2d(channels, affine=False) if output_norm == "batch" else None
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Return images ``(B, channels, *size)`` for noise ``(B, noise_dim)`` and one-hot labels ``(B, classes)``."""
         hidden = self.fc(torch.cat([z, y], dim=1))
         x: Tensor = self.conv(hidden.unflatten(1, (-1, *self.map)))
-        x = _middle(x, self.size)
+        x = _crop_center(x, self.size)
         if self.norm is not None:
             return self.norm(at_least_float32(x))  # type: ignore[no-any-return]
         return standardise_images(at_least_float32(x)) if self.output_norm == "image" else x
 
 
-def _transposed(channels: int) -> nn.Sequential:
+def _transposed_layers(channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose2d(128, 64, 4, stride=2, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
         nn.ConvTranspose2d(64, 16, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
@@ -115,7 +115,7 @@ def _transposed(channels: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def _repeated(channels: int) -> nn.Sequential:
+def _nearest_layers(channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise([128, 64, 32, 16]):
         layers += [RepeatingConv2d(before, after), nn.BatchNorm2d(after), nn.ReLU()]
@@ -146,8 +146,8 @@ class RepeatingConv2d(nn.Conv2d):
         return functional.conv_transpose2d(x, torch.stack(sums).sum(dim=0), stride=2, padding=1)
 
 
-def _middle(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Cut images to size around their middle."""
+def _crop_center(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Crop images to a height and width around their center."""
     for dim, side in zip((-2, -1), size, strict=True):
         x = x.narrow(dim, (x.shape[dim] - side) // 2, side)
     return x

@@ -1,4 +1,4 @@
-"""LeNet5, the teacher for MNIST and for scikit-learn's digits."""
+"""The LeNet5 network, the teacher for MNIST and for scikit-learn's digits."""
 
 from torch import Tensor, nn
 from torch.nn import functional

@@ -1,4 +1,4 @@
-"""ResNet14 for 32x32 images, the teacher for Fashion-MNIST and SVHN."""
+"""The ResNet14 network for 32x32 images, the teacher for Fashion-MNIST and SVHN."""
 
 from torch import Tensor, nn
 from torch.nn import functional

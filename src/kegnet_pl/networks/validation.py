@@ -1,4 +1,4 @@
-"""What networks return: a classifier for a sample, a generator and a decoder for noise."""
+"""Checks of networks from users: classifiers, students, generators and decoders, by a trial forward pass."""
 
 import copy
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.runtime.errors import first_line
 
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What the forward pass of somebody's network fails with where it is given something else than it takes."""
+"""Exceptions that the forward pass of a network may raise for an input that it does not accept."""
 
 
 def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "network") -> int:
-    """Pass two samples through a network and return the number of its classes.
+    """Check that a network returns logits for two samples, and return the number of its classes.
 
     Args:
         network: Called in evaluation mode, without gradients; its modes stay.
         input_shape: Shape of one sample.
-        name: What messages call it.
+        name: Name of the network in messages.
 
     Raises:
         ValueError: If it does not take such samples, or does not return logits ``(2, classes)`` of two classes or more.
@@ -33,22 +33,22 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
     if not isinstance(network, nn.Module):
         raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {network!r}.")
     called = f"{name} {type(network).__name__}"
-    place = next(network.parameters(), torch.empty(0))
-    x = torch.randn(2, *input_shape, generator=_chance())
+    weight = next(network.parameters(), torch.empty(0))
+    x = torch.randn(2, *input_shape, generator=_rng())
     try:
         with torch.no_grad(), eval_mode(network):
-            logits = network(x.to(place.device))
+            logits = network(x.to(weight.device))
     except FORWARD_ERRORS as error:
-        advice = f" Its weights are {place.dtype}: call its method float()." if place.dtype != x.dtype else ""
+        advice = f" Its weights are {weight.dtype}: call its method float()." if weight.dtype != x.dtype else ""
         raise ValueError(
             f"Expected the {called} to take samples of shape {tuple(input_shape)}, but it failed: "
             f"{first_line(error).rstrip('.')}.{advice}"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        received = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"Expected the {called} to return logits of shape (2, classes) for 2 samples, and nothing else, but got "
-            f"{came}."
+            f"{received}."
         )
     if not bool(logits.isfinite().all()):
         raise ValueError(
@@ -64,17 +64,17 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
 
 
 def check_trainable(network: nn.Module, input_shape: Sequence[int], name: str = "student") -> None:
-    """See that a network returns logits while it trains, too: some return more (the answers of further heads).
+    """Check that a network returns only logits in training mode, too; some also return outputs of auxiliary heads.
 
     Args:
         network: A copy of it is called in training mode.
         input_shape: Shape of one sample.
-        name: What messages call it.
+        name: Name of the network in messages.
 
     Raises:
         ValueError: If it fails, or returns something else.
     """
-    logits = _answer(name, network, torch.randn(2, *input_shape, generator=_chance()), training=True)
+    logits = _trial_output(name, network, torch.randn(2, *input_shape, generator=_rng()), training=True)
     if logits.ndim != 2:
         raise ValueError(
             f"Expected the {name} {type(network).__name__} to return logits (2, classes) for 2 samples in training, "
@@ -83,30 +83,30 @@ def check_trainable(network: nn.Module, input_shape: Sequence[int], name: str = 
 
 
 def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Sequence[int], classes: int) -> None:
-    """See that a generator and a decoder fit the data, and each other, before they are trained.
+    """Check that a generator and a decoder fit the data, and each other.
 
     Args:
         generator: Has attributes ``noise_dim`` and ``classes``; called with noise ``(2, noise_dim)`` and one-hot labels
             ``(2, classes)``. Neither network is changed.
         decoder: Called with the samples.
         input_shape: Shape of one sample.
-        classes: How many there are.
+        classes: Number of classes.
 
     Raises:
         ValueError: If samples have another shape, the decoder does not read the noise, or one of them fails.
     """
-    noise_dim, known = getattr(generator, "noise_dim", None), getattr(generator, "classes", None)
-    if not isinstance(noise_dim, int) or not isinstance(known, int):
+    noise_dim, generator_classes = getattr(generator, "noise_dim", None), getattr(generator, "classes", None)
+    if not isinstance(noise_dim, int) or not isinstance(generator_classes, int):
         raise ValueError(
             f"Expected a generator with the attributes `noise_dim` and `classes`, but got {type(generator).__name__}. "
             f"Set them in its constructor: self.noise_dim = noise_dim; self.classes = classes."
         )
-    if known != classes:
-        raise ValueError(f"Expected a generator of {classes} classes, but got one of {known}.")
-    x = _answer("generator", generator, torch.zeros(2, noise_dim), torch.eye(classes)[:2])
+    if generator_classes != classes:
+        raise ValueError(f"Expected a generator of {classes} classes, but got one of {generator_classes}.")
+    x = _trial_output("generator", generator, torch.zeros(2, noise_dim), torch.eye(classes)[:2])
     if tuple(x.shape) != (2, *input_shape):
         raise ValueError(f"Expected a generator of samples {tuple(input_shape)}, but got one of {tuple(x.shape[1:])}.")
-    decoded = _answer("decoder", decoder, x)
+    decoded = _trial_output("decoder", decoder, x)
     if tuple(decoded.shape) != (2, noise_dim):
         raise ValueError(
             f"Expected a decoder of the generator's {noise_dim} noise dimensions, but got one of "
@@ -114,26 +114,26 @@ def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Seque
         )
 
 
-def _answer(name: str, network: nn.Module, *inputs: Tensor, training: bool = False) -> Tensor:
-    """Return what a copy of the network answers on the CPU.
+def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool = False) -> Tensor:
+    """Return the output of a copy of the network on the CPU.
 
     Raises:
-        ValueError: If it fails, or its answer is no tensor.
+        ValueError: If the call fails, or the output is not a tensor.
     """
     called, when = f"{name} {type(network).__name__}", " in training" if training else ""
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            answer = copy.deepcopy(network).cpu().train(training)(*inputs)
+            output = copy.deepcopy(network).cpu().train(training)(*inputs)
     except FORWARD_ERRORS as error:
         raise ValueError(
             f"Expected the {called} to take {shapes}{when}, but it failed: {first_line(error).rstrip('.')}."
         ) from error
-    if not isinstance(answer, Tensor):
+    if not isinstance(output, Tensor):
         advice = " Take off the heads that only training has." if training else ""
-        raise ValueError(f"Expected the {called} to return a tensor{when}, but got a {type(answer).__name__}.{advice}")
-    return answer
+        raise ValueError(f"Expected the {called} to return a tensor{when}, but got a {type(output).__name__}.{advice}")
+    return output
 
 
-def _chance() -> torch.Generator:
+def _rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)

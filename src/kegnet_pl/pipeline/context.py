@@ -1,89 +1,116 @@
-"""What all stages work with."""
+"""The context of a run: its settings, its store, its loggers, its data."""
 
-import hashlib
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_object as locate
-from hydra.utils import instantiate
 from rich.console import Console
 from torch import nn
 
-import kegnet_pl
+from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.data import RealDataModule
-from kegnet_pl.networks import count_classes
-from kegnet_pl.pipeline.store import Build, Stage, Store
-from kegnet_pl.pipeline.trainer import Schedule, Training
-from kegnet_pl.runtime.costs import StageCosts
+from kegnet_pl.pipeline.loggers import Loggers
+from kegnet_pl.pipeline.objects import build, code_of
+from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
+from kegnet_pl.pipeline.trainer import ResumableFit, Selection, TrainerFactory
+from kegnet_pl.runtime.costs import StageCosts, Work
+from kegnet_pl.runtime.devices import find_device
+from kegnet_pl.runtime.environment import local_rank
 from kegnet_pl.runtime.errors import ConfigError
+from kegnet_pl.runtime.memory import keep_freed_memory
+from kegnet_pl.settings import RunSettings, TrainerSettings
+from kegnet_pl.training.fit import quiet_lightning
+from kegnet_pl.training.progress import make_console
 
-Config = dict[str, Any]
-
-_NEUTRAL = (
-    "accelerator", "devices", "num_nodes", "strategy", "deterministic", "enable_model_summary", "enable_progress_bar",
-    "num_sanity_val_steps", "log_every_n_steps", "use_distributed_sampler",
-)  # fmt: skip
-"""Settings of the trainer that do not change a result; all others, also those a user adds, do."""
+_ALWAYS_LOGGED = {"csv": {"_target_": "pytorch_lightning.loggers.CSVLogger"}}
+"""Loggers with logger=[]: the report draws its curves from the CSV files."""
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """A configuration, and what is often asked of it.
+class RunContext:
+    """Everything that the stages of a run share.
 
     Attributes:
-        config: The resolved configuration, plain.
+        settings: Settings of the run.
+        config: The same as a plain configuration, as it was composed.
+        store: Finished stages.
+        trainers: Makes trainers, callbacks and loggers.
+        console: Shows progress.
+        device: Device of sampling and evaluation.
+        data: Real data, None where there is none.
     """
 
-    config: Config
+    settings: RunSettings
+    config: Mapping[str, Any]
+    store: Store
+    trainers: TrainerFactory
+    console: Console
+    device: torch.device
+    data: RealDataModule | None
+    _networks: dict[tuple[Path, str], nn.Module] = field(default_factory=dict, repr=False)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.settings.seed
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
-        return tuple(self.config["data"]["input_shape"])
+        return tuple(self.settings.data.input_shape)
 
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return int(self.config["data"]["classes"])
-
-
-@dataclass(frozen=True)
-class RunContext(Experiment):
-    """What all stages work with.
-
-    Attributes:
-        config: See :class:`Experiment`.
-        store: Finished stages.
-        training: Runs Lightning.
-        console: Where progress is shown.
-        device: Where drawing and evaluation compute.
-        data: Real data, None where there is none.
-    """
-
-    store: Store
-    training: Training
-    console: Console
-    device: torch.device
-    data: RealDataModule | None
+        return self.settings.data.classes
 
     @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return int(self.config["seed"])
+    def loggers(self) -> Loggers:
+        """Loggers of the stages."""
+        return self.trainers.loggers
 
-    def trained(self) -> Config:
+    def network(self, stage: Stage) -> nn.Module:
+        """Return the network of a stage, on the CPU in evaluation mode; it is read once and must stay as it is."""
+        key = (stage.folder, stage.fingerprint)
+        if key not in self._networks:
+            self._networks[key] = load_network(stage.folder)
+        return self._networks[key]
+
+    def fit(
+        self, stage: str, folder: Path, costs: StageCosts, work: Work, selection: Selection | None = None
+    ) -> ResumableFit:
+        """Return what trains the modules of a stage: resumable, logged, and metered.
+
+        Args:
+            stage: Name of the stage, the job type of loggers.
+            folder: The stage's hidden folder.
+            costs: Costs of the stage.
+            work: Kind of work that training counts as.
+            selection: Which epoch is kept; None for the last.
+        """
+        return ResumableFit(self.trainers, folder, stage, costs, work, selection or Selection())
+
+    def training_fingerprint(self) -> dict[str, Any]:
         """Return the settings that change the result of anything trained."""
-        return {"seed": self.seed, **_training_settings(self.config)}
+        return {"seed": self.seed, **training_fingerprint(self.settings)}
+
+    def data_fingerprint(self, *parts: str) -> dict[str, Any]:
+        """Return the settings and the content of real data that trains or selects.
+
+        Args:
+            parts: Splits that are used.
+        """
+        assert self.data is not None
+        data = self.settings.data
+        return data.fingerprint() | code_of(data) | {"content": self.data.digest(*parts)}
 
     def get_or_build(
         self,
         stage: str,
-        settings: Config,
+        settings: Mapping[str, Any],
         parents: Sequence[Stage],
         make: Build,
         *,
@@ -97,10 +124,10 @@ class RunContext(Experiment):
             settings: See :meth:`Store.get`.
             parents: The stages it reads.
             make: See :meth:`Store.get`.
-            title: What it is called on the terminal; None to say nothing where it was found.
+            title: Name of the stage on the terminal; None to print nothing where it was found.
             collective: See :meth:`Store.get`.
         """
-        loggers = self.training.loggers
+        loggers = self.loggers
 
         def make_without_waiting(folder: Path, costs: StageCosts) -> Mapping[str, Any]:
             waited = loggers.waited
@@ -120,110 +147,110 @@ class RunContext(Experiment):
         return finished
 
 
-def without(config: Mapping[str, Any], *keys: str) -> Config:
-    """Return a part of the configuration without some of its keys."""
-    return {key: value for key, value in config.items() if key not in keys}
+def open_context(
+    config: Mapping[str, Any],
+    run_folder: Path,
+    *,
+    settings: RunSettings | None = None,
+    job: int | None = None,
+    gpu: int | None = None,
+) -> RunContext:
+    """Return the context of a run; see :func:`kegnet_pl.pipeline.run.run`."""
+    settings = settings or RunSettings.from_config(config)
+    quiet_lightning()
+    if settings.trainer.accelerator == "cpu":
+        keep_freed_memory()
+    console = make_console(job)
+    trainers = TrainerFactory(
+        make_trainer=functools.partial(build, settings.trainer, **({} if gpu is None else {"devices": [gpu]})),
+        make_callbacks=lambda folder: [
+            build(callback, **({"dirpath": str(folder)} if name == "resume" else {}))
+            for name, callback in settings.callbacks.items()
+        ],
+        loggers=_make_loggers(settings, config, run_folder, console.print),
+    )
+    return RunContext(
+        settings,
+        config,
+        Store(settings.store, settings.resume, tell=console.print),
+        trainers,
+        console,
+        _find_device(settings.trainer, gpu),
+        _open_data(settings, console.print),
+    )
 
 
-def _training_settings(config: Mapping[str, Any]) -> Config:
-    trainer, callbacks = config["trainer"], without(config["callbacks"], "resume")
-    return {
-        "processes": trainer["devices"],
-        "trainer": without(trainer, *_NEUTRAL),
-        "callbacks": callbacks | code_of(callbacks),
-    }
-
-
-def data_settings(data: RealDataModule, config: Mapping[str, Any], *parts: str) -> Config:
-    """Return what a fingerprint depends on where real data trains or selects: its content, not where it lies.
-
-    Args:
-        data: The data.
-        config: Its settings.
-        parts: Splits that are used.
-    """
-    places = ("root", "download", "train", "val", "test")
-    return without(config, *places) | code_of(config) | {"content": data.digest(*parts)}
-
-
-def result_settings(config: Mapping[str, Any]) -> Config:
-    """Return the configuration without what says where and how, not what: the store, loggers, folders of data."""
-    settings = without(config, "store", "resume", "sweep", "logger", "callbacks", "trainer")
-    return settings | {"data": without(config["data"], "root", "download")} | _training_settings(config)
-
-
-def schedule_of(config: Mapping[str, Any], select_best: bool) -> Schedule:
-    """Return how long the teacher or the student trains."""
-    return Schedule(config["epochs"], select_best, config["patience"], config["min_epochs"])
-
-
-def build(specification: Mapping[str, Any], **arguments: Any) -> Any:
-    """Instantiate a ``_target_`` of the configuration from plain values."""
-    try:
-        return instantiate(dict(specification), **arguments, _convert_="all")
-    except InstantiationException as error:
-        reason = error.__cause__ or error
-        raise ConfigError(
-            f"Expected `{specification.get('_target_')}` to be built from the settings, but: {reason}"
-        ) from error
-
-
-def code_of(specification: Any) -> Config:
-    """Return hashes of the files that define the user's own ``_target_`` objects, for a fingerprint.
-
-    Their code changes without any setting. What is installed (site-packages), and ours, goes by its version, which a
-    manifest tells.
-
-    Args:
-        specification: Any part of the configuration.
-
-    Returns:
-        ``{"code": {target: hash}}``; nothing where all is installed.
-    """
-    files = {target: _source_file(target) for target in sorted(set(_targets(specification)))}
-    marks = {
-        target: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for target, path in files.items()
-        if path is not None
-        and not set(path.parts) & {"site-packages", "dist-packages"}
-        and not path.is_relative_to(Path(kegnet_pl.__file__).resolve().parent)
-    }
-    return {"code": marks} if marks else {}
-
-
-def _targets(specification: Any) -> Iterator[str]:
-    if isinstance(specification, Mapping):
-        if isinstance(specification.get("_target_"), str):
-            yield specification["_target_"]
-        for value in specification.values():
-            yield from _targets(value)
-    elif isinstance(specification, list):
-        for value in specification:
-            yield from _targets(value)
-
-
-def _source_file(target: str) -> Path | None:
-    try:
-        found = inspect.getsourcefile(inspect.unwrap(locate(target)))
-    except (ImportError, TypeError, ValueError, InstantiationException):  # built in, or not there: building it says so
-        return None
-    return Path(found).resolve() if found is not None else None
-
-
-def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], classes: int) -> None:
-    """Pass a blank batch through a network.
+def _find_device(trainer: TrainerSettings, gpu: int | None) -> torch.device:
+    """Return the device of sampling and evaluation: the GPU of this process, or the CPU.
 
     Raises:
-        ConfigError: If it does not take such samples, or does not return logits of so many classes.
+        ConfigError: If a GPU is asked for and there is none.
     """
+    if trainer.accelerator == "cpu":
+        return find_device("cpu")
+    # Lightning tells the processes that it starts which GPU is theirs.
     try:
-        found = count_classes(network, input_shape, name)
+        return find_device(f"cuda:{local_rank() if gpu is None else gpu}")
     except ValueError as error:
         raise ConfigError(
-            f"{str(error).rstrip('.')}. Choose data and network that fit: data=..., {name}=..., data.input_shape."
+            "Expected a GPU for trainer.accelerator=gpu, but torch finds none here. Use trainer=cpu."
         ) from error
-    if found != classes:
-        raise ConfigError(
-            f"Expected the {name} {type(network).__name__} to know {classes} classes, as the data has, but it knows "
-            f"{found}. Set data.classes to that, or choose data and network that fit."
-        )
+
+
+def _open_data(settings: RunSettings, tell: Callable[[str], object]) -> RealDataModule | None:
+    """Return the real data, None where there is none and none is needed.
+
+    Raises:
+        FileNotFoundError: If its files are missing and the run needs them.
+    """
+    if settings.data.target is None:
+        return None
+    data: RealDataModule = build(settings.data)
+    try:
+        data.prepare_data()
+    except FileNotFoundError as error:
+        needed = settings.teacher.weights is None or settings.student.selection == "real"
+        if needed or not data.may_be_missing:
+            raise
+        tell(f"Accuracy will not be measured: {error}")
+        return None
+    return data
+
+
+def student_name(settings: RunSettings) -> str:
+    """Return the name of the compression, or of the other network that is trained."""
+    network = settings.student.network
+    return settings.compression.name if network is None else str(network["_target_"].rsplit(".", 1)[-1])
+
+
+def training_fingerprint(settings: RunSettings) -> dict[str, Any]:
+    """Return the settings of the trainer and of callbacks that change a result."""
+    callbacks = {name: callback for name, callback in settings.callbacks.items() if name != "resume"}
+    processes, trainer = settings.trainer.devices, settings.trainer.fingerprint()
+    return {"processes": processes, "trainer": trainer, "callbacks": callbacks | code_of(callbacks)}
+
+
+def _run_fingerprint(settings: RunSettings) -> str:
+    """Return a hash of all settings that change results: runs of the same pipeline share it."""
+    groups = ("data", "teacher", "generator", "student", "compression")
+    content: dict[str, Any] = {group: getattr(settings, group).fingerprint() for group in groups}
+    content |= {"seed": settings.seed, "sources": settings.sources, "source": settings.source}
+    content |= {"recipe": settings.recipe, **training_fingerprint(settings)}
+    return fingerprint("pipeline", content, [])
+
+
+def _make_loggers(
+    settings: RunSettings, config: Mapping[str, Any], run_folder: Path, tell: Callable[[str], object]
+) -> Loggers:
+    name, student = settings.data.name, student_name(settings)
+    pipeline = f"{name}-{_run_fingerprint(settings)}"
+    sweep = [settings.sweep] if settings.sweep else []
+    return Loggers(
+        settings.logger or _ALWAYS_LOGGED,
+        run_folder,
+        group=settings.sweep or pipeline,
+        label=f"{name} {student}, seed {settings.seed}",
+        tags=[*dict.fromkeys([name, settings.teacher.name, student, settings.recipe]), f"seed {settings.seed}", *sweep],
+        hyperparameters={**config, "pipeline": pipeline},
+        tell=tell,
+    )

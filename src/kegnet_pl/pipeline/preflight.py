@@ -1,41 +1,55 @@
-"""What is wrong with the settings of a later stage is told before the first takes its time."""
+"""Checks before the first stage: everything that a later stage builds from its settings is built once."""
 
 import torch
 from torch import nn
 
-from kegnet_pl.pipeline.context import Config, RunContext, build
-from kegnet_pl.pipeline.stages.compression import make_plan
-from kegnet_pl.runtime.errors import ConfigError
+from kegnet_pl.api.checks import check_student
+from kegnet_pl.compression import CompressionPlan
+from kegnet_pl.networks.batch_norm import norm_layers
+from kegnet_pl.networks.validation import check_generator
+from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.pipeline.objects import build
+from kegnet_pl.pipeline.stages.compression import make_rules
+from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
+from kegnet_pl.runtime.seeds import seeded
+from kegnet_pl.settings import GeneratorSettings, OptimizerSettings
 
 
-def check_early(context: RunContext) -> None:
-    """Build what later stages will build from their settings, and read the real data that they will read.
+def check_before(context: RunContext, *, generators: bool) -> None:
+    """Check what needs no trained teacher.
+
+    Args:
+        context: Context of the run.
+        generators: Whether generators are trained.
 
     Raises:
-        ConfigError: If an optimiser or a plan of compression cannot be built.
+        ConfigError: If an optimiser, a plan of compression or a generator cannot be built or does not fit the data.
         ValueError: If the data is damaged, or has no split to select by.
     """
-    config = context.config
+    settings = context.settings
     if context.data is not None:
         context.data.setup()
-        if config["student"]["selection"] == "real" and config["sources"]:
+        if settings.student.selection == "real" and settings.sources:
             context.data.part("val")
-    if config["student"]["network"] is None:
+    if settings.student.network is None:
         try:
-            make_plan(config["compression"])
+            CompressionPlan(make_rules(settings.compression), settings.compression.target)
         except ValueError as error:
             raise ConfigError(f"{error} See compression=...") from error
     trained = {
-        "teacher": config["teacher"]["weights"] is None,
-        "generator": "kegnet" in config["sources"],
-        "student": bool(config["sources"]),
+        "teacher": (settings.teacher.weights is None, settings.teacher.optimizer),
+        "generator": (generators, settings.generator.optimizer),
+        "student": (bool(settings.sources), settings.student.optimizer),
     }
-    for part in (part for part, wanted in trained.items() if wanted):
-        _check_optimizer(part, config[part]["optimizer"])
+    for part, (wanted, optimizer) in trained.items():
+        if wanted:
+            _check_optimizer(part, optimizer)
+    if generators:
+        _check_generator(settings.generator, context.input_shape, context.classes)
 
 
-def _check_optimizer(part: str, specification: Config) -> None:
-    make = build(specification)
+def _check_optimizer(part: str, settings: OptimizerSettings) -> None:
+    make = build(settings)
     if callable(make):
         try:
             made = make([nn.Parameter(torch.zeros(1))])
@@ -44,6 +58,57 @@ def _check_optimizer(part: str, specification: Config) -> None:
         if isinstance(made, torch.optim.Optimizer):
             return
     raise ConfigError(
-        f"Expected `{part}.optimizer` to be a torch.optim.Optimizer, made of its parameters later "
-        f"({part}.optimizer._partial_=true), but got {specification}."
+        f"Expected `{part}.optimizer` to be a torch.optim.Optimizer that is given its parameters later "
+        f"({part}.optimizer._partial_=true), but got {settings.model_dump(by_alias=True)}."
     )
+
+
+def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], classes: int) -> None:
+    """Check that a new generator and its decoder fit the data, and each other."""
+    with seeded(0, "check"):
+        generator, decoder = build(settings.network), build(settings.decoder)
+    noise_dim = getattr(generator, "noise_dim", settings.noise_dim)
+    if noise_dim != settings.noise_dim:
+        raise ConfigError(
+            f"Expected a generator of {settings.noise_dim} noise dimensions, but {type(generator).__name__} has "
+            f"{noise_dim}. Set generator.noise_dim={noise_dim}, which the decoder and the draws of noise use, too."
+        )
+    try:
+        check_generator(generator, decoder, input_shape, classes)
+    except ValueError as error:
+        raise ConfigError(
+            f"{error} generator=image makes images (data.input_shape=[channels,height,width]), generator=dense rows of "
+            f"features; generator=custom takes generator.network and generator.decoder of your own."
+        ) from error
+
+
+def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: nn.Module, *, generators: bool) -> None:
+    """Check that generators and students find the layers that they learn from.
+
+    Args:
+        context: Context of the run.
+        teacher: The teacher.
+        student: The student before training.
+        generators: Whether generators are trained.
+
+    Raises:
+        ConfigError: If the student cannot be trained with its settings, or a loss needs batch norm that the teacher
+            does not have.
+    """
+    presets = (
+        "Presets for networks without batch norm: for images experiment=custom/image, for rows of features "
+        "experiment=custom/table."
+    )
+    try:
+        check_student(student, teacher, context.settings.student, context.input_shape)
+    except SettingsMismatchError as error:
+        more = "" if norm_layers(teacher) else f" {presets}"
+        raise ConfigError(error.for_command_line("student") + more) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    statistics = context.settings.generator.objective.get("statistics")
+    if generators and statistics is not None and statistics.weight and not norm_layers(teacher):
+        raise ConfigError(
+            f"Expected a teacher with batch norm for generator.objective.statistics, but {type(teacher).__name__} has "
+            f"none. Set generator.objective.statistics.weight=0. {presets}"
+        )

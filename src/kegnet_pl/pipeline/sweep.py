@@ -21,12 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.errors import FAILURE
 
 NAME_VARIABLE = "KEGNET_SWEEP"
 """Environment variable that carries the sweep's name to its jobs, wherever a launcher starts them."""
-
-FAILURE = "failure.json"
-"""What a failed job leaves in its folder."""
 
 begun: Path | None = None
 """Folder of the sweep that this process has started."""

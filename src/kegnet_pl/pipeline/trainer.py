@@ -1,4 +1,4 @@
-"""Running Lightning: one trainer a fit, resumable, selected as the user says, and quiet."""
+"""The resumable fit: Lightning trainers of the configuration, checkpoints, loggers and costs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,31 +10,30 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.runtime.costs import StageCosts, Work
+from kegnet_pl.training import GeneratorModule
 from kegnet_pl.training.base import TrainingModule
 from kegnet_pl.training.callbacks import LastEpoch, Meter, Patience
-from kegnet_pl.training.fit import run_fit
+from kegnet_pl.training.fit import Metrics, run_fit
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long to train, and which epoch to keep.
+class Selection:
+    """Which epoch of a fit is kept.
 
     Attributes:
-        epochs: Epochs at most.
-        select_best: Keep the epoch with the highest ``val/accuracy`` instead of the last.
-        patience: Stop so many epochs after the best; None never stops early. Needs ``select_best``.
+        best: Keep the epoch with the highest ``val/accuracy`` instead of the last.
+        patience: Stop so many epochs after the best; None never stops early. Needs ``best``.
         min_epochs: Epochs at least; see :class:`Patience`.
     """
 
-    epochs: int
-    select_best: bool = False
+    best: bool = False
     patience: int | None = None
     min_epochs: int | None = None
 
 
 @dataclass(frozen=True)
-class Training:
-    """What all stages train with.
+class TrainerFactory:
+    """Makes what every fit of a run is trained with.
 
     Attributes:
         make_trainer: Returns a trainer for given ``max_epochs``, ``callbacks``, ``logger`` and ``limit_val_batches``.
@@ -46,67 +45,64 @@ class Training:
     make_callbacks: Callable[[Path], list[Callback]]
     loggers: Loggers
 
-    def fit(
+
+@dataclass(frozen=True)
+class ResumableFit:
+    """Trains the modules of a stage from where an interrupted run stopped; see :class:`kegnet_pl.training.fit.Fit`.
+
+    A fit that was finished in an interrupted stage is loaded from its checkpoint and not trained again.
+
+    Attributes:
+        trainers: Makes the trainer, callbacks and loggers of every fit.
+        folder: The stage's hidden folder, for checkpoints and curves.
+        stage: Name of the stage, the job type of loggers.
+        costs: Costs of the stage.
+        work: Kind of work that training counts as.
+        selection: Which epoch is kept.
+    """
+
+    trainers: TrainerFactory
+    folder: Path
+    stage: str
+    costs: StageCosts
+    work: Work
+    selection: Selection = Selection()
+
+    def __call__(
         self,
         module: LightningModule,
-        datamodule: LightningDataModule | None,
-        schedule: Schedule,
-        folder: Path,
+        data: LightningDataModule | None,
         *,
-        stage: str,
-        names: Sequence[str],
-        costs: StageCosts,
-        work: Work,
-        samples_per_step: int = 0,
+        name: str,
+        epochs: int,
         callbacks: Sequence[Callback] = (),
-    ) -> dict[str, float]:
-        """Train a module, from where an interrupted fit stopped if there was one.
-
-        Args:
-            module: What to train; holds the selected weights afterwards.
-            datamodule: Its data, None where the module has its own.
-            schedule: How long, and which epoch to keep.
-            folder: The stage's hidden folder; checkpoints and curves go there.
-            stage: Job type for loggers.
-            names: Names of the networks that are trained. Curves are kept under the name of the stage where the module
-                has ``names``, else under this one.
-            costs: The stage's costs.
-            work: What to count the training as.
-            samples_per_step: Samples that a step of the module makes and shows to the teacher.
-            callbacks: Further callbacks.
+    ) -> Metrics:
+        """Train a module; it holds the weights of the selected epoch afterwards.
 
         Returns:
-            The metrics of the last epoch, ``epochs`` trained, and the ``epoch`` that is kept, counted from 1.
+            The metrics of the last epoch, the number of ``epochs`` trained, and the ``epoch`` that is kept, from 1.
 
         Raises:
             KeyboardInterrupt: If the user stopped it.
         """
-        checkpoints = folder / "checkpoints" / "-".join(names)
-        separate = isinstance(module, TrainingModule) and module.names is not None
-        best: ModelCheckpoint | None = None
-        selecting: list[Callback] = []
-        if schedule.select_best:
-            best = ModelCheckpoint(
-                dirpath=checkpoints, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False
-            )
-            selecting.append(best)
-            if schedule.patience is not None:
-                selecting.append(Patience(schedule.patience, schedule.min_epochs or 0))
+        checkpoints = self.folder / "checkpoints" / name
+        best, selecting = self._selection_callbacks(checkpoints)
         last = LastEpoch()
-        trainer = self.make_trainer(
-            max_epochs=schedule.epochs,
+        shared = isinstance(module, TrainingModule) and module.names is not None
+        trainer = self.trainers.make_trainer(
+            max_epochs=epochs,
             callbacks=[
-                Meter(costs, work, samples_per_step),
+                Meter(self.costs, self.work, _samples_per_step(module)),
                 last,
                 *callbacks,
                 *selecting,
-                *self.make_callbacks(checkpoints),
+                *self.trainers.make_callbacks(checkpoints),
             ],
-            logger=self.loggers.make(stage, stage if separate else names[0], folder),
-            limit_val_batches=None if schedule.select_best else 0,
+            logger=self.trainers.loggers.make(self.stage, self.stage if shared else name, self.folder),
+            limit_val_batches=None if self.selection.best else 0,
         )
-        begun = checkpoints / "resume.ckpt"
-        run_fit(trainer, module, datamodule, begun if begun.exists() else None)
+        resume = checkpoints / "resume.ckpt"
+        run_fit(trainer, module, data, resume if resume.exists() else None)
         metrics, kept = dict(last.metrics), trainer.current_epoch
         if isinstance(module, TrainingModule):
             module.means = last.means
@@ -117,3 +113,19 @@ class Training:
             kept = content["epoch"] + 1
         module.to("cpu")
         return metrics | {"epochs": trainer.current_epoch, "epoch": kept}
+
+    def _selection_callbacks(self, checkpoints: Path) -> tuple[ModelCheckpoint | None, list[Callback]]:
+        """Return the callback that keeps the best epoch, None where the last is kept, and all that select."""
+        if not self.selection.best:
+            return None, []
+        best = ModelCheckpoint(
+            dirpath=checkpoints, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False
+        )
+        if self.selection.patience is None:
+            return best, [best]
+        return best, [best, Patience(self.selection.patience, self.selection.min_epochs or 0)]
+
+
+def _samples_per_step(module: LightningModule) -> int:
+    """Return the samples that a step of a module draws and shows to the teacher."""
+    return module.batch_size * module.networks if isinstance(module, GeneratorModule) else 0

@@ -1,4 +1,4 @@
-"""Pictures of one run: curves, layers, classes, costs."""
+"""Plots of one run: curves, layers, classes, costs."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kegnet_pl.compression import CompressionReport
-from kegnet_pl.reporting.style import COLOURS, MUTED, SERIES, layout_of, percent_axis, width_of
-from kegnet_pl.reporting.tradeoff import kind_of
+from kegnet_pl.reporting.style import COLOURS, MUTED, SERIES, Look, layout_of, legend_columns, percent_axis, width_of
 
 Curve = list[tuple[float, float]]
 """Epoch, from 1, and value."""
@@ -24,7 +23,7 @@ _COST_NAMES = {
     "drawing": "drawing samples",
     "labelling": "labelling them",
     "student_training": "training students",
-    "evaluation": "eval_mode",
+    "evaluation": "evaluating",
     "other": "start-up, pictures, writing",
 }
 
@@ -60,7 +59,7 @@ def split_curves(curves: Mapping[str, Curve], name: str) -> dict[str, dict[str, 
 
 
 def draw_generator_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: bool = False) -> Figure:
-    """Draw the losses of all generators, and how sure the teacher is of their samples.
+    """Draw the losses of all generators, and the teacher's confidence in their samples.
 
     Args:
         curves: Generator -> :func:`read_curves`.
@@ -71,14 +70,14 @@ def draw_generator_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: boo
     panels = ["train/loss", *terms, "samples/confidence"]
     titles = {"train/loss": "objective", "samples/confidence": "teacher's confidence"}
     titles |= {term: term.removeprefix("train/loss_").replace("_", " ") for term in terms}
-    panels = [name for name in panels if any(name in mine for mine in curves.values())]
+    panels = [name for name in panels if any(name in of_one for of_one in curves.values())]
     columns = 2 if narrow else 3
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(width_of(narrow), (2.0 if narrow else 2.5) * lines), layout=layout_of(narrow))
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for axis, name in zip(axes, panels, strict=False):
-        for index, (generator, mine) in enumerate(curves.items()):
-            _line(axis, mine.get(name, []), SERIES[index % len(SERIES)], generator.replace("_", " "))
+        for index, (generator, of_one) in enumerate(curves.items()):
+            _line(axis, of_one.get(name, []), SERIES[index % len(SERIES)], generator.replace("_", " "))
         axis.set_title(titles[name])
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         if name == "samples/confidence":
@@ -94,29 +93,32 @@ def draw_generator_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: boo
     return figure
 
 
-def draw_student_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: bool = False) -> Figure:
-    """Draw how students learn: the loss, and how often they answer as the teacher.
+def draw_student_curves(
+    curves: Mapping[str, Mapping[str, Curve]], looks: Mapping[str, Look], narrow: bool = False
+) -> Figure:
+    """Draw the training of students: the loss, and the agreement with the teacher.
 
     Args:
-        curves: Method (``uniform``, ``normal``, ``kegnet``) -> :func:`read_curves`.
+        curves: Method -> :func:`read_curves`.
+        looks: Method -> its look (:func:`kegnet_pl.reporting.style.looks_of`).
         narrow: For a phone.
     """
     panels = [("train/loss", "distillation loss in nats"), ("train/accuracy", "answers as the teacher, in training")]
-    if any("val/accuracy" in mine for mine in curves.values()):
+    if any("val/accuracy" in of_one for of_one in curves.values()):
         panels.append(("val/accuracy", "validation accuracy"))
     figure = Figure(figsize=(width_of(narrow), 2.4 * len(panels) if narrow else 2.9), layout=layout_of(narrow))
     shape = (len(panels), 1) if narrow else (1, len(panels))
     axes = figure.subplots(*shape, squeeze=False).flatten()
     for axis, (name, title) in zip(axes, panels, strict=True):
-        for method, mine in curves.items():
-            kind = {"uniform": "Uniform", "normal": "Normal"}.get(method, "KegNet")
-            _line(axis, mine.get(name, []), COLOURS[kind], kind)
+        for method, of_one in curves.items():
+            _line(axis, of_one.get(name, []), looks[method].color, method)
         axis.set_title(title)
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if name.endswith("accuracy"):
             percent_axis(axis)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    columns = legend_columns(list(curves), narrow)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -127,7 +129,7 @@ def _line(axis: Axes, curve: Curve, colour: str, label: str) -> None:
 
 
 def draw_compression(report: CompressionReport, narrow: bool = False) -> Figure:
-    """Draw what every layer costs before and after: parameters, and multiply-accumulates.
+    """Draw the parameters and multiply-accumulates of every layer before and after compression.
 
     Args:
         report: Of the compression.
@@ -137,17 +139,17 @@ def draw_compression(report: CompressionReport, narrow: bool = False) -> Figure:
     height = 0.9 + 0.34 * len(rows)
     figure = Figure(figsize=(width_of(narrow), 2 * height if narrow else height), layout=layout_of(narrow))
     axes = figure.subplots(2, 1, sharey=True) if narrow else figure.subplots(1, 2, sharey=True)
-    places = np.arange(len(rows))
-    for axis, what, title in zip(axes, ("parameters", "macs"), ("parameters", "MACs of one sample"), strict=True):
-        before = [getattr(row, f"{what}_before") for row in rows]
-        after = [getattr(row, f"{what}_after") for row in rows]
-        axis.barh(places, before, height=0.72, color=COLOURS["teacher"], alpha=0.35, label="teacher")
-        axis.barh(places, after, height=0.4, color=COLOURS["KegNet"], label="student")
+    positions = np.arange(len(rows))
+    for axis, size, title in zip(axes, ("parameters", "macs"), ("parameters", "MACs of one sample"), strict=True):
+        before = [getattr(row, f"{size}_before") for row in rows]
+        after = [getattr(row, f"{size}_after") for row in rows]
+        axis.barh(positions, before, height=0.72, color=COLOURS["teacher"], alpha=0.35, label="teacher")
+        axis.barh(positions, after, height=0.4, color=COLOURS["bars"], label="student")
         axis.set_title(title)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.xaxis.set_major_formatter(lambda value, _: short_number(value))
         axis.grid(axis="y", visible=False)
-    axes[0].set_yticks(places, [row.layer for row in rows])
+    axes[0].set_yticks(positions, [row.layer for row in rows])
     axes[0].invert_yaxis()
     axes[1].legend(loc="lower right")
     return figure
@@ -161,34 +163,38 @@ def short_number(value: float) -> str:
     return f"{value:g}"
 
 
-def draw_classes(confusions: Mapping[str, Sequence[Sequence[int]]], narrow: bool = False) -> Figure:
+def draw_classes(
+    confusions: Mapping[str, Sequence[Sequence[int]]], looks: Mapping[str, Look], narrow: bool = False
+) -> Figure:
     """Draw the accuracy of every class.
 
     Args:
         confusions: Method -> counts ``(C, C)``, rows the true classes.
+        looks: Method -> its look (:func:`kegnet_pl.reporting.style.looks_of`).
         narrow: For a phone.
     """
     count = len(next(iter(confusions.values())))
     figure = Figure(figsize=(width_of(narrow), 3.6 if narrow else 3.1), layout=layout_of(narrow))
     axis = figure.subplots()
-    marks = {"teacher": "_", "KegNet": "o", "Uniform": "^", "Normal": "v", "compressed": "x"}
-    students = [method for method in confusions if kind_of(method) != "teacher"]
+    students = [method for method in confusions if method != "teacher"]
+    spacing = min(0.13, 0.8 / max(len(students), 1))
     for method, confusion in confusions.items():
-        kind = kind_of(method)
+        is_teacher, look = method == "teacher", looks[method]
         # Side by side: near 100 % they would hide each other.
-        aside = 0.0 if kind == "teacher" else 0.13 * (students.index(method) - (len(students) - 1) / 2)
+        offset = 0.0 if is_teacher else spacing * (students.index(method) - (len(students) - 1) / 2)
         counts = np.asarray(confusion)
         shares = counts.diagonal() / np.maximum(counts.sum(axis=1), 1)
-        size, edge = (12 if narrow else 20, 2.2) if kind == "teacher" else (4.5 if narrow else 6.5, 1.2)
+        size, edge = (12 if narrow else 20, 2.2) if is_teacher else (4.5 if narrow else 6.5, 1.2)
         axis.plot(
-            np.arange(count) + aside, shares, linestyle="none", marker=marks[kind], color=COLOURS[kind], label=method,
+            np.arange(count) + offset, shares, linestyle="none", marker=look.marker, color=look.color, label=method,
             markersize=size, markeredgewidth=edge,
         )  # fmt: skip
     axis.set_xticks(range(count))
     axis.set_xlabel("class")
     axis.set_ylabel("accuracy")
     percent_axis(axis)
-    figure.legend(loc="outside lower center", ncols=3 if narrow else 5)
+    longest = max(map(len, confusions))
+    figure.legend(loc="outside lower center", ncols=max(1, (42 if narrow else 100) // (longest + 4)))
     return figure
 
 
@@ -214,7 +220,7 @@ def draw_walk(walks: Sequence[Mapping[str, Any]], narrow: bool = False) -> Figur
 
 
 def draw_costs(seconds: Mapping[str, float], narrow: bool = False) -> Figure:
-    """Draw where the time went.
+    """Draw the seconds of every kind of work.
 
     Args:
         seconds: By kind of work (:mod:`kegnet_pl.runtime.costs`).
@@ -223,7 +229,7 @@ def draw_costs(seconds: Mapping[str, float], narrow: bool = False) -> Figure:
     spent = [(_COST_NAMES.get(work, work), value) for work, value in seconds.items() if value > 0]
     figure = Figure(figsize=(width_of(narrow), 0.7 + 0.32 * max(len(spent), 1)), layout=layout_of(narrow))
     axis = figure.subplots()
-    bars = axis.barh([name for name, _ in spent], [value for _, value in spent], color=COLOURS["KegNet"], height=0.6)
+    bars = axis.barh([name for name, _ in spent], [value for _, value in spent], color=COLOURS["bars"], height=0.6)
     axis.bar_label(bars, [clock(value) for _, value in spent], padding=4, color=MUTED)
     axis.invert_yaxis()
     axis.margins(x=0.35 if narrow else 0.12)
@@ -234,7 +240,7 @@ def draw_costs(seconds: Mapping[str, float], narrow: bool = False) -> Figure:
 
 
 def clock(seconds: float) -> str:
-    """Return seconds for people: ``0.3 s``, ``4 min 10 s``, ``2 h 5 min``."""
+    """Return seconds as text: ``0.3 s``, ``4 min 10 s``, ``2 h 5 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,12 +1,13 @@
 """Rows of ``results.json``."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.sources.registry import find_builtin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,16 +16,18 @@ class Row:
 
     Attributes:
         dataset: Name of the data.
-        test_set: What accuracy was measured on, None where it was not.
+        test_set: Test set of the accuracy, None if it was not measured.
         teacher: Name of the teacher.
         student: Name of the compression, or of the student's network.
         method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), and those trained on
-            synthetic data: ``T+KegNet``, ``T+Uniform``, ``T+Normal`` (``S+...``).
+            synthetic data, with the title of the source: ``T+KegNet``, ``S+Normal``.
+        source: Description of the source of the synthetic data (:class:`kegnet_pl.sources.SourceInfo`): name, title,
+            prior, color, marker, needs_generators, shares. None for the teacher and for untrained networks.
         seed: The run's seed.
         recipe: Name of the recipe: ``strict``, ``paper``, ``fast``, or the user's.
         selection: Which epoch of the student was kept: ``last``, ``synthetic`` or ``real``; None without training.
-        epochs: How many it was trained for; None without training here, and in rows of older versions.
-        epoch: Which of them was kept, counted from 1; None, too, for what an older version trained.
+        epochs: Epochs of training; None without training here, and in rows of older versions.
+        epoch: The epoch that was kept, counted from 1; also None for networks that an older version trained.
         accuracy: On the test set, in [0, 1]; None where there is no test data.
         teacher_accuracy: The same of the teacher.
         parameters: Weights and biases.
@@ -35,13 +38,13 @@ class Row:
         samples: Synthetic samples the student was trained on; None without training.
         label_entropy: Mean entropy of the teacher's answers to these samples, in nats; None without training.
         precision: Of the training.
-        seconds: Wall-clock seconds that made this network once its parents were there; evaluation does not count.
+        seconds: Wall-clock seconds of the stage that made this network, without evaluation.
         stage_seconds: Wall-clock seconds of every stage behind this row, and of its evaluation.
-        costs: The costs of all of them (:class:`kegnet_pl.runtime.costs.StageCosts`): seconds by kind of work, samples made,
-            answers of the teacher, peak memory in megabytes.
-        fingerprint: Of the stage that holds the network.
-        command: What ran.
-        versions: Of Python and packages.
+        costs: Costs of these stages (:class:`kegnet_pl.runtime.costs.StageCosts`): seconds by kind of work,
+            samples made, answers of the teacher, peak memory in megabytes.
+        fingerprint: Fingerprint of the stage that holds the network.
+        command: Command of the run.
+        versions: Versions of Python and packages.
     """
 
     dataset: str
@@ -49,6 +52,7 @@ class Row:
     teacher: str
     student: str | None
     method: str
+    source: dict[str, Any] | None = None
     seed: int
     recipe: str
     selection: str | None
@@ -71,7 +75,26 @@ class Row:
     command: str
     versions: dict[str, str]
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Row":
+        """Read a row of ``results.json``. Rows of older versions have no source: the title in the method names it.
+
+        Raises:
+            TypeError: If keys are missing or unknown.
+        """
+        row = cls(**record)
+        title = row.method.partition("+")[2]
+        if row.source is not None or not title:
+            return row
+        info = find_builtin(title)
+        return row if info is None else replace(row, source=info.to_dict())
+
+    @property
+    def prior(self) -> str:
+        """Prior knowledge in the samples the network was trained on; empty without training on synthetic data."""
+        return "" if self.source is None else str(self.source["prior"])
+
 
 def write_results(rows: Sequence[Row], path: Path) -> None:
-    """Write rows as JSON, whole or not at all."""
+    """Write rows as JSON, atomically."""
     write_whole(path, json.dumps([asdict(row) for row in rows], indent=2) + "\n")

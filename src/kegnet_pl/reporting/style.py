@@ -1,30 +1,35 @@
-"""How pictures look: the same colours everywhere, on light and on dark ground."""
+"""Style of all plots: colours and markers, on light and on dark ground."""
 
 import io
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-COLOURS = {
-    "KegNet": "#2468d8",
-    "Uniform": "#d9730d",
-    "Normal": "#0a8f6a",
-    "compressed": "#8a63d2",
-    "teacher": "#5b6472",
-}
-"""Of the kinds of networks; each is told from the others, and from the ground, by people who see fewer colours."""
+from kegnet_pl.reporting.results import Row
 
-SERIES = ("#c2356b", "#1295a8", "#7a6a00", "#3b4cc0", "#a0522d", "#2e8b57", "#b8860b", "#6a5acd")
-"""For what has no colour of its own: further series of one kind, generators, classes."""
+COLOURS = {"compressed": "#8a63d2", "teacher": "#5b6472", "bars": "#2468d8"}
+"""Colours of untrained students, of teachers, and of bars; trained students have the colour of their source."""
+
+SERIES = (
+    "#c2356b", "#1295a8", "#7a6a00", "#3b4cc0", "#a0522d", "#2e8b57", "#b8860b", "#6a5acd", "#e377c2",
+    "#3f9b0b",
+)  # fmt: skip
+"""Colours of everything else: further series of one source, generators, classes."""
+
+_NEAR = 0.26
+"""Colours at a smaller distance in RGB, each in [0, 1], are hard to distinguish."""
 
 INK, MUTED, GRID = "#1b1f24", "#5b6473", "#d9dde3"
-"""Text; less important text; lines behind the data. A page may turn these, see :func:`to_svg`."""
+"""Text; less important text; lines behind the data. A dark page inverts these, see :func:`to_svg`."""
 
 WIDE, NARROW = 9.2, 4.6
 """Widths of pictures, in inches: for a screen, where panels stand side by side, and for a phone."""
@@ -34,7 +39,7 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", COLOURS["teacher"]: "--muted", GRI
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the style of the house."""
+    """Draw in the style of this project."""
     with mpl.rc_context(
         {
             "font.family": "sans-serif",
@@ -65,13 +70,61 @@ def house_style() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Look:
+    """Colour and marker of a network in plots."""
+
+    color: str
+    marker: str
+
+
+def looks_of(rows: Sequence[Row]) -> dict[str, Look]:
+    """Return the look of every row of a run, by method: trained students have that of their source."""
+    students = {row.method: row for row in rows if row.method != "teacher"}
+    preferred = [COLOURS["compressed"] if row.source is None else row.source["color"] for row in students.values()]
+    colors = distinct_colors(preferred)
+    looks = {
+        method: Look(color, "x" if row.source is None else row.source["marker"])
+        for (method, row), color in zip(students.items(), colors, strict=True)
+    }
+    return {"teacher": Look(COLOURS["teacher"], "_")} | looks
+
+
+def distinct_colors(preferred: Sequence[str | None]) -> list[str]:
+    """Return a colour for every series: the preferred one, or another where it is not given or already taken.
+
+    Args:
+        preferred: ``#rrggbb`` of every series, None for any; a series has precedence over those that follow it.
+    """
+    found: list[str | None] = []
+    for color in preferred:
+        found.append(None if color is None or _is_near(color, [COLOURS["teacher"], *found]) else color)
+    spare = list(SERIES)
+    for index, color in enumerate(found):
+        if color is None:
+            free = [choice for choice in spare if not _is_near(choice, found)] or spare or list(SERIES)
+            found[index] = free[0]
+            spare = [choice for choice in spare if choice != free[0]]
+    return [str(color) for color in found]
+
+
+def _is_near(color: str, others: Sequence[str | None]) -> bool:
+    distances = (math.dist(to_rgb(color), to_rgb(other)) for other in others if other is not None)
+    return any(distance < _NEAR for distance in distances)
+
+
+def legend_columns(labels: Sequence[str], narrow: bool) -> int:
+    """Return how many columns of a legend fit below a picture."""
+    return max(1, min(len(labels), 3, (1 if narrow else 3) * 28 // max(map(len, labels), default=1)))
+
+
 def width_of(narrow: bool) -> float:
     """Return the width of a picture, in inches."""
     return NARROW if narrow else WIDE
 
 
 def layout_of(narrow: bool) -> ConstrainedLayoutEngine:
-    """Return how the panels of a picture are laid out: below each other they need more room for their titles."""
+    """Return the layout of the panels of a picture; panels below each other need more space for titles."""
     return ConstrainedLayoutEngine(h_pad=0.12) if narrow else ConstrainedLayoutEngine()
 
 
@@ -79,9 +132,9 @@ def to_svg(figure: Figure, title: str, salt: str = "") -> str:
     """Return a figure as SVG to stand in a page: transparent, text in the page's font, ink that follows its theme.
 
     Args:
-        figure: Drawn in the style of the house.
-        title: What it shows, for those who cannot see it.
-        salt: Tells the identifiers of pictures of one page apart, where they show the same.
+        figure: Drawn with :func:`house_style`.
+        title: Description for screen readers.
+        salt: Makes the identifiers of equal pictures of one page different.
     """
     out = io.StringIO()
     options: dict[str, Any] = {"metadata": {"Date": None, "Creator": None}, "bbox_inches": "tight", "transparent": True}

@@ -1,4 +1,4 @@
-"""What is left when a sweep ends: one table, one picture, one file of all rows."""
+"""Results of a sweep: one table, one plot, one file of all rows."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from rich.table import Table
 from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
 from kegnet_pl.reporting.style import house_style
 from kegnet_pl.reporting.summary import Point, summarize
-from kegnet_pl.reporting.sweep_page import describe, figure, write_sweep_page
+from kegnet_pl.reporting.sweep_page import describe, format_mean, write_sweep_page
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from kegnet_pl.runtime.atomic_files import write_whole
 from kegnet_pl.runtime.errors import UserError
@@ -31,7 +31,7 @@ def finish_sweep(folder: Path) -> bool:
     """
     console = make_console()
     if not folder.is_dir() or not any(folder.glob("*/.hydra")):
-        return False  # it did not come to a job, and what is wrong has been told
+        return False  # no job was started, and the error has been printed
     try:
         runs = find_runs([folder])
     except UserError as error:
@@ -41,23 +41,23 @@ def finish_sweep(folder: Path) -> bool:
         report(runs, folder, console)
     else:
         console.print(f"\n0 of {len(runs)} runs finished. The same command starts the sweep again.", soft_wrap=True)
-        tell_failures(runs, console)
+        print_failures(runs, console)
     tell_offline(folder, "*/", console)
     return any(not run.rows for run in runs)
 
 
-def tell_failures(runs: Sequence[FinishedRun], console: Console) -> None:
+def print_failures(runs: Sequence[FinishedRun], console: Console) -> None:
     """Name the jobs that failed or were stopped."""
     keys = varied(runs)
     for run in runs:
         if not run.rows:
-            what = " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
-            name = f"Job {run.name} ({what})" if what else f"Run {run.name}"
+            settings = " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
+            name = f"Job {run.name} ({settings})" if settings else f"Run {run.name}"
             console.print(f"{name}: {run.failure or 'stopped'}", soft_wrap=True)
 
 
 def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Path]:
-    """Write the rows, the picture and the page of several runs, and print the table and what failed.
+    """Write the rows, the plot and the page of several runs, and print the table and the failures.
 
     Args:
         runs: At least one that is finished.
@@ -73,14 +73,14 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Pat
     console.print()
     console.print(f"{len(finished)} of {len(runs)} runs finished, {describe(runs)}", soft_wrap=True)
     console.print(make_summary_table(points))
-    tell_failures(runs, console)
+    print_failures(runs, console)
     for path in files:
         console.print(f"{path.name:<14}{shown(path)}", soft_wrap=True)
     return files
 
 
 def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
-    """Write all rows of all runs, each with its run's folder and what was set: ``results.json`` and ``results.csv``."""
+    """Write all rows of all runs, with the name of the run and its settings: ``results.json`` and ``results.csv``."""
     keys = varied(runs)
     records: list[dict[str, Any]] = [
         {"run": run.name, "settings": {key: run.settings.get(key) for key in keys}, **asdict(row)}
@@ -90,7 +90,7 @@ def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     as_json, as_csv = out / "results.json", out / "results.csv"
     write_whole(as_json, json.dumps(records, indent=2) + "\n")
-    flat = [dict(_flat(record)) for record in records]
+    flat = [dict(_flat(record | {"source": record["source"] or {}})) for record in records]
     with as_csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for record in flat for key in record)))
         writer.writeheader()
@@ -125,6 +125,7 @@ def make_summary_table(points: Sequence[Point]) -> Table:
         ("data", several),
         ("student", True),
         ("network", True),
+        ("prior", True),
         ("recipe", recipes),
         ("settings", settings),
     ):
@@ -137,13 +138,14 @@ def make_summary_table(points: Sequence[Point]) -> Table:
             (f"{point.dataset}, {point.teacher}", several),
             (point.student or "", True),
             (point.method, True),
+            (point.prior, True),
             (point.recipe, recipes),
             (point.settings, settings),
         ]
         following = points[index + 1] if index + 1 < len(points) else point
         table.add_row(
             *[text for text, wanted in cells if wanted],
-            figure(point),
+            format_mean(point),
             str(point.runs),
             f"{point.compression_ratio:.2f}x",
             f"{point.macs:,.0f}",

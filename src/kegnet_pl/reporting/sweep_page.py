@@ -1,4 +1,4 @@
-"""``report.html`` of a sweep, or of any set of finished runs."""
+"""The page ``report.html`` of a sweep, or of any set of finished runs."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -33,10 +33,10 @@ def write_sweep_page(runs: Sequence[FinishedRun], out: Path) -> Path:
         out / PAGE,
         f"{len([run for run in runs if run.rows])} runs on {datasets}",
         [("results", "Results"), ("jobs", "Runs"), ("settings", "Settings")],
-        story=tell(runs, points),
+        story=write_story(runs, points),
         tradeoff=picture,
         points=points,
-        figure=figure,
+        format_mean=format_mean,
         several=len({(point.dataset, point.teacher) for point in points}) > 1,
         recipes=len({point.recipe for point in points if point.recipe}) > 1,
         settings=any(point.settings for point in points),
@@ -48,7 +48,7 @@ def write_sweep_page(runs: Sequence[FinishedRun], out: Path) -> Path:
 
 
 def describe(runs: Sequence[FinishedRun]) -> str:
-    """Say what was varied, and what accuracies were measured on."""
+    """Return the varied settings, the test sets, and the selection of epochs, as one line."""
     rows = [row for run in runs for row in run.rows]
     sets = sorted({row.test_set for row in rows if row.test_set is not None}) or ["no test data, accuracy not measured"]
     kept = sorted({row.selection for row in rows if row.selection is not None}) or ["nothing was trained"]
@@ -56,8 +56,8 @@ def describe(runs: Sequence[FinishedRun]) -> str:
     return f"varied: {swept}; {'; '.join(sets)}; epoch kept: {', '.join(kept)}"
 
 
-def tell(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list[str]:
-    """Say in sentences what was done and what came of it."""
+def write_story(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list[str]:
+    """Return the sentences above the table: the runs, the best student of every data set, the smallest one."""
     finished = [run for run in runs if run.rows]
     failed = len(runs) - len(finished)
     text = [
@@ -65,28 +65,27 @@ def tell(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list[str]:
         f"{describe(runs)[0].upper()}{describe(runs)[1:]}."
     ]
     for dataset in dict.fromkeys(point.dataset for point in points):
-        mine = [point for point in points if point.dataset == dataset and point.accuracies]
-        students = [point for point in mine if point.method.endswith("KegNet")]
-        teachers = [point for point in mine if point.method == "teacher"]
+        measured = [point for point in points if point.dataset == dataset and point.accuracies]
+        students = [point for point in measured if point.prior not in ("", "none")]
+        teachers = [point for point in measured if point.method == "teacher"]
         if not students or not teachers:
             continue
         best = max(students, key=lambda point: point.mean)
         smallest = max(students, key=lambda point: point.compression_ratio)
         text.append(
-            f"On {dataset} the teacher is right on {figure(teachers[0])}. The best student with KegNet is "
-            f"{_name(best)}: {figure(best)} with {best.compression_ratio:.2f} times fewer parameters"
+            f"On {dataset} the teacher is right on {format_mean(teachers[0])}. The best student is {_name(best)}: "
+            f"{format_mean(best)} with {best.compression_ratio:.2f} times fewer parameters"
             + (
-                f"; the smallest, {_name(smallest)} ({smallest.compression_ratio:.2f} times fewer), {figure(smallest)}."
+                f"; the smallest, {_name(smallest)} ({smallest.compression_ratio:.2f} times fewer), "
+                f"{format_mean(smallest)}."
                 if smallest is not best
                 else "."
             )
         )
-        better = [
-            point for point in mine if _same_network(point, best) and point is not best and point.mean > best.mean
-        ]
+        better = [point for point in measured if _same_network(point, best) and point.mean > best.mean]
         if better:
-            others = ", ".join(f"{point.method} {figure(point)}" for point in better)
-            text.append(f"Without generators the same network is better: {others}.")
+            others = ", ".join(f"{point.method} {format_mean(point)}" for point in better)
+            text.append(f"Without prior knowledge in the samples the same network is better: {others}.")
     return text
 
 
@@ -96,11 +95,11 @@ def _same_network(point: Point, other: Point) -> bool:
 
 
 def _name(point: Point) -> str:
-    return " ".join(part for part in (point.student, point.settings) if part)
+    return " ".join(part for part in (point.student, point.method, point.settings) if part)
 
 
-def figure(point: Point) -> str:
-    """Return an accuracy for people, in percent."""
+def format_mean(point: Point) -> str:
+    """Return a mean accuracy with its standard deviation in percent, as text."""
     if not point.accuracies:
         return "not measured"
     spread = "" if point.sd is None else f" ± {100 * point.sd:.2f}"

@@ -10,7 +10,7 @@ from kegnet_pl.reporting.results import Row
 
 
 def describe_results(rows: Sequence[Row]) -> str:
-    """Say what the accuracies of one run were measured on and how epochs were selected."""
+    """Return the test set of one run, its seed, and the selection of epochs, as one line."""
     first = rows[0]
     selections = sorted({row.selection for row in rows if row.selection is not None})
     where = first.test_set or f"{first.dataset}: no test data, accuracy not measured"
@@ -25,15 +25,17 @@ def make_results_table(rows: Sequence[Row]) -> Table:
     """
     table = Table()
     table.add_column("network")
+    table.add_column("prior")
     for column in ("accuracy", "parameters", "ratio", "MACs", "seconds"):
         table.add_column(column, justify="right")
     best = max((row.accuracy or 0 for row in rows if row.method != "teacher"), default=0)
     for row in rows:
-        accuracy = shown_accuracy(row)
-        strong = row.method != "teacher" and row.accuracy == best and row.accuracy
+        accuracy = format_accuracy(row)
+        is_best = row.method != "teacher" and row.accuracy == best and row.accuracy
         table.add_row(
             row.method,
-            Text(accuracy, style="bold green" if strong else ""),
+            row.prior,
+            Text(accuracy, style="bold green" if is_best else ""),
             f"{row.parameters:,}",
             f"{row.compression_ratio:.2f}x",
             f"{row.macs:,}",
@@ -44,7 +46,7 @@ def make_results_table(rows: Sequence[Row]) -> Table:
 
 
 def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str]:
-    """Say which students ended below the compressed teacher that they began as, and what else to try.
+    """Return a warning for every student that is worse than the compressed teacher it was initialised with.
 
     Args:
         rows: Of one run.
@@ -52,30 +54,30 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
         batch_norm: Whether the teacher has batch norm, so that the student does.
 
     Returns:
-        A line a student; none where nothing was measured.
+        A line for each such student; none where nothing was measured.
     """
-    begun = next((row.accuracy for row in rows if row.method == "T"), None)
+    initial = next((row.accuracy for row in rows if row.method == "T"), None)
     advice = ""
     if batch_norm and norm == "batch":
         advice = (
             " Its batch norm has the statistics of the synthetic samples it saw last: student.norm=frozen keeps the "
             "teacher's, student.norm=adapt student.shuffle=true fits it to samples of all generators."
         )
-    told = []
+    lines = []
     for row in rows:
-        if begun is not None and row.accuracy is not None and row.method.startswith("T+") and row.accuracy < begun:
-            lost = 100 * (begun - row.accuracy)
-            told.append(f"{row.method} ends {lost:.1f} points below T, from which it began.{advice}")
-    return told
+        if initial is not None and row.accuracy is not None and row.source is not None and row.accuracy < initial:
+            lost = 100 * (initial - row.accuracy)
+            lines.append(f"{row.method} ends {lost:.1f} points below T, from which it began.{advice}")
+    return lines
 
 
-def shown_accuracy(row: Row) -> str:
-    """Return a row's accuracy for people."""
+def format_accuracy(row: Row) -> str:
+    """Return the accuracy of a row in percent, as text."""
     return "not measured" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
 
 
 def make_compression_table(report: CompressionReport) -> Table:
-    """Lay out what every layer cost before and after."""
+    """Lay out the parameters and MACs of every layer before and after compression."""
     table = Table()
     for column in ("layer", "kind"):
         table.add_column(column)

@@ -1,43 +1,60 @@
-"""The picture of a sweep: accuracy against how much smaller a network is."""
+"""The plot of accuracy against the size of networks."""
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kegnet_pl.reporting.style import COLOURS, SERIES, layout_of, percent_axis, width_of
+from kegnet_pl.reporting.style import (
+    COLOURS,
+    distinct_colors,
+    layout_of,
+    legend_columns,
+    percent_axis,
+    width_of,
+)
 from kegnet_pl.reporting.summary import Point
 
-_MARKS = {"KegNet": "o", "Uniform": "^", "Normal": "v", "compressed": "x"}
 _LABEL_WIDTH = 90
-_NAMES = {"compressed": "untrained"}
+_UNTRAINED = "untrained"
+
+
+class _Series(NamedTuple):
+    """Points that are joined by a line: students of one source, recipe and further settings."""
+
+    source: str
+    recipe: str
+    settings: str
 
 
 def draw_tradeoff(points: Sequence[Point], narrow: bool = False) -> Figure:
     """Draw accuracy against compression ratio and against MACs; a pair of panels for each data set.
 
-    The teacher is a line; means over seeds are marks, their standard deviation a bar; marks of one method are joined.
+    The teacher is a line; means over seeds are marks, their standard deviation a bar; marks of one source are joined.
 
     Args:
         points: At least one with an accuracy.
-        narrow: Whether panels shall stand below each other, as for a phone.
+        narrow: True: panels stand below each other, for a phone.
     """
-    drawn = [point for point in points if point.accuracies]
-    datasets = list(dict.fromkeys(point.dataset for point in drawn))
+    measured = [point for point in points if point.accuracies]
+    datasets = list(dict.fromkeys(point.dataset for point in measured))
+    colors = _series_colors(measured)
     count = max(len(datasets), 1)
     figure = Figure(figsize=(width_of(narrow), (6.6 if narrow else 3.9) * count), layout=layout_of(narrow))
     if narrow:
         panels = figure.subplots(2 * count, 1, squeeze=False).reshape(count, 2)
     else:
         panels = figure.subplots(count, 2, squeeze=False, sharey="row")
+    handles: dict[str, Any] = {}
     for row, dataset in enumerate(datasets):
-        mine = [point for point in drawn if point.dataset == dataset]
-        for axis, what in zip(panels[row], ("compression_ratio", "macs"), strict=True):
-            _draw_panel(axis, mine, what)
+        of_dataset = [point for point in measured if point.dataset == dataset]
+        for axis, size in zip(panels[row], ("compression_ratio", "macs"), strict=True):
+            _draw_panel(axis, of_dataset, size, colors)
         panels[row][0].set_title(f"{dataset}: accuracy and size")
         panels[row][0].set_xlabel("compression ratio (teacher's parameters / student's)")
         for axis in panels[row] if narrow else panels[row][:1]:
@@ -46,59 +63,65 @@ def draw_tradeoff(points: Sequence[Point], narrow: bool = False) -> Figure:
         panels[row][1].set_title("accuracy and work")
         panels[row][1].set_xlabel("multiply-accumulates for one sample")
         panels[row][1].invert_xaxis()  # smaller to the right, as on the left
-        if row == 0:
-            handles, labels = panels[row][0].get_legend_handles_labels()
-            labels = [textwrap.fill(label, _LABEL_WIDTH // (2 if narrow else 1)) for label in labels]
-            columns = max(1, min(len(labels), 3, (1 if narrow else 3) * 28 // max(map(len, labels))))
-            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        for handle, label in zip(*panels[row][0].get_legend_handles_labels(), strict=True):
+            handles.setdefault(textwrap.fill(label, _LABEL_WIDTH // (2 if narrow else 1)), handle)
+    columns = legend_columns(list(handles), narrow)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
     return figure
 
 
-def kind_of(method: str) -> str:
-    """Return what a row's method is drawn as: ``KegNet``, ``Uniform``, ``Normal``, ``compressed`` or ``teacher``."""
-    return method.split("+", 1)[1] if "+" in method else "teacher" if method == "teacher" else "compressed"
-
-
-def _draw_panel(axis: Axes, points: Sequence[Point], what: str) -> None:
-    alone = len({getattr(point, what) for point in points if point.method != "teacher"}) == 1
+def _draw_panel(axis: Axes, points: Sequence[Point], size: str, colors: Mapping[_Series, str]) -> None:
+    one_size = len({getattr(point, size) for point in points if point.method != "teacher"}) == 1
     for teacher in (point for point in points if point.method == "teacher"):
         name = " ".join(part for part in ("teacher", teacher.settings) if part)
         axis.axhline(teacher.mean, color=COLOURS["teacher"], linestyle="--", linewidth=1.2, label=name, zorder=1)
-        if alone:  # nothing to compare a student's size with but the teacher's
-            axis.plot(getattr(teacher, what), teacher.mean, color=COLOURS["teacher"], marker="s", zorder=2)
+        if one_size:  # only the teacher's size can be compared with the student's
+            axis.plot(getattr(teacher, size), teacher.mean, color=COLOURS["teacher"], marker="s", zorder=2)
     students = sorted((point for point in points if point.method != "teacher"), key=_order)
-    kinds = [series[0] for series in dict.fromkeys(map(_series, students))]
-    for number, (series, group) in enumerate(groupby(students, key=_series)):
-        mine = sorted(group, key=lambda point: getattr(point, what))
-        kind, recipe, settings = series
-        several = kinds.count(kind) > 1
-        first = kinds.index(kind) == number
-        label = " ".join(part for part in (_NAMES.get(kind, kind), recipe if several else "", settings) if part)
-        colour = COLOURS[kind] if first else SERIES[number % len(SERIES)]
+    sources = [series.source for series in dict.fromkeys(map(_series, students))]
+    for series, group in groupby(students, key=_series):
+        line = sorted(group, key=lambda point: float(getattr(point, size)))
+        source = line[0].source
+        title = _UNTRAINED if source is None else source["title"]
+        recipe = series.recipe if sources.count(series.source) > 1 else ""
+        informed = line[0].prior not in ("", "none")
         axis.errorbar(
-            [getattr(point, what) for point in mine],
-            [point.mean for point in mine],
-            yerr=[point.sd or 0.0 for point in mine],
-            color=colour,
-            marker=_MARKS[kind],
+            [getattr(point, size) for point in line],
+            [point.mean for point in line],
+            yerr=[point.sd or 0.0 for point in line],
+            color=colors[series],
+            marker="x" if source is None else source["marker"],
             markersize=6,
-            linestyle="-" if kind == "KegNet" else ":",
-            linewidth=1.8 if kind == "KegNet" else 1.1,
+            linestyle="-" if informed else ":",
+            linewidth=1.8 if informed else 1.1,
             capsize=2.5,
-            label=label,
-            zorder=3 if kind == "KegNet" else 2,
+            label=" ".join(part for part in (title, recipe, series.settings) if part),
+            zorder=3 if informed else 2,
         )
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    if what == "macs" and points:
+    if size == "macs" and points:
         exponent = 3 * int(math.log10(max(max(point.macs for point in points), 1)) // 3)
         unit = {0: "", 3: " k", 6: " M", 9: " G"}.get(exponent, f"e{exponent}")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 10**exponent:g}{unit}")
 
 
-def _order(point: Point) -> tuple[int, str, str]:
-    kind, recipe, settings = _series(point)
-    return list(_MARKS).index(kind), recipe, settings
+def _series(point: Point) -> _Series:
+    return _Series("" if point.source is None else point.source["name"], point.recipe, point.settings)
 
 
-def _series(point: Point) -> tuple[str, str, str]:
-    return kind_of(point.method), point.recipe, point.settings
+def _order(point: Point) -> tuple[bool, bool, _Series]:
+    """Sort students: informed sources first, untrained networks last."""
+    return point.source is None, point.prior == "none", _series(point)
+
+
+def _series_colors(points: Sequence[Point]) -> dict[_Series, str]:
+    """Return the colour of every series: the first of a source has the colour of that source."""
+    students = [point for point in points if point.method != "teacher"]
+    firsts = {_series(point): point.source for point in students}
+    preferred: list[str | None] = []
+    seen = set()
+    for series, source in firsts.items():
+        color = COLOURS["compressed"] if source is None else source["color"]
+        preferred.append(None if series.source in seen else color)
+        seen.add(series.source)
+    return dict(zip(firsts, distinct_colors(preferred), strict=True))

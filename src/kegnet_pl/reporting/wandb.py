@@ -29,7 +29,7 @@ def picture_of(pixels: np.ndarray) -> Any:
 
 
 def compression_table(report: CompressionReport) -> Any:
-    """Return what every layer costs before and after."""
+    """Return the parameters and MACs of every layer before and after compression."""
     rows = [asdict(row) for row in report.rows]
     return _table(rows)
 
@@ -54,11 +54,14 @@ def class_tables(confusion: Tensor) -> dict[str, Any]:
 
 
 def report_objects(rows: Sequence[Row], page: Path, sheet: Path | None) -> dict[str, Any]:
-    """Return what the run of a whole pipeline shows: results, costs, the report, and the sample sheet."""
+    """Return the objects of the run of a whole pipeline: results, costs, the report, and the sample sheet."""
     import wandb
 
-    kept = ("method", "accuracy", "parameters", "compression_ratio", "macs", "seconds", "samples", "selection", "seed")
-    results = [{key: value for key, value in asdict(row).items() if key in kept} for row in rows]
+    columns = (
+        "method", "prior", "accuracy", "parameters", "compression_ratio", "macs", "seconds", "samples", "selection",
+        "seed",
+    )  # fmt: skip
+    results = [{key: getattr(row, key) for key in columns} for row in rows]
     costs = [
         {
             "method": row.method,
@@ -68,8 +71,8 @@ def report_objects(rows: Sequence[Row], page: Path, sheet: Path | None) -> dict[
         }
         for row in rows
     ]
-    shown = {"results": _table(results), "costs": _table(costs), "report": wandb.Html(str(page))}
-    return shown | ({"samples": wandb.Image(str(sheet))} if sheet is not None else {})
+    objects = {"results": _table(results), "costs": _table(costs), "report": wandb.Html(str(page))}
+    return objects | ({"samples": wandb.Image(str(sheet))} if sheet is not None else {})
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Any:

@@ -1,7 +1,11 @@
-"""One independent stream of random numbers for every purpose."""
+"""Random numbers: one independent stream for every purpose, and a seed for code that uses the global streams."""
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -23,3 +27,28 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
 def stream(seed: int, purpose: str, *indices: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a random generator for one purpose (see :func:`derive_seed`)."""
     return torch.Generator(device).manual_seed(derive_seed(seed, purpose, *indices))
+
+
+@contextmanager
+def seeded(seed: int, purpose: str, *indices: int) -> Iterator[None]:
+    """Seed the global streams of Python, NumPy and torch for a while; afterwards they are as they were.
+
+    Networks draw their first weights from these streams.
+
+    Args:
+        seed: The run's seed.
+        purpose: See :func:`derive_seed`.
+        indices: See :func:`derive_seed`.
+    """
+    value = derive_seed(seed, purpose, *indices) % 2**32
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            random.seed(value)
+            np.random.seed(value)
+            torch.manual_seed(value)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

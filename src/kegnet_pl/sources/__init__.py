@@ -1,7 +1,23 @@
-"""Sources of synthetic samples: generators, noise."""
+"""Sources of synthetic samples: generators, noise, mixtures, and those of other packages."""
 
-from kegnet_pl.sources.base import SyntheticSource
-from kegnet_pl.sources.generators import GeneratorSource, sample_labels_and_noise
-from kegnet_pl.sources.noise import NoiseSource
+from kegnet_pl.sources.base import Prior, SyntheticSource
+from kegnet_pl.sources.kegnet import GeneratorSource, sample_labels_and_noise
+from kegnet_pl.sources.mixture import MixtureSource
+from kegnet_pl.sources.noise import NoiseSource, NormalNoise, UniformNoise
+from kegnet_pl.sources.registry import SourceInfo, build_source, describe_mixture, describe_source, find_source_class
 
-__all__ = ["GeneratorSource", "NoiseSource", "SyntheticSource", "sample_labels_and_noise"]
+__all__ = [
+    "GeneratorSource",
+    "MixtureSource",
+    "NoiseSource",
+    "NormalNoise",
+    "Prior",
+    "SourceInfo",
+    "SyntheticSource",
+    "UniformNoise",
+    "build_source",
+    "describe_mixture",
+    "describe_source",
+    "find_source_class",
+    "sample_labels_and_noise",
+]

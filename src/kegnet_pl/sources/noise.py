@@ -1,4 +1,4 @@
-"""Samples of noise: the paper's baselines."""
+"""Sources of noise: the paper's baselines."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kegnet_pl.runtime.seeds import stream
-from kegnet_pl.sources.base import SyntheticSource
+from kegnet_pl.sources.base import Prior, SyntheticSource
 
 Noise = Literal["uniform", "normal"]
 
@@ -23,6 +23,11 @@ class NoiseSource(SyntheticSource):
         ValueError: If ``distribution`` is unknown.
     """
 
+    title = "Noise"
+    color = "#a0522d"
+    marker = "<"
+    prior: Prior = "none"
+
     def __init__(self, distribution: Noise, input_shape: int | Sequence[int]) -> None:
         super().__init__()
         if distribution not in get_args(Noise):
@@ -37,3 +42,33 @@ class NoiseSource(SyntheticSource):
         if self.distribution == "uniform":
             return torch.rand(shape, generator=generator) * 2 - 1
         return torch.randn(shape, generator=generator)
+
+
+class UniformNoise(NoiseSource):
+    """Noise from U(-1, 1).
+
+    Args:
+        input_shape: Shape of one sample, or a number of features.
+    """
+
+    title = "Uniform"
+    color = "#d9730d"
+    marker = "^"
+
+    def __init__(self, input_shape: int | Sequence[int]) -> None:
+        super().__init__("uniform", input_shape)
+
+
+class NormalNoise(NoiseSource):
+    """Noise from N(0, 1).
+
+    Args:
+        input_shape: Shape of one sample, or a number of features.
+    """
+
+    title = "Normal"
+    color = "#0a8f6a"
+    marker = "v"
+
+    def __init__(self, input_shape: int | Sequence[int]) -> None:
+        super().__init__("normal", input_shape)

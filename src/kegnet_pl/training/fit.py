@@ -1,23 +1,26 @@
-"""What the functions of the library have in common: where they run, their numbers, and one fit that leaves no trace."""
+"""Fits: the contract between the engine and whoever trains, and the quiet fit of the library."""
 
-import copy
 import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Protocol, get_args
 
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
-from torch import nn
 
-from kegnet_pl.schema import PRECISION
+from kegnet_pl.runtime.seeds import seeded
+from kegnet_pl.settings import Precision
+
+Metrics = dict[str, float]
+"""Name of a metric -> its value."""
 
 LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
 
@@ -65,44 +68,78 @@ def run_fit(
         raise
 
 
-def fit_quietly(
-    module: LightningModule,
-    data: LightningDataModule | None,
-    epochs: int,
-    device: torch.device,
-    precision: Any,
-    callbacks: Sequence[Callback],
-    logger: Logger | Sequence[Logger] | bool,
-) -> None:
-    """Fit a module with a Lightning trainer of its own, which writes nothing and leaves log levels as they were.
+class Fit(Protocol):
+    """Trains a module: the contract that joins the library and the command line."""
 
-    Args:
-        module: What is trained; on the CPU afterwards.
-        data: Its data, None where it draws its own.
-        epochs: How long.
-        device: Where.
+    def __call__(
+        self,
+        module: LightningModule,
+        data: LightningDataModule | None,
+        *,
+        name: str,
+        epochs: int,
+        callbacks: Sequence[Callback] = (),
+    ) -> Metrics:
+        """Train a module.
+
+        Args:
+            module: What is trained; on the CPU afterwards.
+            data: Its data; None for a module that draws its own.
+            name: Name of the fit in its stage.
+            epochs: Epochs at most.
+            callbacks: Callbacks of this fit.
+
+        Returns:
+            Metrics of the last epoch by name.
+        """
+
+
+@dataclass(frozen=True)
+class QuietFit:
+    """A fit with a Lightning trainer of its own that writes nothing and leaves log levels as they were.
+
+    Attributes:
+        device: Where to train.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
-        callbacks: Of the trainer.
         logger: Lightning loggers.
+        callbacks: Further callbacks of every fit.
     """
-    with seeded(0), _quietly():
-        trainer = Trainer(
-            max_epochs=epochs,
-            accelerator={"cuda": "gpu"}.get(device.type, device.type),
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            precision=precision,
-            callbacks=list(callbacks),
-            logger=list(logger) if isinstance(logger, Sequence) else logger,
-            limit_val_batches=0,
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        run_fit(trainer, module, data)
-    module.to("cpu")
+
+    device: torch.device
+    precision: Precision = "32-true"
+    logger: Logger | Sequence[Logger] | bool = False
+    callbacks: Sequence[Callback] = ()
+
+    def __call__(
+        self,
+        module: LightningModule,
+        data: LightningDataModule | None,
+        *,
+        name: str,
+        epochs: int,
+        callbacks: Sequence[Callback] = (),
+    ) -> Metrics:
+        """Train a module; see :class:`Fit`."""
+        every = [*self.callbacks, *callbacks]
+        with seeded(0, "fit"), _quietly():
+            trainer = Trainer(
+                max_epochs=epochs,
+                accelerator={"cuda": "gpu"}.get(self.device.type, self.device.type),
+                devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
+                precision=self.precision,
+                callbacks=every,
+                logger=list(self.logger) if isinstance(self.logger, Sequence) else self.logger,
+                limit_val_batches=0,
+                log_every_n_steps=1,
+                num_sanity_val_steps=0,
+                enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in every),
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
+            run_fit(trainer, module, data)
+        module.to("cpu")
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 @contextmanager
@@ -116,50 +153,14 @@ def _quietly() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Let torch's global random numbers come from a seed for a while."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed % 2**32)
-        yield
-
-
-def frozen_copy(network: nn.Module) -> nn.Module:
-    """Return a copy on the CPU, in evaluation mode, without gradients of its weights."""
-    return copy.deepcopy(network).cpu().eval().requires_grad_(False)
-
-
-def check_counts(**at_least: tuple[int, int]) -> None:
-    """Check whole numbers that a user has typed.
-
-    Args:
-        at_least: Name of an argument -> its value, and the smallest that is allowed.
+def check_precision(precision: str, device: torch.device) -> None:
+    """Check the precision of a training.
 
     Raises:
-        ValueError: If a value is too small, or no whole number.
+        ValueError: If it is unknown, or the device has no such arithmetic.
     """
-    for name, (value, least) in at_least.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"Expected `{name}` to be a whole number of at least {least}, but got {value!r}.")
-
-
-def check_numbers(precision: Any, device: torch.device, **at_least: tuple[float, float]) -> None:
-    """Check what a user has typed, before anything takes time.
-
-    Args:
-        precision: Of the training.
-        device: Where it will be.
-        at_least: Name of an argument -> its value, and what it must not be below.
-
-    Raises:
-        ValueError: If something is out of range.
-    """
-    for name, (value, least) in at_least.items():
-        if not value >= least:
-            raise ValueError(f"Expected `{name}` of at least {least}, but got {value}.")
-    if precision not in PRECISION:
-        raise ValueError(f"Expected `precision` to be one of {', '.join(PRECISION)}, but got {precision!r}.")
+    if precision not in get_args(Precision):
+        raise ValueError(f"Expected `precision` to be one of {', '.join(get_args(Precision))}, but got {precision!r}.")
     if precision == "16-mixed" and device.type == "cpu":
         raise ValueError("Expected `precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed'.")
 

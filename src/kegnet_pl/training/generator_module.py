@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from kegnet_pl.data.loading import NoiseLoader, local_batch_size
 from kegnet_pl.losses import GeneratedBatch, GeneratorObjective, NormStatistics
-from kegnet_pl.networks import FrozenModule, NormWatch, StackedModule, TeacherNorm, over_stack
+from kegnet_pl.networks import BatchNormMoments, FrozenModule, StackedModule, TeacherNorm, over_stack
 from kegnet_pl.networks.execution import at_least_float32
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.training.base import LRSchedulerName, TrainingModule, accuracy
@@ -198,7 +198,7 @@ class GeneratorAnswer(nn.Module):
         self.decoder = decoder
         self.teacher = teacher
         self.objective = objective
-        self.watch = NormWatch(teacher) if objective.uses_statistics else None
+        self.watch = BatchNormMoments(teacher) if objective.uses_statistics else None
         self.stacked = isinstance(generator, StackedModule)
 
     def forward(self, z: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:

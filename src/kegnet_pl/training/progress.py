@@ -68,13 +68,12 @@ class StageProgress(Callback):
     Args:
         title: Name of the stage.
         console: Where to show it.
-        fits: How many times a network is fitted in the stage (once a generator).
     """
 
-    def __init__(self, title: str, console: Console, fits: int = 1) -> None:
+    def __init__(self, title: str, console: Console) -> None:
         self.title = title
         self.console = console
-        self.fits = fits
+        self.fits = 1
         self.fit = 0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -116,9 +115,9 @@ class StageProgress(Callback):
         elif kind is None:
             self.console.print(f"{self.title}: finished in {_clock(seconds)}  {self._losses}")
 
-    def next_fit(self, index: int) -> None:
-        """Say which fit of the stage comes now, from 0."""
-        self.fit = index
+    def next_fit(self, index: int, fits: int) -> None:
+        """Set which fit of the stage comes next, from 0, and how many there are."""
+        self.fit, self.fits = index, fits
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting where a resumed stage goes on; later fits of the stage count on."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from kegnet_pl.losses import DistillationLoss, FeatureLoss
-from kegnet_pl.networks import WatchedModule, norm_layers
+from kegnet_pl.networks import FeatureExtractor, norm_layers
 from kegnet_pl.training.base import LRSchedulerName, TrainingModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
 
@@ -84,15 +84,15 @@ class StudentModule(TrainingModule):
         self.distillation = distillation
         self.teacher_forwards = 0
         self.feature_distillation = feature_distillation
-        self._watched: tuple[WatchedModule, ...] = ()
+        self._watched: tuple[FeatureExtractor, ...] = ()
         if feature_distillation is None:
             self.step_by(network)
         else:
             self.features = FeatureLoss()
             # Teacher and student, in a tuple, so that the teacher is not registered.
             self._watched = (
-                WatchedModule(feature_distillation.teacher, feature_distillation.layers),
-                WatchedModule(network, feature_distillation.layers),
+                FeatureExtractor(feature_distillation.teacher, feature_distillation.layers),
+                FeatureExtractor(network, feature_distillation.layers),
             )
             self.step_by(self._watched[1])
         self.train()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
-from kegnet_pl.networks import LeNet5, NormWatch, ResNet14, adapt_norm, lacks_statistics, norm_layers
+from kegnet_pl.networks import BatchNormMoments, LeNet5, ResNet14, adapt_norm, lacks_statistics, norm_layers
 from kegnet_pl.networks.batch_norm import _moments
 
 
@@ -84,7 +84,7 @@ def test_other_networks_are_refused(student: nn.Module) -> None:
 
 def test_watch_returns_what_the_network_returns_and_what_enters_its_batch_norm() -> None:
     network, x = _teacher(), torch.randn(6, 2, 32, 32)
-    output, moments = NormWatch(network)(x)
+    output, moments = BatchNormMoments(network)(x)
     assert torch.equal(output, network(x))
     assert len(moments) == len(norm_layers(network))
     first = network.conv1(x)
@@ -96,7 +96,7 @@ def test_watch_returns_what_the_network_returns_and_what_enters_its_batch_norm()
 def test_watch_knows_what_is_stored() -> None:
     """In training mode with a momentum of one a layer stores the batch, but for Bessel's correction."""
     network, x = _teacher(), torch.randn(6, 2, 32, 32)
-    watch = NormWatch(network)
+    watch = BatchNormMoments(network)
     for layer in norm_layers(network).values():
         layer.momentum = 1.0
     moments = watch.train()(x)[1]
@@ -110,16 +110,16 @@ def test_watch_knows_what_is_stored() -> None:
 
 def test_watch_keeps_nothing_between_calls() -> None:
     network = _teacher()
-    watch = NormWatch(network)
+    watch = BatchNormMoments(network)
     network(torch.randn(2, 2, 32, 32))
-    assert watch._seen == {}
+    assert watch._recorder.values == {}
     watch(torch.randn(2, 2, 32, 32))
-    assert watch._seen == {}
+    assert watch._recorder.values == {}
 
 
 @pytest.mark.slow
 def test_watch_compiles_as_one_graph() -> None:
-    watch, x = NormWatch(_teacher()), torch.randn(4, 2, 32, 32)
+    watch, x = BatchNormMoments(_teacher()), torch.randn(4, 2, 32, 32)
     output, moments = torch.compile(watch, fullgraph=True, backend="aot_eager")(x)
     expected, theirs = watch(x)
     torch.testing.assert_close(output, expected)
@@ -129,7 +129,7 @@ def test_watch_compiles_as_one_graph() -> None:
 @pytest.mark.parametrize("network", [LeNet5(1, 10), nn.BatchNorm1d(3, track_running_stats=False)])
 def test_watch_needs_stored_statistics(network: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"stored statistics, but it has none: .*generator\.objective\.statistics"):
-        NormWatch(network)
+        BatchNormMoments(network)
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5), (4, 3, 5, 2), (2, 3, 2, 2, 2)])

@@ -1,161 +1,127 @@
-"""A network that also returns what some of its layers return."""
+"""The recorder of inputs and outputs of named layers."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kegnet_pl.compression import CompressionPlan, Rule
-from kegnet_pl.networks import LeNet5, NormWatch, ResNet14, WatchedModule, layers_named, norm_layers
-from kegnet_pl.networks.validation import check_trainable
-
-
-def test_returns_what_layers_return() -> None:
-    network = LeNet5(1, 10).eval()
-    x = torch.randn(3, 1, 32, 32)
-    output, (second, first) = WatchedModule(network, ["conv2", "conv1"])(x)
-    assert torch.equal(output, network(x))
-    assert torch.equal(first, network.conv1(x))
-    assert second.shape == (3, 16, 10, 10)
+from kegnet_pl.networks import LeNet5
+from kegnet_pl.networks.hooks import LayerRecorder
 
 
-def test_gradients_reach_the_layers() -> None:
-    network = LeNet5(1, 10)
-    WatchedModule(network, ["conv1"])(torch.randn(2, 1, 32, 32))[1][0].sum().backward()
-    assert network.conv1.weight.grad is not None
-    assert network.conv2.weight.grad is None
+def _network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 
 
-def test_nothing_is_kept_between_calls() -> None:
-    network = LeNet5(1, 10)
-    watched = WatchedModule(network, ["conv1"])
-    watched(torch.randn(2, 1, 32, 32))
-    network(torch.randn(2, 1, 32, 32))
-    with pytest.raises(RuntimeError):
-        watched(torch.randn(2, 3, 32, 32))
-    assert watched._seen == {}
-    assert watched(torch.zeros(2, 1, 32, 32))[1][0].shape == (2, 6, 28, 28)
+def _itself(name: str, tensor: Tensor) -> Tensor:
+    return tensor
 
 
-@pytest.mark.slow
-def test_compiles_as_one_graph() -> None:
-    watched = WatchedModule(LeNet5(1, 10), ["conv1", "fc1"])
-    x = torch.randn(4, 1, 32, 32)
-    compiled = torch.compile(watched, fullgraph=True, backend="aot_eager")(x)
-    plain = watched(x)
-    assert torch.allclose(compiled[0], plain[0], atol=1e-5)
-    for mine, expected in zip(compiled[1], plain[1], strict=True):
-        assert torch.allclose(mine, expected, atol=1e-5)
+def _hooks(network: nn.Module) -> int:
+    return sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in network.modules())
 
 
-def test_a_compressed_network_has_the_layers_of_the_teacher() -> None:
-    teacher = ResNet14(3, 10)
-    names = layers_named(teacher, None)
-    assert names == tuple(norm_layers(teacher))
-    student = CompressionPlan([Rule("layers3.*", 4)]).apply(teacher, (3, 32, 32)).network
-    convolutions = layers_named(teacher, ["layers3.*.conv?"])
-    assert len(convolutions) == 4
-    x = torch.randn(2, 3, 32, 32)
-    for layers in (names, convolutions):
-        outputs = WatchedModule(teacher, layers)(x)[1], WatchedModule(student, layers)(x)[1]
-        assert [a.shape for a in outputs[0]] == [b.shape for b in outputs[1]]
+def test_collects_inputs_and_outputs_in_the_order_of_computation() -> None:
+    network, x = _network(), torch.randn(5, 3)
+    with LayerRecorder(network, ["2", "0"], _itself, source="input") as recorder:
+        network(x)
+    assert list(recorder.values) == ["0", "2"]
+    assert torch.equal(recorder.values["0"], x)
+    assert torch.equal(recorder.values["2"], network[1](network[0](x)))
+    with LayerRecorder(network, ["0"], _itself, source="output") as recorder:
+        network(x)
+    assert torch.equal(recorder.values["0"], network[0](x))
 
 
-def test_unknown_layers() -> None:
-    with pytest.raises(ValueError, match="a layer that fits 'conv9', but there are conv1, "):
-        layers_named(LeNet5(1, 10), ["conv1", "conv9"])
-    with pytest.raises(
-        ValueError, match=r"layers of batch norm, but found none. .*student\.feature_distillation\.layers="
-    ):
-        layers_named(LeNet5(1, 10), None)
-    with pytest.raises(ValueError, match="a network with layers conv7"):
-        WatchedModule(nn.Sequential(), ["conv7"])
+def test_the_network_itself_is_a_layer() -> None:
+    network, x = nn.BatchNorm1d(3), torch.randn(5, 3)
+    with LayerRecorder(network, [""], _itself, source="input") as recorder:
+        network(x)
+    assert torch.equal(recorder.values[""], x)
 
 
-class _Overwriting(nn.Module):
-    """As torchvision's ResNets do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.relu = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.ReLU(inplace=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.norm2(self.relu(self.norm1(x)))
-        out += x
-        return self.relu(out)
+@pytest.mark.parametrize("source", ["input", "output"])
+def test_the_context_leaves_no_hook_even_after_an_error(source: Literal["input", "output"]) -> None:
+    network = _network()
+    with pytest.raises(RuntimeError), LayerRecorder(network, ["0", "2"], _itself, source=source) as recorder:
+        assert _hooks(network) == 2
+        network(torch.randn(5, 7))
+    assert _hooks(network) == 0
+    assert not recorder.recording
 
 
-def test_what_is_overwritten_is_returned_as_the_layer_returned_it() -> None:
-    network, x = _Overwriting().eval(), torch.randn(64, 4)
-    watched = WatchedModule(network, ["norm1", "norm2"])
-    expected = [network.norm1(x), network.norm2(network.norm1(x).relu())]
-    for _ in range(3):
-        output, seen = watched(x)
-        torch.testing.assert_close(seen, expected)
-        torch.testing.assert_close(output, (expected[1] + x).relu())
-    assert watched._overwritten == {"norm1", "norm2"}
+def test_open_hooks_record_only_on_request() -> None:
+    network, x = _network(), torch.randn(5, 3)
+    recorder = LayerRecorder(network, ["0", "2"], _itself, source="output")
+    recorder.open()
+    network(x)
+    assert recorder.values == {} and recorder.missing() == ["0", "2"]
+    recorder.recording = True
+    network[0](x)
+    assert list(recorder.values) == ["0"] and recorder.missing() == ["2"]
+    recorder.reset()
+    network(x)
+    assert recorder.values == {}
 
 
-def test_what_is_not_overwritten_is_not_copied() -> None:
-    network, x = LeNet5(1, 10), torch.randn(2, 1, 32, 32)
-    watched = WatchedModule(network, ["conv1"])
-    watched(x)
-    assert watched._overwritten == set()
-    assert watched._keep("conv1", network.conv1, (x,), x) is None
+def test_opened_again_it_follows_the_name_to_another_layer() -> None:
+    network, x = _network(), torch.randn(5, 3)
+    recorder = LayerRecorder(network, ["0"], _itself, source="output")
+    recorder.open()
+    first, network[0] = network[0], nn.Linear(3, 4)
+    recorder.open()
+    recorder.recording = True
+    network(x)
+    assert _hooks(first) == 0 and _hooks(network) == 1
+    assert torch.equal(recorder.values["0"], network[0](x))
 
 
-def test_gradients_of_an_overwritten_output() -> None:
-    network, x = _Overwriting(), torch.randn(64, 4)
-    watched = WatchedModule(network, ["norm1"])
-    for _ in range(2):
-        network.zero_grad()
-        output, (seen,) = watched(x)
-        (output.sum() + seen.square().sum()).backward()
-    grad = network.norm1.weight.grad
-    assert grad is not None
-    mine = grad.clone()
-    network.zero_grad()
-    first = network.norm1(x)
-    ((network.norm2(first.relu()) + x).relu().sum() + first.square().sum()).backward()
-    torch.testing.assert_close(network.norm1.weight.grad, mine)
+@pytest.mark.parametrize("source", ["input", "output"])
+def test_a_replacement_is_passed_on(source: Literal["input", "output"]) -> None:
+    network, x = _network(), torch.randn(5, 3)
+    recorder = LayerRecorder(network, ["0"], _itself, source=source, replace=lambda _, tensor: 2 * tensor)
+    with recorder:
+        output = network(x)
+    expected = network[0](2 * x) if source == "input" else 2 * network[0](x)
+    torch.testing.assert_close(output, network[1:](expected))
+    assert torch.equal(recorder.values["0"], x if source == "input" else network[0](x))
 
 
-def test_closed_it_leaves_no_hook() -> None:
-    network = LeNet5(1, 10)
-    watched = WatchedModule(network, ["conv1"])
-    watched.close()
-    assert not network.conv1._forward_hooks
-    watched.open()
-    watched.open()
-    assert len(network.conv1._forward_hooks) == 1
+def test_an_unknown_layer() -> None:
+    with pytest.raises(AttributeError, match="conv7"):
+        LayerRecorder(LeNet5(1, 10), ["conv7"], _itself, source="input").open()
 
 
-class WithHead(nn.Module):
-    """A classifier with a further head in training, as GoogLeNet has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(6)
-        self.aux = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
-        self.fc = nn.Linear(6, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        x = self.norm(x)
-        return (self.fc(x), self.aux(x)) if self.training else self.fc(x)
-
-
-def test_layers_that_are_not_passed_are_named() -> None:
-    network = WithHead().eval()
-    with pytest.raises(ValueError, match=r"leaves out aux\.1 .*student\.feature_distillation\.layers"):
-        WatchedModule(network, layers_named(network, None))(torch.randn(2, 6))
-    with pytest.raises(ValueError, match=r"leaves some out.*statistics\.weight=0"):
-        NormWatch(network)(torch.randn(2, 6))
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copy_records_the_copied_network(duplicate: Callable[[LayerRecorder], LayerRecorder]) -> None:
+    recorder, x = LayerRecorder(_network(), ["0"], _itself, source="output"), torch.randn(5, 3)
+    recorder.open()
+    other = duplicate(recorder)
+    other.recording = True
+    other.network(x)
+    assert torch.equal(other.values["0"], other.network[0](x))
+    assert recorder.values == {}
+    other.close()
+    assert _hooks(other.network) == 0 and _hooks(recorder.network) == 1
 
 
-def test_what_returns_more_in_training_is_no_student() -> None:
-    with pytest.raises(ValueError, match="student WithHead to return a tensor in training, but got a tuple"):
-        check_trainable(WithHead().eval(), (6,))
-    with pytest.raises(ValueError, match=r"to take \(2, 7\) in training, but it failed"):
-        check_trainable(WithHead(), (7,))
-    network, state = LeNet5(1, 10).eval(), torch.random.get_rng_state()
-    check_trainable(network, (1, 32, 32))
-    assert not network.training and torch.equal(torch.random.get_rng_state(), state)
+@pytest.mark.parametrize("source", ["input", "output"])
+def test_records_under_vmap(source: Literal["input", "output"]) -> None:
+    network, x = _network(), torch.randn(6, 5, 3)
+    recorder = LayerRecorder(network, ["2"], _itself, source=source)
+    recorder.open()
+
+    def record(inputs: Tensor) -> Tensor:
+        recorder.recording = True
+        network(inputs)
+        value: Tensor = recorder.values["2"]
+        recorder.reset()
+        return value
+
+    hidden = network[1](network[0](x))
+    torch.testing.assert_close(torch.func.vmap(record)(x), hidden if source == "input" else network[2](hidden))

@@ -1,4 +1,4 @@
-"""Rows of results, made up."""
+"""Rows of results for tests."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import yaml
 
 from kegnet_pl.reporting import Row
 from kegnet_pl.runtime.costs import StageCosts
+from kegnet_pl.sources.registry import find_builtin
 
 TEACHER = Row(
     dataset="toy",
@@ -39,14 +40,16 @@ TEACHER = Row(
 
 
 def student(accuracy: float | None, **changes: Any) -> Row:
-    """Return a student's row; its fingerprint is unique to what was changed."""
+    """Return the row of a student; changes make its fingerprint unique. The title in the method names the source."""
     mark = json.dumps([accuracy, sorted(changes.items())], default=str)
     plain: dict[str, Any] = {
         "student": "option1", "method": "T+KegNet", "selection": "last", "accuracy": accuracy, "parameters": 500,
         "compression_ratio": 2.0, "macs": 2500, "samples": 64, "label_entropy": 0.5, "seconds": 1.5,
         "fingerprint": f"s{mark}",
     }  # fmt: skip
-    return dataclasses.replace(TEACHER, **plain | changes)
+    info = find_builtin((plain | changes)["method"].partition("+")[2])
+    source = {"source": None if info is None else info.to_dict()}
+    return dataclasses.replace(TEACHER, **plain | source | changes)
 
 
 def write_run(folder: Path, rows: list[Row], overrides: list[str] | None = None) -> Path:

@@ -6,6 +6,9 @@ import pytest
 
 from kegnet_pl.compression import CompressionReport, LayerReport
 from kegnet_pl.reporting import figures
+from kegnet_pl.reporting.style import looks_of
+from kegnet_pl.sources import GeneratorSource
+from tests.unit.reporting.rows import TEACHER, student
 
 
 def test_curves_of_a_resumed_fit_go_on(tmp_path: Path) -> None:
@@ -30,8 +33,9 @@ def test_curves_of_every_generator_and_every_term() -> None:
 
 def test_validation_accuracy_is_drawn_where_there_is_one() -> None:
     train = {"train/loss": [(1.0, 1.0)], "train/accuracy": [(1.0, 0.5)]}
-    assert len(figures.draw_student_curves({"kegnet": train}).axes) == 2
-    assert len(figures.draw_student_curves({"kegnet": train | {"val/accuracy": [(1.0, 0.4)]}}).axes) == 3
+    looks = looks_of([student(0.8)])
+    assert len(figures.draw_student_curves({"T+KegNet": train}, looks).axes) == 2
+    assert len(figures.draw_student_curves({"T+KegNet": train | {"val/accuracy": [(1.0, 0.4)]}}, looks).axes) == 3
 
 
 def test_bars_of_layers() -> None:
@@ -45,10 +49,12 @@ def test_bars_of_layers() -> None:
 
 
 def test_accuracy_of_classes() -> None:
-    figure = figures.draw_classes({"teacher": [[9, 1], [0, 5]], "T+KegNet": [[5, 5], [1, 4]]})
-    teacher, student = figure.axes[0].lines
-    assert list(teacher.get_ydata()) == pytest.approx([0.9, 1.0])
-    assert list(student.get_ydata()) == pytest.approx([0.5, 0.8])
+    confusions = {"teacher": [[9, 1], [0, 5]], "T+KegNet": [[5, 5], [1, 4]]}
+    figure = figures.draw_classes(confusions, looks_of([TEACHER, student(0.8)]))
+    of_teacher, of_student = figure.axes[0].lines
+    assert list(of_teacher.get_ydata()) == pytest.approx([0.9, 1.0])
+    assert list(of_student.get_ydata()) == pytest.approx([0.5, 0.8])
+    assert (of_student.get_color(), of_student.get_marker()) == (GeneratorSource.color, GeneratorSource.marker)
 
 
 @pytest.mark.parametrize(

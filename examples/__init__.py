@@ -1,0 +1,1 @@
+"""Short programs that show the method and the library."""

@@ -1,0 +1,72 @@
+"""Checks of networks against the settings they are trained with, before anything takes time."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+from torch import nn
+
+from kegnet_pl.networks import lacks_statistics, match_layers
+from kegnet_pl.networks.batch_norm import norm_layers
+from kegnet_pl.networks.validation import check_trainable
+from kegnet_pl.runtime.errors import SettingsMismatchError
+from kegnet_pl.settings import DistillationSettings
+
+
+def check_student(
+    student: nn.Module, teacher: nn.Module, settings: DistillationSettings, input_shape: Sequence[int]
+) -> None:
+    """Check that a student can be trained with its settings.
+
+    Args:
+        student: Returns logits.
+        teacher: Returns logits.
+        settings: Of the student.
+        input_shape: Shape of one sample.
+
+    Raises:
+        ValueError: If the student fails in training mode or returns something else than logits.
+        SettingsMismatchError: If the settings ask for batch norm, statistics or layers that a network does not have.
+    """
+    check_trainable(student, input_shape)
+    if settings.norm == "frozen" and lacks_statistics(student):
+        raise SettingsMismatchError(
+            f"Expected a student whose batch norm has statistics to keep with norm=frozen, but "
+            f"{type(student).__name__} has never seen a sample.",
+            {"norm": "batch"},
+        )
+    features = settings.feature_distillation
+    remedy: dict[str, Any] = {"norm": "batch"} if settings.norm == "adapt" else {}
+    if features.weight and features.layers is None:
+        remedy["feature_distillation.weight"] = 0
+    if remedy and not norm_layers(teacher):
+        raise SettingsMismatchError(
+            f"Expected a teacher with batch norm for {', '.join(remedy)}, but {type(teacher).__name__} has none.",
+            remedy,
+        )
+    needed = list(norm_layers(teacher)) if settings.norm == "adapt" else []
+    if features.weight:
+        needed += match_layers(teacher, features.layers)
+        remedy["feature_distillation.weight"] = 0
+    existing = {name for name, _ in student.named_modules()}
+    missing = [name for name in dict.fromkeys(needed) if name not in existing]
+    if missing:
+        raise SettingsMismatchError(
+            f"Expected a student with the teacher's layers for {', '.join(remedy)}, but {type(student).__name__} has "
+            f"no {', '.join(missing)}.",
+            remedy,
+        )
+
+
+def check_counts(**at_least: tuple[int, int]) -> None:
+    """Check whole numbers among the arguments of a function.
+
+    Args:
+        at_least: Name of an argument -> its value, and the smallest value that is allowed.
+
+    Raises:
+        ValueError: If a value is too small, or no whole number.
+    """
+    for name, (value, least) in at_least.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"Expected `{name}` to be a whole number of at least {least}, but got {value!r}.")

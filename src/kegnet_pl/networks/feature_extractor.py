@@ -1,0 +1,107 @@
+"""A network that also returns outputs of its layers, and the choice of layers by patterns."""
+
+import fnmatch
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.networks.batch_norm import norm_layers
+from kegnet_pl.networks.hooks import LayerRecorder
+
+
+def match_layers(network: nn.Module, patterns: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of layers that match shell patterns, in the order of the network.
+
+    Args:
+        network: The network.
+        patterns: Such as ``conv3`` or ``layers3.*``; None for all batch-norm layers.
+
+    Raises:
+        ValueError: If a pattern matches no layer.
+    """
+    if patterns is None:
+        names = tuple(norm_layers(network))
+        if not names:
+            raise ValueError(
+                "Expected layers of batch norm, but found none. Name others: `feature_distillation_layers`, or on the "
+                "command line student.feature_distillation.layers=[...]."
+            )
+        return names
+    everything = [name for name, _ in network.named_modules() if name]
+    for pattern in patterns:
+        if not fnmatch.filter(everything, pattern):
+            raise ValueError(f"Expected a layer that fits {pattern!r}, but there are {', '.join(everything)}.")
+    return tuple(name for name in everything if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+
+class FeatureExtractor(nn.Module):
+    """A network that returns its output and the outputs of some of its layers.
+
+    The features are what the layers returned. Where the network overwrites an output in place (``ReLU(inplace=True)``,
+    ``out += identity``), it works on a copy.
+
+    Args:
+        network: Returns a tensor. It is not copied, and keeps the hooks until :meth:`close` removes them.
+        layers: Names of layers that return tensors.
+
+    Raises:
+        ValueError: If the network has no layer of such a name.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        missing = set(layers) - {name for name, _ in network.named_modules()}
+        if missing:
+            raise ValueError(
+                f"Expected a network with layers {', '.join(sorted(missing))}, but it has none of that name."
+            )
+        self.network = network
+        self.layers = tuple(layers)
+        self._copies: dict[str, Tensor] = {}
+        self._overwritten: set[str] | None = None
+        self._recorder = LayerRecorder(network, self.layers, self._output, source="output", replace=self._copy)
+        self.open()
+
+    def open(self) -> None:
+        """Put hooks on the layers that the network has now; torch.compile traces only hooks that exist."""
+        self._recorder.open()
+
+    def close(self) -> None:
+        """Remove the hooks from the network."""
+        self._recorder.close()
+
+    def _output(self, name: str, output: Tensor) -> Tensor:  # noqa: ARG002
+        return output
+
+    def _copy(self, name: str, output: Tensor) -> Tensor | None:
+        """Return the copy that the network works on; None where the network does not overwrite the output."""
+        if self._overwritten is not None and name not in self._overwritten:
+            return None
+        self._copies[name] = output.clone()
+        return self._copies[name]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the network's output, and the outputs of the layers in their order.
+
+        Raises:
+            ValueError: If the network does not call one of the layers.
+        """
+        recorder = self._recorder
+        recorder.recording = True
+        try:
+            output: Tensor = self.network(x)
+            if self._overwritten is None and not torch.compiler.is_compiling():
+                # The first call copies every output; the versions of the copies show which copies are needed.
+                self._overwritten = {name for name, copy in self._copies.items() if copy._version > 0}
+            missing = recorder.missing()
+            if missing:
+                raise ValueError(
+                    f"Expected a network that passes the layers it is watched at, but it leaves out "
+                    f"{', '.join(missing)} (of a head that only training has?). Name others: "
+                    f"`feature_distillation_layers`, or on the command line student.feature_distillation.layers=[...]."
+                )
+            return output, [recorder.values[name] for name in self.layers]
+        finally:
+            recorder.reset()
+            self._copies.clear()

@@ -1,0 +1,88 @@
+"""Objects of the configuration: what a ``_target_`` builds, and the code that it depends on."""
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+
+import kegnet_pl
+from kegnet_pl.losses import GeneratorObjective
+from kegnet_pl.runtime.errors import ConfigError
+from kegnet_pl.settings import ObjectiveTerm, Settings
+
+
+def plain(specification: Settings | Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as the configuration holds them."""
+    return specification.model_dump(by_alias=True) if isinstance(specification, Settings) else dict(specification)
+
+
+def build(specification: Settings | Mapping[str, Any], **arguments: Any) -> Any:
+    """Instantiate a ``_target_`` of the configuration.
+
+    Raises:
+        ConfigError: If it does not exist or does not take its arguments.
+    """
+    content = plain(specification)
+    try:
+        return instantiate(content, **arguments, _convert_="all")
+    except InstantiationException as error:
+        reason = error.__cause__ or error
+        raise ConfigError(
+            f"Expected `{content.get('_target_')}` to be built from the settings, but: {reason}"
+        ) from error
+
+
+def build_objective(terms: Mapping[str, ObjectiveTerm]) -> GeneratorObjective:
+    """Return the weighted sum of losses that ``generator.objective`` describes."""
+    return GeneratorObjective(
+        {name: build(term.term) for name, term in terms.items()}, {name: term.weight for name, term in terms.items()}
+    )
+
+
+def code_of(*specifications: Any) -> dict[str, Any]:
+    """Return hashes of the files that define the user's own ``_target_`` objects, for a fingerprint.
+
+    Their code can change while all settings stay. Installed packages, and ours, go by their versions, which a manifest
+    holds.
+
+    Args:
+        specifications: Parts of the configuration.
+
+    Returns:
+        ``{"code": {target: hash}}``; empty where everything is installed.
+    """
+    targets = sorted({target for specification in specifications for target in _targets(specification)})
+    files = {target: _source_file(target) for target in targets}
+    hashes = {
+        target: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for target, path in files.items()
+        if path is not None
+        and not set(path.parts) & {"site-packages", "dist-packages"}
+        and not path.is_relative_to(Path(kegnet_pl.__file__).resolve().parent)
+    }
+    return {"code": hashes} if hashes else {}
+
+
+def _targets(specification: Any) -> Iterator[str]:
+    if isinstance(specification, Settings):
+        specification = plain(specification)
+    if isinstance(specification, Mapping):
+        if isinstance(specification.get("_target_"), str):
+            yield specification["_target_"]
+        for value in specification.values():
+            yield from _targets(value)
+    elif isinstance(specification, list):
+        for value in specification:
+            yield from _targets(value)
+
+
+def _source_file(target: str) -> Path | None:
+    try:
+        found = inspect.getsourcefile(inspect.unwrap(get_object(target)))
+    except (ImportError, TypeError, ValueError, InstantiationException):  # built in, or missing: building it says so
+        return None
+    return Path(found).resolve() if found is not None else None

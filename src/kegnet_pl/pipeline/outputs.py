@@ -1,0 +1,169 @@
+"""What a run leaves: rows of results, the report, and the summary on the terminal."""
+
+import functools
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kegnet_pl.compression import CompressionReport, measure_size
+from kegnet_pl.networks.batch_norm import norm_layers
+from kegnet_pl.pipeline.context import RunContext, student_name
+from kegnet_pl.pipeline.provenance import command_line, versions
+from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.reporting import (
+    Row,
+    describe_results,
+    explain_losses,
+    format_accuracy,
+    make_compression_table,
+    make_results_table,
+    write_results,
+)
+from kegnet_pl.reporting.run_page import StageFolders, write_run_page
+from kegnet_pl.reporting.runs import FinishedRun
+from kegnet_pl.reporting.wandb import report_objects
+from kegnet_pl.runtime.costs import add_up
+from kegnet_pl.sources import SourceInfo
+from kegnet_pl.training.progress import shown, tell_offline
+
+
+@dataclass
+class Network:
+    """One network of a run.
+
+    Attributes:
+        method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), ``T+KegNet``, ...
+        stages: The stages behind it; the last one holds the network.
+        source: What it learned from; None without training on synthetic data.
+        evaluation: Its evaluation, None where there is no test data.
+    """
+
+    method: str
+    stages: list[Stage]
+    source: SourceInfo | None = None
+    evaluation: Stage | None = None
+
+    @property
+    def key(self) -> str:
+        """Name for loggers."""
+        return self.method if self.source is None else self.source.name
+
+    @property
+    def all_stages(self) -> list[Stage]:
+        """The stages behind it and its evaluation."""
+        return [*self.stages, *([self.evaluation] if self.evaluation is not None else [])]
+
+
+def describe(context: RunContext, network: Network, teacher: Network) -> Row:
+    """Return the row of results of a network."""
+    settings, last = context.settings, network.stages[-1]
+    size = measure_size(context.network(teacher.stages[0]), context.input_shape)
+    own = {"parameters": size.parameters, "macs": size.macs} if network is teacher else network.stages[1].metrics
+    trained = last.name == "student"
+    return Row(
+        dataset=settings.data.name,
+        test_set=network.evaluation.metrics["test_set"] if network.evaluation is not None else None,
+        teacher=settings.teacher.name,
+        student=None if network is teacher else student_name(settings),
+        method=network.method,
+        source=network.source.to_dict() if network.source is not None else None,
+        seed=context.seed,
+        recipe=settings.recipe,
+        selection=settings.student.selection if trained else None,
+        epochs=last.metrics.get("epochs"),
+        epoch=last.metrics.get("epoch"),
+        accuracy=_accuracy(network),
+        teacher_accuracy=_accuracy(teacher),
+        parameters=own["parameters"],
+        teacher_parameters=size.parameters,
+        compression_ratio=round(size.parameters / own["parameters"], 4),
+        macs=own["macs"],
+        teacher_macs=size.macs,
+        samples=last.manifest["config"]["student"]["samples"] if trained else None,
+        label_entropy=last.metrics["label_entropy"] if trained else None,
+        precision=settings.trainer.precision,
+        seconds=last.seconds,
+        stage_seconds={stage.name: stage.seconds for stage in network.all_stages},
+        costs=add_up([stage.manifest for stage in network.all_stages]),
+        fingerprint=last.fingerprint,
+        command=command_line(),
+        versions=versions(),
+    )
+
+
+def _accuracy(network: Network) -> float | None:
+    return None if network.evaluation is None else float(network.evaluation.metrics["test/accuracy"])
+
+
+def write_outputs(
+    context: RunContext, rows: Sequence[Row], networks: Sequence[Network], folder: Path, *, brief: bool
+) -> None:
+    """Write results and report, and print the tables; if brief, one line.
+
+    Args:
+        context: Context of the run.
+        rows: One a network.
+        networks: The networks, in the order of rows.
+        folder: Folder of the run.
+        brief: Whether other jobs write to the same terminal.
+    """
+    write_results(rows, folder / "results.json")
+    generators = next((stage for one in networks for stage in one.stages if stage.name == "generators"), None)
+    sheet = generators.folder / "samples.png" if generators is not None else None
+    if sheet is not None:
+        shutil.copyfile(sheet, folder / "samples.png")
+    folders = {one.method: {stage.name: stage.folder for stage in one.all_stages} for one in networks}
+    StageFolders(dict(context.config), folders).write(folder)
+    page = write_run_page(FinishedRun(folder, rows=tuple(rows)))
+    context.loggers.show("report", folder, lambda: report_objects(rows, page, sheet))
+    context.loggers.finish(None, done=True)
+    if brief:
+        accuracies = ", ".join(f"{row.method} {format_accuracy(row)}" for row in rows)
+        context.console.print(f"results: {accuracies}", soft_wrap=True)
+        return
+    _print_tables(context, rows, networks)
+    _print_places(context, networks, generators, page)
+
+
+def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[Network]) -> None:
+    say = functools.partial(context.console.print, soft_wrap=True)
+    report = read_compression_report(networks[1].stages[1])
+    say()
+    if report is not None:
+        say(f"Compression ({rows[-1].student}), layer by layer")
+        context.console.print(make_compression_table(report))
+        say()
+    say(describe_results(rows))
+    context.console.print(make_results_table(rows))
+    batch_norm = bool(norm_layers(context.network(networks[0].stages[0])))
+    for line in explain_losses(rows, context.settings.student.norm, batch_norm):
+        say(line)
+    spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}
+    spent |= {row.method: row.seconds for row in rows if row.samples is not None}
+    spent["evaluation"] = sum(row.stage_seconds.get("evaluation", 0.0) for row in rows)
+    say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
+
+
+def _print_places(context: RunContext, networks: Sequence[Network], generators: Stage | None, page: Path) -> None:
+    say = functools.partial(context.console.print, soft_wrap=True)
+    folder = page.parent
+    say()
+    say(f"teacher       {shown(networks[0].stages[0].folder)}")
+    if generators is not None:
+        say(f"generators    {shown(generators.folder)}  (kegnet_pl.load_generators reads them)")
+    say(f"student       {shown(networks[-1].stages[-1].folder)}  (kegnet_pl.load_network reads it)")
+    if generators is not None:
+        say(f"sample sheet  {shown(folder / 'samples.png')}")
+    say(f"results       {shown(folder / 'results.json')}")
+    say(f"report        {shown(page)}  (open it in a browser)")
+    if "tensorboard" in context.settings.logger:
+        say(f"TensorBoard   tensorboard --logdir {shown(context.store.root)}")
+    tell_offline(folder, "", context.console)
+
+
+def read_compression_report(stage: Stage) -> CompressionReport | None:
+    """Return the report of a compression stage, None where another network was built."""
+    path = stage.folder / "compression.json"
+    return CompressionReport.from_dict(json.loads(path.read_text())) if path.exists() else None

@@ -1,0 +1,61 @@
+"""Pictures of trained generators: the sample sheet, and walks from class to class."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kegnet_pl.api.sampling import Generators
+from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.reporting import draw_sample_sheet
+from kegnet_pl.reporting.images import write_grid
+from kegnet_pl.runtime.costs import StageCosts
+from kegnet_pl.runtime.seeds import derive_seed
+
+_SHEET_ROWS = 8
+_CONFIDENCE_SAMPLES = 100
+_WALKS = 5
+_WALK_STEPS = 11
+
+
+def draw_samples(context: RunContext, generators: Generators, folder: Path, costs: StageCosts) -> list[float]:
+    """Write ``samples.png``, in which generators take turns.
+
+    Returns:
+        The teacher's mean probability of the intended class, for every class.
+    """
+    settings = context.settings.generator
+    seed = derive_seed(settings.seed, "sheet")
+    confidence: list[float] = generators.confidence(_CONFIDENCE_SAMPLES, seed=seed).mean(dim=0).tolist()
+    columns = []
+    for label in range(generators.classes):
+        drawn = [generators.of_class(label, _SHEET_ROWS, seed=seed, index=i) for i in range(len(generators))]
+        columns.append(torch.stack([drawn[row % len(drawn)][row] for row in range(_SHEET_ROWS)]))
+    title = (
+        f"Synthetic {context.settings.data.name}, {len(generators)} generators, seed {settings.seed}.\n"
+        f"Class, and the teacher's mean confidence in it:"
+    )
+    draw_sample_sheet(columns, folder / "samples.png", title, confidence)
+    count = _CONFIDENCE_SAMPLES * generators.classes * len(generators)
+    costs.samples_made += count
+    costs.teacher_forwards += count
+    return confidence
+
+
+def draw_walk(generators: Generators, seed: int, folder: Path, costs: StageCosts) -> list[dict[str, Any]]:
+    """Write ``walk.png``: from one class to another at the same noise, a row a pair of classes.
+
+    Returns:
+        For each row the two classes, and the teacher's probabilities of them at every step.
+    """
+    rows, walks = [], []
+    for start in range(0, min(generators.classes, 2 * _WALKS), 2):
+        end = (start + 1) % generators.classes
+        x, probabilities = generators.walk(start, end, steps=_WALK_STEPS, seed=seed)
+        rows.append(list(x))
+        p_from, p_to = probabilities[:, start].tolist(), probabilities[:, end].tolist()
+        walks.append({"from": start, "to": end, "p_from": p_from, "p_to": p_to})
+    costs.samples_made += len(rows) * _WALK_STEPS
+    costs.teacher_forwards += len(rows) * _WALK_STEPS
+    write_grid(rows, folder / "walk.png")
+    return walks

@@ -1,0 +1,200 @@
+"""Old spellings of the command line, and suggestions where it names a setting that does not exist."""
+
+import difflib
+import importlib.resources
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kegnet_pl.runtime.errors import ConfigError
+
+RENAMED = {
+    "methods": "sources",
+    "generator.adjust": "generator.output_norm",
+    "generator.network.adjust": "generator.network.output_norm",
+    "generator.lr_schedule": "generator.lr_scheduler",
+    "generator.training": "generator.parallel",
+    "student.draw_norm": "student.sampling_norm",
+    "student.features": "student.feature_distillation",
+    "student.fresh": "student.resample_each_epoch",
+    "student.jitter": "student.noise_std",
+    "student.lr_schedule": "student.lr_scheduler",
+}
+"""Old name of a setting, or of a group of settings -> its name."""
+
+RENAMED_VALUES = {"generator.training": {"together": "vmap", "one_by_one": "sequential"}}
+"""Old name of a setting -> old value -> its name."""
+
+SCHEDULES = {
+    "batch_norm": "custom/batch_norm",
+    "mnist_lenet": "custom/image",
+    "table_mlp": "custom/table",
+    "svhn_resnet": "strict/svhn_resnet",
+    "fashion_resnet": "strict/fashion_resnet",
+}
+"""Old ``schedule=...`` -> the experiment that has its numbers."""
+
+RECIPES = {"fast": "", "paper": "paper/", "strict": "strict/"}
+"""Old ``recipe=...`` of an experiment of the paper -> folder of its preset."""
+
+_LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
+"""Launchers of Hydra, and our extra that installs each."""
+
+_OVERRIDE = re.compile(r"([~+]{0,2})([\w.@/-]+)(=.*)?", re.DOTALL)
+
+
+def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
+    """Return arguments of the command line as Hydra takes them.
+
+    ``+experiment=`` and ``+debug=`` lose their sign, as both groups have a default. ``recipe=`` with an experiment of
+    the paper becomes a part of its name: ``experiment=NAME recipe=paper`` is ``experiment=paper/NAME``.
+
+    Raises:
+        ConfigError: If ``recipe=`` has no preset for the experiment.
+    """
+    arguments = [re.sub(r"^\+{1,2}(experiment|debug)=", r"\1=", argument) for argument in arguments]
+    recipe = next((argument for argument in arguments if argument.startswith("recipe=")), None)
+    experiment = next((argument for argument in arguments if argument.startswith("experiment=")), None)
+    recipes = (recipe or "=").partition("=")[2].split(",")
+    if recipe is None or not set(recipes) <= set(RECIPES) or (experiment is None and recipes == ["strict"]):
+        return arguments
+    names = experiment.partition("=")[2].split(",") if experiment else []
+    pairs = [(name, name if "/" in name else RECIPES[key] + name) for key in recipes for name in names]
+    if not pairs or any("/" not in name and not _is_preset(preset) for name, preset in pairs):
+        raise ConfigError(
+            f"Expected an experiment of the paper with {recipe}, but got {experiment or 'none'}. A recipe is a preset: "
+            f"experiment=NAME, experiment=paper/NAME or experiment=strict/NAME. For a network of your own choose "
+            f"experiment=custom/batch_norm, custom/image or custom/table."
+        )
+    if any("/" in name for name in names):
+        return arguments
+    replaced = f"experiment={','.join(preset for _, preset in pairs)}"
+    return [replaced if argument == experiment else argument for argument in arguments if argument != recipe]
+
+
+def _is_preset(name: str) -> bool:
+    return importlib.resources.files("kegnet_pl.conf").joinpath("experiment", f"{name}.yaml").is_file()
+
+
+def rename(override: str) -> str:
+    """Return an override with the present name of its setting and of its value."""
+    matched = _OVERRIDE.fullmatch(override)
+    if matched is None:
+        return override
+    sign, key, value = matched[1], matched[2], matched[3] or ""
+    old = next((name for name in RENAMED if key == name or key.startswith(f"{name}.")), None)
+    if old is None:
+        return override
+    values = RENAMED_VALUES.get(old, {})
+    words = [values.get(word, word) for word in value.removeprefix("=").split(",")] if values else None
+    return f"{sign}{RENAMED[old]}{key.removeprefix(old)}" + (f"={','.join(words)}" if words else value)
+
+
+def refuse_old_names(arguments: Sequence[str]) -> None:
+    """Check that the command line has no name of an earlier version.
+
+    Raises:
+        ConfigError: A line for each old name says what to write.
+    """
+    lines = []
+    for argument in arguments:
+        new = rename(argument)
+        if new != argument:
+            lines.append(f"Expected `{new.partition('=')[0]}`, but got its old name. Use {new}.")
+        elif argument.lstrip("+").startswith("schedule="):
+            name = argument.partition("=")[2]
+            use = SCHEDULES.get(name, "custom/batch_norm, custom/image or custom/table")
+            lines.append(f"Expected `experiment`, but got {argument}, its old form. Use experiment={use}.")
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def suggest(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield what exists, for every override that names what does not."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    overrides = [argument for argument in arguments if re.match(r"[~+]{0,2}[\w.@/]+=", argument)]
+    wrong = [override for override in overrides if not override.startswith(("+", "~", "hydra."))]
+    experiment = [override for override in overrides if override.startswith("experiment=") and "," not in override]
+    GlobalHydra.instance().clear()
+    with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
+        try:
+            cfg = compose("config", overrides=experiment)
+        except HydraException:
+            cfg = compose("config")
+        groups = _list_options(GlobalHydra.instance().config_loader())
+    for folder, group in itertools.product(_config_folders(arguments), groups):
+        paths = (folder / group).rglob("*.yaml")
+        groups[group] += [path.relative_to(folder / group).with_suffix("").as_posix() for path in paths]
+    for override in wrong:
+        key, _, value = override.partition("=")
+        hint = _option_hint(key, value, groups[key]) if key in groups else None
+        if key == "hydra/launcher" and value in _LAUNCHERS:
+            hint = f"hydra/launcher={value} is a plugin of its own: pip install '.[{_LAUNCHERS[value]}]'"
+        if hint is None and key not in groups and key != "hydra/launcher":
+            hint = _setting_hint(cfg, key)
+        if hint is not None:
+            yield hint
+
+
+def _list_options(loader: Any) -> dict[str, list[str]]:
+    """Return group -> its options, those in folders too."""
+    groups = {group: list(loader.get_group_options(group)) for group in loader.list_groups("") if group != "hydra"}
+    for group, options in groups.items():
+        for folder in loader.list_groups(group):
+            options += [f"{folder}/{option}" for option in loader.get_group_options(f"{group}/{folder}")]
+    return groups
+
+
+def _config_folders(arguments: Sequence[str]) -> list[Path]:
+    """Return the user's own folders of configuration."""
+    named = [value for name, value in itertools.pairwise(arguments) if name in ("--config-dir", "-cd")]
+    named += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config-dir=")]
+    return [Path(folder) for folder in named]
+
+
+def _option_hint(group: str, value: str, options: list[str]) -> str | None:
+    """Return what to choose in place of an option that does not exist; None if it does."""
+    if re.search(r"[,(\[{$]", value) or value in options:
+        return None  # several, or computed
+    close = difflib.get_close_matches(value, options, n=1) or [option for option in options if option.startswith(value)]
+    hint = f" Did you mean {group}={close[0]}?" if close else ""
+    return f"There is no {group}={value}.{hint}\nThere are: {', '.join(sorted(set(options)))}"
+
+
+def _setting_hint(cfg: DictConfig, key: str) -> str | None:
+    """Return what exists where a dotted key leaves the configuration; None if the key exists."""
+    missing = _first_missing(cfg, key)
+    if missing is None:
+        return None
+    parent, known = missing
+    wanted, *rest = key.removeprefix(f"{parent}.").split(".")
+    close = [".".join([name, *rest]) for name in difflib.get_close_matches(wanted, known or [], n=1)]
+    hint = f" Did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
+    if known is None and OmegaConf.select(cfg, parent) is None:
+        what = f"`{parent}` is null, a whole by itself: {parent}=..., or +{key}=... to make one of parts"
+    elif known is None:
+        what = f"`{parent}` is a setting by itself: {parent}=..."
+    else:
+        what = f"`{parent}` has: " if parent else "The configuration has: "
+        what += ", ".join(known)
+    return f"{key!r} does not exist.{hint}\n{what}"
+
+
+def _first_missing(cfg: Any, key: str) -> tuple[str, list[str] | None] | None:
+    """Return where a dotted key leaves the configuration, and what is beneath (None: a value); None if it exists."""
+    node: Any = cfg
+    seen: list[str] = []
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            known = [str(name) for name in node] if isinstance(node, DictConfig) else None
+            return ".".join(seen), known
+        seen.append(part)
+        node = OmegaConf.to_container(node).get(part) if OmegaConf.is_missing(node, part) else node[part]  # type: ignore[union-attr]
+    return None

@@ -1,0 +1,116 @@
+"""Pictures of samples: grids for sheets, walks and loggers, and the sample sheet of a run.
+
+matplotlib is imported where it draws: the library imports this module.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+_GAP = 2
+_FEATURE_RANGE = 2.5
+"""Features are standardised: this many standard deviations have the strongest red or blue."""
+
+
+def picture(x: Tensor) -> np.ndarray:
+    """Return one sample as a picture ``(H, W, 3)`` in [0, 1].
+
+    An image ``(C, H, W)`` is stretched to its own range; a row of features ``(F,)`` becomes a strip ``(F, 1, 3)``, blue
+    below the mean and red above.
+    """
+    values: np.ndarray = x.detach().float().cpu().numpy()
+    if values.ndim == 1:
+        from matplotlib import colormaps
+
+        share = (values[:, None] / _FEATURE_RANGE + 1) / 2
+        strip: np.ndarray = colormaps["coolwarm"](share)[..., :3]
+        return strip
+    low, high = values.min(), values.max()
+    scaled = (values - low) / max(high - low, 1e-6)
+    image: np.ndarray = scaled.transpose(1, 2, 0) if len(scaled) == 3 else scaled[0][..., None].repeat(3, axis=2)
+    return image
+
+
+def grid(rows: Sequence[Sequence[Tensor]]) -> np.ndarray:
+    """Lay samples out in rows, with transparent gaps.
+
+    Args:
+        rows: Samples of one shape, the same number in every row.
+
+    Returns:
+        ``(H, W, 4)``, uint8.
+    """
+    cells = [[picture(x) for x in row] for row in rows]
+    height, width = cells[0][0].shape[:2]
+    down, across = height + _GAP, width + (_GAP if width > 1 else 0)  # strips of features stand side by side
+    out = np.zeros((len(cells) * down - _GAP, len(cells[0]) * across - (across - width), 4))
+    for i, row in enumerate(cells):
+        for j, cell in enumerate(row):
+            out[i * down : i * down + height, j * across : j * across + width] = np.dstack(
+                [cell, np.ones(cell.shape[:2])]
+            )
+    pixels: np.ndarray = (out * 255).round().astype(np.uint8)
+    return pixels
+
+
+def write_grid(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
+    """Write :func:`grid` as a PNG file, a pixel of a sample a pixel of the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = grid(rows)
+    grey = bool((pixels[..., :1] == pixels[..., 1:3]).all())
+    Image.fromarray(np.ascontiguousarray(pixels[..., 2:] if grey else pixels)).save(path, optimize=True)
+
+
+def sheet_rows(samples: Sequence[Tensor], count: int) -> list[list[Tensor]]:
+    """Arrange the first samples of every class: images with classes as columns, tables with classes as rows.
+
+    Args:
+        samples: For every class, ``(N, C, H, W)`` or ``(N, F)``.
+        count: Samples of each class.
+    """
+    if samples[0].ndim == 2:
+        return [list(of_class[:count]) for of_class in samples]
+    return [[of_class[row] for of_class in samples] for row in range(count)]
+
+
+def draw_sample_sheet(samples: Sequence[Tensor], path: str | Path, title: str, confidence: Sequence[float]) -> None:
+    """Draw samples with classes as columns and write a PNG.
+
+    Images are shown as they are, each stretched to its own range; feature rows as strips of one colour a feature.
+
+    Args:
+        samples: For every class, samples ``(N, C, H, W)`` or ``(N, F)``.
+        path: The file.
+        title: Above the sheet.
+        confidence: For every class, the teacher's mean probability of that class for these samples, in [0, 1].
+    """
+    from matplotlib.figure import Figure
+
+    tabular = samples[0].ndim == 2
+    columns, rows = len(samples), 1 if tabular else len(samples[0])
+    width = 0.8 * columns + 0.6
+    height = (2.8 if tabular else 0.8 * rows) + 0.95
+    figure = Figure(figsize=(width, height), dpi=110)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for column, x in enumerate(samples):
+        axes[0, column].set_title(f"{column}\n{100 * confidence[column]:.0f} %", fontsize=9)
+        for row in range(rows):
+            axis = axes[row, column]
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+            if tabular:
+                axis.imshow(x.T.numpy(), cmap="coolwarm", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
+                if column == 0:
+                    axis.set_ylabel("features", fontsize=8)
+            else:
+                axis.imshow(picture(x[row]), interpolation="nearest")
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left", y=0.99, va="top")
+    figure.subplots_adjust(
+        left=0.04 if tabular else 0.01, right=0.99, bottom=0.01, top=1 - 0.78 / height, wspace=0.06, hspace=0.06
+    )
+    figure.savefig(path, metadata={"Software": "kegnet_pl"})

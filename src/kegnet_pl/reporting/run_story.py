@@ -1,0 +1,75 @@
+"""Sentences at the top of the page of one run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kegnet_pl.reporting.results import Row
+from kegnet_pl.sources.registry import PRIORS
+
+
+def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
+    """Return the sentences: the compression, the training of the main student, and its accuracy.
+
+    Args:
+        rows: Of one run; the first is the teacher's.
+        config: The resolved configuration; empty if it is not known.
+    """
+    teacher, last = rows[0], rows[-1]
+    small = next((row for row in rows if row.method in ("T", "S")), last)
+    known = "" if teacher.accuracy is None else f"; accuracy {100 * teacher.accuracy:.2f} % on {teacher.test_set}"
+    action = "compressed" if small.method.startswith("T") else "replaced by another network"
+    text = [
+        f"The teacher {teacher.teacher} ({teacher.parameters:,} parameters{known}) was {action}: {last.student} has "
+        f"{small.parameters:,} parameters, {small.compression_ratio:.2f} times fewer, and takes {small.macs:,} "
+        f"multiply-accumulates for a sample instead of {teacher.macs:,}."
+    ]
+    student = find_main_student(rows)
+    if student is not None and student.samples is not None:
+        text.append(
+            f"It was then trained on {student.samples:,} {_describe_samples(student, config)}, "
+            + (
+                "and the epoch to keep was chosen on real validation data."
+                if student.selection == "real"
+                else "with no real data in training or selection."
+            )
+        )
+        if student.accuracy is not None and teacher.accuracy is not None:
+            text.append(_compare(rows, student, teacher))
+    if teacher.accuracy is None:
+        text.append("There was no test data: accuracy was not measured.")
+    return text
+
+
+def find_main_student(rows: Sequence[Row]) -> Row | None:
+    """Return the last of the students with the most prior knowledge in their samples, None if none was trained."""
+    students = [row for row in rows if row.source is not None]
+    return max(reversed(students), key=_rank, default=None)
+
+
+def _rank(row: Row) -> int:
+    """Return the strength of the prior knowledge in the samples of a row, 0 for none."""
+    return max(PRIORS.index(prior) for prior in PRIORS if prior in row.prior)
+
+
+def _describe_samples(student: Row, config: Mapping[str, Any]) -> str:
+    """Return the kind of samples a student was trained on, to follow their number."""
+    assert student.source is not None
+    if not student.source["needs_generators"] or len(student.source["shares"]) > 1:
+        return f"samples of {student.source['title']} (prior knowledge in them: {student.prior})"
+    count = config.get("generator", {}).get("count")
+    generators = f"{count} generators" if count and count > 1 else "a generator"
+    return f"samples that {generators} invented with the teacher's help"
+
+
+def _compare(rows: Sequence[Row], student: Row, teacher: Row) -> str:
+    """Compare a measured student with the teacher, with itself untrained, and with other sources."""
+    assert student.accuracy is not None and teacher.accuracy is not None
+    points = 100 * (teacher.accuracy - student.accuracy)
+    difference = f"{abs(points):.2f} points {'below' if points >= 0 else 'above'} the teacher"
+    others = []
+    for row in rows:
+        if row is not student and row is not teacher and row.accuracy is not None:
+            training = "untrained" if row.source is None else f"trained on samples of {row.source['title']}"
+            others.append(f"{100 * row.accuracy:.2f} % {training}")
+    compared = f" (the same network: {', '.join(others)})" if others else ""
+    return f"{student.method} is right on {100 * student.accuracy:.2f} %, {difference}{compared}."

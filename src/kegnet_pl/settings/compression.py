@@ -1,0 +1,57 @@
+"""Settings of the compression."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kegnet_pl.settings.base import FREE, Settings, explained
+
+
+class CompressionRule(Settings):
+    """The rank of some layers."""
+
+    layers: str | list[str]
+    """Pattern of layer names, or a list of patterns; the first rule that matches a layer decides."""
+    rank: Any
+    """evbmf, full, target, a number of components, a fraction in (0, 1], or {in: ..., out: ...}."""
+
+
+class CompressionPlan(Settings):
+    """Which layers of a network shrink, and how far; null is the same as the default."""
+
+    rules: list[CompressionRule] | None = Field(
+        default=None, json_schema_extra=explained("a list of {layers: ..., rank: ...}")
+    )
+    """Ranks by layer; null: those that `plans` holds for the teacher."""
+    target: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    """Compression ratio of the whole network (parameters of the teacher / of the student), for rank=target."""
+    when_larger: Literal["keep", "compress"] = "keep"
+    """Whether a layer that would grow is kept or compressed all the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_null(cls, values: Any) -> Any:
+        return {name: value for name, value in values.items() if value is not None} if type(values) is dict else values
+
+
+class CompressionSettings(CompressionPlan):
+    """Which layers of the teacher shrink, and how far."""
+
+    name: str
+    """Name in tables."""
+    rank: Any = Field(default=None, json_schema_extra=FREE)
+    """Of compression=fraction: the share of every side that is kept."""
+    plans: dict[str, CompressionPlan] = Field(default={}, json_schema_extra=FREE)
+    """Name of a teacher -> the paper's plan for it."""
+
+    def plan_for(self, teacher: str) -> Self:
+        """Return the settings with the rules for a teacher; settings that are given win over those of the plan."""
+        plan = self.plans.get(teacher)
+        if self.rules is not None or plan is None:
+            return self
+        update = {name: getattr(plan, name) for name in plan.model_fields_set - self.model_fields_set}
+        return self.model_copy(update=update)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that the result depends on; a name does not."""
+        return {name: value for name, value in super().fingerprint().items() if name != "name"}

@@ -1,0 +1,161 @@
+"""Settings of a run, and the rules across groups."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from kegnet_pl.runtime.errors import ConfigError
+from kegnet_pl.settings.base import Object, Resume, Seed, Settings, explained
+from kegnet_pl.settings.compression import CompressionSettings
+from kegnet_pl.settings.data import DataSettings, Mixtures, known_sources
+from kegnet_pl.settings.generators import GeneratorSettings
+from kegnet_pl.settings.messages import explain
+from kegnet_pl.settings.students import StudentSettings
+from kegnet_pl.settings.training import TeacherSettings, TrainerSettings
+
+
+def _check_sources(run: "RunSettings") -> Iterator[str]:
+    known = known_sources(run.source)
+    unknown = sorted({name for mixture in run.sources for name in mixture} - set(known))
+    if unknown:
+        yield f"Expected `sources` to be a list of some of {', '.join(known)}, but got {', '.join(unknown)}."
+
+
+def _check_teacher(run: "RunSettings") -> Iterator[str]:
+    if run.data.target is None and run.teacher.weights is None:
+        yield (
+            "Expected `teacher.weights`, a file of trained weights, since data=none leaves nothing to train a teacher "
+            "on, but got null. Add teacher.weights=FILE, or choose data=..."
+        )
+
+
+def _check_selection(run: "RunSettings") -> Iterator[str]:
+    if run.student.selection == "real" and run.data.target is None:
+        yield "Expected real data for student.selection=real, but got data=none."
+
+
+def _check_plan(run: "RunSettings") -> Iterator[str]:
+    if run.compression.rules is None and run.teacher.name not in run.compression.plans:
+        name, teachers = run.compression.name, ", ".join(run.compression.plans) or "none"
+        yield (
+            f"Expected a plan of compression={name} for teacher={run.teacher.name}, but it has plans for {teachers}. "
+            f"Choose compression=ratio (and compression.target=4), evbmf or fraction, or write a plan: a file "
+            f"compression/NAME.yaml with `rules` in the folder of --config-dir."
+        )
+
+
+def _check_teacher_batches(run: "RunSettings") -> Iterator[str]:
+    yield from _check_batches("teacher", run.teacher.batch_size, run.trainer.devices)
+
+
+def _check_generator_batches(run: "RunSettings") -> Iterator[str]:
+    size, devices = run.generator.batch_size, run.trainer.devices
+    yield from _check_batches("generator", size, devices)
+    if size < 2 * devices:  # batch norm
+        yield f"Expected `generator.batch_size` to be a whole number of at least {2 * devices}, but got {size}."
+
+
+def _check_student_batches(run: "RunSettings") -> Iterator[str]:
+    yield from _check_batches("student", run.student.batch_size, run.trainer.devices)
+
+
+def _check_batches(part: str, size: int, devices: int) -> Iterator[str]:
+    if size % devices:
+        yield (
+            f"Expected `{part}.batch_size` to be a multiple of the {devices} processes (trainer.devices), but got "
+            f"{size}."
+        )
+
+
+def _check_clipping(run: "RunSettings") -> Iterator[str]:
+    by_norm = run.trainer.gradient_clip_val is not None and run.trainer.gradient_clip_algorithm != "value"
+    if run.generator.parallel == "vmap" and run.generator.count > 1 and by_norm:
+        yield (
+            "Expected `trainer.gradient_clip_algorithm` to be value with generator.parallel=vmap, as a norm would be "
+            "taken over all generators. Set it, or generator.parallel=sequential."
+        )
+
+
+def _check_samples(run: "RunSettings") -> Iterator[str]:
+    if {"kegnet": 1.0} not in run.sources:
+        return
+    names = ("samples", "validation_samples") if run.student.selection == "synthetic" else ("samples",)
+    for name in names:
+        value = getattr(run.student, name)
+        if value % run.generator.count:
+            yield (
+                f"Expected `student.{name}` to be a multiple of generator.count={run.generator.count}, but got {value}."
+            )
+
+
+def _no_null(value: Any) -> Any:
+    return {} if value is None else value
+
+
+def _objects(group: str) -> Any:
+    extra = explained("objects by name", f"Remove it with ~{group}.NAME.")
+    return Field(default={}, json_schema_extra=extra)
+
+
+class RunSettings(Settings):
+    """All settings of a run."""
+
+    RULES = (
+        _check_sources,
+        _check_teacher,
+        _check_selection,
+        _check_plan,
+        _check_teacher_batches,
+        _check_generator_batches,
+        _check_student_batches,
+        _check_clipping,
+        _check_samples,
+    )
+
+    seed: Seed = 0
+    """All random numbers derive from it."""
+    recipe: str = Field(default="strict", json_schema_extra=explained("a name"))
+    """Name of the recipe in tables; it decides nothing."""
+    sources: Mixtures
+    """What students learn from, a student each: names of sources, or mixtures of them with shares."""
+    source: dict[str, Object] = _objects("source")
+    """Sources by name."""
+    store: Annotated[str, Field(min_length=1)] = Field(default="outputs/store", json_schema_extra=explained("a folder"))
+    """Folder of finished stages; shared by all runs."""
+    resume: Resume = "auto"
+    """auto: use finished stages and continue begun ones; never: build all anew; require: refuse to build."""
+    sweep: str | None = Field(default=None, json_schema_extra=explained("a name"))
+    """Name of the sweep; null: made of what is swept."""
+    data: DataSettings
+    """Real data."""
+    teacher: TeacherSettings
+    """The trained network."""
+    generator: GeneratorSettings
+    """The generators."""
+    student: StudentSettings
+    """The students."""
+    compression: CompressionSettings
+    """The compression of the teacher."""
+    trainer: TrainerSettings = TrainerSettings()
+    """Where and in which precision everything is trained."""
+    logger: Annotated[dict[str, Object], BeforeValidator(_no_null)] = _objects("logger")
+    """Lightning loggers by name."""
+    callbacks: dict[str, Object] = _objects("callbacks")
+    """Lightning callbacks by name."""
+
+    @classmethod
+    def from_config(cls, plain: Mapping[str, Any]) -> Self:
+        """Return the settings of a resolved configuration, with the plan of the paper for the teacher in place.
+
+        Args:
+            plain: Plain dicts, lists and scalars.
+
+        Raises:
+            ConfigError: If settings are wrong; a line for each says what is allowed, what came and what to do.
+        """
+        try:
+            settings = cls.model_validate(dict(plain))
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls, plain)) from error
+        return settings.model_copy(update={"compression": settings.compression.plan_for(settings.teacher.name)})

@@ -1,0 +1,140 @@
+"""Settings that trainings have in common, of the teacher and of Lightning's trainer."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from kegnet_pl.settings.base import FREE, Count, Object, Positive, Precision, Rules, Settings, explained
+
+
+class OptimizerSettings(Settings):
+    """An optimiser of torch. Further settings are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: str = Field(default="torch.optim.Adam", alias="_target_")
+    """Class of the optimiser."""
+    partial: bool = Field(default=True, alias="_partial_")
+    """True: the optimiser is given its parameters later."""
+    lr: Positive = 1e-3
+    """Learning rate."""
+
+
+def _check_patience(settings: "TrainingSettings") -> Iterator[str]:
+    if settings.patience is None and settings.min_epochs is not None:
+        part = settings.part
+        yield f"Expected `{part}.patience` where `{part}.min_epochs` is set, but got null."
+
+
+class TrainingSettings(Settings):
+    """Settings that the training of the teacher and of students has in common."""
+
+    RULES: ClassVar[Rules] = (_check_patience,)
+    part: ClassVar[str]
+    """Name of the group in messages."""
+
+    epochs: Count
+    """Passes over the samples, at most."""
+    min_epochs: Count | None = None
+    """Epochs at least, where patience is set."""
+    patience: Count | None = None
+    """Stop so many epochs after the best one; null: train to the last epoch."""
+    batch_size: Count
+    """Samples of an optimiser step, over all processes."""
+
+
+class TeacherSettings(TrainingSettings):
+    """The trained network."""
+
+    part = "teacher"
+
+    name: str = Field(json_schema_extra=FREE)
+    """Name of the teacher in tables; plans of the paper are found by it."""
+    network: Object
+    """Any nn.Module that returns logits."""
+    weights: str | None = Field(default=None, json_schema_extra={"fingerprint": False, "expected": "a file"})
+    """File of trained weights: state dict, Lightning checkpoint or safetensors; null: train on the real data."""
+    epochs: Count = 30
+    batch_size: Count = 64
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Optimiser of the teacher."""
+
+
+LIGHTNING = {
+    **dict.fromkeys(
+        ("max_epochs", "max_steps", "max_time", "min_steps"),
+        "the length of training is teacher.epochs, generator.epochs and student.epochs",
+    ),
+    "min_epochs": "set teacher.min_epochs and student.min_epochs",
+    "accumulate_grad_batches": "samples of a step are teacher.batch_size, generator.batch_size and student.batch_size",
+    **dict.fromkeys(
+        ("check_val_every_n_epoch", "val_check_interval"), "patience and selection look at the end of every epoch"
+    ),
+    "limit_val_batches": "students are selected by all of student.validation_samples",
+    "logger": "loggers are the group `logger`",
+    "callbacks": "callbacks are the group `callbacks`",
+}
+"""Arguments of Lightning's trainer that other settings decide -> which."""
+
+
+def _check_arguments(settings: "TrainerSettings") -> Iterator[str]:
+    extra = settings.model_extra or {}
+    for name, instead in LIGHTNING.items():
+        if name in extra:
+            yield f"Expected no setting `trainer.{name}`: {instead}."
+    if extra.get("limit_train_batches", 1) == 0:
+        yield "Expected `trainer.limit_train_batches` above 0, but got 0: nothing would be trained."
+
+
+def _check_strategy(settings: "TrainerSettings") -> Iterator[str]:
+    if any(word in settings.strategy for word in ("spawn", "fork", "notebook")):
+        yield (
+            f"Expected `trainer.strategy` to start processes of their own (auto, ddp), but got {settings.strategy}. "
+            f"Use trainer=ddp trainer.devices=N."
+        )
+
+
+def _check_precision(settings: "TrainerSettings") -> Iterator[str]:
+    if settings.precision == "16-mixed" and settings.accelerator == "cpu":
+        yield (
+            "Expected `trainer.precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed', which needs a GPU."
+        )
+
+
+_ONE_MACHINE = (
+    "The processes of one run are on one machine (trainer=ddp trainer.devices=N). Several machines can share the jobs "
+    "of a sweep (hydra/launcher=submitit_slurm)."
+)
+
+
+class TrainerSettings(Settings):
+    """Lightning's trainer. Further settings are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    RULES = (_check_arguments, _check_strategy, _check_precision)
+
+    target: str = Field(default="pytorch_lightning.Trainer", alias="_target_")
+    """Class of the trainer."""
+    accelerator: Literal["cpu", "gpu"] = Field(default="cpu", json_schema_extra=FREE)
+    """Where everything is trained."""
+    devices: Count = Field(default=1, json_schema_extra=FREE)
+    """Processes on this machine."""
+    num_nodes: Literal[1] = Field(default=1, json_schema_extra=explained("1", _ONE_MACHINE, **FREE))
+    """Machines; several are not supported."""
+    strategy: str = Field(default="auto", json_schema_extra=FREE)
+    """How processes share the work: auto or ddp."""
+    precision: Precision = "32-true"
+    """Precision of all training."""
+    gradient_clip_val: float | None = None
+    """Clip gradients to this norm (or value); null: do not clip."""
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    """What gradient_clip_val limits."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the arguments that change a result; all that a user adds may."""
+        free = (
+            "deterministic", "enable_model_summary", "enable_progress_bar", "num_sanity_val_steps",
+            "log_every_n_steps", "use_distributed_sampler",
+        )  # fmt: skip
+        return {name: value for name, value in super().fingerprint().items() if name not in free and value is not None}

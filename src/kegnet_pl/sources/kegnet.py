@@ -1,0 +1,108 @@
+"""KegNet's source: frozen generators that were trained with the teacher."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kegnet_pl.networks import FrozenModule, TeacherNorm
+from kegnet_pl.networks.execution import chunk_size
+from kegnet_pl.runtime.seeds import stream
+from kegnet_pl.sources.base import Prior, SyntheticSource
+
+
+def sample_labels_and_noise(n: int, classes: int, noise_dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw what a generator is fed with (PAPER section 2), on the device of ``generator``.
+
+    Args:
+        n: Number of pairs.
+        classes: Number of classes.
+        noise_dim: Dimensions of the noise.
+        generator: Where the random numbers come from.
+
+    Returns:
+        Noise ``(n, noise_dim)``, standard normal, and one-hot labels ``(n, classes)``, classes uniform.
+    """
+    device = generator.device
+    labels = torch.randint(classes, (n,), generator=generator, device=device)
+    z = torch.randn(n, noise_dim, generator=generator, device=device)
+    return z, functional.one_hot(labels, classes).to(z.dtype)
+
+
+class GeneratorSource(SyntheticSource):
+    """Frozen generators: the same labels and noise pass through each of them (PAPER section 1).
+
+    Args:
+        generators: One or more, with attributes ``noise_dim`` and ``classes``. They are copied and frozen.
+        device: Where they compute.
+        chunk: Samples at a time; None for what suits the device.
+        norm: Statistics of the generators' batch norm: ``"running"``, or ``"batch"``, those of each chunk, as when they
+            were trained. The chunk, about as large as a batch of that training, must then be given.
+        noise_std: Standard deviation of Gaussian noise that is added to every sample (Bishop, "Training with Noise is
+            Equivalent to Tikhonov Regularization", 1995): samples crowd where the teacher is sure, and then cover what
+            lies between them.
+
+    Raises:
+        ValueError: If there is no generator, the chunk is missing, or ``noise_std`` is negative.
+    """
+
+    title = "KegNet"
+    color = "#2468d8"
+    marker = "o"
+    prior: Prior = "teacher"
+    needs_generators = True
+
+    def __init__(
+        self,
+        generators: Sequence[nn.Module],
+        device: torch.device | str = "cpu",
+        chunk: int | None = None,
+        norm: TeacherNorm = "running",
+        noise_std: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not generators:
+            raise ValueError("Expected at least one generator, but got none.")
+        if not noise_std >= 0:
+            raise ValueError(f"Expected `noise_std` of at least 0, but got {noise_std}.")
+        if norm == "batch" and chunk is None:
+            raise ValueError("Expected `chunk`, samples at a time, where `norm` is 'batch', but got None.")
+        self.generators = nn.ModuleList(FrozenModule(generator, norm) for generator in generators).to(device)
+        self.multiple = len(generators)
+        self.noise_dim = int(generators[0].noise_dim)  # type: ignore[arg-type]
+        self.classes = int(generators[0].classes)  # type: ignore[arg-type]
+        self.device = torch.device(device)
+        self.chunk = chunk
+        self.noise_std = noise_std
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int) -> Tensor:
+        """Draw ``n`` samples, the same number from each generator.
+
+        Raises:
+            ValueError: If ``n`` cannot be shared out evenly.
+        """
+        count = self.multiple
+        if n < count or n % count:
+            raise ValueError(
+                f"Expected the number of samples to be a multiple of the {count} generators, but got {n}. "
+                f"Try {max(1, round(n / count)) * count}."
+            )
+        # Noise from the CPU, as it is not the same on another device.
+        z, y = sample_labels_and_noise(n // count, self.classes, self.noise_dim, stream(seed, "synthetic"))
+        x = torch.cat([self.generate(index, z, y) for index in range(count)])
+        if self.noise_std:
+            x.add_(torch.randn(x.shape, generator=stream(seed, "noise_std")).to(x), alpha=self.noise_std)
+        return x
+
+    @torch.no_grad()
+    def generate(self, index: int, z: Tensor, y: Tensor) -> Tensor:
+        """Return one generator's samples ``(N, *input_shape)``, on its device, for ``z (N, Z)`` and ``y (N, C)``."""
+        network = self.generators[index].network
+        z, y = z.to(self.device), y.to(self.device)
+        chunk = self.chunk or chunk_size(network(z[:1], y[:1]).shape[1:], self.device)  # type: ignore[operator]
+        # Of about one size: a batch of one has no statistics.
+        count = max(round(len(z) / chunk), 1)
+        pieces = zip(z.tensor_split(count), y.tensor_split(count), strict=True)
+        return torch.cat([network(a, b) for a, b in pieces])  # type: ignore[operator]

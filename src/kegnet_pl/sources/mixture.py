@@ -1,0 +1,102 @@
+"""Mixtures of sources with shares."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.runtime.seeds import derive_seed, stream
+from kegnet_pl.sources.base import SyntheticSource
+
+
+class MixtureSource(SyntheticSource):
+    """A mixture of sources, each with a share of the samples.
+
+    The order of the components does not matter: they are sorted by name. Samples are shuffled, so that every batch is
+    a mixture. A mixture of one source returns the samples of that source.
+
+    Args:
+        components: Name -> source and share; shares are relative to their sum.
+
+    Raises:
+        ValueError: If there is no component, or a share is not a positive number.
+    """
+
+    color = "#c2356b"
+    marker = "D"
+
+    def __init__(self, components: Mapping[str, tuple[SyntheticSource, float]]) -> None:
+        super().__init__()
+        self.shares = normalize_shares({name: share for name, (_, share) in components.items()})
+        members = [components[name][0] for name in self.shares]
+        self.sources = nn.ModuleList(members)
+        self.multiple = math.gcd(*(source.multiple for source in members))
+        self.needs_generators = any(source.needs_generators for source in members)
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int) -> Tensor:
+        """Draw ``n`` samples ``(n, *input_shape)``, on the device of the components that are not on the CPU.
+
+        Raises:
+            ValueError: If ``n`` cannot be divided into the shares.
+        """
+        sources: list[SyntheticSource] = list(self.sources)  # type: ignore[arg-type]
+        if len(sources) == 1:
+            return sources[0].sample(n, seed)
+        counts = divide(n, list(self.shares.values()), [source.multiple for source in sources])
+        parts = [
+            source.sample(count, derive_seed(seed, "mixture", index))
+            for index, (source, count) in enumerate(zip(sources, counts, strict=True))
+        ]
+        device = next((part.device for part in parts if part.device.type != "cpu"), torch.device("cpu"))
+        order = torch.randperm(n, generator=stream(seed, "mixture"))
+        return torch.cat([part.to(device) for part in parts])[order.to(device)]
+
+
+def normalize_shares(shares: Mapping[str, float]) -> dict[str, float]:
+    """Return shares that sum to 1, sorted by name.
+
+    Raises:
+        ValueError: If there is none, or one is not a positive number.
+    """
+    if not shares:
+        raise ValueError("Expected at least one source, but got none.")
+    for name, share in shares.items():
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not number or not math.isfinite(share) or share <= 0:
+            raise ValueError(f"Expected the share of {name} to be a positive number, but got {share!r}.")
+    total = math.fsum(shares.values())
+    return {name: shares[name] / total for name in sorted(shares)}
+
+
+def divide(n: int, shares: Sequence[float], multiples: Sequence[int]) -> list[int]:
+    """Divide a number of samples by shares, with the largest-remainder method in steps of each source's multiple.
+
+    Args:
+        n: Number of samples.
+        shares: Share of every source; they sum to 1.
+        multiples: The number of samples of a source must be a multiple of this.
+
+    Returns:
+        A positive number of samples for every source; they sum to ``n``.
+
+    Raises:
+        ValueError: If there is no such division.
+    """
+    wanted = [n * share for share in shares]
+    # The small addition keeps 0.29 * 100 = 28.999... at 29.
+    counts = [int((value + 1e-9 * n) / multiple) * multiple for value, multiple in zip(wanted, multiples, strict=True)]
+    while left := n - sum(counts):
+        fitting = [index for index, multiple in enumerate(multiples) if multiple <= left]
+        if not fitting:
+            break
+        index = max(fitting, key=lambda index: (wanted[index] - counts[index]) / multiples[index])
+        counts[index] += multiples[index]
+    if left or not all(counts):
+        raise ValueError(
+            f"Expected a number of samples that can be divided into shares of "
+            f"{', '.join(f'{share:.3g}' for share in shares)}, each a positive multiple of "
+            f"{', '.join(map(str, multiples))}, but got {n}. Use more samples, or other shares."
+        )
+    return counts

@@ -1,0 +1,89 @@
+"""Mixtures of sources: shares, rounding, seeds."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from kegnet_pl.runtime.seeds import derive_seed
+from kegnet_pl.sources import MixtureSource, NormalNoise, SyntheticSource, UniformNoise
+from kegnet_pl.sources.mixture import divide
+
+
+class _Constant(SyntheticSource):
+    """Returns its number and the seed it was called with; notes how many samples were asked for."""
+
+    def __init__(self, number: float, multiple: int = 1) -> None:
+        super().__init__()
+        self.number, self.multiple = number, multiple
+        self.asked: list[tuple[int, int]] = []
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        self.asked.append((n, seed))
+        return torch.full((n, 1), self.number)
+
+
+@pytest.mark.parametrize(
+    ("n", "shares", "multiples", "counts"),
+    [
+        (10, [0.5, 0.5], [1, 1], [5, 5]),
+        (10, [0.29, 0.71], [1, 1], [3, 7]),
+        (100, [0.29, 0.71], [1, 1], [29, 71]),  # 100 * 0.29 is 28.999...
+        (10, [1 / 3, 1 / 3, 1 / 3], [1, 1, 1], [4, 3, 3]),
+        (100, [0.5, 0.5], [5, 1], [50, 50]),
+        (64, [0.5, 0.5], [5, 1], [30, 34]),
+        (16, [0.9, 0.1], [5, 1], [15, 1]),
+        (30, [0.5, 0.5], [5, 5], [15, 15]),
+    ],
+)
+def test_counts_follow_shares_in_steps_of_each_source(
+    n: int, shares: list[float], multiples: list[int], counts: list[int]
+) -> None:
+    assert divide(n, shares, multiples) == counts
+
+
+@pytest.mark.parametrize(
+    ("n", "shares", "multiples"), [(12, [0.5, 0.5], [5, 5]), (1, [0.5, 0.5], [1, 1]), (8, [0.5, 0.5], [10, 1])]
+)
+def test_a_number_that_cannot_be_divided_is_an_error(n: int, shares: list[float], multiples: list[int]) -> None:
+    with pytest.raises(ValueError, match=rf"each a positive multiple of .*, but got {n}\. Use more samples"):
+        divide(n, shares, multiples)
+
+
+def test_samples_are_shared_out_and_every_batch_is_a_mixture() -> None:
+    a, b = _Constant(0.0, multiple=5), _Constant(1.0)
+    mixture = MixtureSource({"a": (a, 0.25), "b": (b, 0.75)})
+    x = mixture.sample(400, seed=7)
+    assert x.shape == (400, 1) and float(x.sum()) == 300
+    batches = x.view(8, 50).mean(dim=1)
+    assert float(batches.min()) > 0.5 and float(batches.max()) < 1
+    assert a.asked == [(100, derive_seed(7, "mixture", 0))] and b.asked == [(300, derive_seed(7, "mixture", 1))]
+    assert mixture.multiple == 1
+    assert MixtureSource({"a": (a, 1), "b": (_Constant(1.0, multiple=10), 1)}).multiple == 5
+
+
+def test_the_seed_decides_and_the_order_of_the_components_does_not() -> None:
+    normal, uniform = (NormalNoise(3), 3.0), (UniformNoise(3), 1.0)
+    x = MixtureSource({"normal": normal, "uniform": uniform}).sample(40, seed=1)
+    assert torch.equal(x, MixtureSource({"uniform": uniform, "normal": normal}).sample(40, seed=1))
+    assert not torch.equal(x, MixtureSource({"normal": normal, "uniform": uniform}).sample(40, seed=2))
+    # The samples are those of the components.
+    drawn = torch.cat(
+        [normal[0].sample(30, derive_seed(1, "mixture", 0)), uniform[0].sample(10, derive_seed(1, "mixture", 1))]
+    )
+    assert sorted(x.tolist()) == sorted(drawn.tolist()) and x.tolist() != drawn.tolist()
+
+
+def test_a_mixture_of_one_source_is_that_source() -> None:
+    source = NormalNoise((1, 4, 4))
+    assert torch.equal(MixtureSource({"normal": (source, 0.3)}).sample(20, seed=5), source.sample(20, seed=5))
+
+
+@pytest.mark.parametrize("share", [0, -0.5, float("nan"), float("inf"), "half", True])
+def test_shares_are_positive_numbers(share: object) -> None:
+    with pytest.raises(ValueError, match="Expected the share of a to be a positive number, but got"):
+        MixtureSource({"a": (_Constant(0.0), share)})  # type: ignore[dict-item]
+
+
+def test_a_mixture_needs_a_source() -> None:
+    with pytest.raises(ValueError, match="at least one source"):
+        MixtureSource({})
