@@ -60,7 +60,7 @@ class SampleMonitor(Callback):
         if not trainer.is_global_zero:
             return
         self.teacher.to(pl_module.device)
-        epoch = trainer.current_epoch + 1
+        epoch, step = trainer.current_epoch + 1, trainer.global_step - 1  # as Lightning counts at the end of an epoch
         keep = epoch == trainer.max_epochs or str(epoch).rstrip("0") in ("1", "2", "5")
         for index, name in enumerate(self.names):
             samples, logits = self._look(pl_module, index)
@@ -70,9 +70,9 @@ class SampleMonitor(Callback):
                 write_grid(shown, self.folder / name / f"epoch_{epoch:04d}.png")
             prefix = "" if pl_module.names is None else f"{name}/"
             for logger in trainer.loggers:
-                more = log_sheet(logger, prefix, shown, entropies, trainer.global_step)
+                more = log_sheet(logger, prefix, shown, entropies, step)
                 named = {f"{prefix}{key}": value for key, value in (metrics | more).items()}
-                logger.log_metrics(named | {"epoch": trainer.current_epoch}, step=trainer.global_step)
+                logger.log_metrics(named | {"epoch": trainer.current_epoch}, step=step)
         count = SAMPLES * pl_module.classes * len(self.names)
         self.costs.samples_made += count
         self.costs.teacher_forwards += count
