@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.runtime.errors import ConfigError, UserError
 from kegnet_pl.settings import (
-    CompressionSettings,
     DistillationSettings,
     GeneratorTrainingSettings,
     RunSettings,
