@@ -183,7 +183,7 @@ def test_default_run_shows_everything(command: Command, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(command: Command, arguments: list[str]) -> None:
     done = command(*arguments, FAST, expect=1)
     (line,) = done.stderr.strip().splitlines()
-    assert re.fullmatch(r"Error: Expected to write results to /proc/nowhere, but: .*dir=FOLDER, or run .*", line)
+    assert re.fullmatch(r"Error: Expected to write results to /proc/nowhere, but got: .*dir=FOLDER, or run .*", line)
 
 
 def test_a_run_that_fails_leaves_its_reason(command: Command, tmp_path: Path) -> None:
@@ -239,9 +239,9 @@ def test_bfloat16(command: Command, tmp_path: Path) -> None:
 def test_a_sweep_over_several_processes_is_refused(command: Command) -> None:
     several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     done = command("-m", FAST, *several, "seed=0,1", expect=1)
-    assert done.stderr.count("one process a job in a sweep") == 1, "once, before any job starts"
+    assert done.stderr.count("one process per job in a sweep") == 1, "once, before any job starts"
     swept = command("-m", FAST, "trainer=cpu,ddp", "sources=[]", "trainer.accelerator=cpu", expect=1)
-    assert "1 of 2 runs finished" in swept.stdout and "one process a job in a sweep" in swept.stderr
+    assert "1 of 2 runs finished" in swept.stdout and "one process per job in a sweep" in swept.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -64,7 +64,7 @@ def _training(folder: Path) -> Training:
     def make_callbacks(checkpoints: Path) -> list[Callback]:
         return [make_checkpoint(checkpoints)]
 
-    loggers = Loggers({}, folder, group="g", label="l", tags=[], hyperparameters={}, tell=print)
+    loggers = Loggers({}, folder, group="g", label="l", tags=[], hyperparameters={}, notify=print)
     return Training(make_trainer, make_callbacks, loggers)
 
 
