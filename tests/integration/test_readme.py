@@ -18,7 +18,7 @@ import kegnet_pl
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
-from kegnet_pl.pipeline.stages import build
+from kegnet_pl.pipeline.objects import build
 from kegnet_pl.reporting import Row
 from tests.integration.conftest import Command, configure
 from tests.integration.test_pipeline import SCHEMA
