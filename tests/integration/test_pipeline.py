@@ -427,11 +427,11 @@ def test_selection_is_named(tmp_path: Path, selection: str) -> None:
     ("overrides", "message"),
     [
         (
-            ["schedule=batch_norm"],
-            r"beside student\.norm, .* LeNet5 has none\. Set student\.norm=batch .*schedule=mnist_lenet",
+            ["experiment=custom/batch_norm"],
+            r"beside student\.norm, .* LeNet5 has none\. Set student\.norm=batch .*experiment=custom/image",
         ),
         (
-            ["teacher=resnet14", "teacher.network.channels=1", "student=lenet5", "schedule=batch_norm"],
+            ["teacher=resnet14", "teacher.network.channels=1", "student=lenet5", "experiment=custom/batch_norm"],
             r"LeNet5 has no .*Set student\.norm=batch student\.feature_distillation\.weight=0",
         ),
         (

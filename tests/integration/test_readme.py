@@ -126,7 +126,7 @@ def test_what_the_lines_for_batch_norm_say_is_its_schedule() -> None:
     code = next(block for block in blocks("python") if "upsampling" in block)
     config = configure(
         "data=none", "data.input_shape=[3,32,32]", "data.classes=10", "teacher=resnet14", "teacher.weights=w",
-        "compression=ratio", "schedule=batch_norm",
+        "compression=ratio", "experiment=custom/batch_norm",
     )  # fmt: skip
     said: dict[str, dict[str, Any]] = {}
 
