@@ -89,16 +89,9 @@ class Loggers:
         """Make the loggers of one fit.
 
         Args:
-<<<<<<< HEAD
             stage: Stage, the W&B job type.
             name: Name of the fit, the stage's where its fits are logged together; the folder of csv files.
             folder: The stage's folder: csv and TensorBoard files go there.
-=======
-            stage: Name of the stage, which is the W&B job type.
-            name: Name of the fit within the stage.
-            folder: Folder of the stage, for csv and TensorBoard files.
-            shared: True if several fits of the stage log to one W&B run, under different names of metrics.
->>>>>>> prose
 
         Returns:
             One logger per specification.
@@ -123,17 +116,10 @@ class Loggers:
         first = self._wandb.get(key)
         options = {name: value for name, value in specification.items() if name != "artifacts"}
         if first is None:
-<<<<<<< HEAD
-            # Without a key the client would ask for one; with WANDB_MODE the user has decided.
-            decided = "WANDB_MODE" in os.environ or "offline" in specification
-            offline = self._unreachable or (not decided and not has_wandb_key())
-            title = stage if stage == name else f"{stage} {name}"
-=======
             # Without a key the client would prompt for one; an explicit mode of the user has precedence.
             explicit = "WANDB_MODE" in os.environ or "offline" in specification
             offline = self._unreachable or (not explicit and not has_wandb_key())
-            title = stage if stage == name or shared else f"{stage} {name}"
->>>>>>> prose
+            title = stage if stage == name else f"{stage} {name}"
             options |= {
                 "save_dir": str(self.run_folder),
                 "name": f"{title} · {self.label}",

@@ -96,10 +96,5 @@ class Row:
 
 
 def write_results(rows: Sequence[Row], path: Path) -> None:
-<<<<<<< HEAD
-    """Write rows as JSON, atomically."""
-    write_whole(path, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-=======
     """Write rows as JSON, whole or not at all."""
     atomic_write(path, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
->>>>>>> prose
