@@ -291,7 +291,7 @@ def test_hints_are_counted_and_named_layers_must_be_there(tmp_path: Path) -> Non
     )[-1]
     assert row["costs"]["teacher_forwards"] == 128 + 2 * 128, "labels, and two epochs"
     assert row["costs"]["samples_made"] == 128
-    with pytest.raises(ValueError, match="a layer that fits 'conv9'"):
+    with pytest.raises(ValueError, match="a layer that matches 'conv9'"):
         go(
             tmp_path,
             "sources=[normal]",
@@ -676,7 +676,7 @@ def test_ones_own_test_data(tmp_path: Path) -> None:
     measured = go(tmp_path, "sources=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}")
     assert measured[0]["accuracy"] == rows[0]["accuracy"]
     assert measured[0]["test_set"] == f"files: {len(test)} test samples"
-    with pytest.raises(ValueError, match="a split 'val' of the data set 'files', but it has test"):
+    with pytest.raises(ValueError, match="a split 'val' of the data set 'files', but got test"):
         go(tmp_path, "sources=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}", "student.selection=real")
 
 

@@ -71,8 +71,8 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
     from kegnet_pl.pipeline.run import run
 
     job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
-    with one_gpu(config) as gpu:
-        return run(config, folder, job=job, gpu=gpu)
+    with one_gpu(settings.trainer) as gpu:
+        return run(config, folder, settings=settings, job=job, gpu=gpu)
 
 
 def _explain_trial(settings: "RunSettings") -> None:

@@ -89,9 +89,9 @@ class Loggers:
         """Make the loggers of one fit.
 
         Args:
-            stage: Name of the stage, which is the W&B job type.
-            name: Name of the fit within the stage.
-            folder: Folder of the stage, for csv and TensorBoard files.
+            stage: Stage, the W&B job type.
+            name: Name of the fit, the stage's where its fits are logged together; the folder of csv files.
+            folder: The stage's folder: csv and TensorBoard files go there.
 
         Returns:
             One logger per specification.

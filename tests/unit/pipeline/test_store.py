@@ -286,7 +286,7 @@ def _forbidden(path: Path, *_: Any, **__: Any) -> None:
 def test_damaged_manifest(tmp_path: Path, content: str | None) -> None:
     path = _get(tmp_path, Builder()).folder / "manifest.json"
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(StoreError, match=r"whole stage in .*manifest\.json.*Delete") as caught:
+    with pytest.raises(StoreError, match=r"complete stage in .*manifest\.json.*Delete") as caught:
         _get(tmp_path, Builder())
     assert str(path.parent) in str(caught.value)
 
