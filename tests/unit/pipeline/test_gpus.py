@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from kegnet_pl.pipeline import gpus, sweep
-from kegnet_pl.runtime.devices import device_of
 
 GPU = {"trainer": {"accelerator": "gpu"}}
 
@@ -58,12 +57,6 @@ def test_a_gpu_is_free_again_after_a_failure(two_gpus: None, tmp_path: Path) -> 
         with pytest.raises(RuntimeError, match="mine"), gpus.one_gpu(GPU, tmp_path) as index:
             raise RuntimeError("mine")
         assert index == 1
-
-
-def test_drawing_and_evaluation_use_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert device_of({"accelerator": "gpu"}, 1) == torch.device("cuda", 1)
-    assert device_of({"accelerator": "gpu"}) == torch.device("cuda", 0)
 
 
 def test_locks_are_for_all_users(two_gpus: None, tmp_path: Path) -> None:
