@@ -20,7 +20,7 @@ from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.networks import StackedModule, prefer_channels_last
 from kegnet_pl.networks.execution import teacher_for
 from kegnet_pl.pipeline.objects import build, build_objective
-from kegnet_pl.runtime.memory import forget_peak_memory, keep_freed_memory, peak_memory
+from kegnet_pl.runtime.memory import keep_freed_memory, peak_memory, reset_peak_memory
 from kegnet_pl.sources import GeneratorSource, NoiseSource, sample_labels_and_noise
 from kegnet_pl.training import GeneratorModule, StudentModule
 from kegnet_pl.training.cuda_graphs import GraphedStep
@@ -265,6 +265,6 @@ def serve(task: Task, pipe: Connection) -> None:
         while (asked := pipe.recv()) != "stop":
             pipe.send(run() if asked == "go" else peak_memory())
             if asked == "forget":
-                forget_peak_memory()
+                reset_peak_memory()
     except Exception:
         pipe.send(traceback.format_exc())

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 from reproduction.commands import present
 from reproduction.paths import display_path
 
@@ -47,7 +47,7 @@ def _read_as_stored(path: Path) -> dict[str, Rows]:
 def write_runs(path: Path, runs: Mapping[str, Rows]) -> None:
     """Write runs sorted by name. A process that is killed leaves the file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps({"run": name, "rows": runs[name]}) + "\n" for name in sorted(runs)))
+    atomic_write(path, "".join(json.dumps({"run": name, "rows": runs[name]}) + "\n" for name in sorted(runs)))
 
 
 def add_run(path: Path, name: str, results: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_whole_way(generators: kegnet_pl.Generators) -> None:
 
 def test_it_is_what_the_pipeline_makes(tmp_path: Path) -> None:
     go(tmp_path, "sources=[kegnet]", "student.norm=batch", "seed=3")
-    config = configure("+debug=fast", "seed=3")
+    config = configure("debug=fast", "seed=3")
     folders = {path.name.split("-")[0]: path for path in (tmp_path / "store").iterdir() if path.is_dir()}
     teacher = kegnet_pl.load_network(folders["teacher"])
     generator, student = config["generator"], config["student"]
@@ -279,7 +279,7 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.train_generators(_lenet(), "1,32,32", **TINY), "`input_shape` as .* but got '1,32,32'"),
         (lambda: kegnet_pl.compress(_lenet(), (1, -32, 32)), r"`input_shape` as .* but got \(1, -32, 32\)"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="cuda:99", **TINY),
-         "`device` to be there, but got 'cuda:99'"),
+         "`device` to exist, but got 'cuda:99'"),
         (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.zeros(3).long()), "many samples as labels, but got 8 and 3"),
         (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.zeros(8)), r"classes \(N,\), .* got torch.float32 \(8,\)"),
         (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.eye(8).long()), r"classes \(N,\), .* torch.int64 \(8, 8\)"),

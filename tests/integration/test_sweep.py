@@ -69,7 +69,7 @@ def test_an_unexpected_error_is_shown_in_full_and_named(command: Command) -> Non
     done = command("-m", FAST, *broken, "seed=0,1", expect=1)
     assert "Traceback" in done.stderr and "nothing" in done.stderr
     for job in (0, 1):
-        assert f"Job {job} (+debug=fast" in done.stderr
+        assert f"Job {job} (debug=fast" in done.stderr
     assert "0 of 2 runs finished. The same command starts the sweep again." in done.stdout
     assert re.search(r"^Job 1 \(seed=1\): .*nothing", done.stdout, re.M)
 

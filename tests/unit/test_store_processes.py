@@ -72,7 +72,7 @@ def test_two_need_a_stage_and_one_builds_it(tmp_path: Path) -> None:
     first = _Process(root, signals, seconds=2)
     first.wait_until_it_builds()
     said: list[str] = []
-    stage = Store(root, tell=said.append).get(
+    stage = Store(root, notify=said.append).get(
         "teacher", {"lr": 0.1}, [], lambda folder, costs: pytest.fail("built twice")
     )
     messages, result = first.finish()
@@ -96,7 +96,7 @@ def _need(root: Path, log: Path, gate: Barrier) -> None:
         return {"pid": os.getpid()}
 
     gate.wait(30)
-    stage = Store(root, tell=lambda message: None).get("teacher", {"lr": 0.1}, [], build)
+    stage = Store(root, notify=lambda message: None).get("teacher", {"lr": 0.1}, [], build)
     log.with_name(f"seen.{os.getpid()}").write_text(str(stage.metrics["pid"]))
 
 
@@ -119,7 +119,7 @@ def test_killed_builder_leaves_nothing_published_and_no_lock(tmp_path: Path) -> 
     process = _Process(root, signals, seconds=60)
     process.wait_until_it_builds()
     said: list[str] = []
-    Store(root, tell=said.append).get("other", {}, [], lambda folder, costs: {})
+    Store(root, notify=said.append).get("other", {}, [], lambda folder, costs: {})
     assert said == [], "another stage was waited for"
     assert process.popen.poll() is None
     os.kill(process.popen.pid, signal.SIGKILL)
@@ -134,7 +134,7 @@ def test_killed_builder_leaves_nothing_published_and_no_lock(tmp_path: Path) -> 
         return {}
 
     start = time.monotonic()
-    stage = Store(root, tell=said.append).get("teacher", {"lr": 0.1}, [], build)
+    stage = Store(root, notify=said.append).get("teacher", {"lr": 0.1}, [], build)
     assert time.monotonic() - start < 5
     assert said == [], "a dead process was waited for"
     assert found == ["half.txt"], "the interrupted build was not found"

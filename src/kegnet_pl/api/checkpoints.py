@@ -11,7 +11,7 @@ from torch import nn
 
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import restore_structure
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 
 
 def save_network(
@@ -33,9 +33,9 @@ def save_network(
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     state = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
     # Written by us, so that a full disk is an OSError like any other.
-    write_whole(Path(folder) / f"{name}.safetensors", save(state))
+    atomic_write(Path(folder) / f"{name}.safetensors", save(state))
     content = {"network": dict(recipe), "ranks": dict(ranks or {})}
-    write_whole(Path(folder) / f"{name}.json", json.dumps(content, indent=2))
+    atomic_write(Path(folder) / f"{name}.json", json.dumps(content, indent=2))
 
 
 def load_network(folder: str | Path, name: str = "network") -> nn.Module:

@@ -1,4 +1,4 @@
-"""Any network in, a smaller one and its report out (PAPER section 4)."""
+"""Compression of networks by Tucker factorisation, with a report (PAPER section 4)."""
 
 from kegnet_pl.compression.evbmf import EVBMF, evbmf
 from kegnet_pl.compression.plan import Compressed, CompressionPlan

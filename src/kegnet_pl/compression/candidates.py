@@ -1,4 +1,4 @@
-"""One layer on its way through a plan: the ranks that its rule gives it."""
+"""Candidate layers of a compression plan, with the ranks that their rules give them."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,7 +13,14 @@ from kegnet_pl.compression.tucker import Factorisable, Ranks, sides
 
 @dataclass
 class Candidate:
-    """One layer on its way through a plan."""
+    """A layer that a plan may factorise.
+
+    Attributes:
+        name: Name of the layer in the network.
+        layer: The layer.
+        ranks: Ranks of the input and the output side, as the rule gives them.
+        notes: Notes on the layer for the report.
+    """
 
     name: str
     layer: Factorisable
@@ -21,35 +28,35 @@ class Candidate:
     notes: list[str] = field(default_factory=list)
 
     def unfolding(self, side: int) -> np.ndarray:
-        """Matrix with the input (0) or output (1) side as rows."""
+        """Return the weight as a matrix with the input (0) or output (1) side as rows."""
         weight = self.layer.weight.detach().to("cpu").double().numpy()
         return np.moveaxis(weight, 1 - side, 0).reshape(weight.shape[1 - side], -1)
 
     def fixed(self, side: int) -> int | None:
-        """Rank of one side, None where it depends on the target."""
+        """Return the rank of one side, or None if it depends on the target."""
         rank, full = self.ranks[side], sides(self.layer)[side]
-        word = ("in", "out")[side]
+        side_name = ("in", "out")[side]
         if rank == "target":
             return None
         if rank == "full":
             return full
         if rank == "evbmf":
-            found = evbmf(self.unfolding(side)).rank
-            if found == 0:
-                self.notes.append(f"EVBMF found {word} rank 0, raised to 1")
-            return max(found, 1)
+            estimate = evbmf(self.unfolding(side)).rank
+            if estimate == 0:
+                self.notes.append(f"EVBMF found {side_name} rank 0, raised to 1")
+            return max(estimate, 1)
         if isinstance(rank, float):
             return max(1, round(rank * full))
         if isinstance(rank, int) and rank > full:
             kind = "channels" if isinstance(self.layer, nn.Conv2d) else "units"
             raise ValueError(
-                f"Expected `rank` between 1 and {full} for layer {self.name!r} ({full} {word}put {kind}), but got "
-                f"{rank}. Lower it, or write 'full' to leave that side as it is."
+                f"Expected `rank` between 1 and {full} for layer {self.name!r} ({full} {side_name}put {kind}), but got "
+                f"{rank}. Lower it, or write 'full' to keep that side."
             )
         return int(rank)
 
     def energy(self, side: int) -> np.ndarray:
-        """Share of the squared singular values that the first r components hold, r = 1, 2, ..."""
+        """Return the share of the squared singular values in the first r components, for r = 1, 2, ..."""
         squares = np.linalg.svd(self.unfolding(side), compute_uv=False) ** 2
         total = squares.sum()
         # Rounded, so that equal spectra give equal ranks on any machine.
@@ -57,7 +64,7 @@ class Candidate:
 
 
 def factorised_parameters(layer: Factorisable, ranks: Ranks) -> int:
-    """Parameters of a layer once it is factorised at these ranks."""
+    """Return the number of parameters of a layer that is factorised at these ranks."""
     (n_in, n_out), (r_in, r_out) = sides(layer), ranks
     kernel = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
     return n_in * r_in + r_in * r_out * kernel + r_out * n_out + (0 if layer.bias is None else n_out)

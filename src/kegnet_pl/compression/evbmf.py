@@ -1,6 +1,6 @@
 r"""Analytic empirical variational Bayes matrix factorisation (EVBMF).
 
-It decides how many singular values of a noisy matrix are signal, with no threshold to choose.
+It estimates the number of singular values of a noisy matrix that are signal, without a threshold to choose.
 
 Notation of the source: an :math:`L \times M` matrix, :math:`\alpha = L / M`, singular values :math:`\gamma_h`, noise
 variance :math:`\sigma^2` and :math:`x_h = \gamma_h^2 / (M \sigma^2)`. A component is kept if
@@ -25,12 +25,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EVBMF:
-    """What EVBMF finds in a matrix.
+    """Result of EVBMF for a matrix.
 
     Attributes:
-        rank: Number of components that are signal; 0 where everything looks like noise.
-        singular_values: The kept ones, shrunken, in falling order ``(rank,)``.
-        noise_variance: Variance of the noise in one entry.
+        rank: Number of components that are signal; 0 if all are noise.
+        singular_values: Shrunken singular values of the signal, in descending order ``(rank,)``.
+        noise_variance: Variance of the noise of an entry.
     """
 
     rank: int
@@ -39,13 +39,13 @@ class EVBMF:
 
 
 def _tau(x: Array, alpha: float) -> Array:
-    """Larger root of ``tau + alpha / tau + 1 + alpha = x``, for x beyond the threshold."""
+    """Return the larger root of ``tau + alpha / tau + 1 + alpha = x``, for x above the threshold."""
     middle = x - (1 + alpha)
     return 0.5 * (middle + np.sqrt(middle**2 - 4 * alpha))
 
 
 def _free_energy(noise_variance: float, squares: Array, rows: int, columns: int, threshold: float) -> float:
-    """Free energy as a function of the noise variance, up to a constant."""
+    """Return the free energy for a noise variance, up to a constant."""
     alpha = rows / columns
     x = squares / (columns * noise_variance)
     signal = x[x > threshold]
@@ -57,34 +57,34 @@ def _free_energy(noise_variance: float, squares: Array, rows: int, columns: int,
 
 
 def _noise_variance(squares: Array, rows: int, columns: int, threshold: float) -> float:
-    """Variance with the lowest free energy, between the source's bounds."""
+    """Return the noise variance with the lowest free energy, between the bounds of the source."""
     alpha = rows / columns
-    beyond = squares[math.ceil(rows / (1 + alpha)) - 1 :]  # no more components than that can be signal
-    lower = max(float(beyond[0]) / (columns * threshold), float(beyond.mean()) / columns)
+    noise = squares[math.ceil(rows / (1 + alpha)) - 1 :]  # the source's bound on the number of signal components
+    lower = max(float(noise[0]) / (columns * threshold), float(noise.mean()) / columns)
     upper = float(squares.sum()) / (rows * columns)
     if lower >= upper:
         return upper
-    # The free energy can be flat around its minimum, or have two. Bounds and stopping rule (an absolute tolerance of
-    # 1e-5) are those of the authors' release, so that the ranks are: a finer search moves the ranks of 5 of the 29
-    # layers of their teachers by one, and bounds from the transposed matrix that of one.
-    found = minimize_scalar(
+    # The free energy can be flat around its minimum, or have two minima. Bounds and stopping rule (an absolute
+    # tolerance of 1e-5) are those of the authors' release, to get the same ranks: a finer search changes the ranks of
+    # 5 of the 29 layers of their teachers by one, and bounds from the transposed matrix change one rank.
+    optimum = minimize_scalar(
         _free_energy, args=(squares, rows, columns, threshold), bounds=(lower, upper), method="bounded"
     )
-    return float(found.x)
+    return float(optimum.x)
 
 
 def evbmf(matrix: Array, noise_variance: float | None = None) -> EVBMF:
     """Factorise a matrix by analytic EVBMF.
 
     Args:
-        matrix: Any real matrix ``(rows, columns)``; it is computed on in float64.
-        noise_variance: Variance of the noise in one entry where it is known; by default it is estimated.
+        matrix: Real matrix ``(rows, columns)``; the computation is in float64.
+        noise_variance: Variance of the noise of an entry, if it is known; None estimates it.
 
     Returns:
         Rank, shrunken singular values and noise variance.
 
     Raises:
-        ValueError: If the input is no matrix, is empty or not finite, or ``noise_variance`` is not positive.
+        ValueError: If the input is not a matrix, is empty or not finite, or ``noise_variance`` is not positive.
     """
     values = np.asarray(matrix, dtype=np.float64)
     if values.ndim != 2 or 0 in values.shape:
@@ -99,7 +99,7 @@ def evbmf(matrix: Array, noise_variance: float | None = None) -> EVBMF:
     tau_bar = 2.5129 * math.sqrt(alpha)
     threshold = (1 + tau_bar) * (1 + alpha / tau_bar)
     gamma = np.linalg.svd(values, compute_uv=False)
-    # Exact zeros carry no information and have no logarithm.
+    # Zeros have no logarithm.
     squares = np.maximum(gamma**2, np.finfo(np.float64).tiny)
     if noise_variance is None:
         noise_variance = _noise_variance(squares, rows, columns, threshold)

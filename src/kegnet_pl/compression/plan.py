@@ -1,4 +1,4 @@
-"""Which layers to compress, and how far."""
+"""The compression plan: choice of layers and ranks, and their factorisation."""
 
 import copy
 import fnmatch
@@ -21,15 +21,19 @@ from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 
 WhenLarger = Literal["keep", "compress"]
+"""Treatment of a layer that its factorisation would enlarge."""
+
+_OVERSHOOT = 1.05
+"""Ratio to the target above which the remaining parameters are assigned to other layers."""
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed network and its books.
+    """A compressed network and its report.
 
     Attributes:
         network: The smaller network, a copy; it shares no tensor with the original.
-        report: What every layer cost before and after.
+        report: Costs of every layer before and after.
     """
 
     network: nn.Module
@@ -40,24 +44,21 @@ class Compressed:
         return f"Compressed({type(self.network).__name__}, {before:,} -> {after:,} parameters, {before / after:.2f}x)"
 
 
-_OVERSHOOT = 1.05
-
-
 class CompressionPlan:
-    """Names layers and ranks, and makes a smaller network of any network.
+    """Layers and ranks of a compression, applicable to any network.
 
     Args:
-        rules: The first rule that matches a layer decides; layers that none matches stay as they are.
-        target: Compression ratio of the whole network (parameters before / after), above 1, which the sides of rank
-            ``"target"`` are chosen for: they all keep the same share of their squared singular values, the largest
-            share that reaches the ratio. Where that overshoots the ratio by more than a twentieth (one rank more of
-            one layer would be too much), what is left is spent on other layers, those first that keep least.
-        when_larger: What to do with a layer that its factorisation would enlarge: ``"keep"`` it (with a note in the
-            report) or ``"compress"`` it all the same, as the paper does with the outer layers of its MLP.
+        rules: The first rule that matches a layer determines its ranks; layers without a rule are unchanged.
+        target: Compression ratio of the whole network (parameters before / after), above 1. It determines the ranks of
+            sides with the rank ``"target"``: they all keep the same share of their squared singular values, the
+            largest share that reaches the ratio. If the result exceeds the ratio by more than 5 % (because one more
+            rank of one layer would miss it), ranks of other layers are raised, starting with the smallest share.
+        when_larger: Treatment of a layer that its factorisation would enlarge: ``"keep"`` leaves it (with a note in
+            the report), ``"compress"`` factorises it, as the paper does with the outer layers of its MLP.
 
     Raises:
-        ValueError: If there is no rule, ``when_larger`` is unknown, or ``target`` and ``"target"`` ranks do not come
-            together.
+        ValueError: If there is no rule, ``when_larger`` is unknown, or only one of ``target`` and a rank ``"target"``
+            is given.
     """
 
     def __init__(self, rules: Sequence[Rule], target: float | None = None, when_larger: WhenLarger = "keep") -> None:
@@ -82,24 +83,25 @@ class CompressionPlan:
         """Compress a copy of a network.
 
         Args:
-            network: Any network; it stays as it is.
+            network: Any network; it is not changed.
             input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
 
         Returns:
-            The smaller network and its report; all its weights can be trained, also where the original's are frozen.
+            The smaller network and its report; all weights are trainable, even if the original's are frozen.
 
         Raises:
-            ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target is out of
-                reach, or weights are not finite.
+            ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target cannot
+                be reached, or weights are not finite.
         """
-        broken = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
-        if broken:
-            raise ValueError(f"Expected finite weights, but there are NaN or infinite ones in {', '.join(broken[:8])}.")
+        invalid = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
+        if invalid:
+            raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
         devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
-        with torch.random.fork_rng([device.index for device in devices]):  # new layers draw weights, for nothing
+        with torch.random.fork_rng([device.index for device in devices]):  # constructors draw weights to be overwritten
             return self._apply(copy.deepcopy(network).requires_grad_(True), input_shape)
 
     def _apply(self, network: nn.Module, input_shape: Sequence[int]) -> Compressed:
+        """Compress a network in place."""
         layers = {
             name: layer
             for name, layer in network.named_modules()
@@ -107,59 +109,22 @@ class CompressionPlan:
         }
         if "" in layers:
             raise ValueError(
-                f"Expected a network with layers in it, but got a bare {type(network).__name__}: wrap it in "
+                f"Expected a network with named layers, but got a single {type(network).__name__}. Wrap it in "
                 f"nn.Sequential."
             )
         self._check_patterns(layers)
-        itself = {
-            id(layer)
-            for module in network.modules()
-            if isinstance(module, nn.TransformerEncoderLayer)
-            for layer in module.modules()
-        }
-        rule_of = {name: next((rule for rule in self.rules if rule.matches(name)), None) for name in layers}
-
-        uses = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
-        notes: dict[str, str] = {}
-        candidates: list[Candidate] = []
-        for name, layer in layers.items():
-            rule = rule_of[name]
-            if rule is None:
-                notes[name] = "left alone: no rule names it"
-            elif not isinstance(layer, Factorisable) or type(layer) not in (nn.Conv2d, nn.Linear):
-                # Subclasses may use their weight in other ways than by a call.
-                notes[name] = f"left alone: {type(layer).__name__} cannot be factorised here"
-            elif id(layer) in itself:
-                notes[name] = "left alone: TransformerEncoderLayer reads its weight itself"
-            elif uses[id(layer.weight)] > 1:
-                notes[name] = "left alone: its weight is shared with another layer"
-            elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
-                notes[name] = f"left alone: grouped convolution (groups={layer.groups})"
-            else:
-                candidates.append(Candidate(name, layer, rule.sides))
-
+        candidates, notes = self._find_candidates(network, layers)
         chosen = self._choose(candidates, count_parameters(network))
         before = measure_size(network, input_shape)
         parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
-        for candidate in candidates:
-            ranks = chosen[candidate.name]
-            if self._enlarges(candidate.layer, ranks):
-                larger = factorised_parameters(candidate.layer, ranks) - parameters_before[candidate.name]
-                candidate.notes.append(
-                    f"left alone: ranks in {ranks[0]}, out {ranks[1]} would add {larger} parameters or save none"
-                )
-                del chosen[candidate.name]
-            else:
-                new = factorise(candidate.layer, ranks).train(candidate.layer.training)
-                replace_layer(network, candidate.name, new)
-            notes[candidate.name] = "; ".join(candidate.notes)
-
+        self._replace_layers(network, candidates, chosen)
+        notes |= {candidate.name: "; ".join(candidate.notes) for candidate in candidates}
         try:
             after = measure_size(network, input_shape)
         except FORWARD_ERRORS as error:
             raise ValueError(
-                f"Expected a network that calls its layers, but {type(network).__name__} failed once they were "
-                f"factorised, as it seems to read their weights itself ({first_line(error)}). Leave those layers out "
+                f"Expected a network that calls its layers, but {type(network).__name__} failed after they were "
+                f"factorised; it seems to read their weights directly ({first_line(error)}). Leave those layers out "
                 f"of `rules`."
             ) from error
         rows = tuple(
@@ -180,9 +145,53 @@ class CompressionPlan:
             network, CompressionReport(rows, before.parameters, after.parameters, before.macs, after.macs)
         )
 
+    def _find_candidates(
+        self, network: nn.Module, layers: Mapping[str, nn.Module]
+    ) -> tuple[list[Candidate], dict[str, str]]:
+        """Return the layers that can be factorised, and for the others by name the reason why not."""
+        fused = {
+            id(layer)
+            for module in network.modules()
+            if isinstance(module, nn.TransformerEncoderLayer)
+            for layer in module.modules()
+        }
+        uses = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
+        notes: dict[str, str] = {}
+        candidates: list[Candidate] = []
+        for name, layer in layers.items():
+            rule = next((rule for rule in self.rules if rule.matches(name)), None)
+            if rule is None:
+                notes[name] = "unchanged: no rule matches it"
+            elif not isinstance(layer, Factorisable) or type(layer) not in (nn.Conv2d, nn.Linear):
+                # A subclass may use its weight outside of its call.
+                notes[name] = f"unchanged: {type(layer).__name__} cannot be factorised here"
+            elif id(layer) in fused:
+                notes[name] = "unchanged: TransformerEncoderLayer reads its weight directly"
+            elif uses[id(layer.weight)] > 1:
+                notes[name] = "unchanged: its weight is shared with another layer"
+            elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
+                notes[name] = f"unchanged: grouped convolution (groups={layer.groups})"
+            else:
+                candidates.append(Candidate(name, layer, rule.sides))
+        return candidates, notes
+
+    def _replace_layers(self, network: nn.Module, candidates: Sequence[Candidate], chosen: dict[str, Ranks]) -> None:
+        """Factorise the candidates; one that would grow gets a note and is removed from the chosen ranks."""
+        for candidate in candidates:
+            ranks = chosen[candidate.name]
+            if self._enlarges(candidate.layer, ranks):
+                growth = factorised_parameters(candidate.layer, ranks) - count_parameters(candidate.layer)
+                candidate.notes.append(
+                    f"unchanged: ranks in {ranks[0]}, out {ranks[1]} would add {growth} parameters or save none"
+                )
+                del chosen[candidate.name]
+            else:
+                new = factorise(candidate.layer, ranks).train(candidate.layer.training)
+                replace_layer(network, candidate.name, new)
+
     def _check_patterns(self, layers: Mapping[str, nn.Module]) -> None:
         if not layers:
-            raise ValueError("Expected a network with convolutions or dense layers, but it has none to compress.")
+            raise ValueError("Expected a network with convolutions or dense layers, but it has none.")
         for rule in self.rules:
             for pattern in rule.patterns:
                 if not fnmatch.filter(layers, pattern):
@@ -195,7 +204,7 @@ class CompressionPlan:
         return self.when_larger == "keep" and factorised_parameters(layer, ranks) >= count_parameters(layer)
 
     def _choose(self, candidates: Sequence[Candidate], parameters: int) -> dict[str, Ranks]:
-        """Ranks of every candidate."""
+        """Return the ranks of every candidate."""
         fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
         free = {(c.name, side): c.energy(side) for c in candidates for side in (0, 1) if fixed[c.name][side] is None}
 
@@ -216,18 +225,18 @@ class CompressionPlan:
 
         if self.target is None:
             return at(1.0)
-        # Every share at which some rank grows; the ratio falls from one to the next.
+        # All shares at which a rank grows; the ratio decreases along them.
         shares = np.unique(np.concatenate([[0.0], *free.values()]))
         low, high = 0, len(shares) - 1
-        most = ratio(at(shares[0]))
-        if most < self.target:
+        bound = ratio(at(shares[0]))
+        if bound < self.target:
             if not free:
                 raise ValueError(
                     f"Expected layers that can be factorised, to reach target={self.target}, but found none: plain "
                     f"convolutions (without groups) and dense layers can, if their weights are not shared."
                 )
             raise ValueError(
-                f"Expected `target` of at most {math.floor(100 * most) / 100:.2f}, the ratio with every rank 'target' "
+                f"Expected `target` of at most {math.floor(100 * bound) / 100:.2f}, the ratio with every rank 'target' "
                 f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."
             )
         while low < high:
@@ -243,14 +252,14 @@ class CompressionPlan:
         chosen: dict[str, Ranks],
         ratio: Callable[[Mapping[str, Ranks]], float],
     ) -> dict[str, Ranks]:
-        """Raise free ranks one by one, of the side that keeps least, as long as the target is still reached."""
+        """Raise free ranks one by one, smallest share first, while the target is still reached."""
         assert self.target is not None
         steps: set[tuple[str, tuple[int, ...]]] = set()
         for c in candidates:
-            mine = tuple(side for side in (0, 1) if (c.name, side) in free)
-            # A matrix has one rank: a side more than the other would keep nothing.
-            together = isinstance(c.layer, nn.Linear) and len(mine) == 2
-            steps |= {(c.name, mine)} if together else {(c.name, (side,)) for side in mine}
+            free_sides = tuple(side for side in (0, 1) if (c.name, side) in free)
+            # A matrix has one rank, so raising one side of a dense layer alone keeps nothing more.
+            together = isinstance(c.layer, nn.Linear) and len(free_sides) == 2
+            steps |= {(c.name, free_sides)} if together else {(c.name, (side,)) for side in free_sides}
         layers = {c.name: c.layer for c in candidates}
         while steps:
             step = min(steps, key=lambda s: (free[s[0], s[1][0]][chosen[s[0]][s[1][0]] - 1], s))

@@ -1,4 +1,4 @@
-"""What every layer costs, before and after compression."""
+"""The compression report: parameters and operations of every layer, before and after."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,12 +13,12 @@ from kegnet_pl.networks.execution import eval_mode
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a network costs.
+    """Parameters and operations of a network.
 
     Attributes:
-        parameters: Number of weights and biases; buffers do not count.
+        parameters: Number of weights and biases, without buffers.
         macs: Multiply-accumulate operations for one sample in convolutions and matrix products.
-        layer_macs: The same for every module, by its name.
+        layer_macs: The same for every module, by name.
     """
 
     parameters: int
@@ -27,7 +27,7 @@ class ModelSize:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Return the number of weights and biases of a network; shared ones count once."""
+    """Return the number of weights and biases of a network; a shared weight counts once."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -35,14 +35,14 @@ def measure_size(network: nn.Module, input_shape: Sequence[int]) -> ModelSize:
     """Count parameters and multiply-accumulates of a network.
 
     Args:
-        network: Any network; its mode and statistics stay as they are.
+        network: Any network; its mode and statistics are not changed.
         input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
 
     Returns:
-        The cost for one sample.
+        The size, with operations for one sample.
     """
-    anchor = next(network.parameters(), torch.empty(0))
-    sample = torch.zeros(1, *input_shape, device=anchor.device, dtype=anchor.dtype)
+    weight = next(network.parameters(), torch.empty(0))
+    sample = torch.zeros(1, *input_shape, device=weight.device, dtype=weight.dtype)
     with eval_mode(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(sample)
     root = type(network).__name__
@@ -57,18 +57,18 @@ def measure_size(network: nn.Module, input_shape: Sequence[int]) -> ModelSize:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer before and after.
+    """One layer before and after compression.
 
     Attributes:
         layer: Name of the layer in the network.
         kind: ``"conv"`` or ``"linear"``, or the class name of a layer that cannot be compressed.
-        in_rank: Rank on the input side, None where the layer was left alone.
-        out_rank: Rank on the output side, None where the layer was left alone.
+        in_rank: Rank on the input side, None if the layer is unchanged.
+        out_rank: Rank on the output side, None if the layer is unchanged.
         parameters_before: Weights and biases before.
         parameters_after: Weights and biases after.
         macs_before: Multiply-accumulates for one sample before.
         macs_after: Multiply-accumulates for one sample after.
-        note: Why a layer was left alone, or what was changed about its ranks; empty where there is nothing to say.
+        note: Reason why the layer is unchanged, or a change of its ranks; empty otherwise.
     """
 
     layer: str
@@ -83,17 +83,17 @@ class LayerReport:
 
     @property
     def ranks(self) -> tuple[int, int] | None:
-        """``(in_rank, out_rank)``, or None where the layer was left alone."""
+        """``(in_rank, out_rank)``, or None if the layer is unchanged."""
         return None if self.in_rank is None or self.out_rank is None else (self.in_rank, self.out_rank)
 
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """The books of a compression: all convolutions and dense layers, and the totals of the whole network.
+    """Report of a compression: all convolutions and dense layers, and the totals of the network.
 
     Attributes:
-        rows: One for every convolution and dense layer, in the order of the network.
-        parameters_before: Weights and biases of the whole network before, batch norm and all.
+        rows: One row per convolution or dense layer, in the order of the network.
+        parameters_before: Weights and biases of the whole network before, including batch norm.
         parameters_after: The same after.
         macs_before: Multiply-accumulates for one sample before.
         macs_after: The same after.
@@ -116,12 +116,12 @@ class CompressionReport:
         return {row.layer: row.ranks for row in self.rows if row.ranks is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, ready for JSON."""
+        """Return the report as plain values for JSON."""
         return asdict(self) | {"compression_ratio": self.compression_ratio}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "CompressionReport":
-        """Return the report that :meth:`to_dict` has written."""
+        """Return the report from the output of :meth:`to_dict`."""
         rows = tuple(LayerReport(**row) for row in content["rows"])
         totals = {key: value for key, value in content.items() if key not in ("rows", "compression_ratio")}
         return cls(rows=rows, **totals)

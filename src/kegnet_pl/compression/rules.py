@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 SideRank = int | float | str
-"""One side's rank: a number of components, a fraction in (0, 1), ``"evbmf"``, ``"full"`` or ``"target"``."""
+"""Rank of one side: a number of components, a fraction in (0, 1], ``"evbmf"``, ``"full"`` or ``"target"``."""
 
 _WORDS = ("evbmf", "full", "target")
 
@@ -25,13 +25,13 @@ def _check_side(rank: object) -> SideRank:
 
 @dataclass(frozen=True)
 class Rule:
-    """Which ranks some layers get.
+    """Ranks of the layers that match a pattern.
 
     Attributes:
-        layers: Pattern of layer names, as in a shell (``conv3``, ``layers3.*.conv1``, ``*``), or several of them.
-        rank: For both sides, or ``{"in": ..., "out": ...}``. A whole number is a number of components, a fraction in
-            (0, 1] a share of the side, ``"evbmf"`` asks the layer's weights, ``"full"`` leaves the side as it is,
-            ``"target"`` is chosen so that the whole network reaches the plan's ``target``.
+        layers: Shell pattern of layer names (``conv3``, ``layers3.*.conv1``, ``*``), or several patterns.
+        rank: Rank of both sides, or ``{"in": ..., "out": ...}``. An integer is a number of components, a fraction in
+            (0, 1] a share of the side. ``"evbmf"`` estimates the rank from the weights, ``"full"`` keeps the side,
+            and ``"target"`` is chosen so that the network reaches the plan's ``target``.
 
     Raises:
         ValueError: If a rank is none of these.
@@ -53,16 +53,16 @@ class Rule:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """All patterns."""
+        """Patterns of layer names."""
         return (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
 
     @property
     def sides(self) -> tuple[SideRank, SideRank]:
-        """Rank of the input side, rank of the output side."""
+        """Ranks of the input and the output side."""
         if isinstance(self.rank, Mapping):
             return self.rank["in"], self.rank["out"]
         return self.rank, self.rank
 
     def matches(self, name: str) -> bool:
-        """Whether the rule speaks of a layer."""
+        """Return True if a pattern matches the name of a layer."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)

@@ -11,7 +11,7 @@ from tensorly.decomposition import partial_tucker, tucker
 from torch import Tensor, nn
 
 Ranks = tuple[int, int]
-"""``(in_rank, out_rank)``: dimensions left of the input side and of the output side."""
+"""``(in_rank, out_rank)``: ranks of the input side and of the output side."""
 
 Factorisable = nn.Conv2d | nn.Linear
 
@@ -36,10 +36,10 @@ def _complete(factor: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _decompose(weight: Tensor, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Core ``(r_out, r_in, ...)``, input factor ``(in, r_in)`` and output factor ``(out, r_out)`` of a weight.
+    """Return core ``(r_out, r_in, ...)``, input factor ``(in, r_in)`` and output factor ``(out, r_out)`` of a weight.
 
-    A side can hold no more components than the other side and the kernel have values; ranks beyond that get further
-    orthonormal directions with zeros in the core: the same function, and all of them can learn.
+    The rank of a side is at most the product of the other side's rank and the kernel size. Further components get
+    orthonormal directions, with zeros in the core: the function is the same, and they can be trained.
     """
     values = weight.detach().to("cpu", torch.float64).numpy()
     in_rank, out_rank = ranks
@@ -69,12 +69,12 @@ def _factorise_into(new: nn.Sequential, layer: Factorisable, ranks: Ranks) -> No
 
 
 class TuckerConv2d(nn.Sequential):
-    """A ``k x k`` convolution as 1x1 (in -> r_in), k x k core (r_in -> r_out), 1x1 (r_out -> out, the bias).
+    """A ``k x k`` convolution as 1x1 (in -> r_in), k x k core (r_in -> r_out), 1x1 (r_out -> out, with the bias).
 
-    Stride, padding and dilation are the core's.
+    The core has the stride, padding and dilation.
 
     Args:
-        conv: The convolution to replace; its shape is read, its weights are not (see :meth:`from_layer`).
+        conv: The convolution to replace; only its shape is used, not its weights (see :meth:`from_layer`).
         ranks: ``(in_rank, out_rank)``.
 
     Shapes:
@@ -91,7 +91,7 @@ class TuckerConv2d(nn.Sequential):
     def __init__(self, conv: nn.Conv2d, ranks: Ranks) -> None:
         _check_ranks(conv, ranks)
         if conv.groups != 1:
-            raise ValueError(f"Expected a convolution with groups=1, but got {conv}: leave grouped ones alone.")
+            raise ValueError(f"Expected a convolution with groups=1, but got {conv}. Leave it out of the rules.")
         in_rank, out_rank = ranks
         like: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         super().__init__(
@@ -119,10 +119,10 @@ class TuckerConv2d(nn.Sequential):
 
 
 class TuckerLinear(nn.Sequential):
-    """A dense layer as Linear(in, r_in), Linear(r_in, r_out), Linear(r_out, out, the bias).
+    """A dense layer as Linear(in, r_in), Linear(r_in, r_out), Linear(r_out, out, with the bias).
 
     Args:
-        linear: The layer to replace; its shape is read, its weights are not (see :meth:`from_layer`).
+        linear: The layer to replace; only its shape is used, not its weights (see :meth:`from_layer`).
         ranks: ``(in_rank, out_rank)``.
 
     Shapes:
@@ -172,24 +172,24 @@ def factorise(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinear:
 
 
 def replace_layer(network: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module in the place of a layer, under every name that the layer has in the network."""
+    """Replace a layer by a module, under all names of the layer in the network."""
     old = network.get_submodule(name)
-    for place in [place for place, layer in network.named_modules(remove_duplicate=False) if layer is old]:
-        network.set_submodule(place, new)
+    for path in [path for path, layer in network.named_modules(remove_duplicate=False) if layer is old]:
+        network.set_submodule(path, new)
 
 
 def restore_structure(network: nn.Module, ranks: Mapping[str, Ranks]) -> nn.Module:
-    """Give a network the layers of its compressed form, with weights still to be loaded.
+    """Replace layers of a network by their compressed form, without weights.
 
     Args:
         network: The uncompressed network; changed in place.
-        ranks: ``(in_rank, out_rank)`` by layer name, as a report holds them.
+        ranks: ``(in_rank, out_rank)`` by layer name, from a report.
 
     Returns:
         The same network.
 
     Raises:
-        AttributeError: If there is no layer of such a name.
+        AttributeError: If a layer does not exist.
     """
     for name, pair in ranks.items():
         layer = network.get_submodule(name)

@@ -1,4 +1,4 @@
-"""Real data to train a teacher and to report accuracy, synthetic data to train a student."""
+"""Data sets: real data for teachers and for accuracy, synthetic data for students."""
 
 from kegnet_pl.data.base import RealDataModule, Split
 from kegnet_pl.data.digits import DigitsDataModule

@@ -1,4 +1,4 @@
-"""What all real data sets have in common."""
+"""The base class of real data sets, their splits, and functions to read and split them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from kegnet_pl.runtime.seeds import stream
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set, ready for a network.
+    """One part of a data set, normalised for a network.
 
     Attributes:
-        x: Samples ``(N, *input_shape)``, normalised, float32.
-        y: Classes ``(N,)``, whole numbers from 0, int64 as a rule.
+        x: Samples ``(N, *input_shape)``, float32.
+        y: Classes ``(N,)``, integers from 0, usually int64.
     """
 
     x: Tensor
@@ -29,10 +29,12 @@ class Split:
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("y", self.y)):
             if not isinstance(value, Tensor):
-                raise ValueError(f"Expected `{name}` to be a tensor, but got {type(value).__name__}: torch.as_tensor.")
+                raise ValueError(
+                    f"Expected `{name}` to be a tensor, but got {type(value).__name__}. Convert it by torch.as_tensor."
+                )
         if self.y.ndim != 1 or self.y.is_floating_point() or self.y.dtype == torch.bool:
             raise ValueError(
-                f"Expected `y` to be classes (N,), whole numbers from 0, but got {self.y.dtype} {tuple(self.y.shape)}."
+                f"Expected `y` to be classes (N,), integers from 0, but got {self.y.dtype} {tuple(self.y.shape)}."
             )
         if len(self.x) != len(self.y):
             raise ValueError(f"Expected as many samples as labels, but got {len(self.x)} and {len(self.y)}.")
@@ -44,31 +46,31 @@ class Split:
         return Split(self.x[rows], self.y[rows])
 
     def digest(self) -> str:
-        """Return a hash of samples and classes, so that a result says which data it comes from."""
-        found = hashlib.sha256(str(tuple(self.x.shape)).encode())
+        """Return a hash of samples and classes, which identifies the data of a result."""
+        sha = hashlib.sha256(str(tuple(self.x.shape)).encode())
         for tensor in (self.x, self.y):
-            found.update(tensor.contiguous().numpy().data)
-        return found.hexdigest()[:16]
+            sha.update(tensor.contiguous().numpy().data)
+        return sha.hexdigest()[:16]
 
 
 class RealDataModule(LightningDataModule):
-    """Real data, in memory: to train a teacher and to report accuracy, never to train a student.
+    """Real data in memory, to train a teacher and to report accuracy, never to train a student.
 
-    Subclasses say how to read their files (:meth:`read`) and see that those are there (:meth:`prepare_data`).
+    Subclasses check their files in :meth:`prepare_data` and read them in :meth:`read`.
 
     Args:
         name: Name of the data set in tables.
         input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
         classes: Number of classes, at least 2.
-        batch_size: Samples of one optimiser step, over all processes.
+        batch_size: Samples per optimiser step, over all processes.
         seed: Seed of the split and of the order.
-        flip: Whether to mirror training images at random (left and right).
+        flip: True to flip training images horizontally at random.
 
     Raises:
         ValueError: If ``classes`` or ``batch_size`` is too small.
 
     Attributes:
-        may_be_missing: Whether a run that needs no real data goes on without its files, and measures nothing.
+        may_be_missing: True if a run that needs no real data continues without the files, and measures no accuracy.
     """
 
     may_be_missing: ClassVar[bool] = True
@@ -98,32 +100,31 @@ class RealDataModule(LightningDataModule):
         self._digests: dict[str, str] = {}
 
     def prepare_data(self) -> None:
-        """See that the files are there; download what may be downloaded.
+        """Check that the files exist; download missing ones if that is allowed.
 
         Raises:
-            FileNotFoundError: If files are missing; the message says which, where they were looked for, and how to
-                get them.
+            FileNotFoundError: If files are missing; the message names them, the searched paths and a way to get them.
         """
         raise NotImplementedError
 
     def read(self) -> dict[str, Split]:
-        """Read and normalise the splits ``train``, ``val`` and ``test``, or those of them that there are.
+        """Read and normalise the splits ``train``, ``val`` and ``test``, or those that exist.
 
         Raises:
             FileNotFoundError: If files are missing (see :meth:`prepare_data`).
-            ValueError: If files are damaged or of another kind.
+            ValueError: If files are damaged or have another format.
         """
         raise NotImplementedError
 
     def digest(self, *parts: str) -> list[str]:
-        """Return hashes of splits; they are read if they have not been."""
+        """Return hashes of splits; read the data if necessary."""
         for part in parts:
             if part not in self._digests:
                 self._digests[part] = self.part(part).digest()
         return [self._digests[part] for part in parts]
 
     def part(self, name: str) -> Split:
-        """Return a split; they are read if they have not been.
+        """Return a split; read the data if necessary.
 
         Raises:
             ValueError: If the data has no such split.
@@ -131,15 +132,15 @@ class RealDataModule(LightningDataModule):
         self.setup()
         if name not in self.splits:
             raise ValueError(
-                f"Expected a split {name!r} of the data set {self.name!r}, but it has {', '.join(self.splits)}. "
-                f"`train` trains a teacher (or set teacher.weights=FILE), `val` selects (teacher.patience, "
-                f"student.selection=real), `test` is what accuracy is reported on."
+                f"Expected a split {name!r} of the data set {self.name!r}, but got {', '.join(self.splits)}. "
+                f"`train` trains a teacher (or set teacher.weights=FILE), `val` selects an epoch (teacher.patience, "
+                f"student.selection=real), and `test` measures accuracy."
             )
         return self.splits[name]
 
     @property
     def test_set(self) -> str:
-        """The test data in words, for tables."""
+        """Description of the test data for tables."""
         return f"{self.name}: {len(self.splits['test']):,} test samples"
 
     def setup(self, stage: str | None = None) -> None:
@@ -153,7 +154,7 @@ class RealDataModule(LightningDataModule):
             if tuple(split.x.shape[1:]) != self.input_shape:
                 raise ValueError(
                     f"Expected samples of shape {self.input_shape} in data set {self.name!r}, but got "
-                    f"{tuple(split.x.shape[1:])}. Set data.input_shape to what the files hold."
+                    f"{tuple(split.x.shape[1:])}. Set data.input_shape to the shape of the samples."
                 )
             if split.x.dtype != torch.float32 or not bool(split.x.isfinite().all()):
                 raise ValueError(
@@ -174,40 +175,40 @@ class RealDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> TensorLoader:
-        """Batches ``(x, y)`` of the training split, shuffled."""
+        """Return batches ``(x, y)`` of the training split, shuffled."""
         return self._loader("train", shuffle=True, train=True)
 
     def val_dataloader(self) -> TensorLoader:
-        """Batches ``(x, y)`` of the validation split."""
+        """Return batches ``(x, y)`` of the validation split."""
         return self._loader("val")
 
     def test_dataloader(self) -> TensorLoader:
-        """Batches ``(x, y)`` of the test split."""
+        """Return batches ``(x, y)`` of the test split."""
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Mirror half of the training images, on the device."""
+        """Flip half of the training images, on the device."""
         if not (self.flip and self.trainer is not None and self.trainer.training):
             return batch
         x, y = batch
-        chance = stream(self.seed, "flip", self.trainer.global_rank, self.trainer.global_step)
-        mirrored = torch.rand(len(x), generator=chance).to(x.device) < 0.5
-        return torch.where(mirrored[:, None, None, None], x.flip(-1), x), y
+        rng = stream(self.seed, "flip", self.trainer.global_rank, self.trainer.global_step)
+        flipped = torch.rand(len(x), generator=rng).to(x.device) < 0.5
+        return torch.where(flipped[:, None, None, None], x.flip(-1), x), y
 
 
 def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
-    """Shuffle a split and keep its last samples apart.
+    """Shuffle a split and hold out its last samples.
 
     Args:
-        split: The whole.
-        size: Samples to keep apart.
+        split: All samples.
+        size: Number of samples to hold out.
         seed: Seed of the order.
 
     Returns:
         The rest, and the held-out samples.
 
     Raises:
-        ValueError: If nothing would be left.
+        ValueError: If one of the two would be empty.
     """
     if not 0 < size < len(split):
         raise ValueError(f"Expected to hold out 1 to {len(split) - 1} of {len(split)} samples, but got {size}.")
@@ -216,45 +217,45 @@ def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
 
 
 def stratified_folds(y: Tensor, shares: Sequence[float], seed: int) -> list[Tensor]:
-    """Split the indices of labels into parts with the given shares, each class on its own.
+    """Split the indices of labels into parts with the given shares, which hold for each class.
 
     Args:
         y: Labels ``(N,)``.
-        shares: One share a part; they sum to 1.
+        shares: One share per part; they sum to 1.
         seed: Seed of the order.
 
     Returns:
         Indices of every part, in random order.
     """
-    chance = stream(seed, "split")
+    rng = stream(seed, "split")
     parts: list[list[Tensor]] = [[] for _ in shares]
     for label in y.unique():
         rows = (y == label).nonzero()[:, 0]
-        rows = rows[torch.randperm(len(rows), generator=chance)]
+        rows = rows[torch.randperm(len(rows), generator=rng)]
         ends = [round(sum(shares[: i + 1]) * len(rows)) for i in range(len(shares))]
         for part, start, end in zip(parts, [0, *ends[:-1]], ends, strict=True):
             part.append(rows[start:end])
-    return [torch.cat(part)[torch.randperm(sum(map(len, part)), generator=chance)] for part in parts]
+    return [torch.cat(part)[torch.randperm(sum(map(len, part)), generator=rng)] for part in parts]
 
 
-def find_file(root: str | Path, names: Sequence[str], what: str, how: str) -> Path:
-    """Return the first of some paths below a folder that exists.
+def find_file(root: str | Path, names: Sequence[str], description: str, advice: str) -> Path:
+    """Return the first path below a folder that exists.
 
     Args:
         root: The user's data folder.
-        names: Paths to try, relative to it.
-        what: What is looked for, for the message.
-        how: How to get it, for the message.
+        names: Paths to try, relative to the folder.
+        description: Description of the file, for the message.
+        advice: A way to get the file, for the message.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If none exists.
     """
     for name in names:
         path = Path(root) / name
         if path.exists():
             return path
-    places = ", ".join(str(Path(root) / name) for name in names)
+    paths = ", ".join(str(Path(root) / name) for name in names)
     raise FileNotFoundError(
-        f"Expected {what} at one of: {places}. {how} Then set data.root=FOLDER (or the environment variable "
+        f"Expected {description} at one of: {paths}. {advice} Then set data.root=FOLDER (or the environment variable "
         f"KEGNET_DATA_DIR), or use a trained teacher with teacher.weights=FILE."
     )

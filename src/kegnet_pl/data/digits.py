@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: real data that needs no download."""
+"""scikit-learn's handwritten digits, which need no download."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from kegnet_pl.data.base import RealDataModule, Split, hold_out, stratified_fold
 
 
 class DigitsDataModule(RealDataModule):
-    """1,797 grey digits of 8x8 pixels, resized to 32x32: 60 % to train, 10 % to validate, 30 % to test.
+    """1,797 grey digits of 8x8 pixels, resized to 32x32: 60 % for training, 10 % for validation, 30 % for test.
 
-    Normalised by mean 0.3053 and standard deviation 0.3761 of their grey values in [0, 1].
+    They are normalised by mean 0.3053 and standard deviation 0.3761 of their grey values in [0, 1].
 
     Args:
         options: ``batch_size``, ``seed``; see :class:`RealDataModule`.

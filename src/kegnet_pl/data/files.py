@@ -1,4 +1,4 @@
-"""Data of the user's own, from files of tensors."""
+"""Data sets of users, from files of tensors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,20 +15,20 @@ _PARTS = ("train", "val", "test")
 
 
 class FilesDataModule(RealDataModule):
-    """Samples ``x`` and classes ``y`` from files, a file a split: ``.npz``, ``.safetensors`` or ``.pt``.
+    """Samples ``x`` and classes ``y`` from one file per split: ``.npz``, ``.safetensors`` or ``.pt``.
 
-    A file holds ``x (N, *input_shape)``, floating-point and normalised as the teacher's training data was, and
-    ``y (N,)``, whole numbers from 0. ``numpy.savez(FILE, x=..., y=...)`` writes one, and so does
-    ``torch.save({"x": ..., "y": ...}, FILE)``. Where the teacher is trained already, the test file is enough.
+    A file holds ``x (N, *input_shape)``, floating-point and normalised like the teacher's training data, and
+    ``y (N,)``, integers from 0. ``numpy.savez(FILE, x=..., y=...)`` writes one, and so does
+    ``torch.save({"x": ..., "y": ...}, FILE)``. For a trained teacher, the test file is enough.
 
     Args:
         name, input_shape, classes, options: See :class:`RealDataModule`.
-        train: File of the training split, None if there is none; a teacher is trained on it.
+        train: File of the training split of a teacher, None if there is none.
         val: File of the validation split.
-        test: File of the test split; accuracy is reported on it.
+        test: File of the test split, to measure accuracy.
     """
 
-    may_be_missing = False  # the user has named them
+    may_be_missing = False  # the user has named the files
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class FilesDataModule(RealDataModule):
             raise ValueError("Expected a file of data, but got none: set data.test=FILE (or data.train, data.val).")
 
     def prepare_data(self) -> None:
-        """See that all files are there."""
+        """Check that all files exist."""
         for part, path in self.files.items():
             if not path.is_file():
                 raise FileNotFoundError(
@@ -57,7 +57,7 @@ class FilesDataModule(RealDataModule):
                 )
 
     def read(self) -> dict[str, Split]:
-        """Read the files that were given."""
+        """Read the given files."""
         return {part: _read(path) for part, path in self.files.items()}
 
 
@@ -77,13 +77,11 @@ def _read(path: Path) -> Split:
     x, y = content["x"], content["y"]
     if not x.is_floating_point():
         raise ValueError(
-            f"Expected floating-point samples in {path}, normalised as the teacher's training data was, but x is "
+            f"Expected floating-point samples in {path}, normalised like the teacher's training data, but got "
             f"{x.dtype}."
         )
     if y.ndim != 1 or y.is_floating_point():
-        raise ValueError(
-            f"Expected classes (N,), whole numbers from 0, in {path}, but y is {y.dtype} {tuple(y.shape)}."
-        )
+        raise ValueError(f"Expected classes (N,), integers from 0, in {path}, but got {y.dtype} {tuple(y.shape)}.")
     return Split(x.float(), y.long())
 
 

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and SVHN in their published layouts."""
+"""Image data sets: MNIST, Fashion-MNIST and SVHN in their published layouts."""
 
 import struct
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ class ImageDataModule(RealDataModule):
     """Images resized to 32x32 and normalised by fixed statistics (PAPER section 6).
 
     Args:
-        root: Folder that holds the files in the published layout, or a folder above it.
-        mean: Mean of every channel, of values in [0, 1].
-        std: Standard deviation of every channel.
-        validation: Samples of the shuffled training set that are held out; where the set is a subset with no more
-            than twice as many, a tenth of it.
-        download: Whether to download what is missing.
+        root: Folder with the files in the published layout, or a folder above it.
+        mean: Mean of every channel, for values in [0, 1].
+        std: Standard deviation of every channel, for values in [0, 1].
+        validation: Number of samples of the shuffled training set to hold out; a tenth of a set that has at most
+            twice as many.
+        download: True to download missing files.
         name, input_shape, classes, options: See :class:`RealDataModule`.
 
     Raises:
@@ -60,7 +60,7 @@ class ImageDataModule(RealDataModule):
         raise NotImplementedError
 
     def prepare_data(self) -> None:
-        """See that both parts are there; download what is not if ``download`` is set."""
+        """Check that both parts exist; download missing ones if ``download`` is true."""
         for train in (True, False):
             try:
                 self._locate(train)
@@ -78,19 +78,23 @@ class ImageDataModule(RealDataModule):
         raise NotImplementedError
 
     def _locate(self, train: bool) -> Path:
-        """Return where the files of one part are, or raise FileNotFoundError."""
+        """Return the path of one part.
+
+        Raises:
+            FileNotFoundError: If its files are missing.
+        """
         raise NotImplementedError
 
     def _prepare(self, part: tuple[Tensor, Tensor]) -> Split:
         images, labels = part
         if images.shape[-2:] != self.input_shape[-2:]:
-            # On 8-bit values, as the authors resized pictures.
+            # The authors resized 8-bit images, too.
             size = list(self.input_shape[-2:])
             images = vision.resize(images, size, interpolation=vision.InterpolationMode.BILINEAR, antialias=True)
         return Split((images.float() / 255 - self.mean) / self.std, labels)
 
     def read(self) -> dict[str, Split]:
-        """Read both files, hold out the validation split."""
+        """Read both parts and hold out the validation split."""
         whole, test = self._prepare(self._read_part(train=True)), self._prepare(self._read_part(train=False))
         size = self.validation if len(whole) > 2 * self.validation else len(whole) // 10
         train, val = hold_out(whole, size, self.seed)
@@ -98,9 +102,9 @@ class ImageDataModule(RealDataModule):
 
 
 class _IdxDataModule(ImageDataModule):
-    """Grey 28x28 images in the IDX files of MNIST and its look-alikes, read by torchvision.
+    """Grey 28x28 images in IDX files, the format of MNIST and Fashion-MNIST, read by torchvision.
 
-    A training file cut short on purpose (with a header that says so) is accepted.
+    A subset with a matching header is accepted.
     """
 
     dataset: ClassVar[type[torchvision.datasets.MNIST]]
@@ -108,13 +112,13 @@ class _IdxDataModule(ImageDataModule):
     def _locate(self, train: bool) -> Path:
         part = f"{self.dataset.__name__}/raw/{'train' if train else 't10k'}"
         for kind in ("images-idx3", "labels-idx1"):
-            found = find_file(
+            path = find_file(
                 self.root,
                 [f"{folder}/{part}-{kind}-ubyte" for folder in (".", self.name)],
                 f"the {self.name} files",
                 "Get them with data.download=true.",
             )
-        return found.parents[2]
+        return path.parents[2]
 
     def _fetch(self, train: bool) -> None:
         self.dataset(str(self.root), train=train, download=True)
@@ -125,12 +129,12 @@ class _IdxDataModule(ImageDataModule):
             data = self.dataset(str(folder), train=train, download=False)
         except (ValueError, RuntimeError, OSError, AssertionError, struct.error) as error:
             raise ValueError(
-                f"Expected whole {self.name} files below {folder}, but they cannot be read ({error}). Delete them and "
-                f"run again with data.download=true."
+                f"Expected complete {self.name} files below {folder}, but they cannot be read ({error}). Delete them "
+                f"and run again with data.download=true."
             ) from error
         if self.input_shape[0] != 1:
             raise ValueError(
-                f"Expected data.input_shape=[1, ...] for {self.name!r}, which is grey, but got {self.input_shape}."
+                f"Expected data.input_shape=[1, ...] for the grey images of {self.name!r}, but got {self.input_shape}."
             )
         if len(data.data) != len(data.targets):
             raise ValueError(
@@ -140,7 +144,7 @@ class _IdxDataModule(ImageDataModule):
 
 
 class MNIST(_IdxDataModule):
-    """Handwritten digits (LeCun et al., 1998); see :class:`ImageDataModule`."""
+    """MNIST, handwritten digits (LeCun et al., 1998); see :class:`ImageDataModule`."""
 
     dataset = torchvision.datasets.MNIST
 
@@ -151,7 +155,7 @@ class MNIST(_IdxDataModule):
 
 
 class FashionMNIST(_IdxDataModule):
-    """Pieces of clothing (Xiao, Rasul, Vollgraf, 2017); see :class:`ImageDataModule`."""
+    """Fashion-MNIST, images of clothing (Xiao, Rasul, Vollgraf, 2017); see :class:`ImageDataModule`."""
 
     dataset = torchvision.datasets.FashionMNIST
 
@@ -176,7 +180,7 @@ class SVHN(ImageDataModule):
 
     @property
     def test_set(self) -> str:
-        """The test data in words; a shorter file is called what it is."""
+        """Description of the test data, which says if it is a subset."""
         count = len(self.splits["test"])
         return super().test_set if count == self.published else f"svhn: a subset of {count:,} test samples"
 
@@ -205,4 +209,4 @@ class SVHN(ImageDataModule):
         if len(labels) and not (labels.min() >= 1 and labels.max() <= 10):
             raise ValueError(f"Expected labels 1 to 10 in {path}, but got {labels.min()} to {labels.max()}.")
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(3, 2, 0, 1)))
-        return x, torch.from_numpy(labels.astype(np.int64) % 10)  # the digit 0 is written as 10
+        return x, torch.from_numpy(labels.astype(np.int64) % 10)  # the files label the digit 0 as 10

@@ -1,4 +1,4 @@
-"""UCI Shuttle, Pendigits and Letter, from the original files."""
+"""Tabular data sets: UCI Shuttle, Pendigits and Letter, from the original files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from kegnet_pl.data.base import RealDataModule, Split, find_file, stratified_fol
 
 
 class TableDataModule(RealDataModule):
-    """Rows of numbers with a class, every feature with zero mean and unit variance over the training rows.
+    """Rows of features with a class, standardised to zero mean and unit variance over the training rows.
 
-    Where no test file is published, rows are split 7:1:2 into training, validation and test; otherwise the training
-    file is split 7:1 (PAPER section 6). Splits keep the share of every class and depend on the seed.
+    Without a published test file, rows are split 7:1:2 into training, validation and test; otherwise the training file
+    is split 7:1 (PAPER section 6). Splits keep the share of every class and depend on the seed.
 
     Args:
-        root: Folder that holds the files, or a folder above it.
+        root: Folder with the files, or a folder above it.
         name, input_shape, classes, options: See :class:`RealDataModule`.
     """
 
@@ -40,12 +40,12 @@ class TableDataModule(RealDataModule):
         )
 
     def prepare_data(self) -> None:
-        """See that all files are there."""
+        """Check that all files exist."""
         for file in filter(None, (self.train_file, self.test_file)):
             self._locate(file)
 
     def _parse(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return features ``(N, F)`` and classes ``(N,)`` from 0; the class is the last column unless overridden."""
+        """Return features ``(N, F)`` and classes ``(N,)`` from 0; by default the class is the last column."""
         return rows[:, :-1].astype(np.float64), rows[:, -1].astype(np.int64)
 
     def _read_file(self, file: str) -> Split:
@@ -55,13 +55,13 @@ class TableDataModule(RealDataModule):
             x, y = self._parse(rows)
         except ValueError as error:
             raise ValueError(
-                f"Expected rows of {self.input_shape[0]} numbers and a class in {path}, but it cannot be read "
+                f"Expected rows of {self.input_shape[0]} features and a class in {path}, but it cannot be read "
                 f"({error}). Download it again."
             ) from error
         if not len(x) or (x.shape[1],) != self.input_shape:
             raise ValueError(
-                f"Expected rows of {self.input_shape[0]} numbers and a class in {path}, but got {len(x)} rows of "
-                f"{x.shape[1]} numbers. Download it again, or set data.input_shape."
+                f"Expected rows of {self.input_shape[0]} features and a class in {path}, but got {len(x)} rows of "
+                f"{x.shape[1]} features. Download it again, or set data.input_shape."
             )
         return Split(torch.from_numpy(x), torch.from_numpy(y))
 

@@ -1,4 +1,4 @@
-"""One loss term a file (PAPER section 2 and 5)."""
+"""Losses of generators and students, one per file (PAPER sections 2 and 5)."""
 
 from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss, NormStatistics
 from kegnet_pl.losses.classifier import ClassifierLoss

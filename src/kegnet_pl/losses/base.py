@@ -1,4 +1,4 @@
-"""What every term of the generator objective sees, and what it looks like."""
+"""The base class of loss terms of generators, and the batch that they read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class NormStatistics(NamedTuple):
-    """What enters a batch-norm layer of the teacher, channel by channel; all ``(C,)``, variances positive.
+    """Channel statistics of the input of a batch-norm layer of the teacher; all ``(C,)``, variances positive.
 
     Attributes:
-        mean: Of the batch at hand, over samples and positions.
-        variance: The same; the layer's epsilon is in it.
-        stored_mean: Of the teacher's training data, as the layer has stored it.
-        stored_variance: The same; the layer's epsilon is in it.
+        mean: Mean of the current batch, over samples and positions.
+        variance: Variance of the current batch, plus the layer's epsilon.
+        stored_mean: Running mean of the layer, from the teacher's training data.
+        stored_variance: Running variance of the layer, plus its epsilon.
     """
 
     mean: Tensor
@@ -25,15 +25,15 @@ class NormStatistics(NamedTuple):
 
 @dataclass(frozen=True)
 class GeneratedBatch:
-    """One batch on its way through generator, teacher and decoder; all tensors in float32 or wider.
+    """One batch of generated samples, with the outputs of teacher and decoder; all tensors in float32 or wider.
 
     Attributes:
         z: Noise ``(B, Z)``.
         y: Labels ``(B, C)``, rows sum to 1 (one-hot in the paper).
         x: Generated samples ``(B, *input_shape)``.
-        logits: The teacher's answer ``(B, C)``.
-        z_decoded: The decoder's answer ``(B, Z)``, or None where no term uses the decoder.
-        statistics: What enters the teacher's batch-norm layers, in their order; empty where no term uses it.
+        logits: Logits of the teacher ``(B, C)``.
+        z_decoded: Output of the decoder ``(B, Z)``, or None if no term uses the decoder.
+        statistics: Statistics of the teacher's batch-norm layers, in their order; empty if no term uses them.
     """
 
     z: Tensor
@@ -45,11 +45,11 @@ class GeneratedBatch:
 
 
 class GeneratorLoss(nn.Module):
-    """A term of the generator objective: a :class:`GeneratedBatch` in, a scalar out (lower is better).
+    """A term of the generator objective: maps a :class:`GeneratedBatch` to a scalar (lower is better).
 
     Attributes:
-        uses_decoder: Whether the term reads ``batch.z_decoded``.
-        uses_statistics: Whether the term reads ``batch.statistics``.
+        uses_decoder: True if the term reads ``batch.z_decoded``.
+        uses_statistics: True if the term reads ``batch.statistics``.
     """
 
     uses_decoder: ClassVar[bool] = False

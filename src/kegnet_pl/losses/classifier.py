@@ -1,4 +1,4 @@
-"""The teacher shall answer with the label that the sample was made for."""
+"""The classifier loss: the teacher classifies a sample as the label that it was generated for."""
 
 import math
 
@@ -10,16 +10,16 @@ from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss
 
 
 class ClassifierLoss(GeneratorLoss):
-    r"""Kullback-Leibler divergence of the teacher's answer from the label, in nats.
+    r"""Kullback-Leibler divergence of the teacher's prediction from the label, in nats.
 
     .. math:: L_{cls} = \frac{1}{B} \sum_i KL(y_i \,||\, softmax(M(x_i) / T))
 
-    For one-hot labels this is the cross-entropy. At T = 1, as in the paper, a sample is good enough as soon as the
-    teacher is sure of it. The gradient is gone long before samples are typical of their class, and a generator goes on
-    for ten thousands of steps on what little is left. A temperature of 10 asks for ten times the margin at once.
+    For one-hot labels this is the cross-entropy. At T = 1, as in the paper, the loss is small once the teacher is
+    confident. The gradient vanishes long before samples are typical of their class, and training takes tens of
+    thousands of steps on small gradients. A temperature of 10 asks for ten times the margin.
 
     Args:
-        temperature: T, softens the teacher's answer.
+        temperature: T, divides the teacher's logits.
 
     Shapes:
         ``batch.y (B, C)``, ``batch.logits (B, C)``; output a scalar.
@@ -40,5 +40,5 @@ class ClassifierLoss(GeneratorLoss):
     def forward(self, batch: GeneratedBatch) -> Tensor:
         """Return the mean divergence."""
         log_probabilities = functional.log_softmax(batch.logits / self.temperature, dim=1)
-        # kl_div, written out: torch would loop over generators that are trained together.
+        # Not functional.kl_div: under vmap, torch loops over the generators.
         return (torch.xlogy(batch.y, batch.y) - batch.y * log_probabilities).sum(dim=1).mean()

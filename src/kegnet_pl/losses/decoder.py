@@ -1,4 +1,4 @@
-"""The decoder shall find the noise again in the sample."""
+"""The decoder loss: the decoder recovers the noise from a sample."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -7,7 +7,7 @@ from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss
 
 
 class DecoderLoss(GeneratorLoss):
-    """Mean squared error between the noise and what the decoder reads from the sample.
+    """Mean squared error between the noise and the decoder's output for the sample.
 
     Shapes:
         ``batch.z (B, Z)``, ``batch.z_decoded (B, Z)``; output a scalar.
@@ -22,8 +22,8 @@ class DecoderLoss(GeneratorLoss):
         """Return the mean over batch and dimensions.
 
         Raises:
-            ValueError: If the batch carries no decoded noise.
+            ValueError: If the batch has no decoded noise.
         """
         if batch.z_decoded is None:
-            raise ValueError("Expected `z_decoded` in the batch, but got None: run a decoder on `x` first.")
+            raise ValueError("Expected `z_decoded` in the batch, but got None. Run a decoder on `x` first.")
         return functional.mse_loss(batch.z_decoded, batch.z)

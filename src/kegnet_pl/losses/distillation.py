@@ -1,4 +1,4 @@
-"""The student shall answer as the teacher does."""
+"""The distillation loss: the student's predictions match the teacher's."""
 
 import math
 
@@ -9,12 +9,12 @@ from kegnet_pl.networks.execution import at_least_float32
 
 
 class DistillationLoss(nn.Module):
-    r"""Kullback-Leibler divergence of the student's answer from the teacher's, in nats.
+    r"""Kullback-Leibler divergence of the student's prediction from the teacher's, in nats.
 
     .. math:: T^2 \cdot \frac{1}{B} \sum_i KL(softmax(t_i / T) \,||\, softmax(s_i / T))
 
     Args:
-        temperature: T, softens both answers; 1 in the paper.
+        temperature: T, divides the logits of both; 1 in the paper.
 
     Shapes:
         Student logits ``(B, C)``, teacher logits ``(B, C)``; output a scalar.

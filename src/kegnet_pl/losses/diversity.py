@@ -1,4 +1,4 @@
-"""Samples made from different noise shall differ."""
+"""The diversity loss: samples from different noise differ."""
 
 from typing import Any, Literal, get_args
 
@@ -9,22 +9,22 @@ from torch.nn import functional
 from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss
 
 Distance = Literal["l1", "l2", "cosine"]
-
+"""Distance between samples."""
 
 _COLUMNS = 512
-"""Columns that are sorted at a time on a CPU: few enough to need little memory, enough to be no slower."""
+"""Columns sorted at a time on a CPU: this bounds the memory without loss of speed."""
 
 
 class _WeightedL1(torch.autograd.Function):
-    r"""Sum over pairs :math:`\sum_{ij} |z_i - z_j|^2 \, |x_i - x_j|_1`, without looking at pairs.
+    r"""Sum over pairs :math:`\sum_{ij} |z_i - z_j|^2 \, |x_i - x_j|_1`, in less than quadratic time.
 
-    The gradient with respect to :math:`x_{id}` is :math:`2 \sum_j w_{ij} sign(x_{id} - x_{jd})`, and the weights
-    :math:`w_{ij} = |z_i|^2 + |z_j|^2 - 2 z_i z_j` are a sum of Z + 2 products of something of i and something of j.
-    So every column d is sorted once, and what lies below and above a value are running sums: B log B + B Z steps a
-    column in place of B^2. The sum itself is the product of x with its gradient, as it is proportional to x.
-    Equal values pull at each other with zero, the middle of the subgradients.
+    The gradient with respect to :math:`x_{id}` is :math:`2 \sum_j w_{ij} sign(x_{id} - x_{jd})`. The weights
+    :math:`w_{ij} = |z_i|^2 + |z_j|^2 - 2 z_i z_j` are a sum of Z + 2 products of a factor of i and a factor of j.
+    Each column d is sorted once, and the sums over smaller and larger values are cumulative sums: B log B + B Z steps
+    per column instead of B^2. The sum itself is the product of x with its gradient, since it is homogeneous in x.
+    Equal values contribute zero, the middle of the subgradients.
 
-    Inputs may have further dimensions in front: one batch each (generators that are trained together).
+    Inputs may have leading batch dimensions, one per generator.
     """
 
     @staticmethod
@@ -33,10 +33,10 @@ class _WeightedL1(torch.autograd.Function):
         z, x = z - z.mean(dim=-2, keepdim=True), x - x.mean(dim=-2, keepdim=True)
         squares = z.square().sum(dim=-1, keepdim=True)
         ones = torch.ones_like(squares)
-        mine, theirs = torch.cat([squares, ones, -2 * z], dim=-1), torch.cat([ones, squares, z], dim=-1)
+        left, right = torch.cat([squares, ones, -2 * z], dim=-1), torch.cat([ones, squares, z], dim=-1)
 
         columns = _COLUMNS if x.device.type == "cpu" else x.shape[-1]
-        gradient = 2 * torch.cat([_signed_sums(mine, theirs, part) for part in x.split(columns, dim=-1)], dim=-1)
+        gradient = 2 * torch.cat([_signed_sums(left, right, part) for part in x.split(columns, dim=-1)], dim=-1)
         return (x * gradient).sum(dim=(-2, -1)), gradient
 
     @staticmethod
@@ -49,11 +49,11 @@ class _WeightedL1(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         z, x, gradient = ctx.saved_tensors
         outer = gradients[0][..., None, None]
-        of_z = None
-        if ctx.needs_input_grad[0]:  # noise is drawn, not learned: rare enough to look at pairs
+        z_gradient = None
+        if ctx.needs_input_grad[0]:  # noise is rarely learned, so quadratic time is acceptable
             distances = torch.cdist(x, x, p=1)
-            of_z = 4 * outer * (z * distances.sum(dim=-1, keepdim=True) - distances @ z)
-        return of_z, outer * gradient if ctx.needs_input_grad[1] else None
+            z_gradient = 4 * outer * (z * distances.sum(dim=-1, keepdim=True) - distances @ z)
+        return z_gradient, outer * gradient if ctx.needs_input_grad[1] else None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
@@ -64,18 +64,18 @@ class _WeightedL1(torch.autograd.Function):
         return _WeightedL1.apply(*batched), (0, 0)
 
 
-def _signed_sums(mine: Tensor, theirs: Tensor, x: Tensor) -> Tensor:
+def _signed_sums(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
     r"""Return :math:`\sum_j w_{ij} sign(x_{id} - x_{jd})` for weights that are sums of products.
 
     Args:
-        mine: The factors of i, ``(..., B, R)``.
-        theirs: The factors of j, ``(..., B, R)``.
+        left: Factors of i, ``(..., B, R)``.
+        right: Factors of j, ``(..., B, R)``.
         x: Values ``(..., B, D)``.
     """
     values, order = x.mT.contiguous().sort(dim=-1)
     below, above = _ends_of_equals(values)
     signed, running = torch.zeros_like(values), functional.pad(torch.zeros_like(values), (1, 0))
-    for a, b in zip(mine.split(1, dim=-1), theirs.split(1, dim=-1), strict=True):
+    for a, b in zip(left.split(1, dim=-1), right.split(1, dim=-1), strict=True):
         running[..., 1:] = b.mT.expand_as(values).gather(-1, order).cumsum(dim=-1)
         difference = running.gather(-1, below).add_(running.gather(-1, above)).sub_(running[..., -1:])
         signed.add_(difference.mul_(a.mT.expand_as(values).gather(-1, order)))
@@ -83,25 +83,25 @@ def _signed_sums(mine: Tensor, theirs: Tensor, x: Tensor) -> Tensor:
 
 
 def _ends_of_equals(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for every entry of sorted rows how many entries of its row are smaller, and how many are not larger."""
-    place = torch.arange(values.shape[-1], device=values.device)
+    """Return, for each entry of sorted rows, the number of smaller entries and of entries that are not larger."""
+    position = torch.arange(values.shape[-1], device=values.device)
     new = functional.pad(values[..., 1:] != values[..., :-1], (1, 0), value=True)
-    below = torch.where(new, place, 0).cummax(dim=-1).values
+    below = torch.where(new, position, 0).cummax(dim=-1).values
     equals = torch.zeros_like(below).scatter_add_(-1, below, torch.ones_like(below))
     return below, below + equals.gather(-1, below)
 
 
 def _l1(z: Tensor, x: Tensor) -> Tensor:
-    """Mean over pairs of squared difference of noise times mean absolute difference of samples."""
+    """Return the mean over pairs of squared noise difference times mean absolute sample difference."""
     total: Tensor = _WeightedL1.apply(z, x)[0]
     return total / (z.numel() * x.numel())
 
 
 def _mean_squared_difference(x: Tensor) -> Tensor:
-    """Pairwise mean squared difference ``(B, B)`` of rows ``(B, D)``, without a ``(B, B, D)`` tensor.
+    """Return the pairwise mean squared difference ``(B, B)`` of rows ``(B, D)``, without a ``(B, B, D)`` tensor.
 
-    The rows are centred first: |a|^2 + |b|^2 - 2ab loses fewer digits the shorter the rows are. No square root is
-    taken, so the gradient of two equal rows is zero, not infinite.
+    The rows are centred first, since |a|^2 + |b|^2 - 2ab loses fewer digits for shorter rows. Without a square root,
+    the gradient of two equal rows is zero, not infinite.
     """
     x = x - x.mean(dim=0).detach()
     squares = x.square().sum(dim=1)
@@ -109,18 +109,18 @@ def _mean_squared_difference(x: Tensor) -> Tensor:
 
 
 def _cosine_distance(x: Tensor) -> Tensor:
-    """Pairwise ``1 - cos`` ``(B, B)`` of rows ``(B, D)``."""
+    """Return the pairwise ``1 - cos`` ``(B, B)`` of rows ``(B, D)``."""
     unit = functional.normalize(x, dim=1)
     return 1 - unit @ unit.T
 
 
 def _l2(z: Tensor, x: Tensor) -> Tensor:
-    """The same with the mean squared difference of samples."""
+    """Return the mean over pairs of squared noise difference times mean squared sample difference."""
     return (_mean_squared_difference(z) * _mean_squared_difference(x)).mean()
 
 
 def _cosine(z: Tensor, x: Tensor) -> Tensor:
-    """The same with the cosine distance of samples."""
+    """Return the mean over pairs of squared noise difference times cosine distance of samples."""
     return (_mean_squared_difference(z) * _cosine_distance(x)).mean()
 
 
@@ -128,16 +128,16 @@ _MEAN_PRODUCTS = {"l1": _l1, "l2": _l2, "cosine": _cosine}
 
 
 class DiversityLoss(GeneratorLoss):
-    r"""Rewards samples that differ as much as their noise does.
+    r"""Exponential penalty for samples that differ less than their noise.
 
     .. math:: L_{div} = \exp\Big(-\frac{1}{B^2} \sum_{ij} d_z(z_i, z_j)\, d_x(x_i, x_j)\Big)
 
-    :math:`d_z` is the mean squared difference over the noise dimensions. Memory grows with ``B * B + B * D``, never
-    with ``B * B * D``; time, for ``"l1"``, with ``D * B * (log B + Z)``.
+    :math:`d_z` is the mean squared difference over the noise dimensions. Memory grows with ``B * B + B * D``, not with
+    ``B * B * D``. Time grows with ``D * B * (log B + Z)`` for ``"l1"``.
 
     Args:
-        distance: :math:`d_x` over all values of a sample: ``"l1"`` mean absolute difference (the paper's), ``"l2"``
-            mean squared difference, ``"cosine"`` one minus the cosine.
+        distance: :math:`d_x` over all values of a sample: ``"l1"`` is the mean absolute difference (of the paper),
+            ``"l2"`` the mean squared difference, ``"cosine"`` one minus the cosine.
 
     Shapes:
         ``batch.z (B, Z)``, ``batch.x (B, *input_shape)``; output a scalar in (0, 1].

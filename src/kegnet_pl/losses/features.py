@@ -1,4 +1,4 @@
-"""The student's layers shall return what the teacher's do."""
+"""The feature loss: outputs of the student's layers match the teacher's."""
 
 from collections.abc import Sequence
 
@@ -8,26 +8,26 @@ from torch import Tensor, nn
 from kegnet_pl.networks.execution import at_least_float32
 
 _DEAD = 1e-6
-"""Variance below which a channel of the teacher is constant, and has no unit of its own."""
+"""Variance below which a channel of the teacher counts as constant."""
 
 
 class FeatureLoss(nn.Module):
-    r"""Mean squared difference between outputs of layers, in units of the variance of the teacher's.
+    r"""Mean squared difference between outputs of layers, divided by the variance of the teacher's.
 
     .. math:: \frac{1}{L} \sum_l \frac{1}{C_l} \sum_c \frac{mean (s_{lc} - t_{lc})^2}{var (t_{lc})}
 
-    Mean and variance are over the batch and all positions; a channel in which the teacher is constant is measured in
-    units of the layer's mean variance. A compressed network has the teacher's layers, so that no
-    regressor between them is needed. 1 is what layers reach that return the teacher's mean.
+    Mean and variance are over the batch and all positions. For a channel in which the teacher is constant, the layer's
+    mean variance is the divisor. A compressed network has the teacher's layers, so no regressor between them is
+    needed. Layers that return the teacher's mean have a loss of 1.
 
     Shapes:
         Two lists of L outputs ``(B, C_l, ...)``, the student's and the teacher's; output a scalar.
 
     Raises:
-        ValueError: If the lists do not fit.
+        ValueError: If the shapes of the outputs differ.
 
     Source:
-        Hints of Romero et al., "FitNets: Hints for Thin Deep Nets", 2015, with several layers at once.
+        Hints of Romero et al., "FitNets: Hints for Thin Deep Nets", 2015, extended to several layers.
     """
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The weighted sum that a generator is trained for."""
+"""The objective of a generator: a weighted sum of loss terms."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ class GeneratorObjective(nn.Module):
 
     Args:
         terms: name -> term.
-        weights: name -> weight, zero or more; the same names.
+        weights: name -> weight, zero or more, for the same names.
 
     Raises:
         ValueError: If names differ, a weight is negative or not finite, or all weights are zero.
@@ -33,12 +33,12 @@ class GeneratorObjective(nn.Module):
 
     @property
     def uses_decoder(self) -> bool:
-        """Whether one of the terms reads the decoded noise."""
+        """True if one of the terms reads the decoded noise."""
         return any(isinstance(term, GeneratorLoss) and term.uses_decoder for term in self.terms.values())
 
     @property
     def uses_statistics(self) -> bool:
-        """Whether one of the terms reads what enters the teacher's batch-norm layers."""
+        """True if one of the terms reads statistics of the teacher's batch-norm layers."""
         return any(isinstance(term, GeneratorLoss) and term.uses_statistics for term in self.terms.values())
 
     def forward(self, batch: GeneratedBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -33,7 +33,7 @@ def lacks_statistics(network: nn.Module) -> bool:
 
 
 class BatchNormMoments(nn.Module):
-    """A network that returns its output, and mean and variance of the inputs of its batch-norm layers.
+    """A network that returns its output, and the means and variances of the inputs of its batch-norm layers.
 
     Args:
         network: Returns a tensor. It is not copied, and keeps the hooks of this module.
@@ -49,7 +49,7 @@ class BatchNormMoments(nn.Module):
         self.layers = tuple(layers.values())
         if not self.layers or any(layer.running_mean is None for layer in self.layers):
             raise ValueError(
-                "Expected a teacher whose batch-norm layers have stored statistics, but it has none: set the weight of "
+                "Expected a teacher whose batch-norm layers have stored statistics, but it has none. Set the weight of "
                 "StatisticsLoss to 0, on the command line generator.objective.statistics.weight=0."
             )
         self._epsilons = {name: layer.eps for name, layer in layers.items()}
@@ -72,16 +72,16 @@ class BatchNormMoments(nn.Module):
             output: Tensor = self.network(x)
             if recorder.missing():
                 raise ValueError(
-                    "Expected a teacher that passes all its batch-norm layers in evaluation mode, but it leaves some "
-                    "out (of a head that only training has): set the weight of StatisticsLoss to 0, on the command "
-                    "line generator.objective.statistics.weight=0, or take the head off."
+                    "Expected a teacher that calls all its batch-norm layers in evaluation mode, but it skips some "
+                    "(auxiliary heads for training?). Set the weight of StatisticsLoss to 0, on the command line "
+                    "generator.objective.statistics.weight=0, or remove the heads."
                 )
             return output, [recorder.values[name] for name in recorder.layers]
         finally:
             recorder.reset()
 
     def stored(self) -> list[Moments]:
-        """Return the moments of the network's training data, which its layers store, with the layer's epsilon."""
+        """Return the running statistics of the layers, from the network's training data, with the layer's epsilon."""
         moments = []
         for layer in self.layers:
             assert layer.running_mean is not None and layer.running_var is not None
@@ -93,27 +93,28 @@ class BatchNormMoments(nn.Module):
 def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
     r"""Adapt the batch norm of a compressed network to synthetic samples, before its training.
 
-    The teacher's statistics are those of its real data, and wrong for the student, which computes something else. As
-    soon as it trains, they are overwritten by those of synthetic samples, while the teacher that labels them still
-    normalises by real ones: what the student's layers return is shifted and scaled against the teacher's, and against
-    what it will see. So the difference is put where it stays. With mean :math:`\mu` and deviation :math:`\sigma` that
-    the teacher has stored, and :math:`m_t, s_t` and :math:`m_s, s_s` of what enters a layer of the teacher and of the
-    student on the same synthetic samples, the student's layer gets
+    The teacher's statistics are those of its real data. They are wrong for the student, which computes another
+    function. Training replaces them by statistics of synthetic samples, while the teacher, which labels the samples,
+    still normalises by real ones. Outputs of the student's layers are then shifted and scaled against the teacher's.
+    This function moves the difference to scale and shift of the layers, which training keeps. Let :math:`\mu` and
+    :math:`\sigma` be the mean and deviation that the teacher has stored, and :math:`m_t, s_t` and :math:`m_s, s_s`
+    those of the input of a layer of the teacher and of the student on the same synthetic samples. The student's layer
+    gets
 
     .. math:: \text{statistics } m_s, s_s \qquad
               \gamma_s = \gamma \, \frac{s_t}{\sigma} \qquad \beta_s = \beta + \gamma \, \frac{m_t - \mu}{\sigma}
 
-    and its output has the teacher's mean and deviation in every channel, on synthetic samples. On real data it is
-    normalised by what would be the real statistics, if compression did to a channel no more than to shift and scale it.
-    Layers are set in the order in which they compute, each with those before it set. Nothing here is trained.
+    Its output on synthetic samples then has the teacher's mean and deviation in every channel. On real data, it is
+    normalised by the real statistics if compression only shifts and scales the channel. Layers are set in the order in
+    which they compute, after all earlier layers. Nothing is trained.
 
     Args:
-        student: The teacher, compressed; changed in place. Its mode stays.
-        teacher: Has batch-norm layers of the same names, with stored statistics, scale and shift.
-        x: Synthetic samples ``(N, *input_shape)``, some hundred, where the networks are.
+        student: The compressed teacher; changed in place. Its mode is restored.
+        teacher: Network with batch-norm layers of the same names, with stored statistics, scale and shift.
+        x: Synthetic samples ``(N, *input_shape)``, at least some hundreds, on the device of the networks.
 
     Raises:
-        ValueError: If the networks have other batch-norm layers, or none.
+        ValueError: If the batch-norm layers of the networks differ, or there are none.
     """
     layers, teacher_layers = norm_layers(student), norm_layers(teacher)
     usable = all(
@@ -122,7 +123,8 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
     if not layers or not usable or _widths(layers) != _widths(teacher_layers):
         raise ValueError(
             f"Expected a student with the teacher's batch-norm layers (with statistics, scale and shift), but got "
-            f"{', '.join(layers) or 'none'} beside {', '.join(teacher_layers) or 'none'}. Set student.norm=batch."
+            f"{', '.join(layers) or 'none'}, and {', '.join(teacher_layers) or 'none'} in the teacher. Set "
+            f"student.norm=batch."
         )
 
     def moments(name: str, inputs: Tensor) -> Moments:  # noqa: ARG001
@@ -150,11 +152,11 @@ def _widths(layers: dict[str, _BatchNorm]) -> dict[str, int]:
 
 
 _EPSILON = 1e-12
-"""Added to a variance before the inversion and subtracted after it; the variance of a constant channel is 0."""
+"""Added to a variance before its inversion and subtracted after it, so that constant channels have variance 0."""
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and variance of every channel, by the kernel of batch norm: a third of the time of ``torch.var_mean``."""
+    """Mean and variance of every channel, by the kernel of batch norm, in a third of the time of ``torch.var_mean``."""
 
     generate_vmap_rule = True
 

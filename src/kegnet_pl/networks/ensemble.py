@@ -19,7 +19,7 @@ _AUTOCAST_FUNCTIONS = frozenset(
         functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
     }
 )  # fmt: skip
-"""Functions that autocast runs in half precision; under vmap it does not."""
+"""Functions that autocast runs in half precision, except under vmap."""
 
 
 class _HalfPrecision(TorchFunctionMode):
@@ -55,7 +55,7 @@ def over_stack(function: Callable[..., Any], *inputs: Any) -> Any:
 
     Args:
         function: Called with one slice of every input; its random numbers differ between slices.
-        inputs: Tensors ``(K, ...)``, or dicts of such.
+        inputs: Tensors ``(K, ...)``, or dicts of such tensors.
 
     Returns:
         The results of the function, with a leading dimension of K.
@@ -63,7 +63,7 @@ def over_stack(function: Callable[..., Any], *inputs: Any) -> Any:
     device = next(value.device for value in tree_leaves(inputs) if isinstance(value, Tensor)).type
     precision = _HalfPrecision(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else nullcontext()
 
-    def call(*slices: Any) -> Any:  # torch.compile cannot name a module
+    def call(*slices: Any) -> Any:  # torch.compile requires a function with a name, which modules lack
         return function(*slices)
 
     with precision:
@@ -73,8 +73,8 @@ def over_stack(function: Callable[..., Any], *inputs: Any) -> Any:
 class StackedModule(nn.Module):
     """K networks of one structure as one module: weights and buffers are stacked, and every layer is one operation.
 
-    Convolutions become grouped ones, dense layers batched products, batch norm looks at each network's own batch:
-    the same function as the K networks one after another, up to rounding.
+    Convolutions become grouped convolutions, dense layers become batched products, and batch norm normalises each
+    network by its own batch. The function is that of the K networks one after another, up to rounding.
 
     Args:
         networks: Two or more networks of one structure. They are copied.
@@ -92,19 +92,19 @@ class StackedModule(nn.Module):
             raise ValueError(f"Expected two or more networks to stack, but got {len(networks)}.")
         self.count = len(networks)
         parameters, buffers = stack_module_state(list(networks))
-        # Names of parameters must not have dots.
+        # PyTorch forbids dots in names of parameters.
         self.weights = nn.ParameterDict({_flat(name): nn.Parameter(value) for name, value in parameters.items()})
         for name, value in self.weights.items():
             value.requires_grad_(networks[0].get_parameter(_dotted(name)).requires_grad)
         self.statistics = nn.Module()
         for name, value in buffers.items():
             self.statistics.register_buffer(_flat(name), value.clone())
-        # The structure without values, in a tuple: hidden from the optimiser, checkpoints and moves between devices.
+        # A tuple hides the structure from the optimiser, from checkpoints and from moves between devices.
         self._structure = (copy.deepcopy(networks[0]).to("meta"),)
 
     @property
     def structure(self) -> nn.Module:
-        """One of the networks on the meta device: the attributes that all have, without values."""
+        """One of the networks on the meta device, with the attributes that all share and without values."""
         return self._structure[0]
 
     def train(self, mode: bool = True) -> Self:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode within the context; the modes of its modules are restored."""
+    """Set a network to evaluation mode within the context; the modes of its modules are restored."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -24,7 +24,7 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     """Convert a convolutional network to channels-last memory if it accepts such tensors.
 
-    Values and shapes stay the same; some networks fail in this layout (``x.view`` of a tensor that is not contiguous).
+    Values and shapes are the same. Some networks fail in this layout (``x.view`` of a tensor that is not contiguous).
 
     Args:
         network: Any network; changed in place.
@@ -51,7 +51,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def chunk_size(sample: Sequence[int], device: torch.device) -> int:
-    """Return the number of samples per forward pass where no batch size is given.
+    """Return the number of samples per forward pass if no batch size is given.
 
     The activations of a chunk fit into the cache of a CPU, or fill a GPU.
 
@@ -66,7 +66,7 @@ def chunk_size(sample: Sequence[int], device: torch.device) -> int:
 def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) -> nn.Module:
     """Return a copy of the teacher in the memory layout for training generators.
 
-    In float32 the layout stays: another layout sums in another order, and Adam amplifies rounding errors.
+    In float32 the layout is unchanged: another layout sums in another order, and Adam amplifies rounding errors.
     """
     network = copy.deepcopy(teacher)
     return network if precision == "32-true" else prefer_channels_last(network, input_shape)

@@ -15,7 +15,7 @@ def match_layers(network: nn.Module, patterns: Sequence[str] | None) -> tuple[st
 
     Args:
         network: The network.
-        patterns: Such as ``conv3`` or ``layers3.*``; None for all batch-norm layers.
+        patterns: Patterns such as ``conv3`` or ``layers3.*``; None for all batch-norm layers.
 
     Raises:
         ValueError: If a pattern matches no layer.
@@ -24,38 +24,36 @@ def match_layers(network: nn.Module, patterns: Sequence[str] | None) -> tuple[st
         names = tuple(norm_layers(network))
         if not names:
             raise ValueError(
-                "Expected layers of batch norm, but found none. Name others: `feature_distillation_layers`, or on the "
-                "command line student.feature_distillation.layers=[...]."
+                "Expected batch-norm layers, but got none. Name other layers in `feature_distillation_layers`, or on "
+                "the command line in student.feature_distillation.layers=[...]."
             )
         return names
-    everything = [name for name, _ in network.named_modules() if name]
+    all_names = [name for name, _ in network.named_modules() if name]
     for pattern in patterns:
-        if not fnmatch.filter(everything, pattern):
-            raise ValueError(f"Expected a layer that fits {pattern!r}, but there are {', '.join(everything)}.")
-    return tuple(name for name in everything if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+        if not fnmatch.filter(all_names, pattern):
+            raise ValueError(f"Expected a layer that matches {pattern!r}, but got {', '.join(all_names)}.")
+    return tuple(name for name in all_names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
 
 class FeatureExtractor(nn.Module):
     """A network that returns its output and the outputs of some of its layers.
 
-    The features are what the layers returned. Where the network overwrites an output in place (``ReLU(inplace=True)``,
-    ``out += identity``), it works on a copy.
+    The features are the original outputs of the layers. If the network overwrites an output in place
+    (``ReLU(inplace=True)``, ``out += identity``), it works on a copy.
 
     Args:
         network: Returns a tensor. It is not copied, and keeps the hooks until :meth:`close` removes them.
         layers: Names of layers that return tensors.
 
     Raises:
-        ValueError: If the network has no layer of such a name.
+        ValueError: If a layer does not exist.
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
         missing = set(layers) - {name for name, _ in network.named_modules()}
         if missing:
-            raise ValueError(
-                f"Expected a network with layers {', '.join(sorted(missing))}, but it has none of that name."
-            )
+            raise ValueError(f"Expected a network with layers {', '.join(sorted(missing))}, but it has no such layers.")
         self.network = network
         self.layers = tuple(layers)
         self._copies: dict[str, Tensor] = {}
@@ -64,7 +62,7 @@ class FeatureExtractor(nn.Module):
         self.open()
 
     def open(self) -> None:
-        """Put hooks on the layers that the network has now; torch.compile traces only hooks that exist."""
+        """Register hooks on the current layers of the network; torch.compile traces only hooks that exist."""
         self._recorder.open()
 
     def close(self) -> None:
@@ -97,9 +95,10 @@ class FeatureExtractor(nn.Module):
             missing = recorder.missing()
             if missing:
                 raise ValueError(
-                    f"Expected a network that passes the layers it is watched at, but it leaves out "
-                    f"{', '.join(missing)} (of a head that only training has?). Name others: "
-                    f"`feature_distillation_layers`, or on the command line student.feature_distillation.layers=[...]."
+                    f"Expected a network that calls the layers for feature distillation, but it skips "
+                    f"{', '.join(missing)} (an auxiliary head for training?). Name other layers in "
+                    f"`feature_distillation_layers`, or on the command line in "
+                    f"student.feature_distillation.layers=[...]."
                 )
             return output, [recorder.values[name] for name in self.layers]
         finally:

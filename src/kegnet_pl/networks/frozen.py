@@ -13,16 +13,16 @@ TeacherNorm = Literal["batch", "running"]
 
 
 class FrozenModule(nn.Module):
-    """A frozen copy of a network, in evaluation mode whatever the mode of its parent.
+    """A frozen copy of a network, in evaluation mode independently of the mode of its parent.
 
     Its weights have no gradients and its running statistics never change; gradients flow through it to its input.
-    ``train()`` keeps evaluation mode, so dropout is off, unless ``dropout`` is true.
+    ``train()`` keeps evaluation mode, so dropout is off unless ``dropout`` is true.
 
     Args:
         network: Network to freeze. It is copied; the original is not changed.
         teacher_norm: ``"running"`` normalises by the stored statistics of the batch-norm layers, ``"batch"`` by those
             of the current batch, as the authors' release does while it trains generators (PAPER section 2).
-        dropout: Whether dropout layers drop, as in the release, which leaves its teacher in training mode.
+        dropout: True for active dropout layers, as in the release, which leaves its teacher in training mode.
 
     Shapes:
         Those of ``network``.
@@ -40,7 +40,7 @@ class FrozenModule(nn.Module):
         self.dropout = dropout
         if teacher_norm == "batch":
             for layer in norm_layers(self.network).values():
-                # In training mode such a layer normalises by the batch and has no statistics to move.
+                # In training mode such a layer normalises by the batch and updates no statistics.
                 layer.track_running_stats = False
         self.train()
 

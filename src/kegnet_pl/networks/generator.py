@@ -35,33 +35,33 @@ def standardise_images(x: Tensor) -> Tensor:
 class ImageGenerator(nn.Module):
     """Convolutional generator of images, of 32x32 pixels in the paper.
 
-    Two dense layers, four convolutions and a ``tanh``; then images are standardised, as the teacher's own input was by
-    its data set's statistics. A map of n by m positions, 128 channels each, becomes an image of 16 (n + 1) by
-    16 (m + 1) pixels, 1 by 1 for 32x32; with ``upsampling="nearest"`` of 8 n by 8 m, 4 by 4 for 32x32. For other sizes
-    the map is as large as it must be, and the image is cut to size around its middle.
+    It has two dense layers, four convolutions and a ``tanh``. The images are then standardised, since the teacher's
+    training data was. A map of n by m positions with 128 channels becomes an image of 16 (n + 1) by 16 (m + 1) pixels;
+    the map is 1 by 1 for 32x32. With ``upsampling="nearest"`` the image has 8 n by 8 m pixels, and the map is 4 by 4
+    for 32x32. For other sizes the map is the smallest that is large enough, and the image is cropped at its center.
 
     Args:
         channels: Channels of the image.
         classes: Number of classes, at least 2.
         noise_dim: Dimensions of the noise.
         size: Height and width of the images; or the shape of an image, which ends with them.
-        output_norm: ``"image"`` gives every image and channel zero mean and unit deviation, as the paper does.
-            ``"batch"`` gives them to every channel over all images, by a batch norm without parameters, as a data set
-            is standardised: images may then be bright or dark, of high or low contrast. ``"none"`` leaves the ``tanh``.
-        upsampling: ``"transposed"`` convolutions, as in the paper, whose kernels overlap unevenly: a checkerboard is
-            what they draw most easily. ``"nearest"`` doubles a map three times by repeating its pixels, each time
-            before a convolution of 3x3: what is drawn most easily is smooth.
+        output_norm: ``"image"`` gives every image and channel zero mean and unit deviation, as in the paper.
+            ``"batch"`` standardises every channel over all images, by a batch norm without parameters, like a data
+            set: images may then differ in brightness and contrast. ``"none"`` keeps the output of the ``tanh``.
+        upsampling: ``"transposed"`` uses transposed convolutions, as in the paper. Their kernels overlap unevenly,
+            which favours checkerboard patterns. ``"nearest"`` doubles a map three times by repeating its pixels, each
+            time before a 3x3 convolution, which favours smooth images.
 
     Shapes:
         Input ``z (B, noise_dim)`` and one-hot ``y (B, classes)``, output ``(B, channels, *size)``.
 
     Raises:
-        ValueError: If ``output_norm`` or ``upsampling`` is unknown, or ``size`` is no height and width.
+        ValueError: If ``output_norm`` or ``upsampling`` is unknown, or ``size`` is not a height and width.
 
     Source:
-        KegNet section 4.1 and its release (PAPER section 3); ``"batch"`` is the last layer of the generator of Chen et
-        al., "Data-Free Learning of Student Networks", 2019, and so is enlarging by repetition, for the reason of Odena
-        et al., "Deconvolution and Checkerboard Artifacts", 2016.
+        KegNet section 4.1 and its release (PAPER section 3). ``"batch"`` and ``"nearest"`` are from the generator of
+        Chen et al., "Data-Free Learning of Student Networks", 2019. Odena et al., "Deconvolution and Checkerboard
+        Artifacts", 2016, give the reason for ``"nearest"``.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ def _nearest_layers(channels: int) -> nn.Sequential:
 
 
 class RepeatingConv2d(nn.Conv2d):
-    """A map doubled by repeating its pixels, and a convolution of 3x3 without bias: both as one operation.
+    """Nearest-neighbour upsampling by two and a 3x3 convolution without bias, as one operation.
 
-    A kernel that meets every pixel twice, in both directions, is a kernel of 4x4 that meets it once: a transposed
-    convolution with sums of the weights. It has less than half the products, and the doubled map is never there.
+    The 3x3 convolution of repeated pixels equals a 4x4 transposed convolution of the original map, with sums of the
+    weights. It has less than half the products, and does not store the upsampled map.
 
     Args:
         in_channels: Channels of the input.
@@ -140,7 +140,7 @@ class RepeatingConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of the doubled map."""
+        """Return the convolution of the upsampled map."""
         weight = self.weight.flip(2, 3).transpose(0, 1)
         sums = [functional.pad(weight, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1)]
         return functional.conv_transpose2d(x, torch.stack(sums).sum(dim=0), stride=2, padding=1)

@@ -11,21 +11,21 @@ from torch.utils.hooks import RemovableHandle
 class LayerRecorder:
     """Collects a value from named layers each time a network is called.
 
-    Hooks are on the layers between :meth:`open` and :meth:`close`, and do nothing unless ``recording`` is true. For
-    torch.compile, open the recorder before the first call and leave it open: it traces only hooks that exist. As a
-    context manager, the recorder opens its hooks and records, and closes them at the end; ``values`` stay.
+    The layers have hooks between :meth:`open` and :meth:`close`; the hooks do nothing unless ``recording`` is true.
+    For torch.compile, open the recorder before the first call and leave it open: it traces only hooks that exist. As a
+    context manager, the recorder opens its hooks and records, and closes them at the end; ``values`` remain.
 
     Args:
-        network: The network; its hooks are the only change.
+        network: The network; only its hooks are changed.
         layers: Names of its layers; each takes a tensor as its first input and returns a tensor.
-        collect: Called with the layer's name and its tensor, in the order in which layers compute; its result is kept.
-        source: Whether ``collect`` is given the first input of a layer, before it computes, or its output.
-        replace: Called after ``collect`` with the same arguments. The tensor that it returns takes the place of the
-            layer's input or output; None leaves it.
+        collect: Called with the layer's name and its tensor, in the order in which layers compute; returns the value.
+        source: Tensor for ``collect``: the first input of a layer, before it computes, or its output.
+        replace: Called after ``collect`` with the same arguments. The tensor that it returns replaces the layer's
+            input or output; None keeps it.
 
     Attributes:
-        values: Results of ``collect`` by name of layer; of the last call where a layer is called several times.
-        recording: Whether calls of the network are recorded.
+        values: Results of ``collect`` by name of layer; those of the last call if a layer is called several times.
+        recording: True if calls of the network are recorded.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LayerRecorder:
         self._handles: list[RemovableHandle] = []
 
     def open(self) -> None:
-        """Put hooks on the layers that have the names now; earlier hooks of this recorder are removed."""
+        """Register hooks on the current layers of these names; earlier hooks of this recorder are removed."""
         self.close()
         for name in self.layers:
             layer = self.network.get_submodule(name)

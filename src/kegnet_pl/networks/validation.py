@@ -17,12 +17,13 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
     """Check that a network returns logits for two samples, and return the number of its classes.
 
     Args:
-        network: Called in evaluation mode, without gradients; its modes stay.
+        network: Called in evaluation mode, without gradients; its modes are restored.
         input_shape: Shape of one sample.
         name: Name of the network in messages.
 
     Raises:
-        ValueError: If it does not take such samples, or does not return logits ``(2, classes)`` of two classes or more.
+        ValueError: If it does not accept such samples, or does not return logits ``(2, classes)`` of two or more
+            classes.
     """
     if isinstance(network, torch.jit.ScriptModule | torch.fx.GraphModule):
         raise ValueError(
@@ -52,19 +53,19 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
         )
     if not bool(logits.isfinite().all()):
         raise ValueError(
-            f"Expected the {called} to return finite logits, but got NaN or infinite ones for standard normal samples: "
-            f"check its weights."
+            f"Expected the {called} to return finite logits, but got NaN or infinite ones for standard normal samples. "
+            f"Check its weights."
         )
     if (logits >= 0).all() and torch.allclose(logits.sum(dim=1), logits.new_ones(2), atol=1e-4):
         raise ValueError(
-            f"Expected the {called} to return logits, but got probabilities: they add up to 1. Leave out its last "
-            f"softmax, or return their logarithms."
+            f"Expected the {called} to return logits, but got probabilities (they sum to 1). Remove its last softmax, "
+            f"or return their logarithms."
         )
     return int(logits.shape[1])
 
 
 def check_trainable(network: nn.Module, input_shape: Sequence[int], name: str = "student") -> None:
-    """Check that a network returns only logits in training mode, too; some also return outputs of auxiliary heads.
+    """Check that a network returns only logits in training mode, without outputs of auxiliary heads.
 
     Args:
         network: A copy of it is called in training mode.
@@ -72,7 +73,7 @@ def check_trainable(network: nn.Module, input_shape: Sequence[int], name: str = 
         name: Name of the network in messages.
 
     Raises:
-        ValueError: If it fails, or returns something else.
+        ValueError: If it fails, or does not return only logits.
     """
     logits = _trial_output(name, network, torch.randn(2, *input_shape, generator=_rng()), training=True)
     if logits.ndim != 2:
@@ -83,7 +84,7 @@ def check_trainable(network: nn.Module, input_shape: Sequence[int], name: str = 
 
 
 def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Sequence[int], classes: int) -> None:
-    """Check that a generator and a decoder fit the data, and each other.
+    """Check that a generator and a decoder fit the data and each other.
 
     Args:
         generator: Has attributes ``noise_dim`` and ``classes``; called with noise ``(2, noise_dim)`` and one-hot labels
@@ -93,7 +94,7 @@ def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Seque
         classes: Number of classes.
 
     Raises:
-        ValueError: If samples have another shape, the decoder does not read the noise, or one of them fails.
+        ValueError: If samples have another shape, the decoder does not return the noise, or a network fails.
     """
     noise_dim, generator_classes = getattr(generator, "noise_dim", None), getattr(generator, "classes", None)
     if not isinstance(noise_dim, int) or not isinstance(generator_classes, int):
@@ -130,7 +131,7 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
             f"Expected the {called} to take {shapes}{when}, but it failed: {first_line(error).rstrip('.')}."
         ) from error
     if not isinstance(output, Tensor):
-        advice = " Take off the heads that only training has." if training else ""
+        advice = " Remove auxiliary heads for training." if training else ""
         raise ValueError(f"Expected the {called} to return a tensor{when}, but got a {type(output).__name__}.{advice}")
     return output
 

@@ -1,4 +1,4 @@
-"""Plain values of a composed configuration."""
+"""Conversion of a composed configuration to plain values."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     """Resolve a composed configuration into plain dicts, lists and scalars.
 
     Raises:
-        ConfigError: If a value is missing or refers to nothing.
+        ConfigError: If a value is missing or cannot be resolved.
     """
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

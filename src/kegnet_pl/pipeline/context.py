@@ -172,15 +172,15 @@ def open_context(
     return RunContext(
         settings,
         config,
-        Store(settings.store, settings.resume, tell=console.print),
+        Store(settings.store, settings.resume, notify=console.print),
         trainers,
         console,
-        _find_device(settings.trainer, gpu),
+        find_run_device(settings.trainer, gpu),
         _open_data(settings, console.print),
     )
 
 
-def _find_device(trainer: TrainerSettings, gpu: int | None) -> torch.device:
+def find_run_device(trainer: TrainerSettings, gpu: int | None) -> torch.device:
     """Return the device of sampling and evaluation: the GPU of this process, or the CPU.
 
     Raises:
@@ -197,7 +197,7 @@ def _find_device(trainer: TrainerSettings, gpu: int | None) -> torch.device:
         ) from error
 
 
-def _open_data(settings: RunSettings, tell: Callable[[str], object]) -> RealDataModule | None:
+def _open_data(settings: RunSettings, notify: Callable[[str], object]) -> RealDataModule | None:
     """Return the real data, None where there is none and none is needed.
 
     Raises:
@@ -212,7 +212,7 @@ def _open_data(settings: RunSettings, tell: Callable[[str], object]) -> RealData
         needed = settings.teacher.weights is None or settings.student.selection == "real"
         if needed or not data.may_be_missing:
             raise
-        tell(f"Accuracy will not be measured: {error}")
+        notify(f"Accuracy will not be measured: {error}")
         return None
     return data
 
@@ -240,7 +240,7 @@ def run_fingerprint(settings: RunSettings) -> str:
 
 
 def _make_loggers(
-    settings: RunSettings, config: Mapping[str, Any], run_folder: Path, tell: Callable[[str], object]
+    settings: RunSettings, config: Mapping[str, Any], run_folder: Path, notify: Callable[[str], object]
 ) -> Loggers:
     name, student = settings.data.name, student_name(settings)
     pipeline = f"{name}-{run_fingerprint(settings)}"
@@ -252,5 +252,5 @@ def _make_loggers(
         label=f"{name} {student}, seed {settings.seed}",
         tags=[*dict.fromkeys([name, settings.teacher.name, student, settings.recipe]), f"seed {settings.seed}", *sweep],
         hyperparameters={**config, "pipeline": pipeline},
-        tell=tell,
+        notify=notify,
     )

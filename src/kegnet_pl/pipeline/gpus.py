@@ -1,61 +1,61 @@
-"""One GPU for each job of a sweep: Hydra's launchers start jobs side by side, and know nothing of GPUs."""
+"""One GPU per job of a sweep: Hydra's launchers run jobs in parallel, but do not assign GPUs."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
 from kegnet_pl.pipeline import sweep
+from kegnet_pl.settings import TrainerSettings
 
 _POLL_SECONDS = 1.0
 
 
 @contextmanager
-def one_gpu(config: Mapping[str, Any], locks: Path | None = None) -> Iterator[int | None]:
-    """Keep a GPU to oneself for as long as the context lasts; wait for one where all are taken.
+def one_gpu(trainer: TrainerSettings, locks: Path | None = None) -> Iterator[int | None]:
+    """Lock a GPU for this job within the context; wait if all are locked.
 
-    Only jobs of a sweep do, on machines with several GPUs: everybody else takes what Lightning gives.
+    This affects only jobs of a sweep on machines with several GPUs; Lightning chooses the GPU of other runs.
 
     Args:
-        config: A resolved and checked configuration.
+        trainer: Settings of the trainer.
         locks: Folder of the lock files; None for one that all jobs on this machine share.
 
     Yields:
-        Number of the GPU, None where there is nothing to choose.
+        Index of the GPU, None if Lightning chooses.
     """
-    count = torch.cuda.device_count() if config["trainer"]["accelerator"] in ("gpu", "cuda") else 0
+    count = torch.cuda.device_count() if trainer.accelerator == "gpu" else 0
     if count < 2 or not sweep.in_sweep():
         yield None
         return
     folder = locks or Path(tempfile.gettempdir()) / "kegnet_pl_gpus"
     folder.mkdir(parents=True, exist_ok=True)
-    with suppress(PermissionError):  # of another user, who has done it
-        folder.chmod(0o1777)  # locks of all users lie there
-    index, lock = _take(folder, count)
+    with suppress(PermissionError):  # the folder of another user has this mode already
+        folder.chmod(0o1777)  # shared by all users
+    index, lock = _acquire(folder, count)
     try:
         yield index
     finally:
         lock.release()
 
 
-def _take(folder: Path, count: int) -> tuple[int, FileLock]:
-    start = sweep.job_number() % count  # so that jobs that start together try different ones first
+def _acquire(folder: Path, count: int) -> tuple[int, FileLock]:
+    start = sweep.job_number() % count  # jobs that start together try different GPUs first
     while True:
-        for place in range(count):
-            index = (start + place) % count
+        for offset in range(count):
+            index = (start + offset) % count
             lock = FileLock(folder / f"{_identity(index)}.lock", mode=0o666)
             try:
-                # Only while all are taken does anybody wait, and then a little at each.
-                lock.acquire(timeout=0 if place < count - 1 else _POLL_SECONDS)
+                # Only the last GPU of a round is worth waiting for: the others are locked.
+                lock.acquire(timeout=0 if offset < count - 1 else _POLL_SECONDS)
             except Timeout:
                 continue
             return index, lock
 
 
 def _identity(index: int) -> str:
-    """Name a GPU as every process on this machine does, whatever CUDA_VISIBLE_DEVICES says."""
+    """Return the UUID of a GPU, which does not depend on CUDA_VISIBLE_DEVICES."""
     return str(torch.cuda.get_device_properties(index).uuid)

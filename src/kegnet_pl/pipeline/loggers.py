@@ -1,4 +1,4 @@
-"""Loggers of a stage, from the configuration's ``logger`` group; Weights & Biases has one run a stage."""
+"""Loggers of a stage, from the ``logger`` group of the configuration; one Weights & Biases run per stage."""
 
 import json
 import os
@@ -15,13 +15,12 @@ from hydra.utils import instantiate
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from kegnet_pl.pipeline.store import Stage
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import UserError, first_line
 
 _RUN_FILE = "wandb.json"
-"""Where a stage remembers its W&B run: one that was broken off goes on with it."""
-
+"""File with the identifier of a stage's W&B run, which a resumed stage continues."""
 
 _OFFLINE = {"offline": True, "mode": "offline"}
 
@@ -30,7 +29,7 @@ ARTIFACTS = ("teacher", "compression", "generators", "student")
 
 
 def has_wandb_key() -> bool:
-    """Whether Weights & Biases could log in without asking."""
+    """Return True if Weights & Biases can log in without a prompt."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
@@ -48,17 +47,17 @@ def _default_server() -> str:
 
 @dataclass
 class Loggers:
-    """Makes the loggers of all stages of a run.
+    """Factory of the loggers of all stages of a run.
 
     Attributes:
         specifications: Logger name -> ``_target_`` and arguments.
-        run_folder: The run's folder: W&B files go there.
-        group: W&B group: the sweep, or else the pipeline.
-        label: What the W&B runs' names end with: data and student.
-        tags: Of all W&B runs.
+        run_folder: Folder of the run, for W&B files.
+        group: W&B group: the sweep, or otherwise the pipeline.
+        label: Suffix of the names of W&B runs: data and student.
+        tags: Tags of all W&B runs.
         hyperparameters: Resolved configuration to log.
-        tell: Shows a message to the user.
-        waited: Seconds spent on starting W&B runs, and on servers that did not answer: no work of any stage.
+        notify: Called with messages for the user.
+        waited: Seconds spent on starting W&B runs and waiting for servers, which count for no stage.
     """
 
     specifications: Mapping[str, Mapping[str, Any]]
@@ -67,7 +66,7 @@ class Loggers:
     label: str
     tags: Sequence[str]
     hyperparameters: Mapping[str, Any]
-    tell: Callable[[str], object]
+    notify: Callable[[str], object]
     waited: float = 0.0
     _wandb: dict[str, WandbLogger] = field(default_factory=dict)
     _unreachable: bool = False
@@ -95,7 +94,7 @@ class Loggers:
             folder: The stage's folder: csv and TensorBoard files go there.
 
         Returns:
-            One logger for each specification.
+            One logger per specification.
         """
         loggers: list[Logger] = []
         for key, specification in self.specifications.items():
@@ -117,9 +116,9 @@ class Loggers:
         first = self._wandb.get(key)
         options = {name: value for name, value in specification.items() if name != "artifacts"}
         if first is None:
-            # Without a key the client would ask for one; with WANDB_MODE the user has decided.
-            decided = "WANDB_MODE" in os.environ or "offline" in specification
-            offline = self._unreachable or (not decided and not has_wandb_key())
+            # Without a key the client would prompt for one; an explicit mode of the user has precedence.
+            explicit = "WANDB_MODE" in os.environ or "offline" in specification
+            offline = self._unreachable or (not explicit and not has_wandb_key())
             title = stage if stage == name else f"{stage} {name}"
             options |= {
                 "save_dir": str(self.run_folder),
@@ -128,7 +127,7 @@ class Loggers:
                 "job_type": stage,
                 "tags": [*self.tags, *(specification.get("tags") or [])],
                 "id": _run_id(folder) if rank() == 0 else None,
-                "reinit": "create_new",  # a run of the user's own stays what it is
+                "reinit": "create_new",  # leaves a run open that the user has started
                 **(_OFFLINE if offline else {}),
             }
             first = self._open(_build(options), options, folder)
@@ -137,7 +136,7 @@ class Loggers:
         return first
 
     def _open(self, logger: WandbLogger, options: Mapping[str, Any], folder: Path) -> WandbLogger:
-        """Start the run; without an answer from the server it is kept offline, like all that follow."""
+        """Start the run; if the server does not answer, keep this run and all later ones offline."""
         from wandb.errors import AuthenticationError, CommError, UsageError
 
         mode = os.environ.get("WANDB_MODE")
@@ -146,32 +145,31 @@ class Loggers:
             _ = logger.experiment
         except UsageError as error:
             raise UserError(
-                f"Expected a W&B run to start, but: {error} Or do without WANDB_MODE and logger.wandb.offline: "
-                f"runs are kept offline where there is no key."
+                f"Expected a W&B run to start, but got: {error} Or set neither WANDB_MODE nor logger.wandb.offline: "
+                f"runs are kept offline if there is no key."
             ) from error
         except (CommError, AuthenticationError) as error:
             self._unreachable = True
-            self.tell(
+            self.notify(
                 f"W&B does not answer ({first_line(error)}): runs are kept offline in "
                 f"{self.run_folder}/wandb; later: wandb sync FOLDER/wandb/offline-run-*"
             )
-            (folder / _RUN_FILE).unlink(missing_ok=True)  # the client holds on to the identifier
+            (folder / _RUN_FILE).unlink(missing_ok=True)  # the client reserves the identifier of the failed run
             logger = _build({**options, **_OFFLINE, "id": _run_id(folder)})
             _ = logger.experiment
         finally:
             self.waited += time.perf_counter() - start
-            # Lightning turns the whole process offline.
-            if mode is None:
+            if mode is None:  # Lightning sets the variable for the whole process
                 os.environ.pop("WANDB_MODE", None)
         return logger
 
     def show(self, stage: str, folder: Path, make: Callable[[], Mapping[str, Any]]) -> None:
-        """Log tables, pictures or histograms into the W&B runs of a stage.
+        """Log tables, pictures or histograms to the W&B runs of a stage.
 
         Args:
             stage: The stage.
             folder: Its folder.
-            make: Returns what to show by name, objects of wandb; called where there is a W&B logger alone.
+            make: Returns wandb objects by name; only called if there is a W&B logger.
         """
         if rank() != 0:
             return
@@ -180,12 +178,12 @@ class Loggers:
             logger.experiment.log(dict(make()))
 
     def finish(self, stage: Stage | None, parents: Sequence[Stage] = (), *, done: bool = False) -> None:
-        """Close the W&B runs of a stage: they end with it, not with the program.
+        """Close the W&B runs of a stage when it ends.
 
         Args:
-            stage: The finished stage, whose files become an artifact; None where there is none.
-            parents: The stages it was made from: the artifacts it has used.
-            done: Whether all went well without a stage; else it failed, or was stopped.
+            stage: The finished stage, whose files become an artifact; None if there is none.
+            parents: The stages that it read, whose artifacts it used.
+            done: True if the run succeeded without a stage; otherwise it failed or was stopped.
         """
         while self._wandb:
             key, logger = self._wandb.popitem()
@@ -193,11 +191,11 @@ class Loggers:
                 continue
             run = logger.experiment
             if stage is not None:
-                known = {
+                identity = {
                     "fingerprint": stage.fingerprint,
                     "parents": {parent.name: parent.fingerprint for parent in parents},
                 }
-                run.config.update(known, allow_val_change=True)
+                run.config.update(identity, allow_val_change=True)
                 run.summary.update({"seconds": stage.seconds})
                 if self.specifications[key].get("artifacts", True) and stage.name in ARTIFACTS:
                     _record_artifact(run, stage, parents)
@@ -207,30 +205,30 @@ class Loggers:
 def _build(specification: Mapping[str, Any], **options: Any) -> Any:
     logger = instantiate(dict(specification), **options, _convert_="all")
     if isinstance(logger, WandbLogger):
-        logger._wandb_init.pop("anonymous", None)  # Lightning always passes it, and the client warns of it
+        logger._wandb_init.pop("anonymous", None)  # Lightning always passes it, and the client warns about it
     return logger
 
 
 def _run_id(folder: Path) -> str:
-    """Return the identifier of a stage's W&B run: a new one, or that of the build that was broken off."""
+    """Return the identifier of a stage's W&B run: that of the interrupted build, or a new one."""
     path = folder / _RUN_FILE
     if path.exists():
         return str(json.loads(path.read_text())["id"])
     identifier = secrets.token_hex(4)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"id": identifier}) + "\n")
+    atomic_write(path, json.dumps({"id": identifier}) + "\n")
     return identifier
 
 
 def artifact_name(stage: Stage) -> str:
-    """Return the name of a stage's artifact: that of its folder."""
+    """Return the name of a stage's artifact, which is the name of its folder."""
     return f"{stage.name}-{stage.fingerprint}"
 
 
 def _record_artifact(run: Any, stage: Stage, parents: Sequence[Stage]) -> None:
-    """Log a stage's files, and which artifacts it was made from.
+    """Log a stage's files as an artifact, with the artifacts of its parents.
 
-    Offline the client refuses ``use_artifact``; the artifact's metadata and the run's configuration name the parents.
+    The client refuses ``use_artifact`` offline; the artifact's metadata and the run's configuration name the parents.
     """
     import wandb
 
@@ -248,6 +246,6 @@ def _record_artifact(run: Any, stage: Stage, parents: Sequence[Stage]) -> None:
         },
     )  # fmt: skip
     for path in sorted(path for path in stage.folder.iterdir() if path.is_file()):
-        # Finished stages do not change: no copy is made, which would lie outside the run's folder.
+        # Finished stages do not change, so wandb need not copy the file to a folder outside the run's.
         artifact.add_file(str(path), policy="immutable")
     run.log_artifact(artifact)

@@ -1,4 +1,4 @@
-"""Objects of the configuration: what a ``_target_`` builds, and the code that it depends on."""
+"""Objects of the configuration: instantiation of a ``_target_``, and a hash of its code."""
 
 import hashlib
 import inspect
@@ -16,7 +16,7 @@ from kegnet_pl.settings import ObjectiveTerm, Settings
 
 
 def plain(specification: Settings | Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as the configuration holds them."""
+    """Return settings as a plain dict, under the names of the configuration."""
     return specification.model_dump(by_alias=True) if isinstance(specification, Settings) else dict(specification)
 
 
@@ -24,7 +24,7 @@ def build(specification: Settings | Mapping[str, Any], **arguments: Any) -> Any:
     """Instantiate a ``_target_`` of the configuration.
 
     Raises:
-        ConfigError: If it does not exist or does not take its arguments.
+        ConfigError: If it does not exist or does not accept its arguments.
     """
     content = plain(specification)
     try:
@@ -32,12 +32,12 @@ def build(specification: Settings | Mapping[str, Any], **arguments: Any) -> Any:
     except InstantiationException as error:
         reason = error.__cause__ or error
         raise ConfigError(
-            f"Expected `{content.get('_target_')}` to be built from the settings, but: {reason}"
+            f"Expected to build `{content.get('_target_')}` from the settings, but got: {reason}"
         ) from error
 
 
 def build_objective(terms: Mapping[str, ObjectiveTerm]) -> GeneratorObjective:
-    """Return the weighted sum of losses that ``generator.objective`` describes."""
+    """Build the weighted sum of losses of ``generator.objective``."""
     return GeneratorObjective(
         {name: build(term.term) for name, term in terms.items()}, {name: term.weight for name, term in terms.items()}
     )
@@ -46,14 +46,14 @@ def build_objective(terms: Mapping[str, ObjectiveTerm]) -> GeneratorObjective:
 def code_of(*specifications: Any) -> dict[str, Any]:
     """Return hashes of the files that define the user's own ``_target_`` objects, for a fingerprint.
 
-    Their code can change while all settings stay. Installed packages, and ours, go by their versions, which a manifest
-    holds.
+    Their code can change while all settings stay the same. Installed packages, and this one, are identified by their
+    versions in the manifest.
 
     Args:
         specifications: Parts of the configuration.
 
     Returns:
-        ``{"code": {target: hash}}``; empty where everything is installed.
+        ``{"code": {target: hash}}``; empty if all targets are in installed packages.
     """
     targets = sorted({target for specification in specifications for target in _targets(specification)})
     files = {target: _source_file(target) for target in targets}
@@ -82,7 +82,7 @@ def _targets(specification: Any) -> Iterator[str]:
 
 def _source_file(target: str) -> Path | None:
     try:
-        found = inspect.getsourcefile(inspect.unwrap(get_object(target)))
-    except (ImportError, TypeError, ValueError, InstantiationException):  # built in, or missing: building it says so
+        file = inspect.getsourcefile(inspect.unwrap(get_object(target)))
+    except (ImportError, TypeError, ValueError, InstantiationException):  # built in, or missing: build() raises
         return None
-    return Path(found).resolve() if found is not None else None
+    return Path(file).resolve() if file is not None else None

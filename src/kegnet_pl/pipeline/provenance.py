@@ -1,4 +1,4 @@
-"""What made a result: versions, source, command."""
+"""Provenance of a result: versions, commit and command."""
 
 import platform
 import shlex
@@ -15,35 +15,35 @@ _PACKAGES = ("kegnet_pl", "torch", "torchvision", "pytorch-lightning", "tensorly
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result may depend on."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            result[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            result[package] = "not installed"
+    return result
 
 
 def git_state() -> dict[str, Any]:
-    """Return commit and dirty flag of the source that runs; None where it is no checkout."""
+    """Return commit and dirty flag of the running source; None outside a git checkout."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
+            process = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
-    # An installed package may lie inside somebody else's checkout: only tracked source has a commit.
+    # An installed package may lie inside another project's checkout: only tracked source has a commit.
     commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "store.py") is not None else None
     return {"commit": commit, "dirty": bool(git("status", "--porcelain")) if commit else None}
 
 
 def command_line(program: str = "kegnet_pl") -> str:
-    """Return the command that runs, as a shell takes it, without the folder of the interpreter or of the program.
+    """Return the current command in shell syntax, without the folder of the interpreter or of the program.
 
-    Of a job of a sweep: the command that runs this job alone, whichever process it is in.
+    For a job of a sweep, it is the command that runs only this job.
     """
     arguments = job_overrides() if in_sweep() else sys.argv[1:]
     return shlex.join(["python", "-m", program, *arguments])

@@ -1,4 +1,4 @@
-"""Finished stages on disk: fingerprint, lock, manifest, atomic publish, resume (HOUSE section 4)."""
+"""The store of finished stages: fingerprint, lock, manifest, atomic publication, resume (HOUSE section 4)."""
 
 import errno
 import hashlib
@@ -15,32 +15,31 @@ from typing import Any, Literal, get_args
 from filelock import FileLock, Timeout
 
 from kegnet_pl.pipeline.provenance import command_line, git_state, versions
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.costs import StageCosts
-from kegnet_pl.runtime.distributed import barrier, decide, decided, distributed, rank
+from kegnet_pl.runtime.distributed import barrier, distributed, rank, share_decision, shared_decision
 from kegnet_pl.runtime.errors import StoreError
-from kegnet_pl.runtime.memory import forget_peak_memory, peak_memory
+from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
 
 Resume = Literal["auto", "never", "require"]
 
 Build = Callable[[Path, StageCosts], Mapping[str, Any]]
-"""Computes a stage in a folder, adds to its costs, returns its metrics."""
+"""Function that computes a stage in a folder, adds to its costs and returns its metrics."""
 
 FORMAT = 2
-"""Version of what stages compute and write; a change makes all fingerprints new."""
-
+"""Version of the content of stages; a change makes all fingerprints new."""
 
 _KEYS = {"metrics", "seconds", "costs", "peak_memory", "config", "files"}
-"""What is read of a manifest."""
+"""Required keys of a manifest."""
 
 
 def fingerprint(stage: str, config: Mapping[str, Any], parents: Sequence[str]) -> str:
-    """Return what names a stage: a hash of all that its result depends on.
+    """Return the key of a stage: a hash of everything that its result depends on.
 
     Args:
         stage: Name of the stage.
         config: Its settings, without those that do not change the result (paths, devices, workers, loggers).
-        parents: Fingerprints of the stages it reads.
+        parents: Fingerprints of the stages that it reads.
     """
     content = json.dumps([FORMAT, stage, config, list(parents)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -52,10 +51,10 @@ class Stage:
 
     Attributes:
         name: Name of the stage.
-        fingerprint: What it depends on, hashed.
-        folder: Where its files lie.
+        fingerprint: Hash of everything that its result depends on.
+        folder: Folder of its files.
         manifest: Content of ``manifest.json``.
-        found: Whether it was finished before this run.
+        found: True if it was finished before this run.
     """
 
     name: str
@@ -66,38 +65,38 @@ class Stage:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the stage measured."""
+        """Metrics of the stage, by name."""
         metrics: dict[str, Any] = self.manifest["metrics"]
         return metrics
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds that made it, over all attempts; of one that was killed, up to its last epoch."""
+        """Wall-clock seconds of all attempts; a killed attempt counts up to its last epoch."""
         return float(self.manifest["seconds"])
 
 
 class Store:
     """A folder of finished stages; a stage is built once for all runs that need it.
 
-    A stage is built in a hidden folder and published by one rename, so what is visible is whole. An interrupted build
-    leaves its hidden folder, from which the next one goes on.
+    A stage is built in a hidden folder and published by one rename, so a visible stage is complete. An interrupted
+    build leaves its hidden folder, and the next build continues from it.
 
     Args:
-        root: The folder; created where it is missing.
-        resume: ``"auto"`` finds finished stages and goes on with begun ones, ``"never"`` builds all anew,
-            ``"require"`` refuses to build, so that a store that cannot be written will do.
-        tell: Called with messages for the user.
+        root: The folder; created if it is missing.
+        resume: ``"auto"`` uses finished stages and continues interrupted ones, ``"never"`` builds all stages again,
+            ``"require"`` refuses to build, and accepts a store that is read-only.
+        notify: Called with messages for the user.
 
     Raises:
         StoreError: If the folder cannot be written and stages may have to be built, or ``resume`` is unknown.
     """
 
-    def __init__(self, root: str | Path, resume: Resume = "auto", tell: Callable[[str], None] = print) -> None:
+    def __init__(self, root: str | Path, resume: Resume = "auto", notify: Callable[[str], None] = print) -> None:
         if resume not in get_args(Resume):
             raise StoreError(f"Expected `resume` to be one of {get_args(Resume)}, but got {resume!r}.")
         self.root = Path(root).absolute()
         self.resume = resume
-        self.tell = tell
+        self.notify = notify
         try:
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
             if not os.access(self.root / ".locks", os.W_OK) or not os.access(self.root, os.W_OK):
@@ -109,7 +108,7 @@ class Store:
             self._locks = False
 
     def _concerns_store(self, error: OSError) -> bool:
-        """Whether an error is about writing here, and not about something that a stage reads."""
+        """Return True if an error is about writing to the store, not about the input of a stage."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             return True
         inside = error.filename is not None and Path(os.fsdecode(error.filename)).absolute().is_relative_to(self.root)
@@ -117,10 +116,10 @@ class Store:
 
     def _unwritable(self, error: OSError) -> StoreError:
         choose = "Free some space, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
-        read = "" if self.resume == "require" else " If all that you need is in it, resume=require reads it only."
+        read_only = "" if self.resume == "require" else " To only read finished stages, set resume=require."
         return StoreError(
             f"Expected to write to the store {self.root}, but got: {error.strerror or error}. {choose} another folder "
-            f"with store=FOLDER. Finished stages are untouched; run the command again to go on.{read}"
+            f"with store=FOLDER. Finished stages are unchanged; run the command again to continue.{read_only}"
         )
 
     def get(
@@ -137,22 +136,22 @@ class Store:
         Args:
             stage: Name of the stage.
             config: Its settings (see :func:`fingerprint`).
-            parents: The stages it reads.
-            build: Called with the hidden folder and the stage's costs; writes files there, adds to these, and returns
-                metrics. What it finds there is from an interrupted build.
-            collective: Whether every rank calls ``build`` (it trains, and only rank 0 writes) or rank 0 alone.
+            parents: The stages that it reads.
+            build: Called with the hidden folder and the stage's costs. It writes files, adds to the costs and returns
+                metrics. Files that exist already are from an interrupted build.
+            collective: True if every rank calls ``build`` (all train, rank 0 writes); otherwise only rank 0 does.
 
         Raises:
             StoreError: If the stage is missing under ``resume="require"``, damaged, or cannot be written.
         """
-        mark = fingerprint(stage, config, [parent.fingerprint for parent in parents])
-        final = self.root / f"{stage}-{mark}"
+        key = fingerprint(stage, config, [parent.fingerprint for parent in parents])
+        final = self.root / f"{stage}-{key}"
         if rank() != 0:
-            if not decided(mark, final):
+            if not shared_decision(key, final):
                 if collective:
                     build(self._hidden(final), StageCosts())
                 barrier()
-            return self._load(stage, mark, final, found=False)
+            return self._load(stage, key, final, found=False)
 
         lock = FileLock(self.root / ".locks" / f"{final.name}.lock")
         try:
@@ -161,21 +160,21 @@ class Store:
                 hit = final.is_dir() and self.resume != "never"
                 if not hit and self.resume == "require":
                     raise StoreError(
-                        f"Expected the stage {stage!r} ({mark}) in the store {self.root}, since resume=require, but it "
-                        f"is not there. Run with resume=auto to build it, or check store=FOLDER."
+                        f"Expected the stage {stage!r} ({key}) in the store {self.root}, since resume=require, but it "
+                        f"is missing. Run with resume=auto to build it, or check store=FOLDER."
                     )
-                decide(mark, hit)
+                share_decision(key, hit)
                 if not hit:
-                    self._build(stage, mark, config, parents, build, final)
-                    if not distributed():  # ranks started from now on find it
-                        decide(mark, True)
+                    self._build(stage, key, config, parents, build, final)
+                    if not distributed():  # ranks that start later load the stage
+                        share_decision(key, True)
             finally:
                 lock.release()
         except OSError as error:
             if self._concerns_store(error):
                 raise self._unwritable(error) from error
             raise
-        return self._load(stage, mark, final, found=hit)
+        return self._load(stage, key, final, found=hit)
 
     def _hidden(self, final: Path) -> Path:
         return final.with_name(f".{final.name}.building")
@@ -188,14 +187,14 @@ class Store:
             lock.acquire(timeout=0)
         except Timeout:
             who = owner.read_text() if owner.exists() else "another process"
-            self.tell(f"Waiting for {who}, which is building {final.name}.")
+            self.notify(f"Waiting for {who}, which is building {final.name}.")
             lock.acquire()
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
 
     def _build(
         self,
         stage: str,
-        mark: str,
+        key: str,
         config: Mapping[str, Any],
         parents: Sequence[Stage],
         build: Build,
@@ -205,14 +204,14 @@ class Store:
         if self.resume == "never":
             shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir(exist_ok=True)
-        bill = hidden / "costs.json"
-        costs = StageCosts.load(bill)
-        forget_peak_memory()
-        with costs.billed(bill):
+        costs_file = hidden / "costs.json"
+        costs = StageCosts.load(costs_file)
+        reset_peak_memory()
+        with costs.recorded(costs_file):
             metrics = build(hidden, costs)
         manifest = {
             "stage": stage,
-            "fingerprint": mark,
+            "fingerprint": key,
             "format": FORMAT,
             "config": config,
             "parents": {parent.name: parent.fingerprint for parent in parents},
@@ -225,11 +224,11 @@ class Store:
             "command": command_line(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        bill.unlink(missing_ok=True)
+        costs_file.unlink(missing_ok=True)
         shutil.rmtree(hidden / "checkpoints", ignore_errors=True)
         manifest["files"] = {path.name: path.stat().st_size for path in sorted(hidden.iterdir()) if path.is_file()}
-        write_whole(hidden / "manifest.json", json.dumps(manifest, indent=2))
-        if final.exists():  # resume=never: the old one steps aside, then goes
+        atomic_write(hidden / "manifest.json", json.dumps(manifest, indent=2))
+        if final.exists():  # with resume=never
             old = final.with_name(f".{final.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
@@ -239,18 +238,19 @@ class Store:
             hidden.rename(final)
         barrier()
 
-    def _load(self, stage: str, mark: str, final: Path, found: bool) -> Stage:
+    def _load(self, stage: str, key: str, final: Path, found: bool) -> Stage:
         try:
             manifest = json.loads((final / "manifest.json").read_text())
             if not isinstance(manifest, dict) or not set(manifest) >= _KEYS:
                 raise ValueError("keys are missing in manifest.json")
             for name, size in manifest["files"].items():
                 if (final / name).stat().st_size != size:
-                    raise ValueError(f"{name} has another size than when it was made")
+                    raise ValueError(f"{name} does not have the size in the manifest")
         except (OSError, ValueError) as error:
-            what = f"manifest.json: {error}" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
+            unreadable = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+            reason = f"manifest.json: {error}" if unreadable else error
             raise StoreError(
-                f"Expected a whole stage in {final}, but it is damaged ({what}). Delete that "
-                f"folder and run the same command again."
+                f"Expected a complete stage in {final}, but it is damaged ({reason}). Delete that folder and run the "
+                f"same command again."
             ) from error
-        return Stage(stage, mark, final, manifest, found)
+        return Stage(stage, key, final, manifest, found)

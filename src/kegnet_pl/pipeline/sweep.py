@@ -1,4 +1,4 @@
-"""A sweep: what all its jobs have in common, what becomes of those that fail, and what is left when it ends.
+"""Sweeps: the folder and name that all jobs share, and the records of failed jobs.
 
 Hydra runs the jobs, one after another or through a launcher; this module imports nothing heavy.
 """
@@ -20,35 +20,34 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import FAILURE
 
 NAME_VARIABLE = "KEGNET_SWEEP"
-"""Environment variable that carries the sweep's name to its jobs, wherever a launcher starts them."""
+"""Environment variable that carries the sweep's name to its jobs, which a launcher may start elsewhere."""
 
 begun: Path | None = None
 """Folder of the sweep that this process has started."""
 
-
 ONE_PROCESS = (
-    "Expected one process a job in a sweep (-m), but got several: the processes of one job would start the whole sweep "
-    "again. Use trainer=gpu or trainer=cpu (jobs run side by side with hydra/launcher=joblib, each on a GPU of its "
-    "own), or run the jobs one by one without -m."
+    "Expected one process per job in a sweep (-m), but got several: the processes of one job would start the whole "
+    "sweep again. Use trainer=gpu or trainer=cpu (with hydra/launcher=joblib, jobs run in parallel, one per GPU), or "
+    "run the jobs one by one without -m."
 )
 
 
 class SweepCallback(Callback):
-    """Hydra's callback before it starts a run or a sweep (``hydra.callbacks.sweep``).
+    """Hydra callback that prepares a run or a sweep (``hydra.callbacks.sweep``).
 
-    Hydra only warns of exceptions here: what has to end the program leaves it.
+    Hydra turns exceptions of callbacks into warnings, so errors call ``sys.exit``.
     """
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
-        """See that the run's folder can be written: Hydra itself would answer with a traceback."""
+        """Check that the run's folder can be written; Hydra itself would print a traceback."""
         _make_folder(config, "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Remember where the sweep lies, and give it a name that is the same when it is started again."""
+        """Store the folder of the sweep, and set its name, which is the same for the same overrides."""
         global begun
         processes = OmegaConf.select(config, "trainer.devices")
         if isinstance(processes, int) and processes > 1:
@@ -67,8 +66,8 @@ def _make_folder(config: DictConfig, key: str) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         sys.exit(
-            f"\nError: Expected to write results to {folder}, but: {error.strerror or error}. Choose another folder "
-            f"with {key}=FOLDER, or run from one that can be written."
+            f"\nError: Expected to write results to {folder}, but got: {error.strerror or error}. Choose another "
+            f"folder with {key}=FOLDER, or run the command in a folder that can be written."
         )
 
 
@@ -82,24 +81,24 @@ def sweep_name(overrides: Sequence[str]) -> str:
 
 
 def _is_sweep(override: str) -> bool:
-    """Whether an override has several values: a comma outside brackets and quotes, or a function such as range()."""
+    """Return True if an override has several values: a comma outside brackets and quotes, or a call like range()."""
     value = override.partition("=")[2]
     bare = re.sub(r"\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"", "", value)
     return "," in bare or re.match(r"(choice|range|interval|glob)\(", bare) is not None
 
 
 def in_sweep() -> bool:
-    """Whether this process runs a job of a sweep."""
+    """Return True if this process runs a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def job_number() -> int:
-    """Return the number of the job that runs, from 0."""
+    """Return the number of the current job, from 0."""
     return int(HydraConfig.get().job.num)
 
 
 def job_overrides() -> list[str]:
-    """Return the command line of the job that runs, with the names of variables and not their values."""
+    """Return the overrides of the current job, with interpolations unresolved."""
     return _as_written(HydraConfig.get().overrides.task)
 
 
@@ -109,29 +108,29 @@ def _as_written(overrides: Any) -> list[str]:
 
 
 def jobs_share_the_terminal() -> bool:
-    """Whether other jobs may write at the same time."""
+    """Return True if other jobs may write to the terminal at the same time."""
     return not str(HydraConfig.get().launcher["_target_"]).endswith(".BasicLauncher")
 
 
 def record_failure(folder: Path, error: Exception, expected: bool) -> None:
-    """Leave the reason in the folder of a run, for reports; of a job of a sweep also show it, as the sweep goes on.
+    """Write the error of a run to its folder, for reports; print that of a sweep's job, since the sweep continues.
 
     Args:
-        folder: The run's or the job's.
-        error: What was raised.
-        expected: Whether it says all by itself, so that a traceback would only hide it.
+        folder: Folder of the run or the job.
+        error: The exception.
+        expected: True if its message is complete without a traceback.
     """
     overrides = job_overrides()
     reason = str(error) if expected else f"{type(error).__name__}: {error}"
     trace = "".join(traceback.format_exception(error))
     number = job_number() if in_sweep() else None
     content = {"job": number, "overrides": overrides, "error": reason, "traceback": trace}
-    with suppress(OSError):  # a full disk may be what is told
+    with suppress(OSError):  # the error may be a full disk
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / FAILURE, json.dumps(content, indent=2) + "\n")
+        atomic_write(folder / FAILURE, json.dumps(content, indent=2) + "\n")
     if number is None:
         return
     (folder / "results.json").unlink(missing_ok=True)  # of an earlier sweep in the same folder
     sys.stdout.flush()
-    shown = reason if expected and not os.environ.get("HYDRA_FULL_ERROR") else trace
-    print(f"Job {number} ({' '.join(overrides)}) failed: {shown}", file=sys.stderr, flush=True)  # noqa: T201
+    details = reason if expected and not os.environ.get("HYDRA_FULL_ERROR") else trace
+    print(f"Job {number} ({' '.join(overrides)}) failed: {details}", file=sys.stderr, flush=True)  # noqa: T201

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from kegnet_pl import __version__
 from kegnet_pl.reporting.style import to_svg
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 
 
 def _template(name: str) -> str:
@@ -45,7 +45,7 @@ def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[s
     """
     text = _ENVIRONMENT.get_template(template).render(title=title, sections=sections, version=__version__, **values)
     text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)  # a number and its unit stay on one line
-    write_whole(path, text)
+    atomic_write(path, text)
     return path
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.sources.registry import find_builtin
 
 
@@ -96,5 +96,5 @@ class Row:
 
 
 def write_results(rows: Sequence[Row], path: Path) -> None:
-    """Write rows as JSON, atomically."""
-    write_whole(path, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    """Write rows as JSON, whole or not at all."""
+    atomic_write(path, json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -19,7 +19,7 @@ from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.style import house_style, looks_of
 from kegnet_pl.reporting.summary import summarize
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import UserError
 
 STAGES = "stages.json"
@@ -50,7 +50,7 @@ class StageFolders:
             for method, stages in self.networks.items()
         }
         content = {"config": self.config, "networks": networks}
-        write_whole(run_folder / STAGES, json.dumps(content, indent=2) + "\n")
+        atomic_write(run_folder / STAGES, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def read(cls, run_folder: Path) -> "StageFolders | None":

@@ -15,7 +15,7 @@ from kegnet_pl.reporting.style import house_style
 from kegnet_pl.reporting.summary import Point, summarize
 from kegnet_pl.reporting.sweep_page import describe, format_mean, write_sweep_page
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.training.progress import make_console, shown, tell_offline
 
@@ -89,7 +89,7 @@ def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
     ]
     out.mkdir(parents=True, exist_ok=True)
     as_json, as_csv = out / "results.json", out / "results.csv"
-    write_whole(as_json, json.dumps(records, indent=2) + "\n")
+    atomic_write(as_json, json.dumps(records, indent=2) + "\n")
     flat = [dict(_flat(record | {"source": record["source"] or {}})) for record in records]
     with as_csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for record in flat for key in record)))

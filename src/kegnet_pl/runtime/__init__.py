@@ -1,1 +1,1 @@
-"""What every other package builds on: seeds, devices, processes, files, errors, costs."""
+"""Foundations of all other packages: seeds, devices, processes, files, errors and costs."""

@@ -1,10 +1,10 @@
-"""Files that are there whole or not at all, whenever a run is killed."""
+"""Atomic writes: a killed process leaves the old file or the new one, never a part."""
 
 from pathlib import Path
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place, then move it there.
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, then rename it.
 
     Args:
         path: The file; an older one is replaced.

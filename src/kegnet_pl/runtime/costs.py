@@ -1,4 +1,4 @@
-"""What a stage costs: seconds by kind of work, samples made, answers of the teacher."""
+"""The costs of a stage: seconds by kind of work, generated samples, forward passes of the teacher."""
 
 import json
 import time
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 
 Work = Literal[
     "teacher_training", "compression", "generator_training", "drawing", "labelling", "student_training", "evaluation"
 ]
-"""Kinds of work; what is none of them (start-up, pictures, writing) is ``other``."""
+"""Kinds of work; the rest (start-up, pictures, writing) counts as ``other``."""
 
 KINDS: tuple[Work, ...] = get_args(Work)
 
@@ -23,47 +23,46 @@ class StageCosts:
     """The costs of one stage, over all attempts to build it.
 
     Attributes:
-        seconds: Wall-clock seconds by kind of work. Accuracy that is measured while a network trains is
-            ``evaluation``, too, never training.
-        total: Wall-clock seconds in all.
-        samples_made: Samples that generators, or a source of noise, have made: in training, and for students.
-        teacher_forwards: Samples that the teacher has answered to.
+        seconds: Wall-clock seconds by kind of work. Accuracy measured during training counts as ``evaluation``.
+        total: Wall-clock seconds in total.
+        samples_made: Samples from generators or from a noise source, in training and for students.
+        teacher_forwards: Samples in all forward passes of the teacher.
     """
 
     seconds: dict[Work, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
     total: float = 0.0
     samples_made: int = 0
     teacher_forwards: int = 0
-    _bill: Path | None = field(default=None, init=False, repr=False, compare=False)
+    _file: Path | None = field(default=None, init=False, repr=False, compare=False)
     _since: float = field(default=0.0, init=False, repr=False, compare=False)
 
     @contextmanager
-    def billed(self, path: Path) -> Iterator[None]:
-        """Count the seconds inside the context, and keep all costs in a file that outlives an attempt.
+    def recorded(self, path: Path) -> Iterator[None]:
+        """Count the seconds inside the context, and record all costs in a file.
 
-        The file is brought up to date by :meth:`keep` and at the end: an attempt that is killed loses what it has cost
-        since the last time.
+        :meth:`keep` updates the file, and so does the end of the context. A killed attempt loses its costs since the
+        last update.
         """
-        self._bill, self._since = path, time.perf_counter()
+        self._file, self._since = path, time.perf_counter()
         try:
             yield
         finally:
             self.keep()
-            self._bill = None
+            self._file = None
 
     def keep(self) -> None:
-        """Bring the file of :meth:`billed` up to date; without one, do nothing."""
-        if self._bill is None:
+        """Update the file of :meth:`recorded`; outside that context, do nothing."""
+        if self._file is None:
             return
         now = time.perf_counter()
         self.total += now - self._since
         self._since = now
-        kept = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        write_whole(self._bill, json.dumps(kept))
+        content = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        atomic_write(self._file, json.dumps(content))
 
     @contextmanager
     def measure(self, work: Work) -> Iterator[None]:
-        """Add the seconds inside the context to a kind of work, also where it ends in an exception."""
+        """Add the seconds inside the context to a kind of work, even if it ends in an exception."""
         start = time.perf_counter()
         try:
             yield
@@ -72,18 +71,18 @@ class StageCosts:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Go on with what an interrupted attempt has cost; a missing file costs nothing."""
+        """Return the costs that an interrupted attempt recorded; zero if there is no file."""
         return cls(**json.loads(path.read_text())) if path.exists() else cls()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a manifest holds: all kinds of work, and ``other``, to the millisecond."""
+        """Return the costs for a manifest: all kinds of work, and ``other``, to the millisecond."""
         seconds: dict[str, float] = {work: round(value, 3) for work, value in self.seconds.items()}
         seconds["other"] = max(0.0, round(self.total - sum(seconds.values()), 3))
         return {"seconds": seconds, "samples_made": self.samples_made, "teacher_forwards": self.teacher_forwards}
 
 
 def add_up(manifests: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the costs of several stages: sums, and the highest peaks of memory, in megabytes."""
+    """Return the sums of the costs of several stages, and the highest peaks of memory, in megabytes."""
     parts = [manifest["costs"] for manifest in manifests]
     peaks = [manifest["peak_memory"] for manifest in manifests]
     return {

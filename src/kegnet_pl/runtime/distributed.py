@@ -1,4 +1,4 @@
-"""Several processes that do the same: which one this is, and what rank 0 tells the others."""
+"""Distributed processes: rank, barrier, and the decisions that rank 0 shares with the other ranks."""
 
 import json
 import os
@@ -9,41 +9,51 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 _DECISIONS = "KEGNET_STAGES"
-"""Environment variable by which the main process tells the processes it starts what it found in the store."""
+"""Environment variable that carries decisions from the main process to the processes that it starts."""
 
 
 def rank() -> int:
-    """Return the rank of this process, 0 for the one that writes and speaks."""
+    """Return the rank of this process; rank 0 writes files and messages."""
     return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 def distributed() -> bool:
-    """Whether the processes are connected by now."""
+    """Return True if the process group is initialised."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def barrier() -> None:
-    """Wait for the other processes, if there are any."""
+    """Wait for the other processes of the group, if there is one."""
     if distributed():
         torch.distributed.barrier()
 
 
-def decide(mark: str, hit: bool) -> None:
-    """Rank 0 tells the other ranks, running or yet to be started, whether a stage is there."""
+def share_decision(key: str, hit: bool) -> None:
+    """Share from rank 0 if a stage is finished, with ranks that run or that start later.
+
+    Args:
+        key: Fingerprint of the stage.
+        hit: True if the stage is finished.
+    """
     if distributed():
         torch.distributed.broadcast_object_list([hit], src=0)
     else:
-        known = json.loads(os.environ.get(_DECISIONS, "{}"))
-        os.environ[_DECISIONS] = json.dumps(known | {mark: hit})
+        decisions = json.loads(os.environ.get(_DECISIONS, "{}"))
+        os.environ[_DECISIONS] = json.dumps(decisions | {key: hit})
 
 
-def decided(mark: str, final: Path) -> bool:
-    """Other ranks ask what rank 0 found."""
-    known = json.loads(os.environ.get(_DECISIONS, "{}"))
-    if mark in known:
-        return bool(known[mark])
+def shared_decision(key: str, final: Path) -> bool:
+    """Return, on another rank, the decision that rank 0 shared.
+
+    Args:
+        key: Fingerprint of the stage.
+        final: Folder of the finished stage, which decides if nothing was shared.
+    """
+    decisions = json.loads(os.environ.get(_DECISIONS, "{}"))
+    if key in decisions:
+        return bool(decisions[key])
     if distributed():
-        answer: list[Any] = [None]
-        torch.distributed.broadcast_object_list(answer, src=0)
-        return bool(answer[0])
+        values: list[Any] = [None]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return bool(values[0])
     return final.is_dir()

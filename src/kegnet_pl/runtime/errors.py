@@ -1,19 +1,19 @@
-"""Errors that the user can mend: the command line prints their message without a traceback."""
+"""Errors that the user can fix: the command line prints their messages without a traceback."""
 
 from collections.abc import Mapping
 from typing import Any
 
 FAILURE = "failure.json"
-"""File in which a failed job of a sweep leaves its error."""
+"""File with the error of a failed run or job."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind where it has none."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 class UserError(Exception):
-    """Something the user can mend; the message says what is wrong and what to do next."""
+    """An error that the user can fix; the message says what is wrong and what to do."""
 
 
 class ConfigError(UserError):
@@ -21,22 +21,22 @@ class ConfigError(UserError):
 
 
 class WeightsError(UserError):
-    """A weight file is missing, damaged or of another network."""
+    """A weight file is missing, damaged or from another network."""
 
 
 class DivergedError(UserError):
-    """Training has left the numbers that a network can hold."""
+    """Training has diverged to NaN or infinite values."""
 
 
 class StoreError(UserError):
-    """The store cannot be read or written, or holds less than was required."""
+    """The store cannot be read or written, or a required stage is missing."""
 
 
 class SettingsMismatchError(ValueError):
-    """Settings do not fit a network; the error knows which values would.
+    """Settings do not fit a network; the error holds values that fit.
 
     Args:
-        message: What is wrong, with a full stop.
+        message: Description of the problem, with a full stop.
         remedy: Name of a setting -> a value that fits.
     """
 
@@ -46,14 +46,14 @@ class SettingsMismatchError(ValueError):
         self.remedy = dict(remedy)
 
     def __str__(self) -> str:
-        """Return the message for a caller in Python."""
+        """Return the message for a Python caller."""
         return f"{self.message} Set {', '.join(f'{name}={value!r}' for name, value in self.remedy.items())}."
 
     def for_command_line(self, group: str) -> str:
         """Return the message for the command line.
 
         Args:
-            group: The group of settings, such as ``student``.
+            group: Group of the settings, such as ``student``.
         """
         overrides = " ".join(f"{group}.{name}={value}" for name, value in self.remedy.items())
         return f"{self.message} Set {overrides}."

@@ -1,4 +1,4 @@
-"""Random numbers: one independent stream for every purpose, and a seed for code that uses the global streams."""
+"""Random numbers: one independent stream for each purpose, and seeds for the global streams."""
 
 import hashlib
 import random
@@ -10,30 +10,30 @@ import torch
 
 
 def derive_seed(seed: int, purpose: str, *indices: int) -> int:
-    """Derive a seed by hashing, so that streams neither overlap nor depend on what else is drawn.
+    """Derive a seed by hashing, so that streams neither overlap nor depend on each other.
 
     Args:
         seed: The run's seed.
-        purpose: What the numbers are for, such as ``"noise"``.
-        indices: Rank, epoch, index of a generator: whatever tells streams of one purpose apart.
+        purpose: Purpose of the numbers, such as ``"noise"``.
+        indices: Rank, epoch or index of a generator, to separate streams of one purpose.
 
     Returns:
-        A whole number in [0, 2**63).
+        An integer in [0, 2**63).
     """
     digest = hashlib.sha256(":".join(map(str, (seed, purpose, *indices))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def stream(seed: int, purpose: str, *indices: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a random generator for one purpose (see :func:`derive_seed`)."""
+    """Return a random number generator for one purpose (see :func:`derive_seed`)."""
     return torch.Generator(device).manual_seed(derive_seed(seed, purpose, *indices))
 
 
 @contextmanager
 def seeded(seed: int, purpose: str, *indices: int) -> Iterator[None]:
-    """Seed the global streams of Python, NumPy and torch for a while; afterwards they are as they were.
+    """Seed the global streams of Python, NumPy and torch within the context; their states are restored.
 
-    Networks draw their first weights from these streams.
+    Networks draw their initial weights from these streams.
 
     Args:
         seed: The run's seed.

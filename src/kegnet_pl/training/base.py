@@ -186,8 +186,8 @@ class TrainingModule(GraphedModule):
         if self.names is not None:
             named = zip(self.names, self.means, strict=True)
             metrics = {f"{network}/{name}": value for network, means in named for name, value in means.items()}
-            for logger in self.trainer.loggers:
-                logger.log_metrics(metrics | {"epoch": self.current_epoch}, step=self.global_step)
+            for logger in self.trainer.loggers:  # at the step that Lightning logs an epoch at
+                logger.log_metrics(metrics | {"epoch": self.current_epoch}, step=self.global_step - 1)
                 logger.save()
 
     def _add_up(self, values: Tensor) -> Tensor:

@@ -126,8 +126,8 @@ def test_evbmf_on_one_side() -> None:
 def test_what_cannot_be_factorised_is_left_alone_with_a_reason() -> None:
     result = _apply(Rule("*", 1), when_larger="compress")
 
-    assert _row(result, "depthwise").note == "left alone: grouped convolution (groups=12)"
-    assert _row(result, "up").note == "left alone: ConvTranspose2d cannot be factorised here"
+    assert _row(result, "depthwise").note == "unchanged: grouped convolution (groups=12)"
+    assert _row(result, "up").note == "unchanged: ConvTranspose2d cannot be factorised here"
     for name in ("depthwise", "up"):
         row = _row(result, name)
         assert row.ranks is None
@@ -137,7 +137,7 @@ def test_what_cannot_be_factorised_is_left_alone_with_a_reason() -> None:
 
 def test_what_no_rule_names_is_left_alone_with_a_reason() -> None:
     result = _apply(Rule("blocks.*", 1))
-    assert {row.note for row in result.report.rows if row.ranks is None} == {"left alone: no rule names it"}
+    assert {row.note for row in result.report.rows if row.ranks is None} == {"unchanged: no rule matches it"}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_layer_that_would_grow_is_kept_with_a_reason(layer: str, ranks: tuple[
     row = _row(result, layer)
 
     assert row.ranks is None
-    assert row.note == f"left alone: ranks in {ranks[0]}, out {ranks[1]} would add {larger} parameters or save none"
+    assert row.note == f"unchanged: ranks in {ranks[0]}, out {ranks[1]} would add {larger} parameters or save none"
     assert equal(tensors(result.network), tensors(network))
 
 
@@ -285,7 +285,7 @@ def test_weights_that_are_not_finite_are_refused_by_name() -> None:
     with torch.no_grad():
         next(network.parameters())[0] = float("nan")
     name = next(name for name, _ in network.named_parameters())
-    with pytest.raises(ValueError, match=rf"finite weights, but there are NaN or infinite ones in {name}\."):
+    with pytest.raises(ValueError, match=rf"finite weights, but got NaN or infinite ones in {name}\."):
         CompressionPlan([Rule("*", 2)]).apply(network, (3, 9, 9))
 
 
@@ -304,7 +304,7 @@ def test_layers_of_a_transformer_encoder_are_left_alone() -> None:
     network = nn.Sequential(encoder, nn.Flatten(), nn.Linear(40, 30)).eval()
     report = CompressionPlan([Rule("*", 2)]).apply(network, (5, 8)).report
     notes = {row.layer: row.note for row in report.rows}
-    assert "TransformerEncoderLayer reads its weight itself" in notes["0.linear1"]
+    assert "TransformerEncoderLayer reads its weight directly" in notes["0.linear1"]
     assert set(report.ranks) == {"2"}
 
 
@@ -317,8 +317,8 @@ class _Reader(nn.Module):
         return x @ self.fc.weight
 
 
-def test_a_network_that_reads_weights_itself_is_told() -> None:
+def test_refuses_a_network_that_reads_weights_directly() -> None:
     with pytest.raises(
-        ValueError, match=r"_Reader failed once they were factorised.*Leave those layers out of `rules`"
+        ValueError, match=r"_Reader failed after they were factorised.*Leave those layers out of `rules`"
     ):
         CompressionPlan([Rule("*", 1)]).apply(_Reader(), (6,))

@@ -224,5 +224,5 @@ def test_nothing_to_factorise() -> None:
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4))
     with pytest.raises(ValueError, match=r"layers that can be factorised, to reach target=2\.0, but found none"):
         CompressionPlan([Rule("*", "target")], 2.0).apply(grouped, (4, 8, 8))
-    with pytest.raises(ValueError, match="it has none to compress"):
+    with pytest.raises(ValueError, match="dense layers, but it has none"):
         CompressionPlan([Rule("*", 1)]).apply(nn.Sequential(nn.ReLU()), (3,))

@@ -203,7 +203,7 @@ def test_ranks_out_of_range_are_refused(layer: nn.Conv2d | nn.Linear, ranks: tup
 
 
 def test_grouped_convolutions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"groups=1, but got Conv2d\(.*groups=2.*leave grouped ones alone"):
+    with pytest.raises(ValueError, match=r"groups=1, but got Conv2d\(.*groups=2.*Leave it out of the rules"):
         factorise(nn.Conv2d(6, 8, 3, groups=2), (2, 2))
 
 

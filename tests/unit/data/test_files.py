@@ -60,7 +60,7 @@ def test_wider_numbers_are_taken(tmp_path: Path) -> None:
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
     data = _data(test=_write(tmp_path / "test.npz", *_tensors()))
-    with pytest.raises(ValueError, match=r"a split 'val' of the data set 'mine', but it has test\..*selection=real"):
+    with pytest.raises(ValueError, match=r"a split 'val' of the data set 'mine', but got test\..*selection=real"):
         data.part("val")
 
 
@@ -77,8 +77,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: (x.byte(), y), "floating-point samples .* but x is torch.uint8"),
-        (lambda x, y: (x, y.float()), r"classes \(N,\), whole numbers from 0, .* torch.float32 \(6,\)"),
+        (lambda x, y: (x.byte(), y), "floating-point samples .* but got torch.uint8"),
+        (lambda x, y: (x, y.float()), r"classes \(N,\), integers from 0, .* torch.float32 \(6,\)"),
         (lambda x, y: (x, torch.eye(6).long()), r"classes \(N,\), .* torch.int64 \(6, 6\)"),
         (lambda x, y: (x * float("nan"), y), "finite samples in float32 in the test split"),
         (lambda x, y: (x, y + 1), "classes 0 to 2 in data set 'mine', but got 1 to 3"),

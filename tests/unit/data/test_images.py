@@ -125,7 +125,7 @@ def test_missing_labels(tmp_path: Path, file: str) -> None:
 def test_truncated_file(tmp_path: Path, part: str, kind: str, size: int) -> None:
     path = write_idx(tmp_path, "MNIST") / f"{part}-{kind}-ubyte"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"whole mnist files.*cannot be read.*data\.download=true") as caught:
+    with pytest.raises(ValueError, match=r"complete mnist files.*cannot be read.*data\.download=true") as caught:
         _open("mnist", tmp_path).setup()
     assert str(tmp_path) in str(caught.value)
 
@@ -141,7 +141,7 @@ def test_other_numbers_of_images_and_labels(tmp_path: Path) -> None:
     ("declared", "message"),
     [
         ({"classes": 9}, "classes 0 to 8"),
-        ({"input_shape": (3, 32, 32), "mean": [0.25] * 3, "std": [0.5] * 3}, "which is grey"),
+        ({"input_shape": (3, 32, 32), "mean": [0.25] * 3, "std": [0.5] * 3}, "for the grey images of"),
     ],
 )
 def test_another_declaration_is_refused(tmp_path: Path, declared: dict[str, Any], message: str) -> None:

@@ -38,5 +38,5 @@ def test_gradcheck() -> None:
 
 def test_needs_the_decoder() -> None:
     assert DecoderLoss.uses_decoder
-    with pytest.raises(ValueError, match=r"`z_decoded`.*got None: run a decoder on `x` first"):
+    with pytest.raises(ValueError, match=r"`z_decoded`.*got None\. Run a decoder on `x` first"):
         DecoderLoss()(replace(random_batch(), z_decoded=None))

@@ -128,7 +128,7 @@ def test_watch_compiles_as_one_graph() -> None:
 
 @pytest.mark.parametrize("network", [LeNet5(1, 10), nn.BatchNorm1d(3, track_running_stats=False)])
 def test_watch_needs_stored_statistics(network: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"stored statistics, but it has none: .*generator\.objective\.statistics"):
+    with pytest.raises(ValueError, match=r"stored statistics, but it has none\. .*generator\.objective\.statistics"):
         BatchNormMoments(network)
 
 

@@ -10,8 +10,13 @@ import pytest
 import torch
 
 from kegnet_pl.pipeline import gpus, sweep
+<<<<<<< HEAD
+=======
+from kegnet_pl.pipeline.context import find_run_device
+from kegnet_pl.settings import TrainerSettings
+>>>>>>> main
 
-GPU = {"trainer": {"accelerator": "gpu"}}
+GPU = TrainerSettings(accelerator="gpu")
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def test_each_job_has_its_own_and_the_next_waits(two_gpus: None, tmp_path: Path)
 def test_nothing_is_chosen_without_a_sweep_or_on_a_cpu(
     two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with gpus.one_gpu({"trainer": {"accelerator": "cpu"}}, tmp_path) as index:
+    with gpus.one_gpu(TrainerSettings(), tmp_path) as index:
         assert index is None
     monkeypatch.setattr(sweep, "in_sweep", lambda: False)
     with gpus.one_gpu(GPU, tmp_path) as index:
@@ -59,6 +64,16 @@ def test_a_gpu_is_free_again_after_a_failure(two_gpus: None, tmp_path: Path) -> 
         assert index == 1
 
 
+<<<<<<< HEAD
+=======
+def test_drawing_and_evaluation_use_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_run_device(GPU, 1) == torch.device("cuda", 1)
+    assert find_run_device(GPU, None) == torch.device("cuda", 0)
+
+
+>>>>>>> main
 def test_locks_are_for_all_users(two_gpus: None, tmp_path: Path) -> None:
     with gpus.one_gpu(GPU, tmp_path / "locks"):
         assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o1777

@@ -51,7 +51,7 @@ def _loggers(specifications: dict[str, Any], folder: Path, told: list[str] | Non
         label="digits option1, seed 3",
         tags=["digits", "option1"],
         hyperparameters={"seed": 3, "student": {"epochs": 8}},
-        tell=(told if told is not None else []).append,
+        notify=(told if told is not None else []).append,
     )
 
 
@@ -219,7 +219,7 @@ def test_wandb_mode_is_the_users_decision(monkeypatch: pytest.MonkeyPatch, mode:
 def test_online_without_a_key_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match=r"wandb login.*kept offline where there is no key"):
+    with pytest.raises(UserError, match=r"wandb login.*kept offline if there is no key"):
         _loggers({"wandb": WANDB}, tmp_path, []).make("student", "kegnet", tmp_path / "stage")
 
 

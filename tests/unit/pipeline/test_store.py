@@ -215,7 +215,7 @@ def test_full_disk_at_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "write_whole", fail)
+        patch.setattr(store_module, "atomic_write", fail)
         with pytest.raises(StoreError, match="No space left"):
             _get(tmp_path, Builder())
     assert _visible(tmp_path) == []
@@ -268,10 +268,10 @@ def test_store_that_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr(Path, "mkdir", _forbidden)
-    with pytest.raises(StoreError, match=r"Permission denied.*resume=require reads it only\.$"):
+    with pytest.raises(StoreError, match=r"Permission denied.*set resume=require\.$"):
         Store(tmp_path)
     assert _get(tmp_path, Builder(), resume="require") == made
-    with pytest.raises(StoreError, match="since resume=require, but it is not there"):
+    with pytest.raises(StoreError, match="since resume=require, but it is missing"):
         _get(tmp_path, Builder(), {"lr": 1}, resume="require")
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(StoreError, match="write to the store"):
@@ -286,7 +286,7 @@ def _forbidden(path: Path, *_: Any, **__: Any) -> None:
 def test_damaged_manifest(tmp_path: Path, content: str | None) -> None:
     path = _get(tmp_path, Builder()).folder / "manifest.json"
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(StoreError, match=r"whole stage in .*manifest\.json.*Delete") as caught:
+    with pytest.raises(StoreError, match=r"complete stage in .*manifest\.json.*Delete") as caught:
         _get(tmp_path, Builder())
     assert str(path.parent) in str(caught.value)
 

@@ -8,7 +8,7 @@ import pytest
 from kegnet_pl.runtime.costs import KINDS, StageCosts, add_up
 
 
-def test_measures_also_what_is_broken_off() -> None:
+def test_measures_work_that_fails() -> None:
     costs = StageCosts()
     with pytest.raises(KeyboardInterrupt), costs.measure("drawing"):
         time.sleep(0.02)
@@ -17,27 +17,27 @@ def test_measures_also_what_is_broken_off() -> None:
     assert all(costs.seconds[work] == 0 for work in KINDS if work != "drawing")
 
 
-def test_goes_on_where_an_interrupted_attempt_stopped(tmp_path: Path) -> None:
-    bill = tmp_path / "costs.json"
-    costs = StageCosts.load(bill)
+def test_an_interrupted_attempt_leaves_its_costs(tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    costs = StageCosts.load(file)
     costs.keep()
-    assert not bill.exists(), "there is no bill yet"
-    with pytest.raises(KeyboardInterrupt), costs.billed(bill):
+    assert not file.exists(), "there is no file yet"
+    with pytest.raises(KeyboardInterrupt), costs.recorded(file):
         costs.seconds["labelling"], costs.samples_made, costs.teacher_forwards = 1.5, 10, 20
         time.sleep(0.02)
         costs.keep()
-        killed = StageCosts.load(bill)
+        killed = StageCosts.load(file)
         assert killed == costs
         assert 0.02 <= killed.total < 1
         costs.seconds["drawing"] = 0.5
         time.sleep(0.02)
         raise KeyboardInterrupt
-    stopped = StageCosts.load(bill)
+    stopped = StageCosts.load(file)
     assert stopped == costs != killed
     assert killed.total + 0.02 <= stopped.total < 1
-    with stopped.billed(bill):
+    with stopped.recorded(file):
         time.sleep(0.02)
-    assert StageCosts.load(bill).total >= costs.total + 0.02
+    assert StageCosts.load(file).total >= costs.total + 0.02
     assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
 
 

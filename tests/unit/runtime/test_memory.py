@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from kegnet_pl.runtime import memory
-from kegnet_pl.runtime.memory import forget_peak_memory, peak_memory
+from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 
@@ -31,7 +31,7 @@ def test_peaks_are_counted_from_a_moment_on() -> None:
     block = bytearray(200 << 20)
     with_block = peak_memory()["host_mb"]
     del block
-    forget_peak_memory()
+    reset_peak_memory()
     assert peak_memory()["host_mb"] < with_block - 150
 
 

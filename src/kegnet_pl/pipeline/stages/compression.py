@@ -12,7 +12,7 @@ from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, code_of
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.reporting.wandb import compression_table
-from kegnet_pl.runtime.atomic_files import write_whole
+from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import CompressionSettings
@@ -47,7 +47,7 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Any:
         context.network(teacher), context.input_shape, plan.target, rules=make_rules(plan), when_larger=plan.when_larger
     )
     save_network(compressed.network, folder, "network", context.settings.teacher.network, compressed.report.ranks)
-    write_whole(folder / "compression.json", json.dumps(compressed.report.to_dict(), indent=2))
+    atomic_write(folder / "compression.json", json.dumps(compressed.report.to_dict(), indent=2))
     context.loggers.show("compression", folder, lambda: {"layers": compression_table(compressed.report)})
     return compressed.network
 
