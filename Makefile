@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-all lint format types check bench notebooks reproduce reproduce-smoke clean
+.PHONY: help install demo test test-all lint format types check settings bench notebooks reproduce reproduce-smoke clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ types: $(READY) ## Check types (not of tests)
 	$(BIN)/mypy
 
 check: lint types test ## What CI runs
+
+settings: $(READY) ## Write the reference page of all settings: docs/settings.md
+	$(BIN)/python -m kegnet_pl.settings > docs/settings.md
 
 notebooks: $(READY) ## Run the notebooks again, and keep what they show
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

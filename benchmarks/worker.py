@@ -148,12 +148,12 @@ def _bare_steps(case: Case, task: Task) -> Callable[[], None]:
     module.on_fit_start()
     optimizer = build(case.settings.generator.optimizer)(module.trained_parameters(), fused=True)
 
-    def differentiate(batch: Any) -> dict[str, torch.Tensor]:
+    def differentiate(batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16-mixed"):
             loss, _ = module.step(batch)
         optimizer.zero_grad()
         loss.backward()
-        return {}
+        return loss.detach(), {}
 
     step = GraphedStep(differentiate, module.trained_parameters()) if graphed else differentiate
     chances = [torch.Generator(task.device).manual_seed(i) for i in range(module.networks)]

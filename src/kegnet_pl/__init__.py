@@ -56,9 +56,14 @@ __all__ = [
 ]
 
 
+_RENAMED = {"distil": "distill"}
+"""Public names of version 0.1 -> present names."""
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = f": it is now {__name__}.{_RENAMED[name]}" if name in _RENAMED else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

@@ -61,7 +61,7 @@ def test_the_whole_way(generators: kegnet_pl.Generators) -> None:
 
 def test_it_is_what_the_pipeline_makes(tmp_path: Path) -> None:
     go(tmp_path, "sources=[kegnet]", "student.norm=batch", "seed=3")
-    config = configure("+debug=fast", "seed=3")
+    config = configure("debug=fast", "seed=3")
     folders = {path.name.split("-")[0]: path for path in (tmp_path / "store").iterdir() if path.is_dir()}
     teacher = kegnet_pl.load_network(folders["teacher"])
     generator, student = config["generator"], config["student"]

@@ -23,7 +23,7 @@ from kegnet_pl.pipeline.run import run
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
 from kegnet_pl.reporting.figures import read_curves
 from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, WeightsError
-from kegnet_pl.training.base import SeededModule
+from kegnet_pl.training.base import TrainingModule
 from tests.integration.conftest import FAST, configure
 
 SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results.schema.json").read_text())
@@ -114,15 +114,15 @@ def test_interrupted_run_goes_on_to_the_same_bits(
 ) -> None:
     long = ("sources=[kegnet]", "teacher.epochs=3", "generator.epochs=3", "student.epochs=3", more)
     go(tmp_path / "unbroken", *long)
-    start_epoch = SeededModule.on_train_epoch_start
+    start_epoch = TrainingModule.on_train_epoch_start
 
-    def crash(module: SeededModule) -> None:
+    def crash(module: TrainingModule) -> None:
         if type(module).__name__ == kind and module.current_epoch == 2:
             raise RuntimeError("the power went out")
         start_epoch(module)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
-        patch.setattr(SeededModule, "on_train_epoch_start", crash)
+        patch.setattr(TrainingModule, "on_train_epoch_start", crash)
         go(tmp_path / "broken", *long)
     published = kinds(set(stages(tmp_path / "broken")))
     assert {"TeacherModule": "teacher", "GeneratorModule": "generators", "StudentModule": "student"}[
@@ -326,20 +326,20 @@ def test_costs_are_told_apart(tmp_path: Path, selection: str) -> None:
 
 def _go_until(end: str, folder: Path, stage: str, epoch: int) -> None:
     """Run the pipeline until an epoch of a stage begins, and end there: "crash" raises, "kill" says no word."""
-    start_epoch = SeededModule.on_train_epoch_start
+    start_epoch = TrainingModule.on_train_epoch_start
 
-    def stop(module: SeededModule) -> None:
+    def stop(module: TrainingModule) -> None:
         if type(module).__name__ == stage and module.current_epoch == epoch:
             if end == "kill":
                 os._exit(9)
             raise RuntimeError("the power went out")
         start_epoch(module)
 
-    SeededModule.on_train_epoch_start = stop  # type: ignore[method-assign]
+    TrainingModule.on_train_epoch_start = stop  # type: ignore[method-assign]
     try:
         go(folder, "sources=[kegnet]")
     finally:
-        SeededModule.on_train_epoch_start = start_epoch  # type: ignore[method-assign]
+        TrainingModule.on_train_epoch_start = start_epoch  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("end", ["crash", "kill"])
@@ -427,11 +427,11 @@ def test_selection_is_named(tmp_path: Path, selection: str) -> None:
     ("overrides", "message"),
     [
         (
-            ["schedule=batch_norm"],
-            r"beside student\.norm, .* LeNet5 has none\. Set student\.norm=batch .*schedule=mnist_lenet",
+            ["experiment=custom/batch_norm"],
+            r"beside student\.norm, .* LeNet5 has none\. Set student\.norm=batch .*experiment=custom/image",
         ),
         (
-            ["teacher=resnet14", "teacher.network.channels=1", "student=lenet5", "schedule=batch_norm"],
+            ["teacher=resnet14", "teacher.network.channels=1", "student=lenet5", "experiment=custom/batch_norm"],
             r"LeNet5 has no .*Set student\.norm=batch student\.feature_distillation\.weight=0",
         ),
         (

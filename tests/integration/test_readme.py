@@ -1,4 +1,4 @@
-"""What README.md tells to type works."""
+"""Commands, code and tables of README.md are correct."""
 
 import inspect
 import json
@@ -18,7 +18,7 @@ import kegnet_pl
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
-from kegnet_pl.pipeline.stages import build
+from kegnet_pl.pipeline.objects import build
 from kegnet_pl.reporting import Row
 from tests.integration.conftest import Command, configure
 from tests.integration.test_pipeline import SCHEMA
@@ -50,14 +50,14 @@ def test_command_composes(command: Command, line: str) -> None:
 
 
 def test_own_network(command: Command, tmp_path: Path) -> None:
-    """The YAML file for a network of one's own, as the README has it."""
+    """The YAML file of the README for the user's own network."""
     content = next(block for block in blocks("yaml") if "mypackage.MyNet" in block)
     folder = tmp_path / "myconf" / "teacher"
     folder.mkdir(parents=True)
     (folder / "mynet.yaml").write_text(content.replace("mypackage.MyNet", "kegnet_pl.networks.LeNet5"))
     network = command("--config-dir", "myconf", "teacher=mynet", "--cfg", "job", "--package", "teacher.network").stdout
-    assert "channels" not in network, "no argument that a stranger's network may not have"
-    done = command("--config-dir", "myconf", "teacher=mynet", "+debug=fast", "sources=[]")
+    assert "channels" not in network, "the user's network gets no arguments that it may not have"
+    done = command("--config-dir", "myconf", "teacher=mynet", "debug=fast", "sources=[]")
     assert "x smaller" in done.stdout
 
 
@@ -80,7 +80,7 @@ def test_every_key_of_results_is_explained() -> None:
     for key in Row.__dataclass_fields__:
         assert f"`{key}`" in section, key
     assert set(SCHEMA["items"]["properties"]) == set(Row.__dataclass_fields__)
-    later = {"epochs", "epoch"}  # rows of older versions lack them
+    later = {"epochs", "epoch", "source"}  # rows of older versions lack them
     assert set(SCHEMA["items"]["required"]) == set(Row.__dataclass_fields__) - later
 
 
@@ -122,11 +122,11 @@ def test_the_lines_of_python_for_batch_norm_run() -> None:
     assert room["student"](torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_what_the_lines_for_batch_norm_say_is_its_schedule() -> None:
+def test_the_lines_for_batch_norm_have_the_settings_of_the_preset() -> None:
     code = next(block for block in blocks("python") if "upsampling" in block)
     config = configure(
-        "data=none", "data.input_shape=[3,32,32]", "data.classes=10", "teacher=resnet14", "teacher.weights=w",
-        "compression=ratio", "schedule=batch_norm",
+        "experiment=custom/batch_norm", "data=none", "data.input_shape=[3,32,32]", "data.classes=10",
+        "teacher=resnet14", "teacher.weights=w", "compression=ratio",
     )  # fmt: skip
     said: dict[str, dict[str, Any]] = {}
 
@@ -175,7 +175,7 @@ def test_what_the_lines_for_batch_norm_say_is_its_schedule() -> None:
     )
 
 
-def test_public_names_are_told() -> None:
+def test_public_names_are_explained() -> None:
     section = TEXT[TEXT.index("### From Python") : TEXT.index("### Sweeps")]
     for name in kegnet_pl.__all__:
         assert name in section or name in ("Compressed",), name
@@ -189,7 +189,7 @@ def test_pictures_exist() -> None:
 
 
 def test_a_student_runs_without_us(tmp_path: Path) -> None:
-    """The lines of the README that take a student elsewhere."""
+    """The lines of the README that export a student."""
     content = next(block for block in blocks("python") if "torch.export.save" in block)
     compressed = CompressionPlan([Rule("*", "target")], 2.0).apply(ResNet14(), (3, 32, 32))
     student, recipe = compressed.network.eval(), {"_target_": "kegnet_pl.networks.ResNet14"}

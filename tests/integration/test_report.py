@@ -63,7 +63,8 @@ def test_the_page_of_a_run_shows_everything_and_needs_nothing(finished: Path) ->
     rows = json.loads((finished / "run" / "results.json").read_text())
     assert {"results", "layers", "samples", "curves", "classes", "costs", "settings"} <= set(page.ids)
     for row in rows:
-        assert f"<td>{row['method']}</td>" in text
+        prior = row["source"]["prior"] if row["source"] else ""
+        assert f"<td>{row['method']}</td><td>{prior}</td>" in text
         assert f"{100 * row['accuracy']:.2f}\N{NO-BREAK SPACE}%" in text
     assert text.count("<svg ") == 2 * 7, (
         "tradeoff, layers, walk, generators, students, classes, costs: wide, and narrow"

@@ -30,7 +30,7 @@ def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp
     assert all(f'<a href="{job}/report.html">{job}</a>' in page for job in range(4))
     assert all((folder / str(job) / "report.html").exists() for job in range(4))
     assert "4 of 4 runs finished, varied: compression, seed; digits: 539 test samples; epoch kept: last" in done.stdout
-    assert re.search(r"option2\s+│\s+T\+KegNet\s+│\s+[\d.]+ ± [\d.]+ %\s+│\s+2 │", done.stdout)
+    assert re.search(r"option2\s+│\s+T\+KegNet\s+│\s+teacher\s+│\s+[\d.]+ ± [\d.]+ %\s+│\s+2 │", done.stdout)
     assert (folder / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     records = json.loads((folder / "results.json").read_text())
     assert len(records) == 4 * 3
@@ -69,7 +69,7 @@ def test_an_unexpected_error_is_shown_in_full_and_named(command: Command) -> Non
     done = command("-m", FAST, *broken, "seed=0,1", expect=1)
     assert "Traceback" in done.stderr and "nothing" in done.stderr
     for job in (0, 1):
-        assert f"Job {job} (+debug=fast" in done.stderr
+        assert f"Job {job} (debug=fast" in done.stderr
     assert "0 of 2 runs finished. The same command starts the sweep again." in done.stdout
     assert re.search(r"^Job 1 \(seed=1\): .*nothing", done.stdout, re.M)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kegnet_pl.reporting.workspace import make_workspace
-from kegnet_pl.training.base import SeededModule
+from kegnet_pl.training.base import TrainingModule
 from tests.integration.conftest import FAST, Command, configure
 from tests.integration.test_pipeline import go
 from tests.integration.wandb_file import OfflineRun, read_runs
@@ -120,16 +120,16 @@ def test_a_resumed_stage_continues_its_curve(tmp_path: Path, monkeypatch: pytest
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    start_epoch = SeededModule.on_train_epoch_start
+    start_epoch = TrainingModule.on_train_epoch_start
 
-    def crash(module: SeededModule) -> None:
+    def crash(module: TrainingModule) -> None:
         if type(module).__name__ == "GeneratorModule" and module.current_epoch == 1:
             raise RuntimeError("the power went out")
         start_epoch(module)
 
     options = ["logger=wandb", "sources=[kegnet]", "generator.count=1"]
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
-        patch.setattr(SeededModule, "on_train_epoch_start", crash)
+        patch.setattr(TrainingModule, "on_train_epoch_start", crash)
         go(tmp_path, *options)
     go(tmp_path, *options)
     first, second = (run for run in read_runs(tmp_path / "run") if run.job_type == "generators")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
+from kegnet_pl.pipeline.configuration import to_plain
+from kegnet_pl.settings import RunSettings
 from reproduction.jobs import read_cells
 
 Teachers = Callable[[str], nn.Module]
@@ -83,13 +85,12 @@ def shipped(name: str, option: int, *overrides: str) -> DictConfig:
     """The configuration of an experiment of the paper, as a user gets it."""
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
         return compose(
-            "config", overrides=[f"+experiment={EXPERIMENTS[name]}", f"compression=option{option}", *overrides]
+            "config", overrides=[f"experiment=strict/{EXPERIMENTS[name]}", f"compression=option{option}", *overrides]
         )
 
 
 def shipped_plan(config: DictConfig) -> CompressionPlan:
     """The compression plan of a configuration."""
-    settings = OmegaConf.to_container(config.compression, resolve=True)
-    assert isinstance(settings, dict)
-    rules = [Rule(rule["layers"], rule["rank"]) for rule in settings["rules"]]
-    return CompressionPlan(rules, settings["target"], settings["when_larger"])
+    settings = RunSettings.from_config(to_plain(config)).compression
+    rules = [Rule(rule.layers, rule.rank) for rule in settings.rules or []]
+    return CompressionPlan(rules, settings.target, settings.when_larger)

@@ -53,7 +53,7 @@ def test_mlp_students(option: int, golden: dict[str, Any], tensors: dict[str, Te
 )
 def test_mlp_experiments_choose_the_option_of_their_table(name: str, option: int, classes: int, features: int) -> None:
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
-        config = compose("config", overrides=[f"+experiment={name}"])
+        config = compose("config", overrides=[f"experiment={name}"])
     report = shipped_plan(config).apply(MLP(features, classes), (features,)).report
 
     assert config.compression.name == f"option{option}"

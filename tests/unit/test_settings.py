@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.runtime.errors import ConfigError, UserError
 from kegnet_pl.settings import (
-    CompressionSettings,
     DistillationSettings,
     GeneratorTrainingSettings,
     RunSettings,
     Settings,
     read_arguments,
 )
+from kegnet_pl.settings.__main__ import render
 from kegnet_pl.settings.training import LIGHTNING
 
 CONF = Path(str(importlib.resources.files("kegnet_pl.conf")))
@@ -348,6 +348,13 @@ def test_defaults_of_the_run_and_of_settings_are_the_same() -> None:
     config = _compose("~experiment")
     for name in ("seed", "recipe", "store", "resume", "sweep"):
         assert config[name] == RunSettings.model_fields[name].default, name
+
+
+def test_the_reference_page_is_that_of_the_settings() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    assert render() == page, "make settings"
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert rows and all(cell.strip() for line in rows for cell in line.split("|")[1:-1]), "every setting is explained"
 
 
 def test_a_missing_value_names_its_key() -> None:

@@ -84,9 +84,9 @@ def train_generators(
             and torch cannot vectorise them.
     """
     settings = read_arguments(
-        GeneratorTrainingSettings, "generator", count=count, noise_dim=noise_dim, epochs=epochs, steps_per_epoch=steps_per_epoch,
-        batch_size=batch_size, lr_scheduler=lr_scheduler, teacher_norm=teacher_norm, teacher_dropout=teacher_dropout,
-        parallel=parallel, compile=compile, cuda_graphs=cuda_graphs, seed=seed,
+        GeneratorTrainingSettings, "generator", count=count, noise_dim=noise_dim, epochs=epochs,
+        steps_per_epoch=steps_per_epoch, batch_size=batch_size, lr_scheduler=lr_scheduler, teacher_norm=teacher_norm,
+        teacher_dropout=teacher_dropout, parallel=parallel, compile=compile, cuda_graphs=cuda_graphs, seed=seed,
     )  # fmt: skip
     where = find_device(device)
     check_precision(precision, where)

@@ -1,44 +1,45 @@
-"""Batches of tensors that are already in memory."""
+"""Loaders of tensors in memory and of noise."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from kegnet_pl.runtime.seeds import derive_seed
+from kegnet_pl.sources import sample_labels_and_noise
 
-STEPS_PER_BATCH = 10
-"""Optimiser steps of one Lightning batch: enough to make Lightning's work a batch small, few enough to see progress."""
+STEPS_PER_DRAW = 10
+"""Steps whose noise is drawn at once. The noise of a seed depends on it."""
 
 
-class TensorLoader:
-    """Iterates over batches of tensors, with no worker and no call a row; batches are on the tensors' own device.
+class TensorLoader(DataLoader[tuple[Tensor, ...]]):
+    """A DataLoader of tensors that takes whole batches from them; batches are on the tensors' own device.
 
-    Lightning tells ``sampler`` the epoch, so the order of an epoch depends on ``seed`` and the epoch alone, and a
-    resumed run sees what an unbroken one would have seen. Processes share the rows out: evenly in training, for which
-    a few rows come twice; in evaluation every row comes once, so that no figure depends on the number of processes.
+    Lightning passes the epoch to ``sampler``, so the order of an epoch depends on ``seed`` and the epoch alone, and a
+    resumed fit sees the batches of an uninterrupted one. Processes share the rows: evenly in training, for which a few
+    rows come twice; in evaluation every row comes once, so that no metric depends on the number of processes.
 
     Args:
         tensors: Each ``(N, ...)``.
         batch_size: Samples of one step, over all processes.
-        trainer: Knows how many processes share the rows; None outside of one.
+        trainer: The trainer whose processes share the rows; None without one.
         seed: Seed of the order.
         shuffle: Whether to shuffle every epoch.
         train: Whether steps must be of one size, and as many in every process: the last, smaller batch is left out if
             there is another, as batch norm cannot normalise a batch of one.
-        steps: Batches handed out at a time, as a list; None hands out one by one, not in a list.
-        refresh: Returns the tensors of an epoch, of the same lengths; None: they are the same in every epoch.
+        refresh: Takes an epoch, returns its tensors, of the same lengths; None: they are the same in every epoch.
 
     Raises:
-        ValueError: If lengths differ, there are no rows, or a batch cannot be shared out evenly.
+        ValueError: If lengths differ, there are no rows, or a batch cannot be shared evenly.
     """
 
-    batch_sampler = None  # Lightning looks for one where it finds a sampler
+    dataset: TensorDataset
+    sampler: DistributedSampler[tuple[Tensor, ...]]
+    batch_size: int
 
     def __init__(
         self,
@@ -48,54 +49,88 @@ class TensorLoader:
         seed: int = 0,
         shuffle: bool = False,
         train: bool = False,
-        steps: int | None = None,
         refresh: Callable[[int], tuple[Tensor, ...]] | None = None,
     ) -> None:
         lengths = {len(tensor) for tensor in tensors}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(f"Expected tensors of one length above 0, but got {[len(tensor) for tensor in tensors]}.")
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
-        self.tensors = tensors
-        self.batch_size = local_batch_size(batch_size, trainer)
+        size = local_batch_size(batch_size, trainer)
+        dataset = TensorDataset(*tensors)
         # Every process needs a row, as its first forward synchronises buffers; and the other does not know a seed.
-        once = not train and not shuffle and len(tensors[0]) >= world
-        self.sampler: DistributedSampler[Tensor] = (UnrepeatedDistributedSampler if once else DistributedSampler)(
-            tensors[0],  # type: ignore[arg-type]  # the sampler asks for its length alone
+        once = not train and not shuffle and len(dataset) >= world
+        sampler: DistributedSampler[tuple[Tensor, ...]] = (
+            UnrepeatedDistributedSampler if once else DistributedSampler
+        )(
+            dataset,
             num_replicas=world,
             rank=rank,
             shuffle=shuffle,
             seed=derive_seed(seed, "order") % 2**32,  # the sampler adds the epoch to it
         )
-        self.drop_last = train and len(self.sampler) > self.batch_size
-        self.steps = steps
+        super().__init__(dataset, batch_size=size, sampler=sampler, drop_last=train and len(sampler) > size)
         self.refresh = refresh
 
-    @property
-    def _batches(self) -> int:
-        count = len(self.sampler)
-        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
-
-    def __len__(self) -> int:
-        return -(-self._batches // (self.steps or 1))
-
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:  # type: ignore[override]
         if self.refresh is not None:
-            self.tensors = ()  # make room
-            self.tensors = self.refresh(self.sampler.epoch)
+            self.dataset.tensors = ()  # frees the memory of the last epoch
+            self.dataset.tensors = self.refresh(self.sampler.epoch)
+        tensors = self.dataset.tensors
         if self.sampler.shuffle or self.sampler.num_replicas > 1:
-            order = torch.tensor(list(self.sampler)).to(self.tensors[0].device)
-            batches: Iterator[tuple[Tensor, ...]] = (
-                tuple(tensor[rows] for tensor in self.tensors) for rows in order.split(self.batch_size)[: self._batches]
+            order = torch.tensor(list(self.sampler)).to(tensors[0].device)
+            for rows in order.split(self.batch_size)[: len(self)]:
+                yield tuple(tensor[rows] for tensor in tensors)
+        else:  # views
+            yield from itertools.islice(
+                zip(*(tensor.split(self.batch_size) for tensor in tensors), strict=True), len(self)
             )
-        else:  # nothing to copy
-            batches = itertools.islice(
-                zip(*(tensor.split(self.batch_size) for tensor in self.tensors), strict=True), self._batches
+
+
+class NoiseLoader(DataLoader[tuple[Tensor, Tensor]]):
+    """A DataLoader that draws noise and one-hot labels for every step, anew in each epoch.
+
+    Lightning passes the epoch to ``sampler``; the noise of an epoch depends on its streams alone.
+
+    Args:
+        steps: Steps of an epoch.
+        batch_size: Samples of one step and generator, in this process.
+        noise_dim: Dimensions of the noise.
+        classes: Number of classes.
+        streams: Takes an epoch, returns the random generators of its noise, one for each of K networks.
+        stacked: Whether batches have a dimension of K in front; else K must be 1.
+
+    Shapes:
+        Batches ``(z, y)`` of ``(B, Z)`` and ``(B, C)``; ``(K, B, Z)`` and ``(K, B, C)`` if stacked.
+    """
+
+    sampler: DistributedSampler[int]
+
+    def __init__(
+        self,
+        steps: int,
+        batch_size: int,
+        noise_dim: int,
+        classes: int,
+        streams: Callable[[int], Sequence[torch.Generator]],
+        stacked: bool = False,
+    ) -> None:
+        numbers: Sequence[int] = range(steps)
+        # Each process has noise of its own: a sampler of one process, which Lightning leaves in place and tells the
+        # epoch. (An IterableDataset with a length, which would need no sampler, makes Lightning warn.)
+        sampler = DistributedSampler(numbers, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type, var-annotated]
+        super().__init__(numbers, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
+        self.steps, self.samples, self.noise_dim, self.classes = steps, batch_size, noise_dim, classes
+        self.streams, self.stacked = streams, stacked
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        streams = self.streams(self.sampler.epoch)
+        for start in range(0, self.steps, STEPS_PER_DRAW):
+            shape = (min(STEPS_PER_DRAW, self.steps - start), self.samples)
+            drawn = [sample_labels_and_noise(shape[0] * shape[1], self.classes, self.noise_dim, s) for s in streams]
+            z, y = (
+                torch.stack([part.unflatten(0, shape) for part in parts], dim=1) for parts in zip(*drawn, strict=True)
             )
-        if self.steps is None:
-            yield from batches
-        else:
-            while several := list(itertools.islice(batches, self.steps)):
-                yield several
+            yield from zip(z, y, strict=True) if self.stacked else zip(z[:, 0], y[:, 0], strict=True)
 
 
 def local_batch_size(batch_size: int, trainer: Trainer | None) -> int:
@@ -103,10 +138,10 @@ def local_batch_size(batch_size: int, trainer: Trainer | None) -> int:
 
     Args:
         batch_size: Samples of one optimiser step, over all processes.
-        trainer: The trainer, None outside of one.
+        trainer: The trainer, None without one.
 
     Raises:
-        ValueError: If the batch cannot be shared out evenly.
+        ValueError: If the batch cannot be shared evenly.
     """
     world = trainer.world_size if trainer is not None else 1
     if batch_size % world:

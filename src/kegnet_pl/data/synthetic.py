@@ -8,7 +8,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
 from kegnet_pl.data.base import Split
-from kegnet_pl.data.loading import STEPS_PER_BATCH, TensorLoader
+from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.networks import FrozenModule
 from kegnet_pl.networks.execution import chunk_size, prefer_channels_last
 from kegnet_pl.runtime.seeds import derive_seed
@@ -134,9 +134,9 @@ class SyntheticDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> TensorLoader:
-        """Lists of training batches ``(x, teacher_logits)``, an optimiser step each."""
+        """Training batches ``(x, teacher_logits)``."""
         refresh = self._draw_again if self.resample_each_epoch else None
-        return self._loader("train", shuffle=self.shuffle, train=True, steps=STEPS_PER_BATCH, refresh=refresh)
+        return self._loader("train", shuffle=self.shuffle, train=True, refresh=refresh)
 
     def val_dataloader(self) -> TensorLoader | list[Any]:
         """Validation batches ``(x, teacher_logits)``, none where there are no validation samples."""

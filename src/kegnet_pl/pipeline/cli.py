@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,7 +16,9 @@ from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.runtime.environment import local_rank
 from kegnet_pl.runtime.errors import ConfigError, UserError
-from kegnet_pl.settings import RunSettings
+
+if TYPE_CHECKING:
+    from kegnet_pl.settings import RunSettings
 
 _TRIAL_STEPS = 1000
 """Steps of a generator, up to which a run is as short as the demo."""
@@ -56,6 +59,8 @@ def _run(cfg: DictConfig) -> float | None:
 
 
 def _run_job(cfg: DictConfig, folder: Path) -> float | None:
+    from kegnet_pl.settings import RunSettings
+
     config = to_plain(cfg)
     settings = RunSettings.from_config(config)
     if sweep.in_sweep() and settings.trainer.devices > 1:
@@ -66,11 +71,11 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
     from kegnet_pl.pipeline.run import run
 
     job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
-    with one_gpu(config) as gpu:
-        return run(config, folder, job=job, gpu=gpu)
+    with one_gpu(settings.trainer) as gpu:
+        return run(config, folder, settings=settings, job=job, gpu=gpu)
 
 
-def _explain_trial(settings: RunSettings) -> None:
+def _explain_trial(settings: "RunSettings") -> None:
     """Print that a run as short as the demo is a trial, if the teacher is the user's own."""
     generator = settings.generator
     short = generator.epochs * generator.steps_per_epoch <= _TRIAL_STEPS

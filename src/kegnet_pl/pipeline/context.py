@@ -175,12 +175,12 @@ def open_context(
         Store(settings.store, settings.resume, notify=console.print),
         trainers,
         console,
-        _find_device(settings.trainer, gpu),
+        find_run_device(settings.trainer, gpu),
         _open_data(settings, console.print),
     )
 
 
-def _find_device(trainer: TrainerSettings, gpu: int | None) -> torch.device:
+def find_run_device(trainer: TrainerSettings, gpu: int | None) -> torch.device:
     """Return the device of sampling and evaluation: the GPU of this process, or the CPU.
 
     Raises:

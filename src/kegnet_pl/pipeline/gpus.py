@@ -1,33 +1,33 @@
 """One GPU per job of a sweep: Hydra's launchers run jobs in parallel, but do not assign GPUs."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
 from kegnet_pl.pipeline import sweep
+from kegnet_pl.settings import TrainerSettings
 
 _POLL_SECONDS = 1.0
 
 
 @contextmanager
-def one_gpu(config: Mapping[str, Any], locks: Path | None = None) -> Iterator[int | None]:
+def one_gpu(trainer: TrainerSettings, locks: Path | None = None) -> Iterator[int | None]:
     """Lock a GPU for this job within the context; wait if all are locked.
 
     This affects only jobs of a sweep on machines with several GPUs; Lightning chooses the GPU of other runs.
 
     Args:
-        config: A resolved and validated configuration.
+        trainer: Settings of the trainer.
         locks: Folder of the lock files; None for one that all jobs on this machine share.
 
     Yields:
         Index of the GPU, None if Lightning chooses.
     """
-    count = torch.cuda.device_count() if config["trainer"]["accelerator"] in ("gpu", "cuda") else 0
+    count = torch.cuda.device_count() if trainer.accelerator == "gpu" else 0
     if count < 2 or not sweep.in_sweep():
         yield None
         return

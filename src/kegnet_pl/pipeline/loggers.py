@@ -85,14 +85,13 @@ class Loggers:
     def _wandb_keys(self) -> list[str]:
         return [key for key, s in self.specifications.items() if s["_target_"].endswith(f".{WandbLogger.__name__}")]
 
-    def make(self, stage: str, name: str, folder: Path, *, shared: bool = False) -> list[Logger]:
+    def make(self, stage: str, name: str, folder: Path) -> list[Logger]:
         """Make the loggers of one fit.
 
         Args:
-            stage: Name of the stage, which is the W&B job type.
-            name: Name of the fit within the stage.
-            folder: Folder of the stage, for csv and TensorBoard files.
-            shared: True if several fits of the stage log to one W&B run, under different names of metrics.
+            stage: Stage, the W&B job type.
+            name: Name of the fit, the stage's where its fits are logged together; the folder of csv files.
+            folder: The stage's folder: csv and TensorBoard files go there.
 
         Returns:
             One logger per specification.
@@ -101,7 +100,7 @@ class Loggers:
         for key, specification in self.specifications.items():
             target = specification["_target_"].rsplit(".", 1)[-1]
             if target == WandbLogger.__name__:
-                logger: Logger = self._make_wandb(key, specification, stage, name, folder, shared)
+                logger: Logger = self._make_wandb(key, specification, stage, name, folder)
             elif target in (CSVLogger.__name__, TensorBoardLogger.__name__):
                 logger = _build(specification, save_dir=str(folder), name=f"logs/{name}")
             else:
@@ -112,7 +111,7 @@ class Loggers:
         return loggers
 
     def _make_wandb(
-        self, key: str, specification: Mapping[str, Any], stage: str, name: str, folder: Path, shared: bool
+        self, key: str, specification: Mapping[str, Any], stage: str, name: str, folder: Path
     ) -> WandbLogger:
         first = self._wandb.get(key)
         options = {name: value for name, value in specification.items() if name != "artifacts"}
@@ -120,7 +119,7 @@ class Loggers:
             # Without a key the client would prompt for one; an explicit mode of the user has precedence.
             explicit = "WANDB_MODE" in os.environ or "offline" in specification
             offline = self._unreachable or (not explicit and not has_wandb_key())
-            title = stage if stage == name or shared else f"{stage} {name}"
+            title = stage if stage == name else f"{stage} {name}"
             options |= {
                 "save_dir": str(self.run_folder),
                 "name": f"{title} · {self.label}",
@@ -175,9 +174,7 @@ class Loggers:
         if rank() != 0:
             return
         for key in self._wandb_keys:
-            logger = self._wandb.get(key) or self._make_wandb(
-                key, self.specifications[key], stage, stage, folder, shared=False
-            )
+            logger = self._wandb.get(key) or self._make_wandb(key, self.specifications[key], stage, stage, folder)
             logger.experiment.log(dict(make()))
 
     def finish(self, stage: Stage | None, parents: Sequence[Stage] = (), *, done: bool = False) -> None:

@@ -20,12 +20,20 @@ from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SourceInfo, describe_mixture
 
 
-def run(config: Mapping[str, Any], folder: Path, *, job: int | None = None, gpu: int | None = None) -> float | None:
+def run(
+    config: Mapping[str, Any],
+    folder: Path,
+    *,
+    settings: RunSettings | None = None,
+    job: int | None = None,
+    gpu: int | None = None,
+) -> float | None:
     """Run the pipeline.
 
     Args:
         config: A resolved configuration, plain.
         folder: Folder of the run's results.
+        settings: The same, typed; None to check the configuration here.
         job: Number of the job, where jobs of a sweep write to one terminal at the same time.
         gpu: Number of the GPU that this run has to itself; None for the first.
 
@@ -35,7 +43,7 @@ def run(config: Mapping[str, Any], folder: Path, *, job: int | None = None, gpu:
     Raises:
         UserError: If something is wrong that the user can repair.
     """
-    settings = RunSettings.from_config(config)
+    settings = settings or RunSettings.from_config(config)
     sources = _describe_sources(settings)
     context = open_context(config, folder, settings=settings, job=job, gpu=gpu)
     needs_generators = any(source.needs_generators for source in sources)

@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 
 from kegnet_pl.networks import FrozenModule, StackedModule
+from kegnet_pl.networks.confidence import class_confidence
 from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.reporting.images import grid, sheet_rows, write_grid
 from kegnet_pl.reporting.wandb import histogram, picture_of
@@ -28,11 +29,11 @@ class SampleMonitor(Callback):
     """After every epoch, draws the same noise again and asks the teacher, in evaluation mode, about the samples.
 
     Logs ``samples/confidence`` (the teacher's mean probability of the intended class, in [0, 1]), the same for every
-    class (``samples/confidence_3``), and ``samples/entropy`` (of the teacher's answers, mean, in nats). A sheet of
-    samples goes to every logger that takes images, and, after the epochs 1, 2, 5, 10, 20, 50, ... and the last, into a
-    file.
+    class (``samples/confidence_3``), and ``samples/entropy`` (of the teacher's answers, mean, in nats). If the module
+    has ``names``, the name of the generator comes first: ``generator_0/samples/confidence``. Every logger that takes
+    images gets a sheet of samples; a file gets it after the epochs 1, 2, 5, 10, 20, 50, ... and the last.
 
-    It draws from a stream of its own and moves no statistics: training goes on as if nobody had looked.
+    It draws from a stream of its own and moves no statistics: training is the same without it.
 
     Args:
         teacher: Returns logits. It is copied and frozen.
@@ -59,7 +60,7 @@ class SampleMonitor(Callback):
         if not trainer.is_global_zero:
             return
         self.teacher.to(pl_module.device)
-        epoch = trainer.current_epoch + 1
+        epoch, step = trainer.current_epoch + 1, trainer.global_step - 1  # as Lightning counts at the end of an epoch
         keep = epoch == trainer.max_epochs or str(epoch).rstrip("0") in ("1", "2", "5")
         for index, name in enumerate(self.names):
             samples, logits = self._look(pl_module, index)
@@ -67,9 +68,11 @@ class SampleMonitor(Callback):
             shown = sheet_rows(samples, ROWS)
             if keep:
                 write_grid(shown, self.folder / name / f"epoch_{epoch:04d}.png")
-            for logger in loggers_of(trainer, index, len(self.names)):
-                more = look(logger, shown, entropies, trainer.global_step)
-                logger.log_metrics(metrics | {"epoch": trainer.current_epoch} | more, step=trainer.global_step)
+            prefix = "" if pl_module.names is None else f"{name}/"
+            for logger in trainer.loggers:
+                more = log_sheet(logger, prefix, shown, entropies, step)
+                named = {f"{prefix}{key}": value for key, value in (metrics | more).items()}
+                logger.log_metrics(named | {"epoch": trainer.current_epoch}, step=step)
         count = SAMPLES * pl_module.classes * len(self.names)
         self.costs.samples_made += count
         self.costs.teacher_forwards += count
@@ -97,27 +100,23 @@ def describe_answers(logits: Tensor) -> tuple[dict[str, float], Tensor]:
         Metrics by name, and the entropy of every answer ``(classes * N,)``, in nats, on the CPU.
     """
     answers = torch.distributions.Categorical(logits=logits)
-    confidence = answers.probs.diagonal(dim1=0, dim2=2).mean(dim=0).tolist()
+    confidence = class_confidence(logits).tolist()
     entropies = answers.entropy().flatten().cpu()
     metrics = {"samples/confidence": sum(confidence) / len(confidence), "samples/entropy": float(entropies.mean())}
     return metrics | {f"samples/confidence_{label}": value for label, value in enumerate(confidence)}, entropies
 
 
-def loggers_of(trainer: Trainer, index: int, count: int) -> list[Logger]:
-    """Return the loggers of one of several networks that train together: each has a group of its own."""
-    share = len(trainer.loggers) // count
-    return trainer.loggers[index * share : (index + 1) * share]
-
-
-def look(logger: Logger, rows: Sequence[Sequence[Tensor]], entropies: Tensor, step: int) -> dict[str, Any]:
-    """Give a sheet of samples, and the entropies of the teacher's answers, to a logger that takes such.
+def log_sheet(
+    logger: Logger, prefix: str, rows: Sequence[Sequence[Tensor]], entropies: Tensor, step: int
+) -> dict[str, Any]:
+    """Log a sheet of samples, and the entropies of the teacher's answers, to a logger that takes images.
 
     Returns:
-        What the logger takes among its metrics.
+        Objects that the logger takes as metrics, by name without prefix.
     """
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image("samples/sheet", grid(rows)[..., :3], step, dataformats="HWC")
-        logger.experiment.add_histogram("samples/entropies", entropies, step)
+        logger.experiment.add_image(f"{prefix}samples/sheet", grid(rows)[..., :3], step, dataformats="HWC")
+        logger.experiment.add_histogram(f"{prefix}samples/entropies", entropies, step)
     if isinstance(logger, WandbLogger):
         return {"samples/sheet": picture_of(grid(rows)), "samples/entropies": histogram(entropies)}
     return {}

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.runtime.costs import StageCosts, Work
 from kegnet_pl.training import GeneratorModule
-from kegnet_pl.training.base import SteppedModule
+from kegnet_pl.training.base import TrainingModule
 from kegnet_pl.training.callbacks import LastEpoch, Meter, Patience
 from kegnet_pl.training.fit import Metrics, run_fit
 
@@ -88,6 +88,7 @@ class ResumableFit:
         checkpoints = self.folder / "checkpoints" / name
         best, selecting = self._selection_callbacks(checkpoints)
         last = LastEpoch()
+        shared = isinstance(module, TrainingModule) and module.names is not None
         trainer = self.trainers.make_trainer(
             max_epochs=epochs,
             callbacks=[
@@ -97,13 +98,13 @@ class ResumableFit:
                 *selecting,
                 *self.trainers.make_callbacks(checkpoints),
             ],
-            logger=self.trainers.loggers.make(self.stage, name, self.folder, shared=bool(_names(module))),
+            logger=self.trainers.loggers.make(self.stage, self.stage if shared else name, self.folder),
             limit_val_batches=None if self.selection.best else 0,
         )
         resume = checkpoints / "resume.ckpt"
         run_fit(trainer, module, data, resume if resume.exists() else None)
         metrics, kept = dict(last.metrics), trainer.current_epoch
-        if isinstance(module, SteppedModule):
+        if isinstance(module, TrainingModule):
             module.means = last.means
         if best is not None and best.best_model_path:
             content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
@@ -123,10 +124,6 @@ class ResumableFit:
         if self.selection.patience is None:
             return best, [best]
         return best, [best, Patience(self.selection.patience, self.selection.min_epochs or 0)]
-
-
-def _names(module: LightningModule) -> Sequence[str]:
-    return (module.names or ()) if isinstance(module, GeneratorModule) else ()
 
 
 def _samples_per_step(module: LightningModule) -> int:

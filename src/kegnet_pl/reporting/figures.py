@@ -44,6 +44,20 @@ def read_curves(logs: Path) -> dict[str, Curve]:
     return {name: sorted(values.items()) for name, values in curves.items()}
 
 
+def split_curves(curves: Mapping[str, Curve], name: str) -> dict[str, dict[str, Curve]]:
+    """Return curves by network: ``generator_0/train/loss`` is ``train/loss`` of ``generator_0``.
+
+    Args:
+        curves: Of :func:`read_curves`.
+        name: Name of the network whose curves have no name in front.
+    """
+    networks: dict[str, dict[str, Curve]] = {}
+    for key, curve in curves.items():
+        network, _, rest = key.partition("/") if key.count("/") > 1 else (name, "/", key)
+        networks.setdefault(network, {})[rest] = curve
+    return networks
+
+
 def draw_generator_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: bool = False) -> Figure:
     """Draw the losses of all generators, and the teacher's confidence in their samples.
 
@@ -115,7 +129,7 @@ def _line(axis: Axes, curve: Curve, colour: str, label: str) -> None:
 
 
 def draw_compression(report: CompressionReport, narrow: bool = False) -> Figure:
-    """Draw what every layer costs before and after: parameters, and multiply-accumulates.
+    """Draw the parameters and multiply-accumulates of every layer before and after compression.
 
     Args:
         report: Of the compression.
@@ -206,7 +220,7 @@ def draw_walk(walks: Sequence[Mapping[str, Any]], narrow: bool = False) -> Figur
 
 
 def draw_costs(seconds: Mapping[str, float], narrow: bool = False) -> Figure:
-    """Draw where the time went.
+    """Draw the seconds of every kind of work.
 
     Args:
         seconds: By kind of work (:mod:`kegnet_pl.runtime.costs`).

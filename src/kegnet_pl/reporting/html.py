@@ -1,4 +1,4 @@
-"""Pages of one file: templates, and what they show of pictures."""
+"""Rendering of HTML pages that are one file: templates and pictures."""
 
 import base64
 import re
@@ -31,14 +31,14 @@ _ENVIRONMENT.filters["percent"] = lambda value: "not measured" if value is None 
 
 
 def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[str, str]], **values: Any) -> Path:
-    """Render a template into one file that needs nothing else.
+    """Render a template into one self-contained file.
 
     Args:
         template: Name of a file in ``templates``.
         path: The page.
         title: Of the page.
         sections: Identifier and name of the parts it links to at its top.
-        values: What the template shows.
+        values: Values of the template.
 
     Returns:
         The page's path.
@@ -50,16 +50,16 @@ def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[s
 
 
 def embed(path: Path) -> str:
-    """Return a PNG file as an address that holds the picture itself."""
+    """Return a PNG file as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def draw(make: Callable[[bool], Figure], title: str) -> Markup:
-    """Return a picture for a page, in two shapes: one is shown on a screen, the other on a phone.
+    """Return a picture for a page in two shapes: one for a screen, the other for a phone.
 
     Args:
-        make: Draws it; called with whether it shall be narrow.
-        title: What it shows, for those who cannot see it.
+        make: Draws it; the argument is True for the narrow shape.
+        title: Description for screen readers.
     """
     wide, narrow = to_svg(make(False), title), to_svg(make(True), title, " narrow")
     return Markup(f'<div class="on-wide">{wide}</div><div class="on-narrow">{narrow}</div>')

@@ -16,7 +16,7 @@ class Row:
 
     Attributes:
         dataset: Name of the data.
-        test_set: What accuracy was measured on, None where it was not.
+        test_set: Test set of the accuracy, None if it was not measured.
         teacher: Name of the teacher.
         student: Name of the compression, or of the student's network.
         method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), and those trained on
@@ -26,8 +26,8 @@ class Row:
         seed: The run's seed.
         recipe: Name of the recipe: ``strict``, ``paper``, ``fast``, or the user's.
         selection: Which epoch of the student was kept: ``last``, ``synthetic`` or ``real``; None without training.
-        epochs: How many it was trained for; None without training here, and in rows of older versions.
-        epoch: Which of them was kept, counted from 1; None, too, for what an older version trained.
+        epochs: Epochs of training; None without training here, and in rows of older versions.
+        epoch: The epoch that was kept, counted from 1; also None for networks that an older version trained.
         accuracy: On the test set, in [0, 1]; None where there is no test data.
         teacher_accuracy: The same of the teacher.
         parameters: Weights and biases.
@@ -38,13 +38,13 @@ class Row:
         samples: Synthetic samples the student was trained on; None without training.
         label_entropy: Mean entropy of the teacher's answers to these samples, in nats; None without training.
         precision: Of the training.
-        seconds: Wall-clock seconds that made this network once its parents were there; evaluation does not count.
+        seconds: Wall-clock seconds of the stage that made this network, without evaluation.
         stage_seconds: Wall-clock seconds of every stage behind this row, and of its evaluation.
-        costs: The costs of all of them (:class:`kegnet_pl.runtime.costs.StageCosts`): seconds by kind of work,
+        costs: Costs of these stages (:class:`kegnet_pl.runtime.costs.StageCosts`): seconds by kind of work,
             samples made, answers of the teacher, peak memory in megabytes.
-        fingerprint: Of the stage that holds the network.
-        command: What ran.
-        versions: Of Python and packages.
+        fingerprint: Fingerprint of the stage that holds the network.
+        command: Command of the run.
+        versions: Versions of Python and packages.
     """
 
     dataset: str

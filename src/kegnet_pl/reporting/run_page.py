@@ -174,11 +174,11 @@ def _curves(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
         if method in sources and "student" in folders and folders["student"].is_dir():
             students[method] = figures.read_curves(folders["student"] / "logs" / sources[method])
     students = {method: curves for method, curves in students.items() if curves}
-    logs, generators = stages.find("generators"), {}
-    if logs is not None:
-        names = sorted((path.name for path in (logs / "logs").glob("*")), key=lambda name: (len(name), name))
-        generators = {name: figures.read_curves(logs / "logs" / name) for name in names}
-    generators = {name: curves for name, curves in generators.items() if curves}
+    folder = stages.find("generators")
+    generators: dict[str, dict[str, figures.Curve]] = {}
+    for logs in (folder / "logs").glob("*") if folder is not None else ():
+        generators |= figures.split_curves(figures.read_curves(logs), logs.name)
+    generators = {name: generators[name] for name in sorted(generators, key=lambda name: (len(name), name))}
     return {
         "generator_curves": draw(partial(figures.draw_generator_curves, generators), "losses of the generators")
         if generators

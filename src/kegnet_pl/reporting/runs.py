@@ -1,4 +1,4 @@
-"""Finished runs on disk: what the report of a sweep is made from."""
+"""Reading finished runs and sweeps from disk."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from kegnet_pl.runtime.errors import FAILURE, UserError
 RESULTS = "results.json"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 SWEEP_MARK = "multirun.yaml"
-"""What Hydra leaves in the folder of a sweep."""
-_PLACES = ("logger", "store", "resume", "sweep", "hydra")
+"""File that Hydra writes into the folder of a sweep."""
+_NO_EFFECT = ("logger", "store", "resume", "sweep", "hydra")
 _RUN = "run"
-"""What a sweep's rows have beside a run's: the name of theirs."""
+"""Key that the rows of a sweep have in addition: the name of the run."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class FinishedRun:
     """A run, or a job of a sweep.
 
     Attributes:
-        folder: Where it left its results.
-        settings: What was changed on its command line, by key.
-        rows: Its networks; none where it failed or was stopped.
-        failure: Why it failed; None where it did not, or was stopped.
-        name: Of its folder, which is the number of the job; with so much of the path as tells it from the others.
+        folder: Folder of its results.
+        settings: Overrides of its command line, by key.
+        rows: Its networks; none if it failed or was stopped.
+        failure: The error of a failed run; None if it succeeded or was stopped.
+        name: Name of its folder (the number of the job), with as many parent folders as make it unique.
     """
 
     folder: Path
@@ -44,17 +44,17 @@ class FinishedRun:
 def read_runs(folders: str | Path | Sequence[str | Path]) -> list[FinishedRun]:
     """Read the runs in folders of runs and sweeps, and below.
 
-    A folder of which only a sweep's own ``results.json`` is left gives the runs that it tells of.
+    If only the ``results.json`` of a sweep is left, the runs are read from it.
 
     Raises:
         UserError: If a folder does not exist, cannot be read, or none holds a finished run.
     """
-    places = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
-    found = find_runs(places)
+    paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
+    found = find_runs(paths)
     if not any(run.rows for run in found):
         failed = f" ({len(found)} failed or were stopped)" if found else ""
         raise UserError(
-            f"Expected finished runs (folders with a {RESULTS}) in {', '.join(map(str, places))}, but found "
+            f"Expected finished runs (folders with a {RESULTS}) in {', '.join(map(str, paths))}, but found "
             f"none{failed}. Name folders such as outputs/runs/... or outputs/sweeps/..."
         )
     return found
@@ -65,9 +65,9 @@ def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     found: dict[Path, FinishedRun] = {}
     for folder in folders:
         if not folder.is_dir():
-            what = "it is a file" if folder.exists() else "it does not exist"
-            raise UserError(f"Expected a folder with finished runs, but got {folder}: {what}.")
-        runs = [read_run(place) for place in _run_folders(folder)] or _read_summary(folder)
+            reason = "it is a file" if folder.exists() else "it does not exist"
+            raise UserError(f"Expected a folder with finished runs, but got {folder}: {reason}.")
+        runs = [read_run(path) for path in _run_folders(folder)] or _read_summary(folder)
         for run in runs:
             found.setdefault(run.folder.resolve(), run)
     if len({path.name for path in found}) == len(found):
@@ -78,7 +78,7 @@ def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     marks = (RESULTS, FAILURE, str(OVERRIDES))
-    if any((folder / mark).exists() for mark in marks) and not _is_of_several(folder):
+    if any((folder / mark).exists() for mark in marks) and not _is_sweep(folder):
         yield folder
         return
     for child in sorted(folder.iterdir(), key=lambda path: (not path.name.isdigit(), path.name.zfill(9))):
@@ -86,7 +86,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
             yield from _run_folders(child)
 
 
-def _is_of_several(folder: Path) -> bool:
+def _is_sweep(folder: Path) -> bool:
     return (folder / SWEEP_MARK).exists() or any(_RUN in record for record in _records(folder))
 
 
@@ -118,7 +118,7 @@ def _rows(records: Sequence[dict[str, Any]], folder: Path) -> tuple[Row, ...]:
 
 
 def _read_summary(folder: Path) -> list[FinishedRun]:
-    """Return the runs that a sweep's ``results.json`` tells of."""
+    """Return the runs in the ``results.json`` of a sweep."""
     runs: dict[str, list[dict[str, Any]]] = {}
     settings: dict[str, dict[str, str]] = {}
     for record in _records(folder):
@@ -131,7 +131,7 @@ def _read_summary(folder: Path) -> list[FinishedRun]:
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Read what a run left in its folder.
+    """Read a run from its folder.
 
     Raises:
         UserError: If its results cannot be read.
@@ -154,11 +154,11 @@ def _settings(path: Path) -> dict[str, str]:
 def varied(runs: Sequence[FinishedRun]) -> list[str]:
     """Return the keys whose values differ between runs, in the order of the command line.
 
-    Settings that say where something is kept or shown, and change no network, are left out.
+    Settings that do not change a network (loggers, folders) are left out.
     """
     keys = [key for key in dict.fromkeys(key for run in runs for key in run.settings) if not _changes_nothing(key)]
     return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
 
 
 def _changes_nothing(key: str) -> bool:
-    return re.split(r"[./]", key)[0] in _PLACES or key in ("data.root", "data.download")
+    return re.split(r"[./]", key)[0] in _NO_EFFECT or key in ("data.root", "data.download")

@@ -29,7 +29,7 @@ _NEAR = 0.26
 """Colours at a smaller distance in RGB, each in [0, 1], are hard to distinguish."""
 
 INK, MUTED, GRID = "#1b1f24", "#5b6473", "#d9dde3"
-"""Text; less important text; lines behind the data. A page may turn these, see :func:`to_svg`."""
+"""Text; less important text; lines behind the data. A dark page inverts these, see :func:`to_svg`."""
 
 WIDE, NARROW = 9.2, 4.6
 """Widths of pictures, in inches: for a screen, where panels stand side by side, and for a phone."""
@@ -124,7 +124,7 @@ def width_of(narrow: bool) -> float:
 
 
 def layout_of(narrow: bool) -> ConstrainedLayoutEngine:
-    """Return how the panels of a picture are laid out: below each other they need more room for their titles."""
+    """Return the layout of the panels of a picture; panels below each other need more space for titles."""
     return ConstrainedLayoutEngine(h_pad=0.12) if narrow else ConstrainedLayoutEngine()
 
 
@@ -132,9 +132,9 @@ def to_svg(figure: Figure, title: str, salt: str = "") -> str:
     """Return a figure as SVG to stand in a page: transparent, text in the page's font, ink that follows its theme.
 
     Args:
-        figure: Drawn in the style of the house.
-        title: What it shows, for those who cannot see it.
-        salt: Tells the identifiers of pictures of one page apart, where they show the same.
+        figure: Drawn with :func:`house_style`.
+        title: Description for screen readers.
+        salt: Makes the identifiers of equal pictures of one page different.
     """
     out = io.StringIO()
     options: dict[str, Any] = {"metadata": {"Date": None, "Creator": None}, "bbox_inches": "tight", "transparent": True}

@@ -26,15 +26,15 @@ class Point:
         dataset: Name of the data.
         teacher: Name of the teacher.
         recipe: Name of the recipe.
-        settings: What else was varied, as ``key=value``; empty where nothing was.
+        settings: Other settings that were varied, as ``key=value``; empty if there are none.
         student: Name of the compression or of the network; None for the teacher.
         method: As in a row.
         source: As in a row.
         selection: As in a row.
         compression_ratio: Mean of teacher's parameters by the network's.
         macs: Mean of multiply-accumulates for one sample.
-        seconds: Mean of what made the network once its parents were there.
-        accuracies: One for each seed, in [0, 1]; empty where they were not measured.
+        seconds: Mean of the seconds of the stage that made the network.
+        accuracies: One for each seed, in [0, 1]; empty if they were not measured.
         seeds: Their seeds.
         runs: Number of networks, also where no accuracy was measured.
     """

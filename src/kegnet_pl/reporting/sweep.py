@@ -57,7 +57,7 @@ def print_failures(runs: Sequence[FinishedRun], console: Console) -> None:
 
 
 def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Path]:
-    """Write the rows, the picture and the page of several runs, and print the table and what failed.
+    """Write the rows, the plot and the page of several runs, and print the table and the failures.
 
     Args:
         runs: At least one that is finished.

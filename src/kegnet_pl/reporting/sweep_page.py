@@ -1,4 +1,4 @@
-"""``report.html`` of a sweep, or of any set of finished runs."""
+"""The page ``report.html`` of a sweep, or of any set of finished runs."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -29,7 +29,7 @@ def picture_of(pixels: np.ndarray) -> Any:
 
 
 def compression_table(report: CompressionReport) -> Any:
-    """Return what every layer costs before and after."""
+    """Return the parameters and MACs of every layer before and after compression."""
     rows = [asdict(row) for row in report.rows]
     return _table(rows)
 

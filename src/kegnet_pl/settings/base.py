@@ -27,9 +27,9 @@ FREE: JsonDict = {"fingerprint": False}
 """Marks a setting that does not change the result: fingerprints leave it out."""
 
 
-def explained(expected: str, hint: str = "", **more: Any) -> JsonDict:
+def explained(expected: str, hint: str = "") -> JsonDict:
     """Return what an error message says of a field: what is allowed, and what to do."""
-    return {"expected": expected, "hint": hint, **more}
+    return {"expected": expected, "hint": hint}
 
 
 def problem(message: str) -> PydanticCustomError:

@@ -41,7 +41,7 @@ class CompressionSettings(CompressionPlan):
     """Name in tables."""
     rank: Any = Field(default=None, json_schema_extra=FREE)
     """Of compression=fraction: the share of every side that is kept."""
-    plans: dict[str, CompressionPlan] = Field(default={}, json_schema_extra=FREE)
+    plans: dict[str, CompressionPlan] = Field(default={}, json_schema_extra=explained("plans by name") | FREE)
     """Name of a teacher -> the paper's plan for it."""
 
     def plan_for(self, teacher: str) -> Self:

@@ -68,6 +68,8 @@ def describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if get_origin(annotation) is list:
         return "a list"
+    if annotation is Any:
+        return "see the meaning"
     return _KINDS.get(annotation, "settings by name") + _bound(metadata)
 
 
@@ -87,7 +89,8 @@ def _bound(metadata: Iterable[Any]) -> str:
     return ""
 
 
-def _is_group(annotation: Any) -> TypeGuard[type[Settings]]:
+def is_group(annotation: Any) -> TypeGuard[type[Settings]]:
+    """Return whether a type is a group of settings."""
     return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
@@ -103,7 +106,7 @@ def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any, p
     path: list[str] = []
     hint = ""
     for part in map(str, loc):
-        if _is_group(annotation):
+        if is_group(annotation):
             if part not in _keys(annotation):
                 return _explain_unknown(part, annotation, prefix, path)
             field = _keys(annotation)[part][1]
@@ -139,7 +142,7 @@ def _valid_part(model: type[Settings], values: Mapping[str, Any], wrong: Sequenc
         if key not in values:
             if not inside:
                 kept[name] = field.get_default(call_default_factory=True)
-        elif _is_group(field.annotation) and isinstance(values[key], Mapping):
+        elif is_group(field.annotation) and isinstance(values[key], Mapping):
             kept[name] = _valid_part(field.annotation, values[key], inside)
         elif not inside:
             adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, Field(), *field.metadata])  # type: ignore[arg-type]

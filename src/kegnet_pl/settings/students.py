@@ -83,7 +83,6 @@ def _check_selection(settings: "StudentSettings") -> Iterator[str]:
 _NETWORK = explained(
     "null (the compressed teacher) or a network with `_target_`",
     "A group is chosen by student=..., such as student=lenet5.",
-    **FREE,
 )
 
 
@@ -92,7 +91,7 @@ class StudentSettings(DistillationSettings):
 
     RULES = (*DistillationSettings.RULES, _check_selection)
 
-    network: Object | None = Field(default=None, json_schema_extra=_NETWORK)
+    network: Object | None = Field(default=None, json_schema_extra=_NETWORK | FREE)
     """Another network than the compressed teacher, trained from scratch; null: the compressed teacher."""
     sampling_norm: BatchNormStatistics = "running"
     """Statistics of the generators' batch norm while samples are drawn."""

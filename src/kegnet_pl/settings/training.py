@@ -120,7 +120,7 @@ class TrainerSettings(Settings):
     """Where everything is trained."""
     devices: Count = Field(default=1, json_schema_extra=FREE)
     """Processes on this machine."""
-    num_nodes: Literal[1] = Field(default=1, json_schema_extra=explained("1", _ONE_MACHINE, **FREE))
+    num_nodes: Literal[1] = Field(default=1, json_schema_extra=explained("1", _ONE_MACHINE) | FREE)
     """Machines; several are not supported."""
     strategy: str = Field(default="auto", json_schema_extra=FREE)
     """How processes share the work: auto or ddp."""

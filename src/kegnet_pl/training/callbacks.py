@@ -1,4 +1,4 @@
-"""What goes on beside a fit: when it stops, what it leaves, what it costs."""
+"""Callbacks of a fit: when it stops, its last metrics, its costs."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 
 from kegnet_pl.runtime.costs import StageCosts, Work
-from kegnet_pl.training.base import SteppedModule
+from kegnet_pl.training.base import TrainingModule
 
 
 class Patience(Callback):
@@ -55,7 +55,7 @@ class Patience(Callback):
         return {"best": self.best, "epochs": self.epochs, "epochs_since_best": self.epochs_since_best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         vars(self).update(state_dict)
 
 
@@ -64,7 +64,7 @@ class LastEpoch(Callback):
 
     Attributes:
         metrics: All that was logged, by name.
-        means: The same for each of several networks that train together; see :class:`SteppedModule`.
+        means: The training metrics of each network; see :class:`TrainingModule`.
     """
 
     def __init__(self) -> None:
@@ -72,16 +72,16 @@ class LastEpoch(Callback):
         self.means: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at them."""
+        """Keep the metrics of the epoch."""
         self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.means = pl_module.means if isinstance(pl_module, SteppedModule) else []
+        self.means = pl_module.means if isinstance(pl_module, TrainingModule) else []
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed fit has to know."""
         return {"metrics": self.metrics, "means": self.means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         self.metrics, self.means = state_dict["metrics"], state_dict["means"]
 
 
@@ -91,7 +91,7 @@ class Meter(Callback):
     Args:
         costs: The costs.
         work: What to count training as.
-        samples_per_step: Samples that a step makes and shows to the teacher.
+        samples_per_step: Samples that a training batch makes and shows to the teacher.
     """
 
     def __init__(self, costs: StageCosts, work: Work, samples_per_step: int = 0) -> None:
@@ -99,40 +99,46 @@ class Meter(Callback):
         self.work = work
         self.samples_per_step = samples_per_step
         self._since: float | None = None
-        self._steps = 0
+        self._batches = 0
 
-    def _count(self, trainer: Trainer, work: Work | None) -> None:
+    def _count(self, work: Work | None) -> None:
         now = time.perf_counter()
         if work is not None and self._since is not None:
             self.costs.seconds[work] += now - self._since
         self._since = now
-        made = (trainer.global_step - self._steps) * self.samples_per_step
-        self._steps = trainer.global_step
+        made = self._batches * self.samples_per_step
+        self._batches = 0
         self.costs.samples_made += made
         self.costs.teacher_forwards += made
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, where a resumed fit goes on."""
-        self._steps = trainer.global_step
-        self._count(trainer, None)
+        """Start the clock."""
+        self._batches = 0
+        self._count(None)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch."""
+        self._batches += 1
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what has been counted: an attempt that is killed has cost something, too."""
-        self._count(trainer, self.work)
+        self._count(self.work)
         self.costs.keep()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop counting as training."""
-        self._count(trainer, self.work)
+        self._count(self.work)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop counting as evaluation."""
-        self._count(trainer, "evaluation")
+        self._count("evaluation")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        self._count(trainer, self.work)
+        self._count(self.work)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop the clock of a fit that is broken off."""
-        self._count(trainer, self.work)
+        """Stop the clock of an interrupted fit."""
+        self._count(self.work)

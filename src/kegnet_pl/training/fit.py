@@ -18,7 +18,6 @@ from pytorch_lightning.loggers import Logger
 
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import Precision
-from kegnet_pl.training.base import SteppedModule
 
 Metrics = dict[str, float]
 """Name of a metric -> its value."""
@@ -46,8 +45,6 @@ def run_fit(
     Raises:
         KeyboardInterrupt: If the user stopped it.
     """
-    if isinstance(module, SteppedModule):
-        module.take_clipping(trainer)
     # Lightning trains in whatever mode it is given, and networks come from disk in evaluation mode. What is in that
     # mode after this stays in it on purpose: frozen networks, batch norm that keeps its statistics, idle dropout.
     module.train()
@@ -58,9 +55,8 @@ def run_fit(
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             # Our own checkpoints are there on purpose: they are what a resumed fit starts from.
             warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
-            if isinstance(module, SteppedModule):
-                # It is told of the end of an epoch in its last training step, which returns no loss.
-                warnings.filterwarnings("ignore", r".*`training_step` returned `None`")
+            # Our data is in memory already: workers would only copy it.
+            warnings.filterwarnings("ignore", r"The '\w+' does not have many workers", PossibleUserWarning)
             trainer.fit(
                 module, datamodule=datamodule, ckpt_path=None if begun is None else str(begun), weights_only=True
             )

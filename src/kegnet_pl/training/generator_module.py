@@ -1,6 +1,6 @@
 """Training generators against a frozen teacher."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from kegnet_pl.data.loading import STEPS_PER_BATCH, local_batch_size
+from kegnet_pl.data.loading import NoiseLoader, local_batch_size
 from kegnet_pl.losses import GeneratedBatch, GeneratorObjective, NormStatistics
 from kegnet_pl.networks import BatchNormMoments, FrozenModule, StackedModule, TeacherNorm, over_stack
 from kegnet_pl.networks.execution import at_least_float32
 from kegnet_pl.runtime.seeds import stream
-from kegnet_pl.sources import sample_labels_and_noise
-from kegnet_pl.training.base import LRSchedulerName, SteppedModule, accuracy, frozen_keys_left_out
+from kegnet_pl.training.base import LRSchedulerName, TrainingModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
 
 Moments = list[tuple[Tensor, Tensor]]
@@ -26,7 +25,7 @@ _ELEMENTWISE = frozenset(
 """Optimisers of torch that treat every weight by itself, so that stacked weights are trained as separate ones."""
 
 
-class GeneratorModule(SteppedModule):
+class GeneratorModule(TrainingModule):
     """Generators and their decoders, trained so that the teacher recognises what the generators make.
 
     One generator, or K that are stacked (:class:`StackedModule`) and trained together: the same mathematics as K
@@ -34,8 +33,10 @@ class GeneratorModule(SteppedModule):
     other ones.
 
     Logs ``train/loss``, ``train/loss_<term>`` for every term of the objective (nats, unweighted) and
-    ``train/accuracy``, the share of samples that the teacher puts into the class they were made for: each generator's
-    to its group of loggers, their means to callbacks.
+    ``train/accuracy``, the share of samples that the teacher puts into the class they were made for. Where ``names`` is
+    set, loggers get the metrics of each generator, as ``NAME/train/loss``, and callbacks their means.
+
+    The module draws its own noise and labels, new ones for every step; a trainer may also be given a loader of them.
 
     Args:
         generator: Called with noise ``(B, Z)`` and one-hot labels ``(B, C)``; has ``noise_dim`` and ``classes``; or K
@@ -49,15 +50,18 @@ class GeneratorModule(SteppedModule):
         teacher_norm: Whose statistics the teacher's batch norm uses; see :class:`FrozenModule`. With stacked
             generators ``"batch"`` means each generator's own batch.
         teacher_dropout: Whether the teacher's dropout stays on; see :class:`FrozenModule`.
-        lr_scheduler: ``"constant"``, or ``"cosine"``: from epoch to epoch down to zero after the last one.
+        lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
         seed: The run's seed.
         index: Tells the generators of one run apart; the first one's where they are stacked.
         compile: Whether to train the networks compiled by ``torch.compile``.
-        cuda_graphs: Whether one GPU records a step and plays it again.
+        cuda_graphs: Whether a single GPU records a step and replays it; see :class:`GraphedModule`.
 
     Raises:
-        ValueError: If generators are stacked and decoders are not, or the optimiser does not treat every weight by
-            itself.
+        ValueError: If generators are stacked and decoders are not.
+
+    Shapes:
+        Batches ``(z, y)``: noise ``(B, Z)`` and one-hot labels ``(B, C)``; ``(K, B, Z)`` and ``(K, B, C)`` with K
+        stacked generators.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class GeneratorModule(SteppedModule):
         seed: int = 0,
         index: int = 0,
         compile: bool = False,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__(seed, optimizer, lr_scheduler, compile, cuda_graphs)
         self.save_hyperparameters("batch_size", "steps_per_epoch", "teacher_norm", "teacher_dropout", "seed", "index")
@@ -92,33 +96,19 @@ class GeneratorModule(SteppedModule):
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         self.index = index
-        self._chances: Sequence[torch.Generator] = ()
         self.step_by(GeneratorAnswer(self.generator, self.decoder, self.teacher, objective))
 
-    def on_train_epoch_start(self) -> None:
-        """Open the epoch's streams of noise; they differ by generator, rank and epoch."""
-        super().on_train_epoch_start()
-        self._chances = [
-            stream(self.seed, "noise", self.index + i, self.global_rank, self.current_epoch, device=self.device)
-            for i in range(self.networks)
-        ]
+    def train_dataloader(self) -> NoiseLoader:
+        """Return a loader of noise and labels, a batch for each step of an epoch."""
+        return NoiseLoader(
+            self.steps_per_epoch, local_batch_size(self.batch_size, self.trainer), self.noise_dim, self.classes,
+            self.noise_streams, stacked=self.networks > 1,
+        )  # fmt: skip
 
-    def train_dataloader(self) -> list[int]:
-        """Return how many steps to make of each Lightning batch; what they look at is drawn in the training step."""
-        whole, rest = divmod(self.steps_per_epoch, STEPS_PER_BATCH)
-        return [STEPS_PER_BATCH] * whole + [rest] * (rest > 0)
-
-    def batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield noise ``(B, Z)`` and one-hot labels ``(B, C)`` for so many steps, ``(K, B, ...)`` if stacked."""
-        if not self._chances:
-            raise RuntimeError("Expected the epoch to be started before its first step: run the module in a Trainer.")
-        size = local_batch_size(self.batch_size, self.trainer)
-        drawn = [sample_labels_and_noise(batch * size, self.classes, self.noise_dim, c) for c in self._chances]
-        z, y = (
-            torch.stack([tensor.unflatten(0, (batch, size)) for tensor in part], dim=1)
-            for part in zip(*drawn, strict=True)
-        )
-        return zip(*((z, y) if self.networks > 1 else (z[:, 0], y[:, 0])), strict=True)
+    def noise_streams(self, epoch: int) -> list[torch.Generator]:
+        """Return the random generators of an epoch's noise; they differ by generator, rank and epoch."""
+        indices = range(self.index, self.index + self.networks)
+        return [stream(self.seed, "noise", i, self.global_rank, epoch, device=self.device) for i in indices]
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Return samples ``(B, *input_shape)``, ``(K, B, *input_shape)`` if stacked."""
@@ -128,8 +118,12 @@ class GeneratorModule(SteppedModule):
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective, summed over generators, and the metrics of each."""
         loss, parts, right = self.run(*batch)
-        metrics = {f"train/loss_{name}": part for name, part in parts.items()}
-        return loss.sum(), metrics | {"train/loss": loss, "train/accuracy": right}
+        metrics = {f"loss_{name}": part for name, part in parts.items()}
+        return loss.sum(), metrics | {"loss": loss, "accuracy": right}
+
+    def sample_count(self, batch: tuple[Tensor, Tensor]) -> int:
+        """Return the number of samples that each generator makes of a batch."""
+        return batch[0].shape[-2]
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the generator, and of the decoder where a term uses it."""
@@ -144,12 +138,13 @@ class GeneratorModule(SteppedModule):
         """
         optimizer = super().make_optimizer()
         if self.networks > 1:
-            check_separable(optimizer, *self._clip)
+            check_separable(optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
         return optimizer
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return everything but the teacher, which is not this module's to save."""
-        return frozen_keys_left_out(super().state_dict(*args, **kwargs), "teacher.")
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return {key: value for key, value in state.items() if not key.startswith("teacher.")}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load everything but the teacher; other missing or unknown keys are errors."""
@@ -158,7 +153,7 @@ class GeneratorModule(SteppedModule):
 
 
 def check_separable(optimizer: torch.optim.Optimizer, clip: float | None, algorithm: str | None) -> None:
-    """See that generators that are trained together do not look at each other's weights.
+    """Check that generators that are trained together do not depend on each other's weights.
 
     Args:
         optimizer: Of all of them.

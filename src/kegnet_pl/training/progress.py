@@ -16,6 +16,9 @@ from kegnet_pl.runtime.distributed import rank
 _LINE_SECONDS = 10.0
 """Seconds between two lines where there is no terminal."""
 
+_BAR_SECONDS = 0.1
+"""Seconds between two updates of a bar, which cost as much as a step of a small network."""
+
 
 class _Labelled:
     """A stream whose lines begin with a label."""
@@ -76,12 +79,12 @@ class StageProgress(Callback):
         self._task: TaskID | None = None
         self._start = 0.0
         self._first: float | None = None
-        self._last_line = 0.0
+        self._last_shown = 0.0
         self._done = 0.0
         self._losses = ""
 
     def __enter__(self) -> Self:
-        self._start = self._last_line = time.monotonic()
+        self._start = self._last_shown = time.monotonic()
         if self.console.is_terminal and not self.console.quiet:
             self._bar = Progress(
                 TextColumn("[bold]{task.description:<17}"),
@@ -126,7 +129,7 @@ class StageProgress(Callback):
     def _share(self, trainer: Trainer) -> float:
         """Share of the whole stage that is done, in [0, 1]."""
         epochs = max(trainer.max_epochs or 1, 1)
-        steps = max(int(trainer.num_training_batches), 1)
+        steps = max(trainer.num_training_batches, 1)  # infinite for data without a length
         within = (trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_progress.current.ready / steps) / epochs
         return (self.fit + min(within, 1.0)) / self.fits
 
@@ -134,16 +137,21 @@ class StageProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar."""
+        since, bar = time.monotonic() - self._last_shown, self._bar is not None
+        if since <= (_BAR_SECONDS if bar else _LINE_SECONDS):
+            return
         self._done = self._share(trainer)
         if self._bar is not None and self._task is not None:
+            self._last_shown = time.monotonic()
             self._bar.update(self._task, completed=self._done)
-        elif time.monotonic() - self._last_line > _LINE_SECONDS:
+        else:
             self._line()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the losses of the epoch."""
         parts = [f"{self.fit + 1}/{self.fits}"] if self.fits > 1 else []
-        parts.append(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+        total = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
+        parts.append(f"epoch {trainer.current_epoch + 1}{total}")
         # The loss first: on a narrow terminal the rest is cut.
         for name, value in sorted(trainer.callback_metrics.items(), key=lambda item: ("loss" not in item[0], item[0])):
             short = name.removeprefix("train/").removeprefix("loss_")
@@ -152,10 +160,11 @@ class StageProgress(Callback):
             parts.append(f"{short} {float(value):.3f}")
         self._losses = "  ".join(parts)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, losses=self._losses)
+            self._done = self._share(trainer)
+            self._bar.update(self._task, completed=self._done, losses=self._losses)
 
     def _line(self) -> None:
-        self._last_line = now = time.monotonic()
+        self._last_shown = now = time.monotonic()
         gained = self._done - (self._first or 0.0)
         left = (now - self._start) * (1 - self._done) / gained if gained > 0 else None
         text = f"{self.title}: {self._done:4.0%}  {self._losses}"

@@ -10,7 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from kegnet_pl.losses import DistillationLoss, FeatureLoss
 from kegnet_pl.networks import FeatureExtractor, norm_layers
-from kegnet_pl.training.base import LRSchedulerName, SteppedModule, accuracy
+from kegnet_pl.training.base import LRSchedulerName, TrainingModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
 
 StudentNorm = Literal["batch", "frozen"]
@@ -31,32 +31,33 @@ class FeatureDistillation:
     weight: float
 
 
-class StudentModule(SteppedModule):
+class StudentModule(TrainingModule):
     """A student that learns the teacher's answers to synthetic samples.
 
     Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and
     ``val/accuracy`` on whatever the data module validates on (teacher's logits or true classes); ``test/accuracy``.
-    With feature_distillation ``train/loss`` is the sum of both losses, and ``train/loss_features`` the second, without its weight.
+    With feature distillation ``train/loss`` is the sum of both losses, and ``train/loss_features`` the second, without
+    its weight.
 
     Args:
         network: Returns logits ``(B, C)``.
         distillation: The loss.
         optimizer: Takes parameters, returns an optimiser.
-        lr_scheduler: ``"constant"``, or ``"cosine"``: from epoch to epoch down to zero after the last one.
+        lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
         norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also move the
             stored ones, as in the release; ``"frozen"``, the stored ones, which stay.
         dropout: Whether the student's dropout is on while it trains, as in the release.
         feature_distillation: What its layers learn; None for nothing.
         seed: The run's seed.
         compile: Whether to train the network compiled by ``torch.compile``.
-        cuda_graphs: Whether one GPU records a step and plays it again.
+        cuda_graphs: Whether a single GPU records a step and replays it; see :class:`GraphedModule`.
 
     Raises:
         ValueError: If ``norm`` is unknown, or a network lacks a layer of the feature_distillation.
 
     Shapes:
-        Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``, or lists of such batches, an
-        optimiser step each; validation batches the same, or with classes ``(B,)`` as test batches have.
+        Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``; validation batches the same,
+        or with classes ``(B,)`` as test batches have.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class StudentModule(SteppedModule):
         dropout: bool = True,
         feature_distillation: FeatureDistillation | None = None,
         compile: bool = False,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__(seed, optimizer, lr_scheduler, compile, cuda_graphs)
         if norm not in get_args(StudentNorm):
@@ -97,7 +98,9 @@ class StudentModule(SteppedModule):
         self.train()
 
     def on_fit_start(self) -> None:
-        """Watch the layers as they are now: a trainer may have put others into their place (``sync_batchnorm``)."""
+        """Watch the layers as they are now: a trainer may have replaced some (``sync_batchnorm``)."""
+        if self.feature_distillation is not None:  # not registered, so that no trainer moves it
+            self.feature_distillation.teacher.to(self.device)
         for watched in self._watched:
             watched.open()
         super().on_fit_start()
@@ -136,18 +139,22 @@ class StudentModule(SteppedModule):
             logits, outputs = self.run(x)
             with torch.no_grad():
                 targets = self._watched[0](x)[1]
-            metrics["train/loss_features"] = self.features(outputs, targets)
+            metrics["loss_features"] = self.features(outputs, targets)
             loss = (
-                self.distillation(logits, teacher_logits)
-                + self.feature_distillation.weight * metrics["train/loss_features"]
+                self.distillation(logits, teacher_logits) + self.feature_distillation.weight * metrics["loss_features"]
             )
         agreement = accuracy(logits, teacher_logits.argmax(dim=1))
-        return loss, {"train/loss": loss, "train/accuracy": agreement, **metrics}
+        return loss, {"loss": loss, "accuracy": agreement, **metrics}
 
-    def account(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Count what the teacher is shown."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch; count the samples that the teacher is called with for its features."""
         if self.feature_distillation is not None:
             self.teacher_forwards += len(batch[0])
+        return super().training_step(batch, batch_idx)
+
+    def sample_count(self, batch: tuple[Tensor, Tensor]) -> int:
+        """Return the number of samples of a batch."""
+        return len(batch[0])
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the network's parameters."""
@@ -159,11 +166,11 @@ class StudentModule(SteppedModule):
         logits = self(x)
         metrics: dict[str, Tensor] = {}
         if target.ndim == 2:
-            metrics["val/loss"] = self.distillation(logits, target)
+            metrics["loss"] = self.distillation(logits, target)
             target = target.argmax(dim=1)
-        self.count(metrics | {"val/accuracy": accuracy(logits, target)}, len(x))
+        self.count("val", metrics | {"accuracy": accuracy(logits, target)}, len(x))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count accuracy on real test data."""
         x, y = batch
-        self.count({"test/accuracy": accuracy(self(x), y)}, len(x))
+        self.count("test", {"accuracy": accuracy(self(x), y)}, len(x))

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kegnet_pl.training.base import SeededModule, accuracy
-from kegnet_pl.training.optimizers import OptimizerFactory, gradient_norm
+from kegnet_pl.training.base import TrainingModule, accuracy
+from kegnet_pl.training.optimizers import OptimizerFactory
 
 
-class TeacherModule(SeededModule):
+class TeacherModule(TrainingModule):
     """An ordinary classifier trained by cross-entropy, for users who have no teacher yet.
 
     Logs ``train/loss`` (nats), ``train/accuracy``, ``val/loss``, ``val/accuracy``, ``test/accuracy`` (in [0, 1]).
@@ -23,49 +23,43 @@ class TeacherModule(SeededModule):
     """
 
     def __init__(self, network: nn.Module, optimizer: OptimizerFactory, seed: int = 0) -> None:
-        super().__init__(seed)
+        super().__init__(seed, optimizer)
         self.save_hyperparameters("seed")
         self.network = network
-        self._optimizer = optimizer
+        self.step_by(network)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(B, C)``."""
         logits: Tensor = self.network(x)
         return logits
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the cross-entropy of a batch."""
+    def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the cross-entropy of a batch, and its metrics."""
         x, y = batch
-        logits = self(x)
+        logits: Tensor = self.run(x)
         loss = functional.cross_entropy(logits.float(), y)
-        self._log_epoch({"train/loss": loss.detach(), "train/accuracy": accuracy(logits, y)}, len(x))
-        return loss
+        return loss, {"loss": loss, "accuracy": accuracy(logits, y)}
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradients before clipping; the size of batches does not weigh here."""
-        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
-        self._log_epoch({"train/grad_norm": gradient_norm(gradients)}, 1)
+    def sample_count(self, batch: tuple[Tensor, Tensor]) -> int:
+        """Return the number of samples of a batch."""
+        return len(batch[0])
 
-    def on_train_epoch_end(self) -> None:
-        """Stop where training has diverged."""
-        self.check_weights(self.network.parameters())
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the network's parameters."""
+        return list(self.network.parameters())
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser as the user makes it; not fused, so that trained teachers keep their last digits."""
+        return self.optimizer_of(self.trained_parameters())
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count loss and accuracy on the validation split."""
         x, y = batch
         logits = self(x)
         loss = functional.cross_entropy(logits.float(), y)
-        self.count({"val/loss": loss, "val/accuracy": accuracy(logits, y)}, len(x))
+        self.count("val", {"loss": loss, "accuracy": accuracy(logits, y)}, len(x))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count accuracy on the test split."""
         x, y = batch
-        self.count({"test/accuracy": accuracy(self(x), y)}, len(x))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Optimise the network."""
-        return self._optimizer(list(self.network.parameters()))
-
-    def _log_epoch(self, metrics: dict[str, Tensor], batch_size: int) -> None:
-        """Log means over an epoch and over all processes, which take steps of one size."""
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=self._distributed)
+        self.count("test", {"accuracy": accuracy(self(x), y)}, len(x))

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from kegnet_pl.data.loading import TensorLoader, local_batch_size
+from kegnet_pl.data.loading import NoiseLoader, TensorLoader, local_batch_size
 from kegnet_pl.networks.execution import chunk_size
+from kegnet_pl.runtime.seeds import stream
 
 
 def _rows(loader: TensorLoader) -> list[int]:
@@ -131,14 +133,59 @@ def test_tensors_must_have_one_length(tensors: tuple[Tensor, ...]) -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_several_batches_at_a_time_are_the_same_batches(shuffle: bool) -> None:
-    one, several = (list(_loader(30, shuffle=shuffle, train=True, steps=steps)) for steps in (None, 3))
-    assert [len(batches) for batches in several] == [3, 3, 1]
-    assert all(isinstance(batches, list) for batches in several)
-    flat = [batch for batches in several for batch in batches]
-    assert len(_loader(30, shuffle=shuffle, train=True, steps=3)) == 3
-    for mine, other in zip(flat, one, strict=True):
-        assert torch.equal(mine[0], other[0])
+@pytest.mark.parametrize("train", [False, True])
+def test_batches_are_those_of_an_ordinary_loader(shuffle: bool, train: bool) -> None:
+    """Whole batches are taken from tensors, rows one by one by torch."""
+    x, y = torch.arange(22.0).view(11, 2), torch.arange(11)
+    loader = TensorLoader(x, y, batch_size=4, seed=3, shuffle=shuffle, train=train)
+    assert isinstance(loader, DataLoader)
+    loader.sampler.set_epoch(2)
+    ordinary = list(DataLoader.__iter__(loader))
+    assert len(ordinary) == len(loader) == (2 if train else 3)
+    for mine, torchs in zip(loader, ordinary, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(mine, torchs, strict=True))
+
+
+def test_tensors_of_an_epoch_take_the_place_of_the_last() -> None:
+    loader = _loader(8, train=True, refresh=lambda epoch: (torch.arange(8) + 100 * epoch,))
+    assert _rows(loader) == list(range(8))
+    loader.sampler.set_epoch(3)
+    assert _rows(loader) == list(range(300, 308))
+    assert int(loader.dataset[0][0]) == 300
+
+
+def _noise(steps: int = 23, **options: Any) -> NoiseLoader:
+    def streams(epoch: int) -> list[torch.Generator]:
+        return [stream(7, "noise", index, epoch) for index in range(options.get("count", 1))]
+
+    return NoiseLoader(steps, 5, 4, 3, streams, stacked=options.get("count", 1) > 1)
+
+
+def test_every_step_has_noise_and_labels_of_its_own() -> None:
+    loader = _noise()
+    batches = list(loader)
+    assert isinstance(loader, DataLoader)
+    assert len(batches) == len(loader) == 23
+    assert all(z.shape == (5, 4) and y.shape == (5, 3) for z, y in batches)
+    assert len(torch.cat([z for z, _ in batches]).unique(dim=0)) == 23 * 5
+    assert all(torch.equal(y.sum(dim=1), torch.ones(5)) for _, y in batches)
+
+
+def test_noise_depends_on_the_epoch_alone() -> None:
+    loader = _noise()
+    first = [z for z, _ in loader]
+    loader.sampler.set_epoch(1)
+    assert not torch.equal(next(iter(loader))[0], first[0])
+    loader.sampler.set_epoch(0)
+    assert all(torch.equal(z, old) for (z, _), old in zip(loader, first, strict=True))
+
+
+def test_stacked_networks_see_the_noise_that_each_would_see_alone() -> None:
+    stacked, alone = list(_noise(count=3)), list(_noise())
+    assert all(z.shape == (3, 5, 4) and y.shape == (3, 5, 3) for z, y in stacked)
+    for (z, y), (mine, label) in zip(stacked, alone, strict=True):
+        assert torch.equal(z[0], mine) and torch.equal(y[0], label)
+        assert not torch.equal(z[1], mine)
 
 
 def test_in_order_nothing_is_copied() -> None:

@@ -216,7 +216,7 @@ def test_drawn_once() -> None:
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_batches_visit_all_samples_with_their_labels(shuffle: bool) -> None:
     data = _data(batch_size=8, shuffle=shuffle)
-    batches = [batch for several in data.train_dataloader() for batch in several]
+    batches = list(data.train_dataloader())
     x, logits = (torch.cat(part) for part in zip(*batches, strict=True))
     stored = data.splits["train"]
     assert torch.equal(x, stored[0]) is not shuffle
@@ -276,7 +276,7 @@ def test_fresh_samples_are_new_every_epoch_and_depend_on_it_alone() -> None:
     def epoch(data: SyntheticDataModule, number: int) -> Tensor:
         loader = data.train_dataloader()
         loader.sampler.set_epoch(number)
-        return torch.cat([x for several in loader for x, _ in several])
+        return torch.cat([x for x, _ in loader])
 
     data = _data(resample_each_epoch=True, shuffle=False, batch_size=8)
     first, second = epoch(data, 0), epoch(data, 1)
@@ -297,9 +297,8 @@ def test_fresh_samples_have_their_own_labels() -> None:
     data = _data(resample_each_epoch=True, batch_size=8)
     loader = data.train_dataloader()
     loader.sampler.set_epoch(2)
-    for several in loader:
-        for x, logits in several:
-            assert torch.allclose(data.label(x), logits, atol=1e-6)
+    for x, logits in loader:
+        assert torch.allclose(data.label(x), logits, atol=1e-6)
 
 
 def test_entropy_of_labels() -> None:

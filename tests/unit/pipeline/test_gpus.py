@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from kegnet_pl.pipeline import gpus, sweep
-from kegnet_pl.runtime.devices import device_of
+from kegnet_pl.pipeline.context import find_run_device
+from kegnet_pl.settings import TrainerSettings
 
-GPU = {"trainer": {"accelerator": "gpu"}}
+GPU = TrainerSettings(accelerator="gpu")
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_each_job_has_its_own_and_the_next_waits(two_gpus: None, tmp_path: Path)
 def test_nothing_is_chosen_without_a_sweep_or_on_a_cpu(
     two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with gpus.one_gpu({"trainer": {"accelerator": "cpu"}}, tmp_path) as index:
+    with gpus.one_gpu(TrainerSettings(), tmp_path) as index:
         assert index is None
     monkeypatch.setattr(sweep, "in_sweep", lambda: False)
     with gpus.one_gpu(GPU, tmp_path) as index:
@@ -62,8 +63,9 @@ def test_a_gpu_is_free_again_after_a_failure(two_gpus: None, tmp_path: Path) -> 
 
 def test_drawing_and_evaluation_use_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert device_of({"accelerator": "gpu"}, 1) == torch.device("cuda", 1)
-    assert device_of({"accelerator": "gpu"}) == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_run_device(GPU, 1) == torch.device("cuda", 1)
+    assert find_run_device(GPU, None) == torch.device("cuda", 0)
 
 
 def test_locks_are_for_all_users(two_gpus: None, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""What a run's page says."""
+"""The page and the story of a run."""
 
 import dataclasses
 from typing import Any
 
 from kegnet_pl.reporting.run_page import _spent
+from kegnet_pl.reporting.run_story import find_main_student, write_story
 from kegnet_pl.runtime.costs import KINDS
 from tests.unit.reporting.rows import TEACHER, student
 
@@ -13,7 +14,7 @@ def _costs(**seconds: float) -> dict[str, Any]:
 
 
 def test_seconds_are_counted_once_each() -> None:
-    """StageCosts of a row are those of all stages behind it; what rows share is spent once."""
+    """Costs of a row are those of all stages behind it; what rows share is spent once."""
     teacher = {"teacher_training": 100.0, "evaluation": 7.0, "other": 1.0}  # validated while it trained
     compressed = teacher | {"compression": 2.0, "other": 1.5}
     noise = compressed | {"student_training": 10.0, "evaluation": 8.0, "other": 2.0}
@@ -33,3 +34,27 @@ def test_seconds_are_counted_once_each() -> None:
         "evaluation": 7.0 + 1.0 + 3.0 + 1.0,  # of the teacher, of two students, and of all networks on test data
         "other": 1.0 + 0.5 + 0.5 + 2.5,
     }
+
+
+def test_the_story_is_about_the_student_with_the_most_prior_knowledge() -> None:
+    kegnet, normal = student(0.8, samples=128), student(0.5, method="T+Normal")
+    rows = [TEACHER, student(0.3, method="T", samples=None), kegnet, normal]
+    assert find_main_student(rows) is kegnet
+    story = write_story(rows, {"generator": {"count": 3}})
+    assert story[1] == (
+        "It was then trained on 128 samples that 3 generators invented with the teacher's help, with no real data in "
+        "training or selection."
+    )
+    assert story[2] == (
+        "T+KegNet is right on 80.00 %, 10.00 points below the teacher (the same network: 30.00 % untrained, 50.00 % "
+        "trained on samples of Normal)."
+    )
+    assert find_main_student(rows[:2]) is None and len(write_story(rows[:2], {})) == 1
+    assert "64 samples of Normal (prior knowledge in them: none)" in write_story([*rows[:2], normal], {})[1]
+    real = student(None, selection="real")
+    assert "chosen on real validation data" in write_story([*rows[:2], real], {})[1]
+
+
+def test_the_main_student_is_the_last_of_equal_prior_knowledge() -> None:
+    first, second = student(0.5, method="T+Uniform"), student(0.4, method="T+Normal")
+    assert find_main_student([TEACHER, first, second]) is second

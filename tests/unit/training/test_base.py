@@ -1,4 +1,4 @@
-"""Several optimiser steps of one Lightning batch."""
+"""What all modules share: curves, clipping, optimisers, the norm of gradients."""
 
 import csv
 import functools
@@ -9,18 +9,19 @@ import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from kegnet_pl.data import SyntheticDataModule, synthetic
+from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.sources import NoiseSource
-from kegnet_pl.training import StudentModule
+from kegnet_pl.training import StudentModule, TeacherModule, base
 from kegnet_pl.training.optimizers import fused, gradient_norm
 from tests.unit.training.tiny import (
     FEATURES,
     QUIET,
+    StopAt,
+    StoppedError,
     adam,
-    changed,
     make_classifier,
     make_generator_module,
     make_trainer,
@@ -40,34 +41,20 @@ def _data() -> SyntheticDataModule:
     )
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_steps_of_a_batch_are_the_steps_of_an_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
-) -> None:
-    """Autocast keeps copies of weights; they must not outlive a step."""
-    modules = []
-    for steps in (1, 3, 10):
-        monkeypatch.setattr(synthetic, "STEPS_PER_BATCH", steps)
-        modules.append(_student())
-        trainer = make_trainer(2, tmp_path, precision=precision)
-        trainer.fit(modules[-1], _data())
-        assert trainer.global_step == 14
-    for other in modules[1:]:
-        assert changed(snapshot(modules[0]), other) == set()
-
-
 def test_curves_count_optimiser_steps(tmp_path: Path) -> None:
+    """As Lightning counts them, from 0."""
     trainer = make_trainer(2, tmp_path)
     trainer.loggers = [CSVLogger(tmp_path, name="curves")]
     trainer.fit(_student(), _data())
     (path,) = tmp_path.rglob("metrics.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["step"] for row in rows} == {"7", "14"}
+    assert {row["step"] for row in rows} == {"6", "13"}
     assert {row["epoch"] for row in rows} == {"0", "1"}
     for name in ("train/loss", "train/accuracy", "val/loss", "val/accuracy"):
-        assert [row["step"] for row in rows if row[name]] == ["7", "14"], name
+        assert [row["step"] for row in rows if row[name]] == ["6", "13"], name
     last = {name: float(row[name]) for row in rows[-2:] for name in row if name.startswith("train/") and row[name]}
+    assert set(last) == {"train/loss", "train/accuracy", "train/grad_norm"}
     for name, value in last.items():
         assert float(trainer.callback_metrics[name]) == pytest.approx(value)
 
@@ -77,7 +64,6 @@ def test_gradients_are_clipped_as_the_trainer_says(tmp_path: Path, algorithm: st
     module = make_generator_module(optimizer=functools.partial(torch.optim.SGD, lr=1.0), steps_per_epoch=1)
     before = snapshot(module.generator)
     trainer = make_trainer(1, tmp_path, gradient_clip_val=1e-3, gradient_clip_algorithm=algorithm)
-    module.take_clipping(trainer)
     trainer.fit(module)
     parameters = [*module.generator.named_parameters()]
     moved = torch.cat([(value.detach() - before[name]).flatten() for name, value in parameters])
@@ -85,13 +71,6 @@ def test_gradients_are_clipped_as_the_trainer_says(tmp_path: Path, algorithm: st
         assert moved.abs().max() == pytest.approx(1e-3, rel=1e-3)
     else:  # over generator and decoder together
         assert 1e-4 < moved.norm() < 1e-3 * 1.001
-
-
-def test_clipping_scaled_gradients_is_refused(tmp_path: Path) -> None:
-    trainer = make_trainer(1, tmp_path, gradient_clip_val=1.0)
-    trainer.strategy.precision_plugin.precision = "16-mixed"  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match="got 16-mixed"):
-        _student().take_clipping(trainer)
 
 
 def test_optimisers_are_fused_where_torch_can_and_the_user_said_nothing() -> None:
@@ -143,8 +122,46 @@ def test_gradient_norm_is_logged_as_it_is_before_clipping(tmp_path: Path) -> Non
     for clip in (None, 1e-3):
         trainer = make_trainer(1, tmp_path, gradient_clip_val=clip)
         module = _student()
-        module.take_clipping(trainer)
         trainer.fit(module, _data())
         norms[clip] = float(trainer.callback_metrics["train/grad_norm"])
-    assert norms[None] == pytest.approx(norms[1e-3], rel=1e-6), "one batch of seven steps: the norm is of the first"
+    assert norms[None] == pytest.approx(norms[1e-3], rel=1e-6), "of the first of seven steps"
     assert norms[None] > 1e-2
+
+
+def test_gradient_norm_is_of_every_tenth_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    module = make_generator_module(steps_per_epoch=21)
+
+    def watch(gradients: Any, networks: int = 1) -> torch.Tensor:
+        taken.append(module.global_step)
+        return gradient_norm(gradients, networks)
+
+    monkeypatch.setattr(base, "gradient_norm", watch)
+    make_trainer(2, tmp_path).fit(module)
+    assert taken == [0, 10, 20, 21, 31, 41]
+
+
+def test_metrics_are_means_over_samples(tmp_path: Path) -> None:
+    """A smaller last batch counts by its size."""
+    x, y = torch.randn(11, FEATURES), torch.arange(11) % 3
+    sgd = functools.partial(torch.optim.SGD, lr=1e-30)  # the weights stay
+    module = TeacherModule(make_classifier(dropout=0.0), sgd)
+    module.network[1].eval()  # type: ignore[index]
+    loader = DataLoader(TensorDataset(x, y), batch_size=8)
+    trainer = make_trainer(1, tmp_path)
+    trainer.fit(module, loader)
+    expected = nn.functional.cross_entropy(module.network.eval()(x), y)
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_an_interrupted_epoch_leaves_nothing_in_the_next(tmp_path: Path) -> None:
+    module, whole = _student(), _student()
+    with pytest.raises(StoppedError):
+        make_trainer(1, tmp_path, [StopAt(0)]).fit(module, _data())
+    module.load_state_dict(whole.state_dict())
+    metrics = []
+    for each in (module, whole):
+        trainer = make_trainer(1, tmp_path)
+        trainer.fit(each, _data())
+        metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    assert metrics[0] == metrics[1]

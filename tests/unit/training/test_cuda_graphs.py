@@ -1,9 +1,10 @@
-"""Steps that are recorded once and played again: on a GPU, and on a CPU with a graph that is made of Python."""
+"""Steps that are recorded once and replayed: on a GPU, and on a CPU with a graph that is made of Python."""
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.sources import NoiseSource
 from kegnet_pl.training import FeatureDistillation, StudentModule
 from kegnet_pl.training import cuda_graphs as graphs
-from kegnet_pl.training.base import SteppedModule
+from kegnet_pl.training.base import TrainingModule
 from kegnet_pl.training.cuda_graphs import WARM_UP, GraphedStep
 from tests.unit.training.tiny import (
     FEATURES,
@@ -139,10 +140,9 @@ CASES = {
 }
 
 
-def _fit(module: SteppedModule, folder: Path, **options: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _fit(module: TrainingModule, folder: Path, **options: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Train two epochs; return all weights and statistics, and what was logged."""
     trainer = make_trainer(2, folder, **options)
-    module.take_clipping(trainer)
     if isinstance(module, StudentModule) and module.feature_distillation is not None:
         module.feature_distillation.teacher.to(trainer.strategy.root_device)
     trainer.fit(module, _data() if isinstance(module, StudentModule) else None)
@@ -164,13 +164,7 @@ def test_a_graph_on_a_cpu_is_the_same_training(
     expected = _fit(plain, tmp_path, **options)
     assert not made_of_python
     module = CASES[case](True)
-    begin = type(module).on_fit_start
-
-    def recorded(self: SteppedModule) -> None:
-        begin(self)
-        self._graphed = GraphedStep(self.differentiate, self.trained_parameters())
-
-    monkeypatch.setattr(type(module), "on_fit_start", recorded)
+    monkeypatch.setattr(module, "can_record", lambda: True)
     weights, metrics = _fit(module, tmp_path, **options)
     (graph,) = made_of_python
     assert graph.replays == 40 - WARM_UP
@@ -211,12 +205,12 @@ def test_what_waits_for_the_gpu_is_trained_without_a_graph(tmp_path: Path) -> No
 def _step() -> tuple[GraphedStep, nn.Linear, list[Tensor]]:
     network, seen = nn.Linear(2, 1), []
 
-    def differentiate(batch: Any) -> dict[str, Tensor]:
+    def differentiate(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         seen.append(batch[0])
         network.zero_grad()
         loss = network(batch[0]).square().mean()
         loss.backward()
-        return {"loss": loss.detach()}
+        return loss.detach(), {"size": batch[0].abs().sum()}
 
     return GraphedStep(differentiate, list(network.parameters())), network, seen
 
@@ -225,8 +219,9 @@ def test_other_shapes_are_computed_as_usual(made_of_python: list[_Graph]) -> Non
     step, network, seen = _step()
     for size in (4, 4, 4, 4, 3, 4):
         batch = (torch.randn(size, 2),)
-        metrics = step(batch)
-        gradient, loss = network.weight.grad, metrics["loss"].clone()
+        loss, metrics = step(batch)
+        gradient, loss = network.weight.grad, loss.clone()
+        assert torch.equal(metrics["size"], batch[0].abs().sum())
         assert gradient is not None
         expected = torch.autograd.grad(network(batch[0]).square().mean(), network.weight)[0]
         assert torch.allclose(gradient, expected), size
@@ -254,5 +249,44 @@ def test_what_cannot_be_recorded_is_computed_as_usual(
 
 
 def test_a_cpu_records_nothing(tmp_path: Path, made_of_python: list[_Graph]) -> None:
-    _fit(_student(), tmp_path)
+    _fit(_student(cuda_graphs=True), tmp_path)
+    assert not made_of_python
+
+
+@pytest.mark.parametrize(
+    ("device", "world", "accumulate", "precision", "recorded"),
+    [
+        ("cuda", 1, 1, "32-true", True),
+        ("cuda", 1, 1, "bf16-mixed", True),
+        ("cpu", 1, 1, "32-true", False),
+        ("cuda", 2, 1, "32-true", False),
+        ("cuda", 1, 4, "32-true", False),
+        ("cuda", 1, 1, "16-mixed", False),
+    ],
+)
+def test_where_steps_are_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+    made_of_python: list[_Graph],
+    device: str,
+    world: int,
+    accumulate: int,
+    precision: str,
+    recorded: bool,
+) -> None:
+    trainer = SimpleNamespace(world_size=world, accumulate_grad_batches=accumulate, precision=precision)
+    for wanted in (True, False):
+        module = _student(cuda_graphs=wanted)
+        monkeypatch.setattr(type(module), "trainer", trainer)
+        monkeypatch.setattr(type(module), "device", torch.device(device))
+        module.on_fit_start()
+        assert (module._graphed is not None) is (wanted and recorded)
+
+
+def test_steps_are_recorded_only_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_of_python: list[_Graph]
+) -> None:
+    """The default of every module is off: nobody's own Python code in a step is skipped by surprise."""
+    for module in (_student(), make_generator_module(steps_per_epoch=20)):
+        monkeypatch.setattr(module, "can_record", lambda: True)
+        _fit(module, tmp_path)
     assert not made_of_python

@@ -16,7 +16,7 @@ from kegnet_pl.runtime.errors import DivergedError
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources import sample_labels_and_noise
 from kegnet_pl.training import GeneratorModule
-from kegnet_pl.training.base import SeededModule
+from kegnet_pl.training.base import TrainingModule
 from tests.unit.training.tiny import (
     CLASSES,
     FEATURES,
@@ -239,11 +239,6 @@ def test_losses_see_float32_under_autocast(tmp_path: Path) -> None:
     assert seen == [({torch.float32}, False)] * 2
 
 
-def test_step_outside_of_a_trainer() -> None:
-    with pytest.raises(RuntimeError, match="run the module in a Trainer"):
-        list(make_generator_module().batches(1))
-
-
 @pytest.mark.parametrize("dropout", [False, True])
 def test_dropout_of_the_teacher(dropout: bool, tmp_path: Path) -> None:
     make = functools.partial(make_generator_module, teacher_dropout=dropout)
@@ -331,6 +326,6 @@ def test_generators_that_train_one_by_one_drop_other_units() -> None:
     for index in range(2):
         module = make_generator_module(index=index, teacher_dropout=True)
         module.trainer = make_trainer(1, Path())
-        SeededModule.on_train_epoch_start(module)
+        TrainingModule.on_train_epoch_start(module)
         masks.append(torch.rand(8))
     assert not torch.equal(*masks)

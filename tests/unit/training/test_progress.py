@@ -86,9 +86,9 @@ def test_few_lines_in_a_log_file(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("every_batch")
 def test_a_stage_of_several_fits(tmp_path: Path) -> None:
     console, file = _console()
-    with StageProgress("generators", console, fits=2) as progress:
+    with StageProgress("generators", console) as progress:
         for index in range(2):
-            progress.next_fit(index)
+            progress.next_fit(index, 2)
             _fit(progress, tmp_path, epochs=1)
     shares = _shares(file.getvalue())
     assert shares == [12, 25, 38, 50, 62, 75, 88, 100]
@@ -128,9 +128,9 @@ def test_time_left_counts_what_this_run_gained(monkeypatch: pytest.MonkeyPatch) 
 
 def test_time_left_counts_the_whole_stage_not_the_fit(tmp_path: Path) -> None:
     console, _ = _console()
-    with StageProgress("generators", console, fits=2) as progress:
+    with StageProgress("generators", console) as progress:
         for index in range(2):
-            progress.next_fit(index)
+            progress.next_fit(index, 2)
             _fit(progress, tmp_path, epochs=1)
     assert progress._first == 0.0
 

@@ -126,15 +126,19 @@ def test_bf16_trains_together(tmp_path: Path, statistics: float) -> None:
 
 def test_every_generator_has_its_own_curve(tmp_path: Path) -> None:
     module = _module("dense", [0, 1, 2])
+    module.names = ["a", "b", "c"]
     trainer = make_trainer(2, tmp_path)
-    trainer.loggers = [CSVLogger(tmp_path, name=f"generator_{i}") for i in range(COUNT)]
+    trainer.loggers = [CSVLogger(tmp_path, name=name) for name in ("one", "other")]
     trainer.fit(module)
-    for index in range(COUNT):
-        (path,) = (tmp_path / f"generator_{index}").rglob("metrics.csv")
+    for logger in ("one", "other"):
+        (path,) = (tmp_path / logger).rglob("metrics.csv")
         with path.open() as file:
             rows = list(csv.DictReader(file))
-        assert [row["step"] for row in rows] == ["3", "6"]
-        assert float(rows[-1]["train/loss"]) == pytest.approx(module.means[index]["train/loss"])
+        assert [(row["step"], row["epoch"]) for row in rows] == [("2", "0"), ("5", "1")]
+        for index, name in enumerate(module.names):
+            assert float(rows[-1][f"{name}/train/loss"]) == pytest.approx(module.means[index]["train/loss"])
+        assert "train/loss" not in rows[0], "the mean is for callbacks"
+    assert not any(name.startswith("a/") for name in trainer.callback_metrics)
     mean = sum(means["train/loss"] for means in module.means) / COUNT
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(mean)
 
@@ -170,7 +174,6 @@ def test_optimisers_that_look_at_several_weights_are_refused(tmp_path: Path, opt
 def test_clipping_by_norm_is_refused(tmp_path: Path) -> None:
     module = _module("dense", [0, 1, 2])
     trainer = make_trainer(1, tmp_path, gradient_clip_val=1.0)
-    module.take_clipping(trainer)
     with pytest.raises(ValueError, match="gradient_clip_algorithm=value"):
         trainer.fit(module)
 

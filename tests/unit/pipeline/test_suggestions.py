@@ -1,0 +1,100 @@
+"""Old spellings of the command line, and suggestions for wrong names."""
+
+from pathlib import Path
+
+import pytest
+
+from kegnet_pl.pipeline.suggestions import RENAMED, accept_old_spellings, refuse_old_names, rename, suggest
+from kegnet_pl.runtime.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("+experiment=svhn_resnet", "experiment=svhn_resnet"),
+        ("-m +experiment=svhn_resnet,mnist_lenet seed=0,1", "-m experiment=svhn_resnet,mnist_lenet seed=0,1"),
+        ("+experiment=letter_mlp +debug=fast", "experiment=letter_mlp debug=fast"),
+        ("recipe=fast +experiment=svhn_resnet", "experiment=svhn_resnet"),
+        ("+experiment=svhn_resnet seed=1 recipe=paper", "experiment=paper/svhn_resnet seed=1"),
+        ("experiment=svhn_resnet recipe=strict", "experiment=strict/svhn_resnet"),
+        ("-m +experiment=svhn_resnet recipe=strict,fast", "-m experiment=strict/svhn_resnet,svhn_resnet"),
+        ("-m +experiment=svhn_resnet,mnist_lenet recipe=strict,fast",
+         "-m experiment=strict/svhn_resnet,strict/mnist_lenet,svhn_resnet,mnist_lenet"),
+        ("recipe=strict", "recipe=strict"),
+        ("recipe=mine +experiment=svhn_resnet", "recipe=mine experiment=svhn_resnet"),
+        ("experiment=paper/svhn_resnet recipe=paper", "experiment=paper/svhn_resnet recipe=paper"),
+        ("experiment=custom/table recipe=fast", "experiment=custom/table recipe=fast"),
+    ],
+)  # fmt: skip
+def test_old_spellings_are_accepted(old: str, new: str) -> None:
+    assert accept_old_spellings(old.split()) == new.split()
+
+
+@pytest.mark.parametrize(
+    "command", ["recipe=fast", "recipe=paper", "recipe=paper experiment=digits_lenet", "recipe=strict,fast"]
+)
+def test_a_recipe_without_an_experiment_of_the_paper_is_refused(command: str) -> None:
+    with pytest.raises(ConfigError, match="Expected an experiment of the paper with recipe="):
+        accept_old_spellings(command.split())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("methods=[kegnet]", "sources=[kegnet]"),
+        ("student.jitter=0.3,0.6", "student.noise_std=0.3,0.6"),
+        ("+student.features.weight=3", "+student.feature_distillation.weight=3"),
+        ("generator.training=together,one_by_one,auto", "generator.parallel=vmap,sequential,auto"),
+        ("generator.network.adjust=none", "generator.network.output_norm=none"),
+        ("~student.features", "~student.feature_distillation"),
+        ("student.featuresque=3", "student.featuresque=3"),
+        ("student.epochs=3", "student.epochs=3"),
+        ("--config-dir", "--config-dir"),
+    ],
+)
+def test_settings_are_renamed(old: str, new: str) -> None:
+    assert rename(old) == new
+    assert rename(new) == new
+
+
+def test_old_names_answer_with_the_new_ones() -> None:
+    old = [f"{name}=1" for name in RENAMED] + ["schedule=batch_norm", "schedule=mine"]
+    with pytest.raises(ConfigError) as caught:
+        refuse_old_names(["seed=1", *old])
+    said = str(caught.value).splitlines()
+    assert len(said) == len(old), "one line for each"
+    for line, new in zip(said, RENAMED.values(), strict=False):
+        assert line == f"Expected `{new}`, but got its old name. Use {new}=1."
+    assert said[-2].endswith("Use experiment=custom/batch_norm.") and "custom/table" in said[-1]
+    refuse_old_names([rename(name) for name in old[:-2]])
+
+
+@pytest.mark.parametrize(
+    ("typo", "answer"),
+    [
+        ("generator.epoch=2", "Did you mean generator.epochs?"),
+        ("generator.epoch=2", "`generator` has: count, noise_dim"),
+        ("sed=1", "Did you mean seed?"),
+        ("generator.objective.diversty.weight=1", "`generator.objective` has: classifier, decoder, diversity"),
+        ("generator.netwrk.noise_dim=4", "Did you mean generator.network.noise_dim?"),
+        ("student.network._target_=a.B", "`student.network` is null, a whole by itself: student.network=..., or +"),
+        ("store.dir=x", "`store` is a setting by itself: store=..."),
+        ("experiment=svhn", "Did you mean experiment=svhn_resnet?"),
+        ("experiment=paper/svhn", "Did you mean experiment=paper/svhn_resnet?"),
+        ("compression=option4", "Did you mean compression=option3?"),
+        ("generator=imgae", "There is no generator=imgae. Did you mean generator=image?"),
+        ("teacher=mine", "There is no teacher=mine."),
+        ("hydra/launcher=joblib", "pip install '.[joblib]'"),
+    ],
+)
+def test_a_typo_lists_what_exists(typo: str, answer: str) -> None:
+    (hint,) = suggest([typo])
+    assert answer in hint
+
+
+def test_options_of_the_user_are_known(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "mynet.yaml").write_text("defaults: [custom, _self_]\n")
+    assert list(suggest(["--config-dir", str(tmp_path), "teacher=mynet", "seed=1"])) == []
+    (hint,) = suggest([f"--config-dir={tmp_path}", "teacher=mynets"])
+    assert "Did you mean teacher=mynet?" in hint
