@@ -1,4 +1,4 @@
-"""A smaller network from a trained one, without its data: KegNet with PyTorch Lightning and Hydra."""
+"""Data-free compression of trained networks: KegNet with PyTorch Lightning and Hydra."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ _HOMES = {
     "to_image": "api",
     "train_generators": "api",
 }
-"""Where public names live: imported when they are asked for, as the command line needs none at its start."""
+"""Modules of the public names. They are imported on first use, since the command line needs none at its start."""
 
 __all__ = [
     "Compressed",

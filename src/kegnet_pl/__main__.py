@@ -1,4 +1,4 @@
-"""``python -m kegnet_pl``."""
+"""Entry point of ``python -m kegnet_pl``."""
 
 from kegnet_pl.pipeline.cli import main
 

@@ -1,4 +1,4 @@
-"""Save the dashboard of a W&B project: ``python -m kegnet_pl.dashboard``."""
+"""The dashboard of a W&B project: ``python -m kegnet_pl.dashboard``."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: What follows the program's name; None for those of this process.
+        arguments: Arguments of the command; None for those of this process.
 
     Returns:
         The exit status.
@@ -26,9 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
         default=os.environ.get("WANDB_PROJECT", "kegnet_pl"),
         help="logger.wandb.project (default: %(default)s)",
     )
-    parser.add_argument("--entity", help="logger.wandb.entity: a team (default: your own)")
+    parser.add_argument("--entity", help="logger.wandb.entity: a team (default: your account)")
     parser.add_argument(
-        "--generators", type=int, default=10, help="show sheets of so many a run (default: %(default)s)"
+        "--generators", type=int, default=10, help="number of generators per run to show (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     try:
@@ -46,7 +46,7 @@ def save(project: str, entity: str | None = None, generators: int = 10) -> Any:
     Args:
         project: W&B project.
         entity: User or team; None for the default of the key.
-        generators: Sheets are shown of so many generators a run.
+        generators: Number of generators per run to show.
 
     Returns:
         The saved ``wandb_workspaces.workspaces.Workspace``, which has a ``url``.
@@ -64,7 +64,9 @@ def save(project: str, entity: str | None = None, generators: int = 10) -> Any:
             "Expected the package wandb-workspaces, but it is not installed: pip install '.[dashboard]'"
         ) from error
     if not has_wandb_key():
-        raise UserError("Expected a W&B key, but found none: wandb login (or set WANDB_API_KEY), and run this again.")
+        raise UserError(
+            "Expected a W&B key, but got none. Run wandb login (or set WANDB_API_KEY), then run this command again."
+        )
     import requests
     import wandb
 
@@ -75,8 +77,8 @@ def save(project: str, entity: str | None = None, generators: int = 10) -> Any:
     except (wandb.Error, requests.RequestException, ValueError) as error:
         reason = str(error).rstrip(".")
         raise UserError(
-            f"Expected W&B to take the dashboard of project {project}, but: {reason}. Is the key valid, and is there "
-            f"such a project? The first run with logger=wandb makes it."
+            f"Expected W&B to save the dashboard of project {project}, but got: {reason}. Check that the key is valid "
+            f"and that the project exists; the first run with logger=wandb creates it."
         ) from error
 
 

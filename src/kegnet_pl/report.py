@@ -1,4 +1,4 @@
-"""Put finished runs together: ``python -m kegnet_pl.report DIR...``."""
+"""Report on finished runs: ``python -m kegnet_pl.report DIR...``."""
 
 import argparse
 import os
@@ -16,35 +16,35 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: What follows the program's name; None for those of this process.
+        arguments: Arguments of the command; None for those of this process.
 
     Returns:
         The exit status.
     """
     parser = argparse.ArgumentParser(
         prog="python -m kegnet_pl.report",
-        description="Put finished runs together: one table, tradeoff.png, results.csv, results.json and report.html, "
-        "and a report.html in the folder of every run.",
+        description="Combine finished runs into one table, tradeoff.png, results.csv, results.json and report.html, "
+        "and write a report.html to the folder of every run.",
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="folders of runs and sweeps, or above them"
+        "folders", nargs="+", type=Path, metavar="DIR", help="folders of runs and sweeps, or folders above them"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("outputs/report"), help="where to write (default: %(default)s)"
+        "--out", type=Path, default=Path("outputs/report"), help="folder of the report (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     console = make_console()
     try:
         runs = read_runs(options.folders)
         for run in runs:
-            if run.rows and os.access(run.folder, os.W_OK):  # somebody else's keep the page they have
+            if run.rows and os.access(run.folder, os.W_OK):  # other users' folders may be read-only
                 write_run_page(run)
         try:
             report(runs, options.out, console)
         except OSError as error:
             raise UserError(
-                f"Expected to write the report to {options.out}, but: {error.strerror or error}. Choose another folder "
-                f"with --out FOLDER."
+                f"Expected to write the report to {options.out}, but got: {error.strerror or error}. Choose another "
+                f"folder with --out FOLDER."
             ) from error
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201

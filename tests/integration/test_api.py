@@ -298,9 +298,9 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.compress(_lenet(), (3, 32, 32), 2.0), r"take samples of shape \(3, 32, 32\), but it failed"),
         (lambda: kegnet_pl.distill(_lenet(), TensorDataset(torch.zeros(4, *SHAPE)), progress=False), "SyntheticDataset"),
         (lambda: _dataset(nn.Sequential(_lenet(), nn.Softmax(dim=1))), "return logits, but got probabilities"),
-        (lambda: _dataset(LeNet5(3)), "teacher LeNet5 to take what the source draws, but it failed"),
+        (lambda: _dataset(LeNet5(3)), "teacher LeNet5 to accept samples of the source, but it failed"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, training="both", **TINY), "sequential.*got 'both'"),
-        (lambda: kegnet_pl.load_generators("nowhere", _lenet()), r"nowhere has no manifest\.json"),
+        (lambda: kegnet_pl.load_generators("nowhere", _lenet()), r"got nowhere without manifest\.json"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(call: Any, message: str) -> None:
@@ -329,7 +329,7 @@ def test_classes_and_generators_are_counted_from_zero(generators: kegnet_pl.Gene
         generators.of_class(-1, 2)
     with pytest.raises(IndexError, match="a class from 0 to 9, but got 10"):
         generators.walk(0, 10)
-    with pytest.raises(IndexError, match="`index` from 0 to 1, one of the generators, but got 2"):
+    with pytest.raises(IndexError, match="`index` of a generator, from 0 to 1, but got 2"):
         generators.of_class(0, 2, index=2)
 
 

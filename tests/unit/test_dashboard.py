@@ -56,7 +56,7 @@ def test_saves_to_a_team(server: list[Any]) -> None:
 def test_without_a_key_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("kegnet_pl.pipeline.loggers.has_wandb_key", lambda: False)
     assert main([]) == 1
-    assert "Error: Expected a W&B key, but found none: wandb login" in capsys.readouterr().err
+    assert "Error: Expected a W&B key, but got none. Run wandb login" in capsys.readouterr().err
 
 
 def test_without_the_extra_it_says_what_to_do(
@@ -74,12 +74,12 @@ def test_without_the_extra_it_says_what_to_do(
     assert "pip install '.[dashboard]'" in capsys.readouterr().err
 
 
-def test_a_refusal_is_told(server: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_reported(server: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
     def refuse() -> None:
         raise wandb.errors.CommError("permission denied.")
 
     monkeypatch.setattr(wandb, "Api", refuse)
-    with pytest.raises(dashboard.UserError, match=r"but: permission denied\. Is the key valid"):
+    with pytest.raises(dashboard.UserError, match=r"but got: permission denied\. Check that the key is valid"):
         dashboard.save("pets")

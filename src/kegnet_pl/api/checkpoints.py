@@ -1,4 +1,4 @@
-"""Networks on disk: weights as safetensors beside a recipe that rebuilds the module."""
+"""Networks on disk: weights as safetensors, and a recipe that rebuilds the module."""
 
 import json
 from collections.abc import Mapping
@@ -24,28 +24,28 @@ def save_network(
     """Write ``NAME.safetensors`` and ``NAME.json``.
 
     Args:
-        network: What to save.
-        folder: Where to.
-        name: Name of both files.
+        network: The network.
+        folder: Folder of the files.
+        name: Name of both files, without a suffix.
         recipe: ``_target_`` and arguments of the uncompressed network.
         ranks: ``(in_rank, out_rank)`` of its compressed layers, by name.
     """
-    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    # safetensors refuses tensors that share memory, such as tied weights, so they are copied.
     state = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
-    # Written by us, so that a full disk is an OSError like any other.
+    # Unlike safetensors.torch.save_file, atomic_write raises an OSError for a full disk.
     atomic_write(Path(folder) / f"{name}.safetensors", save(state))
     content = {"network": dict(recipe), "ranks": dict(ranks or {})}
     atomic_write(Path(folder) / f"{name}.json", json.dumps(content, indent=2))
 
 
 def load_network(folder: str | Path, name: str = "network") -> nn.Module:
-    """Rebuild a network that :func:`save_network` wrote, in evaluation mode.
+    """Load a network that :func:`save_network` wrote, in evaluation mode.
 
-    ``NAME.json`` says which constructor to call, with which arguments, and it is called: load folders that you trust.
+    ``NAME.json`` names a constructor, which is called: load only folders that you trust.
 
     Args:
-        folder: Folder of a finished stage, such as the ``student`` folder that a run names at its end.
-        name: Name of both files.
+        folder: Folder of a finished stage, such as the ``student`` folder that a run prints at its end.
+        name: Name of both files, without a suffix.
 
     Returns:
         The network, on the CPU.
@@ -56,11 +56,13 @@ def load_network(folder: str | Path, name: str = "network") -> nn.Module:
     """
     recipe = Path(folder) / f"{name}.json"
     if not recipe.is_file():
-        raise FileNotFoundError(f"Expected {recipe.name} in {recipe.parent}, but there is none. Give a stage's folder.")
-    from hydra.utils import instantiate  # the library imports no Hydra until it reads a folder
+        raise FileNotFoundError(
+            f"Expected {recipe.name} in {recipe.parent}, but there is none. Give the folder of a finished stage."
+        )
+    from hydra.utils import instantiate  # a slow import, which other functions of the library do not need
 
     content = json.loads(recipe.read_text())
-    with torch.random.fork_rng([]):  # constructors draw weights, for nothing
+    with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
         network: nn.Module = instantiate(content["network"], _convert_="all")
         restore_structure(network, {layer: (pair[0], pair[1]) for layer, pair in content["ranks"].items()})
     load_weights(network, Path(folder) / f"{name}.safetensors")

@@ -13,21 +13,21 @@ from kegnet_pl.runtime.devices import Device, find_device
 def count_answers(
     network: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None
 ) -> Tensor:
-    """Count how often a network puts samples of one class into another: the confusion matrix.
+    """Return the confusion matrix of a network.
 
-    In evaluation mode and the precision of the network's weights, float32 as a rule, whatever it was trained in.
+    The network is in evaluation mode and in the precision of its weights, usually float32.
 
     Args:
         network: Returns logits ``(B, C)``; it is copied.
         split: Samples ``(N, *input_shape)`` and classes ``(N,)``.
-        device: Where to compute.
-        batch_size: Samples at a time; None for what suits the device.
+        device: Device of the computation.
+        batch_size: Samples per forward pass; None to fit the device.
 
     Returns:
-        Counts ``(C, C)``, int64, on the CPU: rows are the true classes, columns the network's.
+        Counts ``(C, C)``, int64, on the CPU: rows are true classes, columns are predicted classes.
 
     Raises:
-        ValueError: If there are classes that the network does not know, or what it returns is not finite.
+        ValueError: If the samples have more classes than the network, or logits are not finite.
     """
     device = torch.device(device)
     shape = split.x.shape[1:]
@@ -37,24 +37,20 @@ def count_answers(
     if not len(split):
         raise ValueError("Expected samples to measure accuracy on, but got none.")
     if not split.x.is_floating_point():
-        raise ValueError(
-            f"Expected floating-point samples, normalised as the network takes them, but got {split.x.dtype}."
-        )
-    answers = [frozen(x.to(device, dtype)) for x in split.x.split(size)]
-    if not all(bool(logits.isfinite().all()) for logits in answers):
-        raise ValueError(
-            "Expected finite logits, but got NaN or infinite ones: see that weights and samples are finite."
-        )
-    classes = answers[0].shape[1]
+        raise ValueError(f"Expected floating-point samples, normalised for the network, but got {split.x.dtype}.")
+    outputs = [frozen(x.to(device, dtype)) for x in split.x.split(size)]
+    if not all(bool(logits.isfinite().all()) for logits in outputs):
+        raise ValueError("Expected finite logits, but got NaN or infinite ones. Check the weights and the samples.")
+    classes = outputs[0].shape[1]
     if int(split.y.min()) < 0:
         raise ValueError(f"Expected classes from 0, but got {int(split.y.min())}.")
     if int(split.y.max()) >= classes:
         raise ValueError(f"Expected a network of {int(split.y.max()) + 1} classes or more, but it has {classes}.")
-    # In int64: what labels are kept in may not hold the product.
-    cells = split.y.cpu().long() * classes + torch.cat([logits.argmax(dim=1) for logits in answers]).cpu()
+    # The dtype of the labels may be too small for the product.
+    cells = split.y.cpu().long() * classes + torch.cat([logits.argmax(dim=1) for logits in outputs]).cpu()
     return torch.bincount(cells, minlength=classes**2).view(classes, classes)
 
 
 def measure_accuracy(network: nn.Module, split: Split, device: Device = "auto", batch_size: int | None = None) -> float:
-    """Return the share of samples, in [0, 1], that a network puts into their class; see :func:`count_answers`."""
+    """Return the accuracy of a network, in [0, 1]; see :func:`count_answers` for the arguments."""
     return int(count_answers(network, split, find_device(device), batch_size).trace()) / len(split)

@@ -1,4 +1,4 @@
-"""Trained generators, and data sets of their samples."""
+"""Trained generators, and data sets of synthetic samples."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,18 @@ from kegnet_pl.sources import GeneratorSource, SyntheticSource
 
 @dataclass(frozen=True)
 class Generators:
-    """Trained generators, and what they were trained for.
+    """Trained generators, their decoders and their teacher.
 
     Attributes:
-        networks: Called with noise ``(B, Z)`` and one-hot labels ``(B, C)``; on the CPU, in evaluation mode.
-        decoders: Read the noise ``(B, Z)`` from samples, one a generator; on the CPU, in evaluation mode.
-        teacher: The network they were trained for, a copy; on the CPU, in evaluation mode.
+        networks: Generators, called with noise ``(B, Z)`` and one-hot labels ``(B, C)``; on the CPU, in evaluation
+            mode.
+        decoders: Decoders, one per generator, which return the noise ``(B, Z)`` of samples; on the CPU, in evaluation
+            mode.
+        teacher: A copy of the teacher; on the CPU, in evaluation mode.
         input_shape: Shape of one sample.
         classes: Number of classes.
-        device: Where samples are drawn.
-        metrics: Of every generator, those of its last epoch: ``train/loss``, ``train/accuracy``, ...
+        device: Device that draws samples.
+        metrics: Metrics of the last epoch of every generator: ``train/loss``, ``train/accuracy``, ...
     """
 
     networks: Sequence[nn.Module]
@@ -58,7 +60,7 @@ class Generators:
         return int(self.networks[0].noise_dim)  # type: ignore[arg-type]
 
     def source(self, noise_std: float = 0.0) -> GeneratorSource:
-        """Return what samples are drawn from: all generators, frozen, in turn."""
+        """Return a source of samples from all generators, in turn."""
         return GeneratorSource(self.networks, self.device, noise_std=noise_std)
 
     def sample(self, n: int, *, seed: int = 0, noise_std: float = 0.0) -> Tensor:
@@ -67,23 +69,23 @@ class Generators:
         Args:
             n: Number of samples, a multiple of the number of generators.
             seed: The same seed gives the same samples.
-            noise_std: Standard deviation of Gaussian noise that is added.
+            noise_std: Standard deviation of Gaussian noise that is added to samples.
 
         Returns:
-            ``(n, *input_shape)``, on the CPU.
+            Samples ``(n, *input_shape)``, on the CPU.
 
         Raises:
-            ValueError: If ``n`` cannot be shared out evenly.
+            ValueError: If ``n`` is not a multiple of the number of generators.
         """
         return self.source(noise_std).sample(n, seed).cpu()
 
     def dataset(self, samples: int = 16_000, *, seed: int = 0, noise_std: float = 0.0) -> "SyntheticDataset":
-        """Draw samples and let the teacher label them: what a student learns from; see :class:`SyntheticDataset`."""
+        """Return a data set for a student: samples with labels of the teacher; see :class:`SyntheticDataset`."""
         return SyntheticDataset(self.source(noise_std), self.teacher, samples, seed=seed, device=self.device)
 
     @torch.no_grad()
     def of_class(self, label: int, n: int, *, seed: int = 0, index: int = 0) -> Tensor:
-        """Return ``n`` samples ``(n, *input_shape)`` that one generator makes for a class, on the CPU."""
+        """Return ``n`` samples ``(n, *input_shape)`` of a class from one generator, on the CPU."""
         network = self._network(index)
         check_counts(n=(n, 1))
         z = torch.randn(n, self.noise_dim, generator=stream(seed, "of_class"))
@@ -92,14 +94,14 @@ class Generators:
 
     @torch.no_grad()
     def walk(self, start: int, end: int, *, steps: int = 11, seed: int = 0, index: int = 0) -> tuple[Tensor, Tensor]:
-        """Walk from one class to another at the same noise.
+        """Interpolate the label between two classes, with the same noise.
 
         Args:
             start: First class.
             end: Last class.
-            steps: Samples on the way, with both ends.
-            seed: Of the noise.
-            index: Which generator.
+            steps: Number of samples, including both ends.
+            seed: Seed of the noise.
+            index: Index of the generator.
 
         Returns:
             Samples ``(steps, *input_shape)`` and the teacher's probabilities ``(steps, C)``, on the CPU.
@@ -113,7 +115,7 @@ class Generators:
 
     def _network(self, index: int) -> nn.Module:
         if not 0 <= index < len(self):
-            raise IndexError(f"Expected `index` from 0 to {len(self) - 1}, one of the generators, but got {index}.")
+            raise IndexError(f"Expected `index` of a generator, from 0 to {len(self) - 1}, but got {index}.")
         return self.networks[index]
 
     def _one_hot(self, label: int) -> Tensor:
@@ -123,7 +125,7 @@ class Generators:
 
     @torch.no_grad()
     def confidence(self, n: int = 100, *, seed: int = 0) -> Tensor:
-        """Return the teacher's mean probability of the intended class ``(G, C)``, over ``n`` samples each."""
+        """Return the teacher's mean probability of the intended class ``(G, C)``, over ``n`` samples per class."""
         rows = []
         for index in range(len(self)):
             logits = [self.teacher(self.of_class(label, n, seed=seed, index=index)) for label in range(self.classes)]
@@ -131,13 +133,13 @@ class Generators:
         return torch.stack(rows)
 
     def sheet(self, rows: int = 4, *, seed: int = 0, index: int = 0, scale: int = 2) -> Image.Image:
-        """Return a picture of samples: for images a column a class, for tables a row a class.
+        """Return a picture of samples, with one column per class for images and one row per class for tables.
 
         Args:
-            rows: Samples a class.
-            seed: Of the noise.
-            index: Which generator.
-            scale: Pixels of the picture for one of a sample.
+            rows: Number of samples per class.
+            seed: Seed of the noise.
+            index: Index of the generator.
+            scale: Pixels of the picture per pixel of a sample.
         """
         from kegnet_pl.reporting.images import sheet_rows
 
@@ -149,18 +151,18 @@ class Generators:
 class SyntheticDataset(TensorDataset):
     """Synthetic samples ``x (*input_shape)`` with the teacher's logits ``(C,)``, in memory, on the CPU.
 
-    A ``torch.utils.data.Dataset``, for any ``DataLoader``; :func:`distill` takes it as it is.
+    It is a ``torch.utils.data.Dataset`` for any ``DataLoader``; :func:`distill` accepts it directly.
 
     Args:
-        source: Where samples come from: :meth:`Generators.source`, or :class:`NoiseSource` for the paper's baselines.
-        teacher: Returns logits (or logarithms of probabilities, which are as good). It is copied and frozen.
-        samples: How many; a multiple of the number of generators.
+        source: Source of the samples: :meth:`Generators.source`, or :class:`NoiseSource` for the paper's baselines.
+        teacher: Returns logits or log-probabilities. It is copied and frozen.
+        samples: Number of samples, a multiple of the number of generators.
         seed: The same seed gives the same samples.
-        device: Where the teacher labels them; ``"auto"``: a GPU if there is one.
+        device: Device of the teacher; ``"auto"`` is a GPU if there is one.
 
     Raises:
-        ValueError: If ``samples`` is out of range, or the teacher does not take what the source draws, or does not
-            return logits.
+        ValueError: If ``samples`` is out of range, or the teacher does not accept the samples or does not return
+            logits.
     """
 
     def __init__(
@@ -176,11 +178,11 @@ class SyntheticDataset(TensorDataset):
         data = SyntheticDataModule(source, teacher, samples=samples, seed=seed, device=find_device(device))
         try:
             data.setup()
-        except ValueError:  # of a source
+        except ValueError:  # a source's message is complete
             raise
         except FORWARD_ERRORS as error:
             raise ValueError(
-                f"Expected the teacher {type(teacher).__name__} to take what the source draws, but it failed: "
+                f"Expected the teacher {type(teacher).__name__} to accept samples of the source, but it failed: "
                 f"{first_line(error)}"
             ) from error
         x, logits = (tensor.cpu() for tensor in data.splits["train"])
@@ -191,25 +193,26 @@ class SyntheticDataset(TensorDataset):
         self.seed = seed
         self.input_shape = tuple(x.shape[1:])
         self.label_entropy = float(data.label_entropies().mean())
-        """Mean entropy of the teacher's labels, in nats: 0 where it is sure of every sample."""
+        """Mean entropy of the teacher's labels, in nats; 0 if all labels are certain."""
 
 
 def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device: Device = "auto") -> Generators:
-    """Read the generators of a finished run.
+    """Load the generators of a finished run.
 
     Args:
-        folder: Folder of the stage: ``STORE/generators-...``, which the run names.
-        teacher: The network they were trained for, or the folder of its stage.
-        device: Where samples will be drawn; ``"auto"``: a GPU if there is one.
+        folder: Folder of the stage, ``STORE/generators-...``, which the run prints.
+        teacher: Teacher of the generators, or the folder of its stage.
+        device: Device that draws samples; ``"auto"`` is a GPU if there is one.
 
     Raises:
-        FileNotFoundError: If there are none.
-        ValueError: If the folder is another teacher's, or the network has other classes (its weights are not compared).
+        FileNotFoundError: If the folder has no generators.
+        ValueError: If the generators have another teacher, or the network another number of classes (weights are not
+            compared).
     """
     folder = Path(folder)
     manifest = folder / "manifest.json"
     if not manifest.is_file():
-        raise FileNotFoundError(f"Expected a folder of finished generators, but {folder} has no manifest.json.")
+        raise FileNotFoundError(f"Expected a folder of finished generators, but got {folder} without manifest.json.")
     content = json.loads(manifest.read_text())
     if content["stage"] != "generators":
         raise FileNotFoundError(f"Expected a folder of generators, but {folder} holds {content['stage']}.")
@@ -221,7 +224,7 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
     classes = count_classes(teacher, settings["input_shape"], "teacher")
     if classes != settings["classes"]:
         raise ValueError(
-            f"Expected the teacher of these generators, of {settings['classes']} classes, but got one of {classes}."
+            f"Expected the teacher of these generators, with {settings['classes']} classes, but got one with {classes}."
         )
     return Generators(
         [load_network(folder, f"generator_{name}") for name in names],
@@ -236,20 +239,20 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
 
 def _check_teacher(folder: Path, fingerprint: str) -> None:
     manifest = folder / "manifest.json"
-    found = json.loads(manifest.read_text())["fingerprint"] if manifest.is_file() else None
-    if found not in (None, fingerprint):  # without a manifest, load_network says what is wrong
+    actual = json.loads(manifest.read_text())["fingerprint"] if manifest.is_file() else None
+    if actual not in (None, fingerprint):  # without a manifest, load_network raises the error
         raise ValueError(
-            f"Expected the teacher of these generators, teacher-{fingerprint}, but {folder} holds {found}. The results "
-            f"of the run that made them name both."
+            f"Expected the teacher of these generators, teacher-{fingerprint}, but {folder} holds {actual}. Use the "
+            f"teacher in the results of the generators' run."
         )
 
 
 def to_image(rows: Sequence[Sequence[Tensor]], scale: int = 2) -> Image.Image:
-    """Return samples in rows as a picture.
+    """Return a picture of rows of samples.
 
     Args:
         rows: Samples ``(C, H, W)`` or ``(F,)``, the same number in every row.
-        scale: Pixels of the picture for one of a sample.
+        scale: Pixels of the picture per pixel of a sample.
     """
     from kegnet_pl.reporting.images import grid
 

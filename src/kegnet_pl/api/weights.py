@@ -1,4 +1,4 @@
-"""Reading weights from files that strangers may have written: nothing is unpickled but tensors."""
+"""Weights from files of untrusted origin: only tensors are unpickled."""
 
 import pickle
 import re
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from kegnet_pl.runtime.errors import WeightsError, first_line
 
 _CONTAINERS = ("state_dict", "model_state", "model_state_dict", "model")
-"""Keys under which checkpoints keep their state dict: Lightning, the KegNet release, others."""
+"""Keys of the state dict in checkpoints of Lightning, the KegNet release and others."""
 
 _FOREIGN = ("Unsupported global", "unsupported GLOBAL", "add_safe_globals` but got", "add_safe_globals`, but got")
-"""How torch says that a file holds other objects than tensors; other complaints are about damage."""
+"""Parts of torch's messages about other objects than tensors; other messages mean a damaged file."""
 
 
-def _holds_objects(path: Path, complaint: str) -> bool:
-    """Whether a complaint is about Python objects; the name of a class may also just be cut short."""
-    named = re.search(r"GLOBAL (\S+)", complaint)
-    if named is not None and not zipfile.is_zipfile(path):
-        module, _, name = named[1].rpartition(".")
+def _holds_objects(path: Path, message: str) -> bool:
+    """Return True if torch's error message means Python objects, not the name of a class in a truncated file."""
+    match = re.search(r"GLOBAL (\S+)", message)
+    if match is not None and not zipfile.is_zipfile(path):
+        module, _, name = match[1].rpartition(".")
         return f"{module}\n{name}\n".encode() in path.read_bytes()
-    return any(sign in complaint for sign in _FOREIGN)
+    return any(part in message for part in _FOREIGN)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -34,19 +34,19 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: A state dict saved by torch, a Lightning checkpoint, the authors' release (a dict with ``model_state``),
-            or a ``.safetensors`` file; on any device, in the new or the old serialisation.
+            or a ``.safetensors`` file; from any device, in the new or the old format of torch.
 
     Returns:
         Tensors by key, on the CPU.
 
     Raises:
-        WeightsError: If the file is missing, damaged, or holds something else than tensors.
+        WeightsError: If the file is missing, damaged, or holds other objects than tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(
             f"Expected a weight file at {path}, but there is {'a folder' if path.is_dir() else 'none'}. "
-            f"Check teacher.weights; relative paths start in the folder you run from ({Path.cwd()})."
+            f"Check teacher.weights; relative paths start in the working directory ({Path.cwd()})."
         )
     try:
         if path.suffix == ".safetensors":
@@ -56,8 +56,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if _holds_objects(path, str(error)):
             raise WeightsError(
-                f"Expected tensors alone in {path}, but it holds Python objects, which are not loaded since they could "
-                f"run code. Save it again where it was made: torch.save(model.state_dict(), FILE)."
+                f"Expected only tensors in {path}, but got Python objects, which are not loaded since they could run "
+                f"code. Save the weights again, in the original program: torch.save(model.state_dict(), FILE)."
             ) from error
         raise _damaged(path, error) from error
     except Exception as error:  # damaged files raise many kinds
@@ -69,35 +69,37 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise WeightsError(
-            f"Expected a state dict (tensors by name) in {path}, alone or under one of {_CONTAINERS}, but got "
-            f"{_describe(content)}. Save it with torch.save(model.state_dict(), FILE)."
+            f"Expected a state dict (tensors by name) in {path}, at the top level or under one of {_CONTAINERS}, but "
+            f"got {_describe(content)}. Save it with torch.save(model.state_dict(), FILE)."
         )
     return {str(key): value for key, value in content.items()}
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
     if isinstance(error, PermissionError):
-        return WeightsError(f"Expected to read {path}, but got: permission denied. Ask for it, or copy the file.")
+        return WeightsError(
+            f"Expected to read {path}, but got: permission denied. Change its permissions, or copy the file."
+        )
     size = path.stat().st_size
     if _is_program(path):
         return WeightsError(
-            f"Expected weights in {path}, but it holds a program (TorchScript or torch.export). Where the network's "
-            f"class is at hand, save its weights alone: torch.save(model.state_dict(), FILE)."
+            f"Expected weights in {path}, but got a program (TorchScript or torch.export). Save only the weights, in "
+            f"the original program: torch.save(model.state_dict(), FILE)."
         )
     if not size:
         reason = "it is empty"
     elif path.suffix == ".safetensors":
         reason = first_line(error).rstrip(".")
     else:
-        reason = "it is not what torch.save writes, or not all of it"  # torch's own words advise to unpickle anything
+        reason = "it is not a complete file of torch.save"  # torch's own message advises to unpickle any object
     return WeightsError(
-        f"Expected a whole weight file at {path} ({size:,} bytes), but it cannot be read: {reason}. It may be cut "
-        f"short; copy it again."
+        f"Expected a complete weight file at {path} ({size:,} bytes), but it cannot be read: {reason}. It may be "
+        f"truncated; copy it again."
     )
 
 
 def _is_program(path: Path) -> bool:
-    """Whether a file is what torch.jit.save or torch.export.save writes."""
+    """Return True if torch.jit.save or torch.export.save wrote the file."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -112,35 +114,35 @@ def _describe(content: Any) -> str:
 
 
 def _strip_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the part of a state dict below the prefix under which most of the expected keys are found.
+    """Return the part of a state dict below the prefix that matches most of the expected keys.
 
-    That covers wrappers (``module.``, ``_orig_mod.``) and LightningModules, whose networks are attributes.
+    Prefixes come from wrappers (``module.``, ``_orig_mod.``) and from LightningModules, whose networks are attributes.
     """
     candidates = {""}
     for key in state:
         for name in expected:
             if key.endswith(f".{name}"):
                 candidates.add(key.removesuffix(name))
-    found = {prefix: sum(f"{prefix}{name}" in state for name in expected) for prefix in candidates}
-    best = [prefix for prefix, count in found.items() if count == max(found.values())]
+    counts = {prefix: sum(f"{prefix}{name}" in state for name in expected) for prefix in candidates}
+    best = [prefix for prefix, count in counts.items() if count == max(counts.values())]
     if len(best) > 1:
         raise WeightsError(
-            f"Expected the weights of one network in the file, but it fits below each of {sorted(best)}. Save the one "
-            f"that is meant: torch.save(model.state_dict(), FILE)."
+            f"Expected the weights of one network in the file, but got several, below each of {sorted(best)}. Save "
+            f"only one of them: torch.save(model.state_dict(), FILE)."
         )
     (prefix,) = best
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a weight file into a network, all of it.
+    """Load all weights of a network from a file.
 
     Args:
         network: Its weights are overwritten.
         path: See :func:`read_state_dict`.
 
     Raises:
-        WeightsError: If the file cannot be read, or keys or shapes differ; the message says which.
+        WeightsError: If the file cannot be read, or keys or shapes differ; the message names them.
     """
     expected = network.state_dict()
     state = _strip_prefix(read_state_dict(path), expected)
@@ -151,7 +153,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
-    # Batch norm counts batches for nothing but its cumulative average; old files lack the count.
+    # Only the cumulative average of batch norm uses the count of batches, and old files lack it.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     problems = [
         f"{title}: {', '.join(items[:8])}{f' and {len(items) - 8} more' if len(items) > 8 else ''}"
@@ -160,21 +162,21 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     ]
     if problems:
         raise WeightsError(
-            f"Expected the weights of {type(network).__name__} in {path}, but they are another network's. "
-            f"{'; '.join(problems)}. Choose the network that made the file (teacher=..., data.classes, "
+            f"Expected the weights of {type(network).__name__} in {path}, but got those of another network. "
+            f"{'; '.join(problems)}. Choose the network that the file belongs to (teacher=..., data.classes, "
             f"data.input_shape)."
         )
-    # Buffers of one's own may be infinite (a mask of attention).
-    numbers = {name for name, _ in network.named_parameters()} | {
+    # Other buffers may be infinite, such as an attention mask.
+    must_be_finite = {name for name, _ in network.named_parameters()} | {
         key for key in expected if key.endswith(("running_mean", "running_var"))
     }
-    wrong = [
+    invalid = [
         key for key, value in state.items() if value.is_floating_point() != expected[key].is_floating_point()
-        or (key in numbers and not bool(torch.isfinite(value).all()))
+        or (key in must_be_finite and not bool(torch.isfinite(value).all()))
     ]  # fmt: skip
-    if wrong:
+    if invalid:
         raise WeightsError(
-            f"Expected finite real numbers in {path}, but got NaN, infinite or other values in: {', '.join(wrong[:8])}"
-            f". Check how the network was trained and saved."
+            f"Expected finite real numbers in {path}, but got NaN, infinite or other values in: "
+            f"{', '.join(invalid[:8])}. Check how the network was trained and saved."
         )
     network.load_state_dict(state, strict=False)

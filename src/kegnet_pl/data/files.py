@@ -53,7 +53,7 @@ class FilesDataModule(RealDataModule):
             if not path.is_file():
                 raise FileNotFoundError(
                     f"Expected a file at {path}, but there is none. Check data.{part}; relative paths start in the "
-                    f"folder you run from ({Path.cwd()})."
+                    f"working directory ({Path.cwd()})."
                 )
 
     def read(self) -> dict[str, Split]:

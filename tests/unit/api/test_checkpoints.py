@@ -103,7 +103,7 @@ def test_weights_that_are_shared(tmp_path: Path) -> None:
 
 
 def test_no_network(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"generator_3\.json in .*stage's folder") as caught:
+    with pytest.raises(FileNotFoundError, match=r"generator_3\.json in .*folder of a finished stage") as caught:
         load_network(tmp_path, "generator_3")
     assert str(tmp_path) in str(caught.value)
 
