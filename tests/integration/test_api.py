@@ -296,7 +296,7 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="gpu", **TINY), "'cuda:1', but got 'gpu'"),
         (lambda: kegnet_pl.train_generators("model.pt", SHAPE, **TINY), r"a torch\.nn\.Module, but got 'model\.pt'"),
         (lambda: kegnet_pl.compress(_lenet(), (3, 32, 32), 2.0), r"take samples of shape \(3, 32, 32\), but it failed"),
-        (lambda: kegnet_pl.distill(_lenet(), TensorDataset(torch.zeros(4, *SHAPE)), progress=False), "SyntheticDataset"),
+        (lambda: kegnet_pl.distill(_lenet(), TensorDataset(torch.zeros(4, *SHAPE))), "SyntheticDataset"),
         (lambda: _dataset(nn.Sequential(_lenet(), nn.Softmax(dim=1))), "return logits, but got probabilities"),
         (lambda: _dataset(LeNet5(3)), "teacher LeNet5 to accept samples of the source, but it failed"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, training="both", **TINY), "sequential.*got 'both'"),
