@@ -263,9 +263,7 @@ def test_programs_are_told_from_weights(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(network), tmp_path / "script.pt")
     torch.export.save(torch.export.export(network, (torch.zeros(1, 3),)), tmp_path / "export.pt2")
     for name in ("script.pt", "export.pt2"):
-        with pytest.raises(
-            WeightsError, match=rf"{name}, but got a program .*save\(model\.state_dict\(\), FILE\)"
-        ):
+        with pytest.raises(WeightsError, match=rf"{name}, but got a program .*save\(model\.state_dict\(\), FILE\)"):
             load_weights(network, tmp_path / name)
 
 
