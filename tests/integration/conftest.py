@@ -1,20 +1,35 @@
 """Running the pipeline in this process and in others."""
 
+import functools
+import importlib.resources
+import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import jsonschema
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
+from kegnet_pl.pipeline import outputs
 from kegnet_pl.pipeline.configuration import to_plain
+from kegnet_pl.pipeline.run import run
+from kegnet_pl.pipeline.stages import pictures
+from kegnet_pl.pipeline.trainer import ResumableFit
+from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.settings import RunSettings
+from kegnet_pl.training import GeneratorModule
 
 FAST = "debug=fast"
+SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results.schema.json").read_text())
 
 Run = Callable[..., dict[str, Any]]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -27,6 +42,103 @@ def configure(*overrides: str) -> dict[str, Any]:
         config = to_plain(compose("config", overrides=list(overrides)))
     RunSettings.from_config(config)
     return config
+
+
+def go(folder: Path, *overrides: str, train: bool = True, draw: bool = False) -> list[dict[str, Any]]:
+    """Run the pipeline on next to nothing.
+
+    Args:
+        folder: The store and the results are written here.
+        overrides: Of the configuration.
+        train: Whether modules are trained. If not, networks keep their initial weights, which is enough for a test of
+            fingerprints and of files.
+        draw: Whether the sample sheet and the report are drawn; matplotlib takes longer than all stages together.
+
+    Returns:
+        The rows of ``results.json``.
+    """
+    config = configure(FAST, f"store={folder / 'store'}", *overrides)
+    out = folder / "run"
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if not train:
+            stack.enter_context(no_training())
+        if not draw:
+            stack.enter_context(no_pictures())
+        run(config, out)
+    rows: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
+    jsonschema.validate(rows, SCHEMA)
+    return rows
+
+
+@contextmanager
+def no_pictures() -> Iterator[None]:
+    """Write empty files instead of the sample sheet and the report."""
+
+    def write_page(finished: FinishedRun) -> Path:
+        page = finished.folder / "report.html"
+        page.touch()
+        return page
+
+    def draw_sheet(samples: object, path: Path, *_: object) -> None:
+        path.touch()
+
+    with (
+        mock.patch.object(outputs, "write_run_page", write_page),
+        mock.patch.object(pictures, "draw_sample_sheet", draw_sheet),
+    ):
+        yield
+
+
+@contextmanager
+def no_training() -> Iterator[None]:
+    """Let fits return at once, with the metrics of a fit of no steps."""
+
+    def fit(self: ResumableFit, module: Any, data: Any, *, name: str, epochs: int, callbacks: Any = ()) -> Any:
+        if isinstance(module, GeneratorModule):
+            module.means = [{"train/loss": 0.0}] * module.networks
+        return {"epochs": epochs, "epoch": epochs}
+
+    with mock.patch.object(ResumableFit, "__call__", fit):
+        yield
+
+
+def stages(folder: Path) -> dict[str, float]:
+    """Return the finished stages of a store, and when each was published."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "store").glob("[!.]*/manifest.json")}
+
+
+def kinds(names: Sequence[str] | set[str] | dict[str, float]) -> list[str]:
+    """Return the names of stages without their fingerprints, sorted."""
+    return sorted(name.split("-")[0] for name in names)
+
+
+def copy_store(source: Path, target: Path) -> Path:
+    """Copy the finished stages of a run's folder with hard links; return the target."""
+    # A linked lock file would be the same lock.
+    shutil.copytree(source / "store", target / "store", ignore=shutil.ignore_patterns(".*"), copy_function=os.link)
+    return target
+
+
+Prepared = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Prepared:
+    """Return the folder of a finished run; each configuration is run once, for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if hasattr(request.config, "workerinput") else base
+
+    @functools.cache
+    def get(*overrides: str, train: bool = True, draw: bool = False) -> Path:
+        name = "prepared-" + "".join(c if c.isalnum() else "_" for c in f"{'-'.join(overrides)}-{train}-{draw}")
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name / "finished").exists():
+                go(root / name, *overrides, train=train, draw=draw)
+                (root / name / "finished").touch()
+        return root / name
+
+    return get
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ def test_what_cannot_be_trained_together_is_trained_one_by_one() -> None:
     with pytest.raises(ValueError, match=r"parallel='vmap', but: .*Use parallel='sequential'"):
         kegnet_pl.train_generators(teacher, FEATURES, parallel="vmap", **TINY)
     teacher = MLP(7, 3)
-    together, auto = (kegnet_pl.train_generators(teacher, 7, training=how, **TINY) for how in ("vmap", "auto"))
+    together, auto = (kegnet_pl.train_generators(teacher, 7, parallel=how, **TINY) for how in ("vmap", "auto"))
     assert _same(together.networks[1], auto.networks[1])
 
 
@@ -275,7 +275,7 @@ def _with_generator(make: Any) -> None:
          r"generator of samples \(1, 32, 32\), but got one of \(1, 28, 28\)"),
         (lambda: _with_generator(lambda: _Wrong(lambda z: (z, z))), "to return a tensor, but got a tuple"),
         (lambda: _with_generator(lambda: _Wrong(lambda z: z @ z)), r"take \(2, 10\) and \(2, 10\), but it failed"),
-        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, lr=-1, **TINY), "`lr` of at least 0"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, lr=-1, **TINY), "`lr` to be a number above 0"),
         (lambda: kegnet_pl.train_generators(_lenet(), "1,32,32", **TINY), "`input_shape` as .* but got '1,32,32'"),
         (lambda: kegnet_pl.compress(_lenet(), (1, -32, 32)), r"`input_shape` as .* but got \(1, -32, 32\)"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="cuda:99", **TINY),
@@ -296,10 +296,10 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="gpu", **TINY), "'cuda:1', but got 'gpu'"),
         (lambda: kegnet_pl.train_generators("model.pt", SHAPE, **TINY), r"a torch\.nn\.Module, but got 'model\.pt'"),
         (lambda: kegnet_pl.compress(_lenet(), (3, 32, 32), 2.0), r"take samples of shape \(3, 32, 32\), but it failed"),
-        (lambda: kegnet_pl.distill(_lenet(), TensorDataset(torch.zeros(4, *SHAPE)), progress=False), "SyntheticDataset"),
+        (lambda: kegnet_pl.distill(_lenet(), TensorDataset(torch.zeros(4, *SHAPE))), "SyntheticDataset"),
         (lambda: _dataset(nn.Sequential(_lenet(), nn.Softmax(dim=1))), "return logits, but got probabilities"),
         (lambda: _dataset(LeNet5(3)), "teacher LeNet5 to accept samples of the source, but it failed"),
-        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, training="both", **TINY), "sequential.*got 'both'"),
+        (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, parallel="both", **TINY), "sequential.*got 'both'"),
         (lambda: kegnet_pl.load_generators("nowhere", _lenet()), r"got nowhere without manifest\.json"),
     ],
 )  # fmt: skip
@@ -313,8 +313,8 @@ def test_mistakes_are_named(call: Any, message: str) -> None:
     [
         ({"epochs": 0}, "`epochs` to be a whole number of at least 1"),
         ({"epochs": 1.5}, "`epochs` to be a whole number of at least 1"),
-        ({"feature_distillation": -1.0}, "`feature_distillation` of at least 0"),
-        ({"norm": "addapt"}, "'frozen', 'adapt'.*got 'addapt'"),
+        ({"feature_distillation": -1.0}, "`feature_distillation` to be a number of at least 0"),
+        ({"norm": "addapt"}, "batch, frozen, adapt, but got 'addapt'"),
     ],
 )
 def test_settings_of_a_student_are_checked(

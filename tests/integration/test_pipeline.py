@@ -1,15 +1,17 @@
 """The stages in a row, and what the store finds again."""
 
 import importlib
-import importlib.resources
 import json
 import multiprocessing
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -19,38 +21,29 @@ from torch import nn
 
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.data import DigitsDataModule, Split
-from kegnet_pl.pipeline.run import run
+from kegnet_pl.pipeline.context import run_fingerprint
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
 from kegnet_pl.reporting.figures import read_curves
 from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, WeightsError
+from kegnet_pl.settings import RunSettings
+from kegnet_pl.training import GeneratorModule
 from kegnet_pl.training.base import TrainingModule
-from tests.integration.conftest import FAST, configure
-
-SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results.schema.json").read_text())
+from tests.integration.conftest import FAST, Prepared, configure, copy_store, go, kinds, stages
 
 
-def go(folder: Path, *overrides: str) -> list[dict[str, Any]]:
-    """Run the pipeline on next to nothing; return the rows of results.json."""
-    config = configure(FAST, f"store={folder / 'store'}", *overrides)
-    out = folder / "run"
-    out.mkdir(parents=True, exist_ok=True)
-    run(config, out)
-    rows: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
-    jsonschema.validate(rows, SCHEMA)
+def teacher_file(folder: Path) -> Path:
+    """Return the weights of the teacher in the store of a run's folder."""
+    (file,) = (folder / "store").glob("teacher-*/network.safetensors")
+    return file
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / "run" / "results.json").read_text())
     return rows
 
 
-def stages(folder: Path) -> dict[str, float]:
-    """Return the finished stages of a store, and when each was published."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "store").glob("[!.]*/manifest.json")}
-
-
-def kinds(names: set[str]) -> list[str]:
-    return sorted(name.split("-")[0] for name in names)
-
-
 def test_rows_and_artefacts(tmp_path: Path) -> None:
-    rows = go(tmp_path)
+    rows = go(tmp_path, draw=True)
     assert [row["method"] for row in rows] == ["teacher", "T", "T+Uniform", "T+Normal", "T+KegNet"]
     teacher, compressed, *students = rows
     assert teacher["compression_ratio"] == 1 and teacher["parameters"] == 61_706
@@ -71,8 +64,9 @@ def test_rows_and_artefacts(tmp_path: Path) -> None:
     assert curves == ["generator_0", "generator_1"]
 
 
-def test_second_run_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = go(tmp_path)
+def test_second_run_trains_nothing(tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_store(prepared(), tmp_path)
+    first = read_rows(prepared())
     before = stages(tmp_path)
 
     def refuse(*args: object, **kwargs: object) -> None:
@@ -98,43 +92,95 @@ def test_second_run_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
     ],
 )
-def test_a_change_rebuilds_the_stage_and_its_children_only(tmp_path: Path, override: str, rebuilt: list[str]) -> None:
-    go(tmp_path, "sources=[kegnet]")
+def test_a_change_rebuilds_the_stage_and_its_children_only(
+    tmp_path: Path, prepared: Prepared, override: str, rebuilt: list[str]
+) -> None:
+    copy_store(prepared("sources=[kegnet]", train=False), tmp_path)
     before = stages(tmp_path)
-    go(tmp_path, "sources=[kegnet]", override)
+    go(tmp_path, "sources=[kegnet]", override, train=False)
     after = stages(tmp_path)
     assert {name: after[name] for name in before} == before
     assert kinds(set(after) - set(before)) == rebuilt
 
 
-@pytest.mark.parametrize("kind", ["TeacherModule", "GeneratorModule", "StudentModule"])
-@pytest.mark.parametrize("more", ["data=digits", "student.selection=synthetic"])
-def test_interrupted_run_goes_on_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, more: str
-) -> None:
-    long = ("sources=[kegnet]", "teacher.epochs=3", "generator.epochs=3", "student.epochs=3", more)
-    go(tmp_path / "unbroken", *long)
+LONG = ("sources=[kegnet]", "teacher.epochs=3", "generator.epochs=3", "student.epochs=3")
+
+
+@contextmanager
+def interrupted(kind: str, epoch: int, index: int = 0) -> Iterator[None]:
+    """Raise an error where an epoch of a module of a kind begins."""
     start_epoch = TrainingModule.on_train_epoch_start
 
     def crash(module: TrainingModule) -> None:
-        if type(module).__name__ == kind and module.current_epoch == 2:
+        if (type(module).__name__, module.current_epoch, module.index) == (kind, epoch, index):
             raise RuntimeError("the power went out")
         start_epoch(module)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
-        patch.setattr(TrainingModule, "on_train_epoch_start", crash)
-        go(tmp_path / "broken", *long)
-    published = kinds(set(stages(tmp_path / "broken")))
-    assert {"TeacherModule": "teacher", "GeneratorModule": "generators", "StudentModule": "student"}[
-        kind
-    ] not in published
-    go(tmp_path / "broken", *long)
-    for name in stages(tmp_path / "unbroken"):
-        for file in (tmp_path / "unbroken" / "store" / name).glob("*.safetensors"):
-            mine, other = load_file(file), load_file(tmp_path / "broken" / "store" / name / file.name)
+    with mock.patch.object(TrainingModule, "on_train_epoch_start", crash), pytest.raises(RuntimeError, match="power"):
+        yield
+
+
+def copy_parents(source: Path, target: Path, stage: str) -> None:
+    """Copy a store without a stage and those that depend on it."""
+    copy_store(source, target)
+    order = ["teacher", "compression", "generators", "student", "evaluation"]
+    for name in stages(target):
+        if order.index(name.split("-")[0]) >= order.index(stage):
+            shutil.rmtree(target / "store" / name)
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    """Check that two stores hold the same stages with the same bits."""
+    assert set(stages(first)) == set(stages(second))
+    for name in stages(first):
+        for file in (first / "store" / name).glob("*.safetensors"):
+            mine, other = load_file(file), load_file(second / "store" / name / file.name)
             assert mine.keys() == other.keys()
             for key, value in mine.items():
                 assert torch.equal(value, other[key]), f"{name}/{file.name}: {key}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "override"),
+    [
+        ("teacher", "TeacherModule", "data=digits"),
+        ("generators", "GeneratorModule", "data=digits"),
+        ("generators", "GeneratorModule", "generator.parallel=vmap"),
+        ("student", "StudentModule", "data=digits"),
+        ("student", "StudentModule", "student.selection=synthetic"),
+    ],
+)
+def test_resumed_stage_continues_to_the_same_bits(
+    tmp_path: Path, prepared: Prepared, stage: str, kind: str, override: str
+) -> None:
+    whole = prepared(*LONG, override)
+    copy_parents(whole, tmp_path, stage)
+    with interrupted(kind, 2):
+        go(tmp_path, *LONG, override)
+    assert stage not in kinds(stages(tmp_path))
+    go(tmp_path, *LONG, override)
+    assert_same_weights(whole, tmp_path)
+
+
+def test_finished_generator_of_an_interrupted_stage_is_not_trained_again(
+    tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepared(*LONG, "data=digits")
+    copy_parents(whole, tmp_path, "generators")
+    with interrupted("GeneratorModule", 1, index=1):
+        go(tmp_path, *LONG)
+    trained: list[tuple[int, int]] = []
+    start_epoch = TrainingModule.on_train_epoch_start
+
+    def watch(module: TrainingModule) -> None:
+        if isinstance(module, GeneratorModule):
+            trained.append((module.index, module.current_epoch))
+        start_epoch(module)
+
+    monkeypatch.setattr(TrainingModule, "on_train_epoch_start", watch)
+    go(tmp_path, *LONG)
+    assert trained == [(1, 1), (1, 2)]
+    assert_same_weights(whole, tmp_path)
 
 
 def _files(folder: Path, stage: str) -> set[str]:
@@ -161,9 +207,9 @@ def test_generators_together_leave_what_one_by_one_leaves(tmp_path: Path) -> Non
 
 
 def test_one_generator_is_never_stacked(tmp_path: Path) -> None:
-    rows = go(tmp_path, "sources=[kegnet]", "generator.count=1", "generator.parallel=vmap")
-    again = go(tmp_path, "sources=[kegnet]", "generator.count=1", "generator.parallel=sequential")
-    assert rows[-1]["fingerprint"] == again[-1]["fingerprint"]
+    one = ["sources=[kegnet]", "generator.count=1"]
+    rows = [go(tmp_path, *one, f"generator.parallel={how}", train=False) for how in ("vmap", "sequential")]
+    assert rows[0][-1]["fingerprint"] == rows[1][-1]["fingerprint"]
 
 
 @pytest.mark.parametrize(
@@ -184,28 +230,24 @@ def test_one_generator_is_never_stacked(tmp_path: Path) -> None:
     ],
 )
 def test_what_makes_another_group_of_runs(override: str, differs: bool) -> None:
-    first, second = configure(FAST, "data=mnist"), configure(FAST, "data=mnist", override)
+    first, second = (RunSettings.from_config(configure(FAST, "data=mnist", *more)) for more in ([], [override]))
     assert first != second
-    assert (result_settings(first) != result_settings(second)) is differs
+    assert (run_fingerprint(first) != run_fingerprint(second)) is differs
 
 
-def test_interrupted_together_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    test_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, "GeneratorModule", "generator.parallel=vmap")
-
-
-def test_students_of_several_seeds_may_share_generators(tmp_path: Path) -> None:
-    weights = go(tmp_path / "teacher", "sources=[normal]")[0]["fingerprint"]
-    given = f"teacher.weights={tmp_path / 'teacher' / 'store' / f'teacher-{weights}' / 'network.safetensors'}"
-    first = go(tmp_path, "sources=[kegnet]", given)
-    second = go(tmp_path, "sources=[kegnet]", given, "seed=1", "generator.seed=0")
+def test_students_of_several_seeds_may_share_generators(tmp_path: Path, prepared: Prepared) -> None:
+    given = f"teacher.weights={teacher_file(prepared())}"
+    first = go(tmp_path, "sources=[kegnet]", given, train=False)
+    second = go(tmp_path, "sources=[kegnet]", given, "seed=1", "generator.seed=0", train=False)
     assert first[-1]["fingerprint"] != second[-1]["fingerprint"]
-    assert kinds(set(stages(tmp_path))).count("generators") == 1
-    go(tmp_path, "sources=[kegnet]", given, "seed=1")
-    assert kinds(set(stages(tmp_path))).count("generators") == 2
+    assert kinds(stages(tmp_path)).count("generators") == 1
+    go(tmp_path, "sources=[kegnet]", given, "seed=1", train=False)
+    assert kinds(stages(tmp_path)).count("generators") == 2
 
 
-def test_noise_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
-    plain = go(tmp_path, "sources=[normal,kegnet]")
+def test_noise_may_have_a_budget_of_its_own(tmp_path: Path, prepared: Prepared) -> None:
+    plain = read_rows(prepared())
+    copy_store(prepared(), tmp_path)
     more = ["student.baselines.samples=64", "student.baselines.epochs=1", "student.baselines.lr=0.01"]
     own = go(tmp_path, "sources=[normal,kegnet]", *more)
     assert [row["samples"] for row in own] == [None, None, 64, 128]
@@ -216,16 +258,16 @@ def test_noise_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
     assert "baselines" not in settings
 
 
-def test_rows_tell_recipe_and_entropy_of_labels(tmp_path: Path) -> None:
-    rows = go(tmp_path, "sources=[uniform]", "recipe=fast")
+def test_rows_tell_recipe_and_entropy_of_labels(tmp_path: Path, prepared: Prepared) -> None:
+    rows = go(copy_store(prepared(), tmp_path), "sources=[uniform]", "recipe=fast", "resume=require")
     assert {row["recipe"] for row in rows} == {"fast"}
     assert [row["label_entropy"] is None for row in rows] == [True, True, False]
     assert 0 < rows[-1]["label_entropy"] < 2.303
 
 
-def test_fresh_samples_are_counted_as_drawn(tmp_path: Path) -> None:
+def test_fresh_samples_are_counted_as_drawn(tmp_path: Path, prepared: Prepared) -> None:
     rows = go(
-        tmp_path,
+        copy_store(prepared(), tmp_path),
         "sources=[normal]",
         "student.resample_each_epoch=true",
         "student.norm=frozen",
@@ -235,54 +277,48 @@ def test_fresh_samples_are_counted_as_drawn(tmp_path: Path) -> None:
     assert all(seconds >= 0 for seconds in rows[-1]["costs"]["seconds"].values())
 
 
-def test_jitter_concerns_generators_alone(tmp_path: Path) -> None:
-    plain = go(tmp_path)
-    shaken = go(tmp_path, "student.noise_std=1.0")
-    by = {row["method"]: row for row in plain}, {row["method"]: row for row in shaken}
+def test_jitter_concerns_generators_alone(tmp_path: Path, prepared: Prepared) -> None:
+    shaken = go(copy_store(prepared(), tmp_path), "student.noise_std=1.0")
+    by = {row["method"]: row for row in read_rows(prepared())}, {row["method"]: row for row in shaken}
     assert by[0]["T+KegNet"]["label_entropy"] != by[1]["T+KegNet"]["label_entropy"]
     for method in ("T+Uniform", "T+Normal"):
-        assert by[0][method]["label_entropy"] == by[1][method]["label_entropy"]
-        assert by[0][method]["accuracy"] == by[1][method]["accuracy"]
+        assert by[0][method]["fingerprint"] == by[1][method]["fingerprint"]
 
 
 @pytest.mark.parametrize(
     ("method", "override"),
     [
-        ("normal", "student.sampling_norm=batch"), ("kegnet", "student.validation_samples=64"),
-        ("kegnet", "student.feature_distillation.layers=[conv1]"), ("kegnet", "generator.objective.statistics.term=null"),
+        ("normal", "student.sampling_norm=batch"),
+        ("kegnet", "student.validation_samples=64"),
+        ("kegnet", "student.feature_distillation.layers=[conv1]"),
+        ("kegnet", "generator.objective.statistics.term._target_=kegnet_pl.losses.DecoderLoss"),
     ],
 )  # fmt: skip
-def test_what_a_result_does_not_depend_on_rebuilds_nothing(tmp_path: Path, method: str, override: str) -> None:
-    weightless = "generator.objective.statistics.term._target_=kegnet_pl.losses.DecoderLoss"
-    go(
-        tmp_path,
-        f"sources=[{method}]",
-        "student.feature_distillation.weight=0",
-        "generator.objective.statistics.weight=0",
-    )
+def test_what_a_result_does_not_depend_on_rebuilds_nothing(
+    tmp_path: Path, prepared: Prepared, method: str, override: str
+) -> None:
+    # No training: a stage that is built anew is a stage more.
+    weightless = ["student.feature_distillation.weight=0", "generator.objective.statistics.weight=0"]
+    copy_store(prepared(*weightless, train=False), tmp_path)
     before = stages(tmp_path)
-    go(
-        tmp_path,
-        f"sources=[{method}]",
-        "student.feature_distillation.weight=0",
-        override.replace("generator.objective.statistics.term=null", weightless),
-    )
+    go(tmp_path, f"sources=[{method}]", *weightless, override, train=False)
     assert stages(tmp_path) == before
 
 
 def test_a_teacher_of_other_data_is_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go(tmp_path, "sources=[]")
+    go(tmp_path, "sources=[]", train=False)
     read = DigitsDataModule.read
 
     def fewer(self: DigitsDataModule) -> dict[str, Split]:
         return {part: split[: len(split) // 2] if part == "train" else split for part, split in read(self).items()}
 
     monkeypatch.setattr(DigitsDataModule, "read", fewer)
-    go(tmp_path, "sources=[]")
-    assert kinds(set(stages(tmp_path))).count("teacher") == 2
+    go(tmp_path, "sources=[]", train=False)
+    assert kinds(stages(tmp_path)).count("teacher") == 2
 
 
-def test_hints_are_counted_and_named_layers_must_be_there(tmp_path: Path) -> None:
+def test_hints_are_counted_and_named_layers_must_be_there(tmp_path: Path, prepared: Prepared) -> None:
+    copy_store(prepared(), tmp_path)
     row = go(
         tmp_path,
         "sources=[normal]",
@@ -301,8 +337,9 @@ def test_hints_are_counted_and_named_layers_must_be_there(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("selection", ["last", "synthetic"])
-def test_costs_are_told_apart(tmp_path: Path, selection: str) -> None:
-    rows = go(tmp_path, f"student.selection={selection}")
+def test_costs_are_told_apart(prepared: Prepared, selection: str) -> None:
+    tmp_path = prepared() if selection == "last" else prepared("student.selection=synthetic")
+    rows = read_rows(tmp_path)
     config = configure(FAST)
     generator, student = config["generator"], config["student"]
     trained = generator["count"] * generator["epochs"] * generator["steps_per_epoch"] * generator["batch_size"]
@@ -324,33 +361,25 @@ def test_costs_are_told_apart(tmp_path: Path, selection: str) -> None:
     assert sum(seconds.values()) == pytest.approx(json.loads(stage.read_text())["seconds"], abs=0.02)
 
 
-def _go_until(end: str, folder: Path, stage: str, epoch: int) -> None:
-    """Run the pipeline until an epoch of a stage begins, and end there: "crash" raises, "kill" says no word."""
-    start_epoch = TrainingModule.on_train_epoch_start
+def _go_until_killed(folder: Path) -> None:
+    """Run the pipeline until the second epoch of a generator begins, and end the process without a word."""
 
     def stop(module: TrainingModule) -> None:
-        if type(module).__name__ == stage and module.current_epoch == epoch:
-            if end == "kill":
-                os._exit(9)
-            raise RuntimeError("the power went out")
-        start_epoch(module)
+        if isinstance(module, GeneratorModule) and module.current_epoch == 1:
+            os._exit(9)
 
     TrainingModule.on_train_epoch_start = stop  # type: ignore[method-assign]
-    try:
-        go(folder, "sources=[kegnet]")
-    finally:
-        TrainingModule.on_train_epoch_start = start_epoch  # type: ignore[method-assign]
+    go(folder, "sources=[kegnet]")
 
 
 @pytest.mark.parametrize("end", ["crash", "kill"])
-def test_costs_of_an_interrupted_stage_are_not_forgotten(tmp_path: Path, end: str) -> None:
+def test_costs_of_an_interrupted_stage_are_not_forgotten(tmp_path: Path, prepared: Prepared, end: str) -> None:
+    copy_parents(prepared(), tmp_path, "generators")
     if end == "crash":
-        with pytest.raises(RuntimeError, match="power"):
-            _go_until(end, tmp_path, "GeneratorModule", 1)
+        with interrupted("GeneratorModule", 1):
+            go(tmp_path, "sources=[kegnet]")
     else:
-        process = multiprocessing.get_context("spawn").Process(
-            target=_go_until, args=(end, tmp_path, "GeneratorModule", 1)
-        )
+        process = multiprocessing.get_context("spawn").Process(target=_go_until_killed, args=(tmp_path,))
         process.start()
         process.join(300)
         assert process.exitcode == 9
@@ -367,16 +396,16 @@ def test_costs_of_an_interrupted_stage_are_not_forgotten(tmp_path: Path, end: st
     assert manifest["seconds"] > spent["total"]
 
 
-def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
-    def weights(folder: Path, seed: int) -> torch.Tensor:
-        rows = go(folder, "sources=[kegnet]", f"seed={seed}")
-        return load_file(folder / "store" / f"student-{rows[-1]['fingerprint']}" / "network.safetensors")[
-            "conv3.1.weight"
-        ]
-
-    first = weights(tmp_path / "a", 0)
-    assert torch.equal(first, weights(tmp_path / "b", 0))
-    assert not torch.equal(first, weights(tmp_path / "a", 1))
+def test_seeds_differ_and_repeat(tmp_path: Path, prepared: Prepared) -> None:
+    one = "sources=[kegnet]"
+    go(tmp_path, one)
+    assert_same_weights(prepared(one), tmp_path)
+    go(tmp_path, one, "seed=1", train=False)
+    drawn = [
+        load_file(file)["z_projection.weight"]
+        for file in sorted((tmp_path / "store").glob("generators-*/generator_0.safetensors"))
+    ]
+    assert len(drawn) == 2 and not torch.equal(*drawn)
 
 
 def test_batch_norm_learns_statistics_in_teacher_and_student(tmp_path: Path) -> None:
@@ -394,27 +423,30 @@ def test_batch_norm_learns_statistics_in_teacher_and_student(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "override", ["+trainer.gradient_clip_val=0.1", "+callbacks.stop._target_=pytorch_lightning.callbacks.Timer"]
 )
-def test_a_setting_that_may_change_the_result_makes_other_stages(tmp_path: Path, override: str) -> None:
-    first = go(tmp_path, "sources=[normal]")
-    second = go(tmp_path, "sources=[normal]", override)
-    assert first[0]["fingerprint"] != second[0]["fingerprint"]
+def test_a_setting_that_may_change_the_result_makes_other_stages(
+    tmp_path: Path, prepared: Prepared, override: str
+) -> None:
+    second = go(tmp_path, "sources=[normal]", override, train=False)
+    assert {row["fingerprint"] for row in read_rows(prepared())}.isdisjoint(row["fingerprint"] for row in second)
 
 
-def test_a_damaged_stage_says_so(tmp_path: Path) -> None:
-    rows = go(tmp_path, "sources=[normal]")
+def test_a_damaged_stage_says_so(tmp_path: Path, prepared: Prepared) -> None:
+    rows = read_rows(prepared())
+    copy_store(prepared(), tmp_path)
     (tmp_path / "store" / f"student-{rows[-1]['fingerprint']}" / "network.safetensors").unlink()
     with pytest.raises(StoreError, match=r"damaged .*Delete that folder"):
-        go(tmp_path, "sources=[normal]")
+        go(tmp_path)
 
 
-def test_another_network_as_student(tmp_path: Path) -> None:
-    rows = go(tmp_path, "sources=[kegnet]", "student=lenet5")
+def test_another_network_as_student(tmp_path: Path, prepared: Prepared) -> None:
+    rows = go(copy_store(prepared(), tmp_path), "sources=[kegnet]", "student=lenet5")
     assert [row["method"] for row in rows] == ["teacher", "S", "S+KegNet"]
     assert rows[-1]["student"] == "LeNet5" and rows[-1]["compression_ratio"] == 1
 
 
 @pytest.mark.parametrize("selection", ["synthetic", "real"])
-def test_selection_is_named(tmp_path: Path, selection: str) -> None:
+def test_selection_is_named(tmp_path: Path, prepared: Prepared, selection: str) -> None:
+    copy_parents(prepared(), tmp_path, "generators")
     rows = go(tmp_path, "sources=[normal]", f"student.selection={selection}", "student.epochs=3")
     assert rows[-1]["selection"] == selection
     (student,) = (tmp_path / "store").glob("student-*")
@@ -453,7 +485,7 @@ def test_layers_that_are_not_there_are_named_before_generators_train(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         go(tmp_path, "teacher.epochs=1", *overrides)
-    assert "generators" not in kinds(set(stages(tmp_path)))
+    assert "generators" not in kinds(stages(tmp_path))
 
 
 def test_rows_tell_which_epoch_was_kept(tmp_path: Path) -> None:
@@ -461,11 +493,9 @@ def test_rows_tell_which_epoch_was_kept(tmp_path: Path) -> None:
     assert [(row["epochs"], row["epoch"]) for row in rows] == [(3, 3), (None, None), (2, 2)]
 
 
-def test_without_any_real_data(tmp_path: Path) -> None:
-    trained = go(tmp_path / "with", "sources=[kegnet]")
-    weights = tmp_path / "with" / "store" / f"teacher-{trained[0]['fingerprint']}" / "network.safetensors"
+def test_without_any_real_data(tmp_path: Path, prepared: Prepared) -> None:
     shape = ["data=none", "data.input_shape=[1,32,32]", "data.classes=10"]
-    rows = go(tmp_path / "without", *shape, "sources=[kegnet]", f"teacher.weights={weights}")
+    rows = go(tmp_path, *shape, "sources=[kegnet]", f"teacher.weights={teacher_file(prepared())}")
     assert all(row["accuracy"] is None and row["test_set"] is None for row in rows)
 
 
@@ -496,8 +526,8 @@ def test_wrong_input_is_named_before_training(tmp_path: Path) -> None:
 
 def test_a_stopped_run_keeps_finished_stages(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="matches none of"):
-        go(tmp_path, "compression=evbmf", "compression.rules=[{layers: conv9, rank: 2}]")
-    assert kinds(set(stages(tmp_path))) == ["teacher"]
+        go(tmp_path, "compression=evbmf", "compression.rules=[{layers: conv9, rank: 2}]", train=False)
+    assert kinds(stages(tmp_path)) == ["teacher"]
 
 
 def _teacher_and_student(folder: Path, *overrides: str) -> list[dict[str, torch.Tensor]]:
@@ -563,8 +593,8 @@ def test_changed_code_of_ones_own_network_builds_anew(tmp_path: Path, monkeypatc
     overrides = ["sources=[]", "teacher=custom", "teacher.network._target_=own_network.Net", "compression=ratio"]
     for factor, teachers in (("1", 1), ("1", 1), ("2", 2)):
         rewrite(folder, "own_network", NETWORK.format(factor=factor))
-        go(tmp_path, *overrides)
-        assert kinds(set(stages(tmp_path))).count("teacher") == teachers
+        go(tmp_path, *overrides, train=False)
+        assert kinds(stages(tmp_path)).count("teacher") == teachers
 
 
 OPTIMIZER = """
@@ -583,8 +613,8 @@ def test_changed_code_of_ones_own_optimizer_trains_students_anew(
     monkeypatch.syspath_prepend(str(tmp_path))
     for factor, students in (("1", 1), ("1", 1), ("2", 2)):
         rewrite(tmp_path, "own_optimizer", OPTIMIZER.format(factor=factor))
-        go(tmp_path, "sources=[uniform]", "student.optimizer._target_=own_optimizer.Mine")
-        found = kinds(set(stages(tmp_path)))
+        go(tmp_path, "sources=[uniform]", "student.optimizer._target_=own_optimizer.Mine", train=False)
+        found = kinds(stages(tmp_path))
         assert (found.count("teacher"), found.count("student")) == (1, students)
 
 
@@ -601,8 +631,8 @@ def test_changed_code_of_ones_own_callback_builds_anew(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(str(tmp_path))
     for factor, teachers in (("1", 1), ("1", 1), ("2", 2)):
         rewrite(tmp_path, "own_callback", CALLBACK.format(factor=factor))
-        go(tmp_path, "sources=[]", "+callbacks.mine._target_=own_callback.Mine")
-        assert kinds(set(stages(tmp_path))).count("teacher") == teachers
+        go(tmp_path, "sources=[]", "+callbacks.mine._target_=own_callback.Mine", train=False)
+        assert kinds(stages(tmp_path)).count("teacher") == teachers
 
 
 def test_files_of_data_may_move(tmp_path: Path) -> None:
@@ -617,8 +647,8 @@ def test_files_of_data_may_move(tmp_path: Path) -> None:
         ["data.train=there/train.npz", "data.test=here/test.npz"],
         ["data.train=there/train.npz", "data.test=there/test.npz"],
     ):
-        go(tmp_path, *mine, *(part.replace("=", f"={tmp_path}/", 1) for part in more))
-    trained = [name for name in kinds(set(stages(tmp_path))) if name != "evaluation"]
+        go(tmp_path, *mine, *(part.replace("=", f"={tmp_path}/", 1) for part in more), train=False)
+    trained = [name for name in kinds(stages(tmp_path)) if name != "evaluation"]
     assert trained == ["compression", "student", "teacher"]
 
 
@@ -654,9 +684,8 @@ def test_what_cannot_be_trained_together_is_not(tmp_path: Path, capsys: pytest.C
     assert "Generators are trained one by one, as they cannot be together" in capsys.readouterr().out
 
 
-def test_the_same_weights_in_another_file_are_the_same_teacher(tmp_path: Path) -> None:
-    rows = go(tmp_path, "sources=[]")
-    weights = tmp_path / "store" / f"teacher-{rows[0]['fingerprint']}" / "network.safetensors"
+def test_the_same_weights_in_another_file_are_the_same_teacher(tmp_path: Path, prepared: Prepared) -> None:
+    weights = teacher_file(prepared())
     torch.save({"state_dict": {f"net.{key}": value for key, value in load_file(weights).items()}}, tmp_path / "copy.pt")
     marks = {
         go(tmp_path, "sources=[]", f"teacher.weights={file}")[0]["fingerprint"]
@@ -665,17 +694,18 @@ def test_the_same_weights_in_another_file_are_the_same_teacher(tmp_path: Path) -
     assert len(marks) == 1
 
 
-def test_ones_own_test_data(tmp_path: Path) -> None:
-    rows = go(tmp_path, "sources=[]")
-    weights = tmp_path / "store" / f"teacher-{rows[0]['fingerprint']}" / "network.safetensors"
-    digits = DigitsDataModule()
-    digits.setup()
-    test = digits.part("test")
-    np.savez(tmp_path / "test.npz", x=test.x.numpy(), y=test.y.numpy())
-    mine = [f"teacher.weights={weights}", "data=files", "data.input_shape=[1,32,32]", "data.classes=10"]
+def test_ones_own_test_data(tmp_path: Path, prepared: Prepared) -> None:
+    rows = read_rows(prepared())
+    write_digits(tmp_path / "test.npz", "test")
+    mine = [
+        f"teacher.weights={teacher_file(prepared())}",
+        "data=files",
+        "data.input_shape=[1,32,32]",
+        "data.classes=10",
+    ]
     measured = go(tmp_path, "sources=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}")
     assert measured[0]["accuracy"] == rows[0]["accuracy"]
-    assert measured[0]["test_set"] == f"files: {len(test)} test samples"
+    assert measured[0]["test_set"] == "files: 539 test samples"
     with pytest.raises(ValueError, match="a split 'val' of the data set 'files', but got test"):
         go(tmp_path, "sources=[kegnet]", *mine, f"data.test={tmp_path / 'test.npz'}", "student.selection=real")
 
@@ -716,7 +746,8 @@ def make_linear(size: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(2 * size * size, 3))
 
 
-def test_a_diverged_student_is_not_published(tmp_path: Path) -> None:
+def test_a_diverged_student_is_not_published(tmp_path: Path, prepared: Prepared) -> None:
+    copy_parents(prepared(), tmp_path, "generators")
     with pytest.raises(DivergedError, match="Lower the learning rate"):
         go(tmp_path, "sources=[normal]", "student.baselines.lr=1e30")
-    assert kinds(set(stages(tmp_path))) == ["compression", "teacher"]
+    assert kinds(stages(tmp_path)) == ["compression", "teacher"]

@@ -27,6 +27,12 @@ from kegnet_pl.settings import (
 from kegnet_pl.training.fit import QuietFit, check_precision, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
 
+_ARGUMENTS = {
+    "feature_distillation.weight": "feature_distillation",
+    "feature_distillation.layers": "feature_distillation_layers",
+}
+"""Name of a setting -> argument of :func:`distill`, where they differ."""
+
 
 def compress(
     network: nn.Module,
@@ -134,7 +140,7 @@ def distill(
         DistillationSettings, "student", samples=len(data) if isinstance(data, SyntheticDataset) else 1, epochs=epochs,
         batch_size=batch_size, lr_scheduler=lr_scheduler, temperature=temperature, norm=norm, dropout=dropout,
         feature_distillation={"weight": feature_distillation, "layers": layers}, shuffle=shuffle,
-        resample_each_epoch=resample_each_epoch, compile=compile, cuda_graphs=cuda_graphs,
+        resample_each_epoch=resample_each_epoch, compile=compile, cuda_graphs=cuda_graphs, renamed=_ARGUMENTS,
     )  # fmt: skip
     where = find_device(device)
     check_precision(precision, where)

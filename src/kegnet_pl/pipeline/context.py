@@ -230,7 +230,7 @@ def training_fingerprint(settings: RunSettings) -> dict[str, Any]:
     return {"processes": processes, "trainer": trainer, "callbacks": callbacks | code_of(callbacks)}
 
 
-def _run_fingerprint(settings: RunSettings) -> str:
+def run_fingerprint(settings: RunSettings) -> str:
     """Return a hash of all settings that change results: runs of the same pipeline share it."""
     groups = ("data", "teacher", "generator", "student", "compression")
     content: dict[str, Any] = {group: getattr(settings, group).fingerprint() for group in groups}
@@ -243,7 +243,7 @@ def _make_loggers(
     settings: RunSettings, config: Mapping[str, Any], run_folder: Path, notify: Callable[[str], object]
 ) -> Loggers:
     name, student = settings.data.name, student_name(settings)
-    pipeline = f"{name}-{_run_fingerprint(settings)}"
+    pipeline = f"{name}-{run_fingerprint(settings)}"
     sweep = [settings.sweep] if settings.sweep else []
     return Loggers(
         settings.logger or _ALWAYS_LOGGED,

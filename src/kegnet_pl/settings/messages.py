@@ -35,12 +35,13 @@ def explain(error: ValidationError, model: type[Settings], values: Mapping[str, 
     return "\n".join(dict.fromkeys(lines))
 
 
-def read_arguments(model: type[Chosen], part: str, **values: Any) -> Chosen:
+def read_arguments(model: type[Chosen], part: str, renamed: Mapping[str, str] | None = None, **values: Any) -> Chosen:
     """Return the settings that keyword arguments of a function of the library describe.
 
     Args:
         model: The settings.
         part: Name of the group in the configuration; messages for the library leave it out.
+        renamed: Name of a setting -> name of the argument, where they differ.
         values: Arguments by name.
 
     Raises:
@@ -49,7 +50,10 @@ def read_arguments(model: type[Chosen], part: str, **values: Any) -> Chosen:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ValueError(explain(error, model, values).replace(f"`{part}.", "`")) from error
+        message = explain(error, model, values).replace(f"`{part}.", "`")
+        for setting, argument in (renamed or {}).items():
+            message = message.replace(f"`{setting}`", f"`{argument}`")
+        raise ValueError(message) from error
 
 
 def describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:

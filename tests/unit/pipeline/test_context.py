@@ -1,4 +1,4 @@
-"""What all stages work with."""
+"""The context that stages share."""
 
 import time
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from kegnet_pl.runtime.costs import StageCosts
 
 def test_starting_a_logger_is_no_time_of_a_stage(tmp_path: Path) -> None:
     loggers = SimpleNamespace(waited=0.0, finish=lambda *_, **__: None)
-    training: Any = SimpleNamespace(loggers=loggers)
-    console: Any = None
-    context = RunContext({}, Store(tmp_path), training, console, torch.device("cpu"), None)
+    unused: Any = None
+    trainers: Any = SimpleNamespace(loggers=loggers)
+    context = RunContext(unused, {}, Store(tmp_path), trainers, unused, torch.device("cpu"), None)
 
     def make(folder: Path, costs: StageCosts) -> Mapping[str, Any]:
         time.sleep(0.5)

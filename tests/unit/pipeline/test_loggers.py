@@ -259,7 +259,7 @@ def test_every_stage_has_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pyt
 def test_fits_of_one_stage_share_a_run_and_their_metrics_have_their_names(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     loggers = _loggers({"wandb": WANDB}, tmp_path)
-    pair = [loggers.make("generators", f"generator_{i}", tmp_path, prefix=f"generator_{i}")[0] for i in range(2)]
+    pair = [loggers.make("generators", f"generator_{i}", tmp_path, shared=True)[0] for i in range(2)]
     for value, logger in enumerate(pair):
         logger.log_metrics({"train/loss": float(value)}, step=10)
     first, second = (logger.experiment for logger in pair)
