@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Compressed": "compression",
     "Generators": "api",
     "NoiseSource": "sources",
@@ -61,10 +61,10 @@ _RENAMED = {"distil": "distill"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         hint = f": it is now {__name__}.{_RENAMED[name]}" if name in _RENAMED else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -356,7 +356,7 @@ def test_a_student_of_other_classes_is_refused(generators: kegnet_pl.Generators)
 
 
 def test_public_names() -> None:
-    assert set(kegnet_pl.__all__) == set(kegnet_pl._HOMES) <= set(dir(kegnet_pl))
+    assert set(kegnet_pl.__all__) == set(kegnet_pl._MODULES) <= set(dir(kegnet_pl))
     for name in kegnet_pl.__all__:
         assert inspect.getdoc(getattr(kegnet_pl, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -232,7 +232,7 @@ class CompressionPlan:
         if bound < self.target:
             if not free:
                 raise ValueError(
-                    f"Expected layers that can be factorised, to reach target={self.target}, but found none: plain "
+                    f"Expected layers that can be factorised, to reach target={self.target}, but got none: plain "
                     f"convolutions (without groups) and dense layers can, if their weights are not shared."
                 )
             raise ValueError(

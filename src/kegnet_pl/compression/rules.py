@@ -18,7 +18,7 @@ def _check_side(rank: object) -> SideRank:
     if isinstance(rank, float) and 0 < rank <= 1:
         return rank
     raise ValueError(
-        f"Expected `rank` to be one of {_WORDS}, a whole number from 1, a fraction in (0, 1], "
+        f"Expected `rank` to be one of {_WORDS}, an integer from 1, a fraction in (0, 1], "
         f"or a pair {{in: ..., out: ...}} of these, but got {rank!r}."
     )
 

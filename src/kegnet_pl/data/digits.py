@@ -35,7 +35,7 @@ class DigitsDataModule(RealDataModule):
         bunch = load_digits()
         images = torch.from_numpy(bunch.images).float()[:, None] / 16
         images = vision.resize(images, [32, 32], interpolation=vision.InterpolationMode.BILINEAR, antialias=True)
-        whole = Split((images - 0.3053) / 0.3761, torch.from_numpy(bunch.target).long())
-        rest, test = stratified_folds(whole.y, (0.7, 0.3), seed=0)
-        train, val = hold_out(whole[rest], len(whole) // 10, seed=0)
-        return {"train": train, "val": val, "test": whole[test]}
+        full = Split((images - 0.3053) / 0.3761, torch.from_numpy(bunch.target).long())
+        rest, test = stratified_folds(full.y, (0.7, 0.3), seed=0)
+        train, val = hold_out(full[rest], len(full) // 10, seed=0)
+        return {"train": train, "val": val, "test": full[test]}

@@ -95,9 +95,9 @@ class ImageDataModule(RealDataModule):
 
     def read(self) -> dict[str, Split]:
         """Read both parts and hold out the validation split."""
-        whole, test = self._prepare(self._read_part(train=True)), self._prepare(self._read_part(train=False))
-        size = self.validation if len(whole) > 2 * self.validation else len(whole) // 10
-        train, val = hold_out(whole, size, self.seed)
+        full, test = self._prepare(self._read_part(train=True)), self._prepare(self._read_part(train=False))
+        size = self.validation if len(full) > 2 * self.validation else len(full) // 10
+        train, val = hold_out(full, size, self.seed)
         return {"train": train, "val": val, "test": test}
 
 

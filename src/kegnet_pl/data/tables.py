@@ -67,11 +67,11 @@ class TableDataModule(RealDataModule):
 
     def read(self) -> dict[str, Split]:
         """Read, split and standardise the rows."""
-        whole = self._read_file(self.train_file)
+        full = self._read_file(self.train_file)
         if self.test_file is None:
-            train, val, test = (whole[rows] for rows in stratified_folds(whole.y, (0.7, 0.1, 0.2), self.seed))
+            train, val, test = (full[rows] for rows in stratified_folds(full.y, (0.7, 0.1, 0.2), self.seed))
         else:
-            train, val = (whole[rows] for rows in stratified_folds(whole.y, (7 / 8, 1 / 8), self.seed))
+            train, val = (full[rows] for rows in stratified_folds(full.y, (7 / 8, 1 / 8), self.seed))
             test = self._read_file(self.test_file)
         std, mean = torch.std_mean(train.x, dim=0, correction=0)
         std = torch.where(std > 0, std, 1.0)  # a constant feature stays constant

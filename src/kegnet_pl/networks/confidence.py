@@ -7,7 +7,7 @@ def class_confidence(logits: Tensor) -> Tensor:
     """Return the teacher's mean probability of the intended class, for every class.
 
     Args:
-        logits: ``(C, N, C)``: the first dimension is the class that the ``N`` samples were made for.
+        logits: ``(C, N, C)``: the first dimension is the class that the ``N`` samples were generated for.
 
     Returns:
         Probabilities ``(C,)``, in [0, 1].

@@ -222,7 +222,7 @@ def test_a_target_is_met_closely() -> None:
 
 def test_nothing_to_factorise() -> None:
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4))
-    with pytest.raises(ValueError, match=r"layers that can be factorised, to reach target=2\.0, but found none"):
+    with pytest.raises(ValueError, match=r"layers that can be factorised, to reach target=2\.0, but got none"):
         CompressionPlan([Rule("*", "target")], 2.0).apply(grouped, (4, 8, 8))
     with pytest.raises(ValueError, match="dense layers, but it has none"):
         CompressionPlan([Rule("*", 1)]).apply(nn.Sequential(nn.ReLU()), (3,))
