@@ -21,6 +21,29 @@ def test_curves_of_a_resumed_fit_go_on(tmp_path: Path) -> None:
     assert figures.read_curves(tmp_path / "nowhere") == {}
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_curves_of_several_generators_are_found(tmp_path: Path, together: bool) -> None:
+    """Of one fit, and of one fit after another."""
+    for version in range(1 if together else 2):
+        folder = tmp_path / f"version_{version}"
+        folder.mkdir()
+        names = ["generator_0", "generator_1"] if together else [f"generator_{version}"]
+        header = ",".join(f"{name}/{metric}" for name in names for metric in ("train/loss", "samples/confidence"))
+        values = ",".join(f"{name[-1]}.5,{name[-1]}.25" for name in names)
+        (folder / "metrics.csv").write_text(f"epoch,step,{header}\n0,9,{values}\n")
+    curves = figures.split_curves(figures.read_curves(tmp_path), "generators")
+    assert curves == {
+        f"generator_{index}": {"train/loss": [(1, index + 0.5)], "samples/confidence": [(1, index + 0.25)]}
+        for index in range(2)
+    }
+
+
+def test_curves_of_one_generator_have_its_name() -> None:
+    assert figures.split_curves({"train/loss": [(1, 2.0)]}, "generator_0") == {
+        "generator_0": {"train/loss": [(1, 2.0)]}
+    }
+
+
 def test_curves_of_every_generator_and_every_term() -> None:
     one = {name: [(1.0, 2.0), (2.0, 1.0)] for name in ("train/loss", "train/loss_decoder", "samples/confidence")}
     figure = figures.draw_generator_curves({"generator_0": one, "generator_1": one})
