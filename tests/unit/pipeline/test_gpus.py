@@ -10,11 +10,8 @@ import pytest
 import torch
 
 from kegnet_pl.pipeline import gpus, sweep
-<<<<<<< HEAD
-=======
 from kegnet_pl.pipeline.context import find_run_device
 from kegnet_pl.settings import TrainerSettings
->>>>>>> main
 
 GPU = TrainerSettings(accelerator="gpu")
 
@@ -64,8 +61,6 @@ def test_a_gpu_is_free_again_after_a_failure(two_gpus: None, tmp_path: Path) -> 
         assert index == 1
 
 
-<<<<<<< HEAD
-=======
 def test_drawing_and_evaluation_use_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -73,7 +68,6 @@ def test_drawing_and_evaluation_use_it_too(monkeypatch: pytest.MonkeyPatch) -> N
     assert find_run_device(GPU, None) == torch.device("cuda", 0)
 
 
->>>>>>> main
 def test_locks_are_for_all_users(two_gpus: None, tmp_path: Path) -> None:
     with gpus.one_gpu(GPU, tmp_path / "locks"):
         assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o1777
