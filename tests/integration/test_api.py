@@ -23,8 +23,7 @@ import kegnet_pl
 from kegnet_pl import api
 from kegnet_pl.networks import MLP, ImageGenerator, LeNet5, ResNet14
 from kegnet_pl.runtime.errors import DivergedError
-from tests.integration.conftest import configure
-from tests.integration.test_pipeline import go
+from tests.integration.conftest import configure, go
 from tests.unit.training.tiny import FEATURES, Branching
 
 SHAPE = (1, 32, 32)

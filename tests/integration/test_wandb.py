@@ -10,8 +10,7 @@ import pytest
 
 from kegnet_pl.reporting.workspace import make_workspace
 from kegnet_pl.training.base import TrainingModule
-from tests.integration.conftest import FAST, Command, configure
-from tests.integration.test_pipeline import go
+from tests.integration.conftest import FAST, Command, configure, go
 from tests.integration.wandb_file import OfflineRun, read_runs
 
 LOSSES = {"train/loss", "train/accuracy", "train/grad_norm", "epoch", "trainer/global_step"}

@@ -1,7 +1,7 @@
 """Settings of generators and of their training."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -80,3 +80,8 @@ class GeneratorSettings(GeneratorTrainingSettings):
     """Losses by name."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimiser of generators and decoders."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that the result depends on, plain; losses of weight 0 are none of them."""
+        used = {name: term for name, term in self.objective.items() if term.weight}
+        return super(GeneratorSettings, self.model_copy(update={"objective": used})).fingerprint()

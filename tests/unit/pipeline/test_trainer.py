@@ -11,7 +11,7 @@ from torch import nn
 
 from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.pipeline.loggers import Loggers
-from kegnet_pl.pipeline.trainer import Schedule, Training
+from kegnet_pl.pipeline.trainer import ResumableFit, Selection, TrainerFactory
 from kegnet_pl.runtime.costs import StageCosts
 from tests.unit.training.tiny import QUIET, StoppedError, make_checkpoint, make_generator_module
 
@@ -54,7 +54,7 @@ class _StopAfterTraining(Callback):
         raise StoppedError
 
 
-def _training(folder: Path) -> Training:
+def _trainers(folder: Path) -> TrainerFactory:
     def make_trainer(**options: Any) -> Trainer:
         return Trainer(
             accelerator="cpu", devices=1, enable_progress_bar=False, enable_model_summary=False,
@@ -65,16 +65,19 @@ def _training(folder: Path) -> Training:
         return [make_checkpoint(checkpoints)]
 
     loggers = Loggers({}, folder, group="g", label="l", tags=[], hyperparameters={}, notify=print)
-    return Training(make_trainer, make_callbacks, loggers)
+    return TrainerFactory(make_trainer, make_callbacks, loggers)
 
 
 def _fit(
-    folder: Path, schedule: Schedule, module: LightningModule, data: Any, callbacks: Sequence[Callback] = ()
+    folder: Path,
+    module: LightningModule,
+    data: Any,
+    epochs: int,
+    selection: Selection | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, float]:
-    return _training(folder).fit(
-        module, data, schedule, folder, stage="s", names=["n"], costs=StageCosts(), work="student_training",
-        callbacks=callbacks,
-    )  # fmt: skip
+    fit = ResumableFit(_trainers(folder), folder, "s", StageCosts(), "student_training", selection or Selection())
+    return fit(module, data, name="n", epochs=epochs, callbacks=callbacks)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_stops_so_many_epochs_after_the_best(
     tmp_path: Path, accuracies: list[float], patience: int, min_epochs: int | None, made: int, best: int
 ) -> None:
     module = _Scripted(accuracies)
-    metrics = _fit(tmp_path, Schedule(len(accuracies), True, patience, min_epochs), module, _Data())
+    metrics = _fit(tmp_path, module, _Data(), len(accuracies), Selection(True, patience, min_epochs))
     assert (metrics["epochs"], metrics["epoch"]) == (made, best)
     assert module.weight.item() == best
     assert metrics["val/accuracy"] == accuracies[best - 1]
@@ -101,17 +104,17 @@ def test_stops_so_many_epochs_after_the_best(
 
 def test_without_selection_the_last_epoch_is_kept(tmp_path: Path) -> None:
     module = _Scripted([3, 2, 1])
-    metrics = _fit(tmp_path, Schedule(3), module, _Data())
+    metrics = _fit(tmp_path, module, _Data(), 3)
     assert (metrics["epochs"], metrics["epoch"]) == (3, 3)
     assert module.weight.item() == 3
 
 
 def test_a_fit_that_had_stopped_early_is_not_trained_on(tmp_path: Path) -> None:
-    schedule, accuracies = Schedule(8, True, 2), [5, 4, 4, 9, 9, 9, 9, 9]
+    selection, accuracies = Selection(True, 2), [5, 4, 4, 9, 9, 9, 9, 9]
     with pytest.raises(StoppedError):
-        _fit(tmp_path, schedule, _Scripted(accuracies), _Data(), [_StopAfterTraining()])
+        _fit(tmp_path, _Scripted(accuracies), _Data(), 8, selection, [_StopAfterTraining()])
     module = _Scripted(accuracies)
-    metrics = _fit(tmp_path, schedule, module, _Data())
+    metrics = _fit(tmp_path, module, _Data(), 8, selection)
     assert (metrics["epochs"], metrics["epoch"], metrics["val/accuracy"], module.weight.item()) == (3, 1, 5, 1)
 
 
@@ -121,16 +124,16 @@ def test_a_fit_resumed_in_the_middle_stops_where_it_would_have(tmp_path: Path) -
             if trainer.current_epoch == 2:
                 raise StoppedError
 
-    schedule, accuracies = Schedule(8, True, 3), [5, 4, 4, 4, 9, 9, 9, 9]
+    selection, accuracies = Selection(True, 3), [5, 4, 4, 4, 9, 9, 9, 9]
     with pytest.raises(StoppedError):
-        _fit(tmp_path, schedule, _Scripted(accuracies), _Data(), [StopInEpoch()])
-    assert _fit(tmp_path, schedule, _Scripted(accuracies), _Data())["epochs"] == 4
+        _fit(tmp_path, _Scripted(accuracies), _Data(), 8, selection, [StopInEpoch()])
+    assert _fit(tmp_path, _Scripted(accuracies), _Data(), 8, selection)["epochs"] == 4
 
 
 def test_metrics_of_the_last_epoch_survive(tmp_path: Path) -> None:
     def fit(folder: Path, callbacks: Sequence[Callback] = ()) -> tuple[dict[str, float], list[dict[str, float]]]:
         module = make_generator_module()
-        return _fit(folder, Schedule(2), module, None, callbacks), module.means
+        return _fit(folder, module, None, 2, callbacks=callbacks), module.means
 
     whole = fit(tmp_path / "whole")
     with pytest.raises(StoppedError):
