@@ -357,7 +357,7 @@ def test_hints_are_counted_and_named_layers_must_be_there(tmp_path: Path, prepar
     )[-1]
     assert row["costs"]["teacher_forwards"] == 128 + 2 * 128, "labels, and two epochs"
     assert row["costs"]["samples_made"] == 128
-    with pytest.raises(ValueError, match="a layer that matches 'conv9'"):
+    with pytest.raises(ConfigError, match="a layer that matches 'conv9'"):
         go(
             tmp_path,
             "sources=[normal]",
