@@ -50,13 +50,15 @@ _OVERRIDE = re.compile(r"([~+]{0,2})([\w.@/-]+)(=.*)?", re.DOTALL)
 def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
     """Return arguments of the command line as Hydra takes them.
 
-    ``+experiment=`` and ``+debug=`` lose their sign, as both groups have a default. ``recipe=`` with an experiment of
+    ``+experiment=`` and ``+debug=`` lose their sign, as both groups have a default. One mixture, ``sources={...}``,
+    becomes a list of one. ``recipe=`` with an experiment of
     the paper becomes a part of its name: ``experiment=NAME recipe=paper`` is ``experiment=paper/NAME``.
 
     Raises:
         ConfigError: If ``recipe=`` has no preset for the experiment.
     """
     arguments = [re.sub(r"^\+{1,2}(experiment|debug)=", r"\1=", argument) for argument in arguments]
+    arguments = [re.sub(r"^sources=(\{.*\})$", r"sources=[\1]", argument) for argument in arguments]
     recipe = next((argument for argument in arguments if argument.startswith("recipe=")), None)
     experiment = next((argument for argument in arguments if argument.startswith("experiment=")), None)
     recipes = (recipe or "=").partition("=")[2].split(",")

@@ -21,6 +21,8 @@ from kegnet_pl.runtime.errors import ConfigError
         ("-m +experiment=svhn_resnet,mnist_lenet recipe=strict,fast",
          "-m experiment=strict/svhn_resnet,strict/mnist_lenet,svhn_resnet,mnist_lenet"),
         ("recipe=strict", "recipe=strict"),
+        ("sources={kegnet:0.5,normal:0.5}", "sources=[{kegnet:0.5,normal:0.5}]"),
+        ("sources=[{kegnet:0.5,normal:0.5},normal]", "sources=[{kegnet:0.5,normal:0.5},normal]"),
         ("recipe=mine +experiment=svhn_resnet", "recipe=mine experiment=svhn_resnet"),
         ("experiment=paper/svhn_resnet recipe=paper", "experiment=paper/svhn_resnet recipe=paper"),
         ("experiment=custom/table recipe=fast", "experiment=custom/table recipe=fast"),
