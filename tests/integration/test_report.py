@@ -54,7 +54,7 @@ def _read(path: Path) -> tuple[str, _Page]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    go(folder)
+    go(folder, draw=True)
     return folder
 
 
@@ -108,7 +108,7 @@ def test_tables_and_no_test_data(tmp_path: Path) -> None:
 
     config = configure(FAST, *shape, "teacher.weights=x", "compression=ratio")
     torch.save(build(config["teacher"]["network"]).state_dict(), tmp_path / "t.pt")
-    go(tmp_path, *shape, f"teacher.weights={tmp_path / 't.pt'}", "compression=ratio", "sources=[kegnet]")
+    go(tmp_path, *shape, f"teacher.weights={tmp_path / 't.pt'}", "compression=ratio", "sources=[kegnet]", draw=True)
     text, page = _read(tmp_path / "run" / "report.html")
     assert "There was no test data" in text and "not measured" in text
     assert "<title>mlp: " in text, "not: on none"

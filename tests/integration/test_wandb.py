@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[OfflineRun]
         patch.setenv("WANDB_MODE", "offline")
         # Every term of the objective is in use, so that each is logged.
         weights = [f"generator.objective.{term}.weight=1" for term in ("decoder", "diversity")]
-        go(folder, "logger=wandb", "sources=[normal,kegnet]", *weights)
+        go(folder, "logger=wandb", "sources=[normal,kegnet]", *weights, draw=True)
     found: dict[str, list[OfflineRun]] = {}
     for run in read_runs(folder / "run"):
         found.setdefault(run.job_type, []).append(run)
@@ -129,8 +129,8 @@ def test_a_resumed_stage_continues_its_curve(tmp_path: Path, monkeypatch: pytest
     options = ["logger=wandb", "sources=[kegnet]", "generator.count=1"]
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
         patch.setattr(TrainingModule, "on_train_epoch_start", crash)
-        go(tmp_path, *options)
-    go(tmp_path, *options)
+        go(tmp_path, *options, draw=True)
+    go(tmp_path, *options, draw=True)
     first, second = (run for run in read_runs(tmp_path / "run") if run.job_type == "generators")
     assert first.identifier == second.identifier
     assert (first.exit_code, second.exit_code) == (1, 0)

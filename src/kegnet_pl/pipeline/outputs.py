@@ -46,11 +46,6 @@ class Network:
     evaluation: Stage | None = None
 
     @property
-    def key(self) -> str:
-        """Name for loggers."""
-        return self.method if self.source is None else self.source.name
-
-    @property
     def all_stages(self) -> list[Stage]:
         """The stages behind it and its evaluation."""
         return [*self.stages, *([self.evaluation] if self.evaluation is not None else [])]

@@ -65,7 +65,7 @@ def run(
         networks.append(Network(f"{letter}+{source.title}", [*parents, student], source))
 
     for network in networks:
-        network.evaluation = evaluation_stage(context, network.stages[-1], network.key, teacher)
+        network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
     rows = [describe(context, network, networks[0]) for network in networks]
     if rank() == 0:
         write_outputs(context, rows, networks, folder, brief=job is not None)
