@@ -24,7 +24,7 @@ from kegnet_pl.runtime.memory import keep_freed_memory, peak_memory, reset_peak_
 from kegnet_pl.sources import GeneratorSource, NoiseSource, sample_labels_and_noise
 from kegnet_pl.training import GeneratorModule, StudentModule
 from kegnet_pl.training.cuda_graphs import GraphedStep
-from kegnet_pl.training.fit import quiet_lightning
+from kegnet_pl.training.fit import quiet_lightning, run_fit
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _fit(case: Case, task: Task, module: LightningModule, data: SyntheticDataMod
         max_epochs=2 if task.device == "cuda" else 1,  # a GPU's first steps are made before one is recorded
         callbacks=[clock], logger=False, enable_checkpointing=False, limit_val_batches=0,
     )  # fmt: skip
-    trainer.fit(module.train(), datamodule=data)
+    run_fit(trainer, module, data)
     return clock.seconds
 
 

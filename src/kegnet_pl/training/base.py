@@ -77,6 +77,13 @@ class TrainingModule(GraphedModule):
         self._sums: dict[Phase, MetricSums] = {"train": MetricSums(), "val": MetricSums(), "test": MetricSums()}
         self._steps = 0
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning sets this name some forty times a step; torch's look-up of parameters costs more than its hooks.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def step_by(self, network: nn.Module) -> None:
         """Set the network that a step calls as ``self.run``."""
         # In tuples, so that the network is not registered twice.

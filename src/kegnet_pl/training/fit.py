@@ -1,6 +1,7 @@
 """Fits: the contract between the engine and whoever trains, and the quiet fit of the library."""
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from kegnet_pl.settings import Precision
 
 Metrics = dict[str, float]
 """Name of a metric -> its value."""
+
+_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
 
@@ -49,7 +52,7 @@ def run_fit(
     # mode after this stays in it on purpose: frozen networks, batch norm that keeps its statistics, idle dropout.
     module.train()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quick_device_checks():
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
             # Lightning 2.6 asks torch in an old way.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
@@ -66,6 +69,24 @@ def run_fit(
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
         raise
+
+
+@contextmanager
+def _quick_device_checks() -> Iterator[None]:
+    """Let torch look for a GPU through the CUDA runtime where there is none.
+
+    Lightning selects NVML, whose library torch then tries to load at every step of an optimiser: on a CPU that costs as
+    much as a layer of a small network.
+    """
+    before = os.environ.get(_NVML)
+    if before is None or torch.cuda.is_available():
+        yield
+        return
+    os.environ[_NVML] = "0"
+    try:
+        yield
+    finally:
+        os.environ[_NVML] = before
 
 
 class Fit(Protocol):

@@ -2,11 +2,13 @@
 
 import csv
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,6 +17,7 @@ from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.sources import NoiseSource
 from kegnet_pl.training import StudentModule, TeacherModule, base
+from kegnet_pl.training.fit import run_fit
 from kegnet_pl.training.optimizers import fused, gradient_norm
 from tests.unit.training.tiny import (
     FEATURES,
@@ -165,3 +168,21 @@ def test_an_interrupted_epoch_leaves_nothing_in_the_next(tmp_path: Path) -> None
         trainer.fit(each, _data())
         metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_torch_does_not_load_nvml_at_every_step_of_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    seen: set[str] = set()
+
+    class Watch(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.add(os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"])
+
+    trainer = make_trainer(1, tmp_path, [Watch()])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    run_fit(trainer, make_generator_module())
+    assert seen == {"1" if gpu else "0"}
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1", "as Lightning leaves it"
