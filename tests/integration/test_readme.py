@@ -21,7 +21,7 @@ from kegnet_pl.networks import LeNet5, ResNet14
 from kegnet_pl.pipeline.objects import build
 from kegnet_pl.reporting import Row
 from tests.integration.conftest import Command, configure
-from tests.integration.test_pipeline import SCHEMA
+from tests.integration.conftest import SCHEMA
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()

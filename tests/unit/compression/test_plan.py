@@ -221,7 +221,7 @@ def test_a_rank_beyond_the_side_is_refused_by_name(side: str) -> None:
 def test_bad_ranks_are_refused(rank: Any) -> None:
     for wrong in (rank, {"in": 1, "out": rank}):
         with pytest.raises(
-            ValueError, match=r"`rank` to be one of .*'evbmf', 'full', 'target'.* whole number"
+            ValueError, match=r"`rank` to be one of .*'evbmf', 'full', 'target'.* an integer from 1"
         ) as error:
             Rule("*", wrong)
         assert f"but got {rank!r}." in str(error.value)
