@@ -20,8 +20,7 @@ from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
 from kegnet_pl.pipeline.objects import build
 from kegnet_pl.reporting import Row
-from tests.integration.conftest import Command, configure
-from tests.integration.conftest import SCHEMA
+from tests.integration.conftest import SCHEMA, Command, configure
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()

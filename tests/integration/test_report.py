@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from kegnet_pl.report import main
-from tests.integration.conftest import FAST, configure
-from tests.integration.test_pipeline import go
+from tests.integration.conftest import FAST, configure, go
 
 
 class _Page(HTMLParser):
