@@ -10,12 +10,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from kegnet_pl.runtime.errors import ConfigError, DivergedError
 from kegnet_pl.runtime.seeds import derive_seed
+from kegnet_pl.settings import LRSchedulerName
 from kegnet_pl.training.cuda_graphs import GraphedModule
 from kegnet_pl.training.metrics import MetricSums
 from kegnet_pl.training.optimizers import OptimizerFactory, compiled, fused, gradient_norm
-
-LRSchedulerName = Literal["constant", "cosine"]
-"""Course of the learning rate over the epochs."""
 
 Phase = Literal["train", "val", "test"]
 

@@ -43,7 +43,7 @@ def run_fit(
         trainer: Runs the fit.
         module: What to train; all that is not frozen is trained in training mode.
         datamodule: Its data; None for a module that makes its own.
-        begun: Checkpoint of a fit that was broken off.
+        begun: Checkpoint of an interrupted fit.
 
     Raises:
         KeyboardInterrupt: If the user stopped it.

@@ -13,7 +13,8 @@ from kegnet_pl.losses import GeneratedBatch, GeneratorObjective, NormStatistics
 from kegnet_pl.networks import BatchNormMoments, FrozenModule, StackedModule, TeacherNorm, over_stack
 from kegnet_pl.networks.execution import at_least_float32
 from kegnet_pl.runtime.seeds import stream
-from kegnet_pl.training.base import LRSchedulerName, TrainingModule, accuracy
+from kegnet_pl.settings import LRSchedulerName
+from kegnet_pl.training.base import TrainingModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
 
 Moments = list[tuple[Tensor, Tensor]]

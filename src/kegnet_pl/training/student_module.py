@@ -10,7 +10,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from kegnet_pl.losses import DistillationLoss, FeatureLoss
 from kegnet_pl.networks import FeatureExtractor, norm_layers
-from kegnet_pl.training.base import LRSchedulerName, TrainingModule, accuracy
+from kegnet_pl.settings import LRSchedulerName
+from kegnet_pl.training.base import TrainingModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
 
 StudentNorm = Literal["batch", "frozen"]
