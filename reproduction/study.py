@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from kegnet_pl.pipeline.suggestions import RECIPES
 from reproduction.commands import changed, positive, setting
 from reproduction.jobs import released_teacher, store_of, weights
 from reproduction.paths import ROOT, display_path
@@ -45,7 +46,7 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
         for seed in range(study["seeds"]):
             for option in study["options"]:
                 overrides = (
-                    f"experiment={study['experiment']}", f"compression={option}", f"seed={seed}",
+                    f"experiment={RECIPES[study['recipe']]}{study['experiment']}", f"compression={option}", f"seed={seed}",
                     "sources=[]" if method == "T" else "sources=[kegnet]",
                     *weights(teacher), *base, *settings, *further,
                 )  # fmt: skip

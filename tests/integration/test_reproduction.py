@@ -18,6 +18,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from kegnet_pl.pipeline.suggestions import RECIPES
 from reproduction.__main__ import main as reproduction_main
 from reproduction.jobs import KINDS, SMOKE_JOBS, Job, all_jobs, choose, read_cells, released_teacher, store_of
 from reproduction.paths import hydra_value
@@ -39,7 +40,7 @@ CELLS = read_cells()
 def row(**changes: Any) -> dict[str, Any]:
     """A row of a finished run, as results.json has it."""
     costs = {"teacher_training": 100.0, "generator_training": 20.0, "student_training": 3.0, "evaluation": 7.0}
-    command = "python -m kegnet_pl +experiment=letter_mlp compression=option1 recipe=paper seed=0 'sources=[kegnet]'"
+    command = "python -m kegnet_pl experiment=paper/letter_mlp compression=option1 seed=0 'sources=[kegnet]'"
     return {
         "dataset": "letter", "method": "T+KegNet", "recipe": "paper", "seed": 0, "accuracy": 0.75, "selection": "real",
         "test_set": "letter: 4,000 test samples", "compression_ratio": 4.13, "precision": "32-true",
@@ -160,7 +161,7 @@ def test_a_study_finds_the_teachers_of_the_table(tmp_path: Path, monkeypatch: py
     )
     for seed in (0, 1, 2):
         _stage(tmp_path / "results" / "teachers" / f"letter_mlp-seed{seed}", f"mark{seed}", "weights")
-    write_runs(tmp_path / "results" / "letter.jsonl", {"fast-option1-seed0": [{"method": "T+KegNet"}]})
+    write_runs(tmp_path / "results" / "letter.jsonl", {"fast-option1-seed0": [row()]})
 
     monkeypatch.setattr(sys, "argv", ["study", "letter", "--only", "fast", "--seeds", "2"])
     monkeypatch.setattr("reproduction.study.render", lambda *args: "")
@@ -181,7 +182,7 @@ def test_store_of_runs() -> None:
 
 
 def test_recipes_and_options_are_not_mixed() -> None:
-    other = row(recipe="fast", command=row()["command"].replace("recipe=paper", "recipe=fast"))
+    other = row(recipe="fast", command=row()["command"].replace("=paper/", "="))
     assert [found["recipe"] for found in paper_rows([row(), other], CELLS)] == ["paper", "fast"]
 
 
@@ -194,7 +195,7 @@ def test_recipes_and_options_are_not_mixed() -> None:
         ({"precision": "bf16-mixed"}, "one precision, but got\n  seed 0: 32-true\n  seed 1: bf16-mixed\n"),
         (
             {"command": f"{row()['command']} student.epochs=1"},
-            "recipe=paper seed=any student.epochs=1\n",
+            "seed=any sources=[kegnet] student.epochs=1\n",
         ),
     ],
 )
@@ -255,10 +256,10 @@ def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
 def test_command_is_a_sweep_over_the_seeds() -> None:
     (found,) = paper_rows(seeds(0.75, 0.77), CELLS)
     assert found["command"] == (
-        "python -m kegnet_pl -m +experiment=letter_mlp compression=option1 recipe=paper seed=0,1 'sources=[kegnet]'"
+        "python -m kegnet_pl -m experiment=paper/letter_mlp compression=option1 seed=0,1 'sources=[kegnet]'"
     )
     (single,) = paper_rows(seeds(0.75), CELLS)
-    assert " -m kegnet_pl +experiment" in single["command"] and "hydra" not in single["command"]
+    assert " -m kegnet_pl experiment" in single["command"] and "hydra" not in single["command"]
 
 
 def test_table_says_what_was_not_run(tmp_path: Path) -> None:
@@ -275,7 +276,7 @@ def test_fast_is_put_beside_strict(tmp_path: Path) -> None:
         rows = seeds(*accuracies)
         for mine in rows:
             mine["recipe"] = recipe
-            mine["command"] = mine["command"].replace("recipe=paper", f"recipe={recipe}")
+            mine["command"] = mine["command"].replace("=paper/", f"={RECIPES[recipe]}")
             mine["costs"] = {"seconds": {"student_training": seconds}, "samples_made": 10}
         return rows
 
@@ -296,12 +297,12 @@ def test_fast_is_put_beside_strict(tmp_path: Path) -> None:
 def test_strict_is_projected_from_the_epochs_of_paper(tmp_path: Path) -> None:
     (paper,), (fast,) = seeds(0.75), seeds(0.74)
     paper["epochs"] = 100  # of which 400 are strict's: 3 s come to 12 s, beside 20 s of generators
-    fast |= {"recipe": "fast", "command": fast["command"].replace("recipe=paper", "recipe=fast"), "epochs": 8}
+    fast |= {"recipe": "fast", "command": fast["command"].replace("=paper/", "="), "epochs": 8}
     (long, short) = summary = paper_rows([paper, fast], CELLS)
     jsonschema.validate(summary, SCHEMA)
     assert (long["student_epochs"], long["student_seconds"], short["student_epochs"]) == (100, 3.0, 8)
     assert "| 1.0x | no | 32 s, 1.4x |" in render(summary, CELLS, tmp_path)
-    strict = paper | {"recipe": "strict", "command": paper["command"].replace("=paper", "=strict")}
+    strict = paper | {"recipe": "strict", "command": paper["command"].replace("=paper/", "=strict/")}
     assert "| 1.0x | no |  |" in render(paper_rows([strict, fast], CELLS), CELLS, tmp_path), "measured"
 
 
@@ -571,7 +572,7 @@ def test_a_study_changes_one_thing_a_line(name: str) -> None:
         assert set(settings) <= set(overrides)
         config = configure(*overrides)
         assert (config["seed"], config["student"]["selection"]) == (1, "last")
-        assert f"recipe={config['recipe']}" in study["base"]
+        assert config["recipe"] == study["recipe"]
     first = next(iter(study["variants"]))
     assert study["variants"][first] == []
     shared = [runs[first, option, 0].parents for option in study["options"]]
@@ -618,7 +619,7 @@ def test_page_of_a_study_of_teachers(tmp_path: Path) -> None:
     study = read_studies()["pendigits_teachers"]
     runs = runs_of(study, None)
     run = runs["10 epochs", "option2", 0]
-    assert "methods=[]" in run.overrides and run.methods == ("T",)
+    assert "sources=[]" in run.overrides and run.methods == ("T",)
     command = f"python -m kegnet_pl {' '.join(run.overrides)} hydra.run.dir=x"
     rows = [row(method=method, accuracy=0.25, teacher_accuracy=0.9, command=command) for method in ("teacher", "T")]
     assert run.done({run.name: rows})
@@ -649,8 +650,8 @@ def test_lines_of_a_seed_have_the_same_samples(name: str) -> None:
     for (variant, option, seed), run in runs_of(study, None).items():
         if run.name in finished and study.get("method") != "T":
             found = finished[run.name][-1]
-            drawn = [part for part in run.overrides if part.startswith(("student.samples", "student.jitter"))]
-            draws = [part for part in run.overrides if part.startswith("student.draw_norm")]
+            drawn = [part for part in run.overrides if part.startswith(("student.samples", "student.noise_std"))]
+            draws = [part for part in run.overrides if part.startswith("student.sampling_norm")]
             key = (*run.parents, seed, *drawn, *draws, found["precision"], found["dataset"])
             entropies.setdefault(key, {})[f"{variant}, {option}"] = found["label_entropy"]
     for key, found in entropies.items():
