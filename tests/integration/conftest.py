@@ -3,18 +3,22 @@
 import functools
 import importlib.resources
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 import jsonschema
 import pytest
+import torch
 from filelock import FileLock
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -141,22 +145,57 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     return get
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Command:
-    """Run ``python -m kegnet_pl`` in an empty folder, with no W&B key."""
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["kegnet_pl.pipeline.run", "kegnet_pl.reporting.sweep", "matplotlib.pyplot", "tensorboard"]
+)
 
-    def run(*arguments: str, expect: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-        done = subprocess.run(
-            [sys.executable, "-m", "kegnet_pl", *arguments],
-            cwd=tmp_path,
-            env={**environment, "HOME": str(tmp_path), "COLUMNS": "160"},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+
+def _main(arguments: Sequence[str], folder: Path, environment: dict[str, str], output: Path) -> None:
+    """Run the command line in a forked process: as ``python -m kegnet_pl``, but with everything imported already."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    for number, stream in ((1, "out"), (2, "err")):
+        os.dup2(os.open(output / stream, os.O_WRONLY | os.O_CREAT), number)
+    from kegnet_pl.pipeline.cli import main
+
+    sys.argv[:] = ["kegnet_pl", *arguments]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    main()
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Command]:
+    """Run the command line in an empty folder, with no W&B key.
+
+    ``new`` starts ``python -m kegnet_pl``, which takes the imports' five seconds more. Launchers of sweeps and DDP need
+    it, as they start processes themselves.
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "COLUMNS": "160"}
+    processes = []
+
+    def run(
+        *arguments: str, expect: int | None = 0, new: bool = False, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        name = [sys.executable, "-m", "kegnet_pl", *arguments]
+        if new:
+            done = subprocess.run(name, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
+        else:
+            with TemporaryDirectory() as output:
+                process = _FORKS.Process(target=_main, args=(arguments, tmp_path, environment, Path(output)))
+                process.start()
+                processes.append(process)
+                process.join(timeout)
+                assert process.exitcode is not None, f"still running after {timeout} s"
+                streams = [(Path(output) / stream).read_text() for stream in ("out", "err")]
+            done = subprocess.CompletedProcess(name, process.exitcode, *streams)
         if expect is not None:
             assert done.returncode == expect, done.stdout + done.stderr
         return done
 
-    return run
+    yield run
+    for process in processes:
+        process.kill()

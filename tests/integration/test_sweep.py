@@ -99,7 +99,7 @@ def test_jobs_side_by_side_build_what_they_share_once(command: Command, tmp_path
         "joblib": ["hydra.launcher.n_jobs=2"],
         "submitit_local": ["hydra.launcher.timeout_min=10"],
     }
-    done = command(*JOBS, f"hydra/launcher={launcher}", *options[launcher])
+    done = command(*JOBS, f"hydra/launcher={launcher}", *options[launcher], new=True)
     assert "2 of 2 runs finished" in done.stdout, done.stdout + done.stderr
     stages = _stages(tmp_path)
     assert stages.count("teacher") == stages.count("generators") == 1
@@ -110,6 +110,6 @@ def test_jobs_side_by_side_build_what_they_share_once(command: Command, tmp_path
 
 def test_ray(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs hydra-ray-launcher, see CONTRIBUTING.md")
-    done = command(*JOBS, "hydra/launcher=ray")
+    done = command(*JOBS, "hydra/launcher=ray", new=True)
     assert "2 of 2 runs finished" in done.stdout
     assert _stages(tmp_path).count("generators") == 1

@@ -44,9 +44,9 @@ def test_freed_memory_is_kept() -> None:
         "if sys.argv[1] == 'kept': keep_freed_memory()\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def work(): return [torch.ones(5_000_000) for _ in range(8)]\n"  # 20 MB each
-        "for _ in range(10): work()\n"
+        "for _ in range(3): work()\n"
         "before = faults()\n"
-        "for _ in range(50): work()\n"
+        "for _ in range(5): work()\n"
         "print(faults() - before)\n"
     )
 
@@ -56,5 +56,5 @@ def test_freed_memory_is_kept() -> None:
         command = [sys.executable, "-c", program, how]
         return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
-    assert faults("given back") > 1_000_000
-    assert faults("kept") < 100_000
+    assert faults("given back") > 100_000
+    assert faults("kept") < 10_000
