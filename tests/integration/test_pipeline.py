@@ -26,6 +26,7 @@ from kegnet_pl.pipeline.sample_monitor import SAMPLES
 from kegnet_pl.reporting.figures import read_curves
 from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, WeightsError
 from kegnet_pl.settings import RunSettings
+from kegnet_pl.sources import SyntheticSource
 from kegnet_pl.training import GeneratorModule
 from kegnet_pl.training.base import TrainingModule
 from tests.integration.conftest import FAST, Prepared, configure, copy_store, go, kinds, stages
@@ -576,6 +577,39 @@ def test_frozen_statistics_stay_and_nobody_is_warned_of_it(tmp_path: Path) -> No
     for name in kept:
         torch.testing.assert_close(student[name], teacher[name], rtol=0, atol=0)
     assert (student["norm1.weight"] != teacher["norm1.weight"]).any(), "scales learn"
+
+
+class Stripes(SyntheticSource):
+    """Images of horizontal waves, as a source of the user's own."""
+
+    title, color, marker, prior = "Stripes", "#008080", "s", "procedural"
+
+    def __init__(self, input_shape: tuple[int, ...], amplitude: float = 1.0) -> None:
+        super().__init__()
+        self.input_shape, self.amplitude = input_shape, amplitude
+
+    def sample(self, n: int, seed: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(seed)
+        phases = 6.3 * torch.rand(n, 1, self.input_shape[-2], 1, generator=rng)
+        return self.amplitude * phases.sin().expand(n, *self.input_shape).contiguous()
+
+
+def test_own_sources_and_mixtures(tmp_path: Path, prepared: Prepared) -> None:
+    copy_store(prepared(train=False), tmp_path)
+    target = f"+source.stripes._target_={__name__}.Stripes"
+    sources = "sources=[stripes,{stripes: 1, kegnet: 3},{kegnet: 0.5, normal: 0.5}]"
+    rows = go(tmp_path, target, "+source.stripes.amplitude=2.0", sources, train=False)
+    assert [(row["method"], row["source"]["prior"]) for row in rows[2:]] == [
+        ("T+Stripes", "procedural"),
+        ("T+KegNet 75 % + Stripes 25 %", "teacher + procedural"),
+        ("T+KegNet 50 % + Normal 50 %", "teacher"),
+    ]
+    assert rows[3]["source"]["shares"] == {"kegnet": 0.75, "stripes": 0.25}
+    assert {row["samples"] for row in rows[2:]} == {128}
+    assert kinds(stages(tmp_path)).count("generators") == 1, "those that were there"
+    louder = go(tmp_path, target, "+source.stripes.amplitude=3.0", sources, train=False)
+    same = [first["fingerprint"] == second["fingerprint"] for first, second in zip(rows, louder, strict=True)]
+    assert same == [True, True, False, False, True]
 
 
 NETWORK = """
