@@ -1,28 +1,26 @@
 """What a run leaves: rows of results, the report, and the summary on the terminal."""
 
 import functools
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kegnet_pl.compression import CompressionReport, measure_size
+from kegnet_pl.compression import measure_size
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.pipeline.context import RunContext, student_name
 from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.pipeline.store import Stage
-from kegnet_pl.reporting import (
-    Row,
+from kegnet_pl.reporting.results import Row, write_results
+from kegnet_pl.reporting.run_page import StageFolders, read_compression_report, write_run_page
+from kegnet_pl.reporting.runs import FinishedRun
+from kegnet_pl.reporting.tables import (
     describe_results,
     explain_losses,
     format_accuracy,
     make_compression_table,
     make_results_table,
-    write_results,
 )
-from kegnet_pl.reporting.run_page import StageFolders, write_run_page
-from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.wandb import report_objects
 from kegnet_pl.runtime.costs import add_up
 from kegnet_pl.sources import SourceInfo
@@ -124,7 +122,7 @@ def write_outputs(
 
 def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[Network]) -> None:
     say = functools.partial(context.console.print, soft_wrap=True)
-    report = read_compression_report(networks[1].stages[1])
+    report = read_compression_report(networks[1].stages[1].folder)
     say()
     if report is not None:
         say(f"Compression ({rows[-1].student}), layer by layer")
@@ -156,9 +154,3 @@ def _print_places(context: RunContext, networks: Sequence[Network], generators: 
     if "tensorboard" in context.settings.logger:
         say(f"TensorBoard   tensorboard --logdir {shown(context.store.root)}")
     tell_offline(folder, "", context.console)
-
-
-def read_compression_report(stage: Stage) -> CompressionReport | None:
-    """Return the report of a compression stage, None where another network was built."""
-    path = stage.folder / "compression.json"
-    return CompressionReport.from_dict(json.loads(path.read_text())) if path.exists() else None

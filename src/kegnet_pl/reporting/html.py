@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from kegnet_pl import __version__
-from kegnet_pl.reporting.style import to_svg
+from kegnet_pl.reporting.style import house_style, to_svg
 from kegnet_pl.runtime.atomic_files import atomic_write
 
 
@@ -54,12 +54,14 @@ def embed(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def draw(make: Callable[[bool], Figure], title: str) -> Markup:
+def draw(title: str, make: Callable[..., Figure], *data: Any) -> Markup:
     """Return a picture for a page in two shapes: one for a screen, the other for a phone.
 
     Args:
-        make: Draws it; the argument is True for the narrow shape.
         title: Description for screen readers.
+        make: Draws it, given the data and ``narrow``, which is True for a phone.
+        data: Arguments of ``make``.
     """
-    wide, narrow = to_svg(make(False), title), to_svg(make(True), title, " narrow")
+    with house_style():
+        wide, narrow = to_svg(make(*data), title), to_svg(make(*data, narrow=True), title, " narrow")
     return Markup(f'<div class="on-wide">{wide}</div><div class="on-narrow">{narrow}</div>')

@@ -31,9 +31,6 @@ _NEAR = 0.26
 INK, MUTED, GRID = "#1b1f24", "#5b6473", "#d9dde3"
 """Text; less important text; lines behind the data. A dark page inverts these, see :func:`to_svg`."""
 
-WIDE, NARROW = 9.2, 4.6
-"""Widths of pictures, in inches: for a screen, where panels stand side by side, and for a phone."""
-
 _VARIABLES = {INK: "--ink", MUTED: "--muted", COLOURS["teacher"]: "--muted", GRID: "--line"}
 
 
@@ -118,14 +115,11 @@ def legend_columns(labels: Sequence[str], narrow: bool) -> int:
     return max(1, min(len(labels), 3, (1 if narrow else 3) * 28 // max(map(len, labels), default=1)))
 
 
-def width_of(narrow: bool) -> float:
-    """Return the width of a picture, in inches."""
-    return NARROW if narrow else WIDE
-
-
-def layout_of(narrow: bool) -> ConstrainedLayoutEngine:
-    """Return the layout of the panels of a picture; panels below each other need more space for titles."""
-    return ConstrainedLayoutEngine(h_pad=0.12) if narrow else ConstrainedLayoutEngine()
+def new_figure(height: float, narrow: bool) -> Figure:
+    """Return an empty figure of a height in inches: for a screen, or a narrow one for a phone."""
+    # Panels below each other need more space for titles.
+    layout = ConstrainedLayoutEngine(h_pad=0.12) if narrow else ConstrainedLayoutEngine()
+    return Figure(figsize=(4.6 if narrow else 9.2, height), layout=layout)
 
 
 def to_svg(figure: Figure, title: str, salt: str = "") -> str:
@@ -152,3 +146,11 @@ def to_svg(figure: Figure, title: str, salt: str = "") -> str:
 def percent_axis(axis: Axes) -> None:
     """Show accuracies in [0, 1] as percent on a vertical axis."""
     axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+
+
+def short_number(value: float) -> str:
+    """Return a number with the letters of thousands, millions and milliards: ``417 k``."""
+    for exponent, unit in ((9, " G"), (6, " M"), (3, " k")):
+        if abs(value) >= 10**exponent:
+            return f"{value / 10**exponent:.3g}{unit}"
+    return f"{value:g}"

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from rich.table import Table
 
 from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
 from kegnet_pl.reporting.style import house_style
-from kegnet_pl.reporting.summary import Point, summarize
-from kegnet_pl.reporting.sweep_page import describe, format_mean, write_sweep_page
+from kegnet_pl.reporting.summary import NUMBERS, Point, describe_settings, is_measured, make_columns, summarize
+from kegnet_pl.reporting.sweep_page import describe, write_sweep_page
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import UserError
@@ -21,14 +22,7 @@ from kegnet_pl.training.progress import make_console, shown, tell_offline
 
 
 def finish_sweep(folder: Path) -> bool:
-    """Write and print the results of all jobs of a sweep.
-
-    Args:
-        folder: The sweep's.
-
-    Returns:
-        Whether a job failed, or is missing.
-    """
+    """Write and print the results of all jobs of a sweep; return True if a job failed or was stopped."""
     console = make_console()
     if not folder.is_dir() or not any(folder.glob("*/.hydra")):
         return False  # no job was started, and the error has been printed
@@ -51,24 +45,26 @@ def print_failures(runs: Sequence[FinishedRun], console: Console) -> None:
     keys = varied(runs)
     for run in runs:
         if not run.rows:
-            settings = " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
+            settings = describe_settings(run, keys)
             name = f"Job {run.name} ({settings})" if settings else f"Run {run.name}"
             console.print(f"{name}: {run.failure or 'stopped'}", soft_wrap=True)
 
 
-def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Path]:
+def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
     """Write the rows, the plot and the page of several runs, and print the table and the failures.
 
     Args:
         runs: At least one that is finished.
-        out: The folder.
+        out: Folder of the files.
         console: Where to print.
-
-    Returns:
-        The files.
     """
     points = summarize(runs)
-    files = [*write_tables(runs, out), *write_picture(points, out), write_sweep_page(runs, out)]
+    files = write_tables(runs, out)
+    if is_measured(points):
+        files.append(out / "tradeoff.png")
+        with house_style():
+            draw_tradeoff(points).savefig(files[-1], dpi=150, metadata={"Software": "kegnet_pl"})
+    files.append(write_sweep_page(runs, points, out))
     finished = [run for run in runs if run.rows]
     console.print()
     console.print(f"{len(finished)} of {len(runs)} runs finished, {describe(runs)}", soft_wrap=True)
@@ -76,7 +72,6 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Pat
     print_failures(runs, console)
     for path in files:
         console.print(f"{path.name:<14}{shown(path)}", soft_wrap=True)
-    return files
 
 
 def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
@@ -105,51 +100,13 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def write_picture(points: Sequence[Point], out: Path) -> list[Path]:
-    """Draw ``tradeoff.png``; nothing where no accuracy was measured."""
-    if not any(point.accuracies and point.method != "teacher" for point in points):
-        return []
-    path = out / "tradeoff.png"
-    with house_style():
-        draw_tradeoff(points).savefig(path, dpi=150, metadata={"Software": "kegnet_pl"})
-    return [path]
-
-
 def make_summary_table(points: Sequence[Point]) -> Table:
-    """Lay out means over seeds."""
-    table = Table()
-    several = len({(point.dataset, point.teacher) for point in points}) > 1
-    recipes = len({point.recipe for point in points if point.recipe}) > 1
-    settings = any(point.settings for point in points)
-    for column, wanted in (
-        ("data", several),
-        ("student", True),
-        ("network", True),
-        ("prior", True),
-        ("recipe", recipes),
-        ("settings", settings),
-    ):
-        if wanted:
-            table.add_column(column)
-    for column in ("accuracy", "seeds", "ratio", "MACs", "seconds"):
-        table.add_column(column, justify="right")
-    for index, point in enumerate(points):
-        cells = [
-            (f"{point.dataset}, {point.teacher}", several),
-            (point.student or "", True),
-            (point.method, True),
-            (point.prior, True),
-            (point.recipe, recipes),
-            (point.settings, settings),
-        ]
-        following = points[index + 1] if index + 1 < len(points) else point
-        table.add_row(
-            *[text for text, wanted in cells if wanted],
-            format_mean(point),
-            str(point.runs),
-            f"{point.compression_ratio:.2f}x",
-            f"{point.macs:,.0f}",
-            f"{point.seconds:.1f}",
-            end_section=following.student != point.student,
-        )
+    """Lay out means over seeds; a line separates students."""
+    table, columns = Table(), make_columns(points)
+    for heading in columns:
+        table.add_column(heading, justify="right" if heading in NUMBERS else "left")
+    students = [point.row.student for point in points]
+    changes = [before != after for before, after in pairwise(students)]
+    for cells, last in zip(zip(*columns.values(), strict=True), [*changes, False], strict=True):
+        table.add_row(*cells, end_section=last)
     return table

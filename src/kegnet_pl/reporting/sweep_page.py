@@ -1,33 +1,28 @@
 """The page ``report.html`` of a sweep, or of any set of finished runs."""
 
 from collections.abc import Sequence
-from functools import partial
 from os.path import relpath
 from pathlib import Path
 
 from kegnet_pl.reporting.html import draw, write_page
 from kegnet_pl.reporting.run_page import PAGE
 from kegnet_pl.reporting.runs import FinishedRun, varied
-from kegnet_pl.reporting.style import house_style
-from kegnet_pl.reporting.summary import Point, summarize
+from kegnet_pl.reporting.summary import NUMBERS, Point, format_mean, is_measured, make_columns
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 
 
-def write_sweep_page(runs: Sequence[FinishedRun], out: Path) -> Path:
+def write_sweep_page(runs: Sequence[FinishedRun], points: Sequence[Point], out: Path) -> Path:
     """Write the page of several runs.
 
     Args:
         runs: At least one that is finished.
-        out: The folder to write it into; links to pages of single runs are seen from there.
+        points: Their means.
+        out: Folder of the page; links to pages of single runs are relative to it.
     """
-    points = summarize(runs)
     rows = [row for run in runs for row in run.rows]
-    picture = None
-    if any(point.accuracies and point.method != "teacher" for point in points):
-        with house_style():
-            picture = draw(partial(draw_tradeoff, points), "accuracy against size, and against work")
+    picture = draw("accuracy against size, and against work", draw_tradeoff, points) if is_measured(points) else None
     jobs = [(run, relpath(run.folder / PAGE, out) if (run.folder / PAGE).exists() else None) for run in runs]
-    datasets = ", ".join(dict.fromkeys(point.dataset for point in points))
+    datasets = ", ".join(dict.fromkeys(point.row.dataset for point in points))
     return write_page(
         "sweep.html",
         out / PAGE,
@@ -35,11 +30,8 @@ def write_sweep_page(runs: Sequence[FinishedRun], out: Path) -> Path:
         [("results", "Results"), ("jobs", "Runs"), ("settings", "Settings")],
         story=write_story(runs, points),
         tradeoff=picture,
-        points=points,
-        format_mean=format_mean,
-        several=len({(point.dataset, point.teacher) for point in points}) > 1,
-        recipes=len({point.recipe for point in points if point.recipe}) > 1,
-        settings=any(point.settings for point in points),
+        columns=make_columns(points),
+        numbers=NUMBERS,
         keys=varied(runs),
         jobs=jobs,
         commands=dict.fromkeys(row.command for row in rows),
@@ -64,43 +56,32 @@ def write_story(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list[st
         f"{len(finished)} of {len(runs)} runs finished{f', {failed} failed or were stopped' if failed else ''}. "
         f"{describe(runs)[0].upper()}{describe(runs)[1:]}."
     ]
-    for dataset in dict.fromkeys(point.dataset for point in points):
-        measured = [point for point in points if point.dataset == dataset and point.accuracies]
-        students = [point for point in measured if point.prior not in ("", "none")]
-        teachers = [point for point in measured if point.method == "teacher"]
+    for dataset in dict.fromkeys(point.row.dataset for point in points):
+        measured = [point for point in points if point.row.dataset == dataset and point.accuracies]
+        students = [point for point in measured if point.row.prior not in ("", "none")]
+        teachers = [point for point in measured if point.row.method == "teacher"]
         if not students or not teachers:
             continue
         best = max(students, key=lambda point: point.mean)
-        smallest = max(students, key=lambda point: point.compression_ratio)
-        text.append(
+        smallest = max(students, key=lambda point: point.average("compression_ratio"))
+        sentence = (
             f"On {dataset} the teacher is right on {format_mean(teachers[0])}. The best student is {_name(best)}: "
-            f"{format_mean(best)} with {best.compression_ratio:.2f} times fewer parameters"
-            + (
-                f"; the smallest, {_name(smallest)} ({smallest.compression_ratio:.2f} times fewer), "
-                f"{format_mean(smallest)}."
-                if smallest is not best
-                else "."
-            )
+            f"{format_mean(best)} with {best.average('compression_ratio'):.2f} times fewer parameters"
         )
-        better = [point for point in measured if _same_network(point, best) and point.mean > best.mean]
+        if smallest is not best:
+            ratio = f"{smallest.average('compression_ratio'):.2f} times fewer"
+            sentence += f"; the smallest, {_name(smallest)} ({ratio}), {format_mean(smallest)}"
+        text.append(f"{sentence}.")
+        same = [point for point in measured if _network(point) == _network(best)]
+        better = [f"{point.row.method} {format_mean(point)}" for point in same if point.mean > best.mean]
         if better:
-            others = ", ".join(f"{point.method} {format_mean(point)}" for point in better)
-            text.append(f"Without prior knowledge in the samples the same network is better: {others}.")
+            text.append(f"Without prior knowledge in the samples the same network is better: {', '.join(better)}.")
     return text
 
 
-def _same_network(point: Point, other: Point) -> bool:
-    names = ("dataset", "teacher", "student")
-    return all(getattr(point, name) == getattr(other, name) for name in names)
+def _network(point: Point) -> tuple[str, str | None]:
+    return point.row.teacher, point.row.student
 
 
 def _name(point: Point) -> str:
-    return " ".join(part for part in (point.student, point.method, point.settings) if part)
-
-
-def format_mean(point: Point) -> str:
-    """Return a mean accuracy with its standard deviation in percent, as text."""
-    if not point.accuracies:
-        return "not measured"
-    spread = "" if point.sd is None else f" ± {100 * point.sd:.2f}"
-    return f"{100 * point.mean:.2f}{spread} %"
+    return " ".join(part for part in (point.row.student, point.row.method, point.settings) if part)

@@ -17,25 +17,24 @@ def describe_results(rows: Sequence[Row]) -> str:
     return f"{where}; seed {first.seed}; epoch kept: {', '.join(selections) or 'nothing was trained'}"
 
 
-def make_results_table(rows: Sequence[Row]) -> Table:
-    """Lay out the rows of one run.
+def find_best(rows: Sequence[Row]) -> Row | None:
+    """Return the student with the highest accuracy; None where no accuracy was measured."""
+    measured = [row for row in rows if row.accuracy is not None and row.method != "teacher"]
+    return max(measured, key=lambda row: row.accuracy or 0.0, default=None)
 
-    Args:
-        rows: At least one.
-    """
-    table = Table()
-    table.add_column("network")
-    table.add_column("prior")
+
+def make_results_table(rows: Sequence[Row]) -> Table:
+    """Lay out the rows of one run."""
+    table, best = Table(), find_best(rows)
+    for column in ("network", "prior"):
+        table.add_column(column)
     for column in ("accuracy", "parameters", "ratio", "MACs", "seconds"):
         table.add_column(column, justify="right")
-    best = max((row.accuracy or 0 for row in rows if row.method != "teacher"), default=0)
     for row in rows:
-        accuracy = format_accuracy(row)
-        is_best = row.method != "teacher" and row.accuracy == best and row.accuracy
         table.add_row(
             row.method,
             row.prior,
-            Text(accuracy, style="bold green" if is_best else ""),
+            Text(format_accuracy(row), style="bold green" if row is best else ""),
             f"{row.parameters:,}",
             f"{row.compression_ratio:.2f}x",
             f"{row.macs:,}",
@@ -49,12 +48,9 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
     """Return a warning for every student that is worse than the compressed teacher it was initialised with.
 
     Args:
-        rows: Of one run.
+        rows: Rows of one run.
         norm: ``student.norm`` of the run.
-        batch_norm: Whether the teacher has batch norm, so that the student does.
-
-    Returns:
-        A line for each such student; none where nothing was measured.
+        batch_norm: True if the teacher, and so the student, has batch norm.
     """
     initial = next((row.accuracy for row in rows if row.method == "T"), None)
     advice = ""
