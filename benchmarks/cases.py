@@ -10,8 +10,7 @@ from torch import nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.pipeline.configuration import to_plain
-from kegnet_pl.pipeline.objects import build
-from kegnet_pl.pipeline.stages.compression import make_rules
+from kegnet_pl.pipeline.objects import build, make_rules
 from kegnet_pl.settings import RunSettings
 
 ROOT = Path(__file__).parents[1]

@@ -51,7 +51,7 @@ def _run(cfg: DictConfig) -> float | None:
         if local_rank() == 0:
             sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
-            return math.nan  # a number, as sweepers look at it; what failed is told when the sweep ends
+            return math.nan  # a number, as sweepers look at it; the end of the sweep lists what failed
         if not expected or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         _leave(f"Error: {error}", code=1)
@@ -123,13 +123,10 @@ def main() -> None:
                 print(f"\n{hint}", file=sys.stderr)  # noqa: T201
         raise
     finally:
-        failed = sweep.begun is not None and _finish_sweep(sweep.begun)
+        failed = False
+        if sweep.begun is not None:
+            from kegnet_pl.reporting.sweep import finish_sweep
+
+            failed = finish_sweep(sweep.begun)
     if failed:
         sys.exit(1)
-
-
-def _finish_sweep(folder: Path) -> bool:
-    """Collect the results of all jobs; return whether one of them failed."""
-    from kegnet_pl.reporting.sweep import finish_sweep
-
-    return finish_sweep(folder)

@@ -1,4 +1,4 @@
-"""What a run leaves: rows of results, the report, and the summary on the terminal."""
+"""Outputs of a run: rows of results, the report, and the summary on the terminal."""
 
 import functools
 import shutil
@@ -44,6 +44,11 @@ class Network:
     evaluation: Stage | None = None
 
     @property
+    def accuracy(self) -> float | None:
+        """Accuracy on test data; None where there is none."""
+        return None if self.evaluation is None else float(self.evaluation.metrics["test/accuracy"])
+
+    @property
     def all_stages(self) -> list[Stage]:
         """The stages behind it and its evaluation."""
         return [*self.stages, *([self.evaluation] if self.evaluation is not None else [])]
@@ -67,8 +72,8 @@ def describe(context: RunContext, network: Network, teacher: Network) -> Row:
         selection=settings.student.selection if trained else None,
         epochs=last.metrics.get("epochs"),
         epoch=last.metrics.get("epoch"),
-        accuracy=_accuracy(network),
-        teacher_accuracy=_accuracy(teacher),
+        accuracy=network.accuracy,
+        teacher_accuracy=teacher.accuracy,
         parameters=own["parameters"],
         teacher_parameters=size.parameters,
         compression_ratio=round(size.parameters / own["parameters"], 4),
@@ -86,10 +91,6 @@ def describe(context: RunContext, network: Network, teacher: Network) -> Row:
     )
 
 
-def _accuracy(network: Network) -> float | None:
-    return None if network.evaluation is None else float(network.evaluation.metrics["test/accuracy"])
-
-
 def write_outputs(
     context: RunContext, rows: Sequence[Row], networks: Sequence[Network], folder: Path, *, brief: bool
 ) -> None:
@@ -97,10 +98,10 @@ def write_outputs(
 
     Args:
         context: Context of the run.
-        rows: One a network.
-        networks: The networks, in the order of rows.
+        rows: Rows of the networks, in the same order.
+        networks: The networks.
         folder: Folder of the run.
-        brief: Whether other jobs write to the same terminal.
+        brief: True if other jobs write to the same terminal.
     """
     write_results(rows, folder / "results.json")
     generators = next((stage for one in networks for stage in one.stages if stage.name == "generators"), None)
@@ -117,7 +118,7 @@ def write_outputs(
         context.console.print(f"results: {accuracies}", soft_wrap=True)
         return
     _print_tables(context, rows, networks)
-    _print_places(context, networks, generators, page)
+    _print_paths(context, networks, generators, page)
 
 
 def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[Network]) -> None:
@@ -139,18 +140,19 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
 
 
-def _print_places(context: RunContext, networks: Sequence[Network], generators: Stage | None, page: Path) -> None:
-    say = functools.partial(context.console.print, soft_wrap=True)
+def _print_paths(context: RunContext, networks: Sequence[Network], generators: Stage | None, page: Path) -> None:
     folder = page.parent
-    say()
-    say(f"teacher       {shown(networks[0].stages[0].folder)}")
+    lines = [
+        "",
+        f"teacher       {shown(networks[0].stages[0].folder)}",
+        f"student       {shown(networks[-1].stages[-1].folder)}  (kegnet_pl.load_network reads it)",
+        f"results       {shown(folder / 'results.json')}",
+        f"report        {shown(page)}  (open it in a browser)",
+    ]
     if generators is not None:
-        say(f"generators    {shown(generators.folder)}  (kegnet_pl.load_generators reads them)")
-    say(f"student       {shown(networks[-1].stages[-1].folder)}  (kegnet_pl.load_network reads it)")
-    if generators is not None:
-        say(f"sample sheet  {shown(folder / 'samples.png')}")
-    say(f"results       {shown(folder / 'results.json')}")
-    say(f"report        {shown(page)}  (open it in a browser)")
+        lines.insert(2, f"generators    {shown(generators.folder)}  (kegnet_pl.load_generators reads them)")
+        lines.insert(4, f"sample sheet  {shown(folder / 'samples.png')}")
     if "tensorboard" in context.settings.logger:
-        say(f"TensorBoard   tensorboard --logdir {shown(context.store.root)}")
+        lines.append(f"TensorBoard   tensorboard --logdir {shown(context.store.root)}")
+    context.console.print("\n".join(lines), soft_wrap=True)
     tell_offline(folder, "", context.console)

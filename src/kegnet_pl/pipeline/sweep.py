@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -74,17 +75,14 @@ def _make_folder(config: DictConfig, key: str) -> None:
 def sweep_name(overrides: Sequence[str]) -> str:
     """Return a name for a sweep, the same for the same overrides: ``svhn_resnet-compression-seed-1a2b3c``."""
     experiment = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("experiment=")), "")
-    swept = [o.split("=", 1)[0].lstrip("+") for o in overrides if _is_sweep(o)]
+    swept = [
+        o.get_key_element().lstrip("+")
+        for o in OverridesParser.create().parse_overrides(list(overrides))
+        if o.is_sweep_override()
+    ]
     digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6]
     parts = [part for part in (experiment, *swept) if part and "," not in part]
     return "-".join([*[re.sub(r"[^\w.]+", "_", part) for part in parts], digest])[-100:]
-
-
-def _is_sweep(override: str) -> bool:
-    """Return True if an override has several values: a comma outside brackets and quotes, or a call like range()."""
-    value = override.partition("=")[2]
-    bare = re.sub(r"\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"", "", value)
-    return "," in bare or re.match(r"(choice|range|interval|glob)\(", bare) is not None
 
 
 def in_sweep() -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 from kegnet_pl.api.checkpoints import load_network, save_network
 from kegnet_pl.api.engine import fit_student
 from kegnet_pl.data import SyntheticDataModule
-from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, code_of
 from kegnet_pl.pipeline.stages.generators import load_generator_networks
 from kegnet_pl.pipeline.store import Stage
-from kegnet_pl.pipeline.trainer import Selection
+from kegnet_pl.pipeline.trainer import ResumableFit, Selection
 from kegnet_pl.reporting.wandb import histogram
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
@@ -40,7 +40,8 @@ def student_stage(
         "source": {"shares": source.shares, "definitions": definitions, **code_of(definitions)},
         **code_of(student.optimizer),
         "input_shape": context.input_shape,
-        **context.training_fingerprint(),
+        "seed": context.seed,
+        **training_fingerprint(context.settings),
         **({"data": context.data_fingerprint("val")} if real else {}),
     }
     title = f"student ({source.name})"
@@ -48,7 +49,7 @@ def student_stage(
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
         data = _make_data(context, student, teacher, _make_source(context, source, student, generators))
         selection = Selection(student.selection != "last", student.patience, student.min_epochs)
-        fit = context.fit("student", folder, costs, "student_training", selection)
+        fit = ResumableFit(context.trainers, folder, "student", costs, "student_training", selection)
         forwards = 0
         try:
             module, metrics = fit_student(
