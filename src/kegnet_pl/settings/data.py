@@ -1,6 +1,5 @@
-"""Settings of the real data and of where samples come from."""
+"""Settings of the real data and of the sources of samples."""
 
-import importlib.metadata
 import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -42,8 +41,8 @@ class DataSettings(Settings):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings of the data, without the folders that it is read from."""
-        places = ("root", "download", "train", "val", "test")
-        return {name: value for name, value in super().fingerprint().items() if name not in places}
+        folders = ("root", "download", "train", "val", "test")
+        return {name: value for name, value in super().fingerprint().items() if name not in folders}
 
 
 def _to_mixture(item: Any) -> Mixture:
@@ -79,9 +78,4 @@ Mixtures = Annotated[
         )
     ),
 ]
-"""The students of a run: for each the sources that it learns from."""
-
-
-def known_sources(defined: Mapping[str, Any]) -> list[str]:
-    """Return the names of sources: those that the configuration defines, and those of installed packages."""
-    return sorted({*defined, *importlib.metadata.entry_points(group=ENTRY_POINTS).names})
+"""Sources of samples, a mixture for each student of a run."""

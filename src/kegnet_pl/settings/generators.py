@@ -30,14 +30,14 @@ class ObjectiveTerm(Settings):
 
 
 class GeneratorTrainingSettings(Settings):
-    """How generators are trained: settings that the library and the command line share."""
+    """Training of generators: settings that the library and the command line share."""
 
     count: Count = 5
-    """Generators, trained independently."""
+    """Number of generators; each is trained on its own."""
     noise_dim: Count = 10
     """Dimensions of the noise."""
     epochs: Count = 20
-    """Epochs."""
+    """Number of epochs."""
     steps_per_epoch: Count = 50
     """Optimiser steps of an epoch."""
     batch_size: Annotated[int, Field(ge=2)] = 256
@@ -69,9 +69,9 @@ class GeneratorSettings(GeneratorTrainingSettings):
     RULES = (_check_objective,)
 
     upsampling: Literal["transposed", "nearest"] = Field(default="transposed", json_schema_extra=FREE)
-    """Of generator=image: transposed convolutions, as in the paper, or nearest: no checkerboard."""
+    """For generator=image: transposed convolutions, as in the paper, or nearest: no checkerboard."""
     output_norm: Literal["image", "batch", "none"] = Field(default="image", json_schema_extra=FREE)
-    """Of generator=image: zero mean and unit deviation of each image, of each channel over the batch, or none."""
+    """For generator=image: zero mean and unit deviation of each image, of each channel over the batch, or none."""
     network: Object
     """Called with noise (B, Z) and one-hot labels (B, C); has attributes noise_dim and classes."""
     decoder: Object

@@ -3,7 +3,6 @@
 import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import annotated_types as at
@@ -57,7 +56,7 @@ def read_arguments(model: type[Chosen], part: str, renamed: Mapping[str, str] | 
 
 
 def describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """Return what a setting may be, in words: ``a whole number of at least 1 or null``."""
+    """Return the allowed values of a setting in words: ``a whole number of at least 1 or null``."""
     if get_origin(annotation) is Annotated:
         inner, *own = get_args(annotation)
         return describe(inner, [*metadata, *own])
@@ -94,7 +93,7 @@ def _bound(metadata: Iterable[Any]) -> str:
 
 
 def is_group(annotation: Any) -> TypeGuard[type[Settings]]:
-    """Return whether a type is a group of settings."""
+    """Return True if a type is a group of settings."""
     return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
@@ -140,27 +139,22 @@ def _explain_unknown(key: str, model: type[Settings], prefix: str, path: list[st
 
 def _valid_part(model: type[Settings], values: Mapping[str, Any], wrong: Sequence[Location]) -> Settings:
     """Return settings without those that are wrong: to read one of them raises AttributeError."""
-    kept: dict[str, Any] = {}
+    kept, broken = dict(values), []
     for key, (name, field) in _keys(model).items():
         inside = [loc[1:] for loc in wrong if loc and loc[0] == key]
-        if key not in values:
-            if not inside:
-                kept[name] = field.get_default(call_default_factory=True)
-        elif is_group(field.annotation) and isinstance(values[key], Mapping):
-            kept[name] = _valid_part(field.annotation, values[key], inside)
-        elif not inside:
+        if is_group(field.annotation) and isinstance(values.get(key), Mapping):
+            kept[key] = _valid_part(field.annotation, values[key], inside)
+        elif inside:
+            broken.append(name)
+        elif key in values:
             adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, Field(), *field.metadata])  # type: ignore[arg-type]
-            with suppress(ValidationError):  # null that stands for the default
-                kept[name] = adapter.validate_python(values[key])
-    part = model.__new__(model)
-    keys = _keys(model)
-    for attribute, value in {
-        "__dict__": kept,
-        "__pydantic_fields_set__": {keys[key][0] for key in values if key in keys},
-        "__pydantic_extra__": {key: value for key, value in values.items() if key not in keys},
-        "__pydantic_private__": None,
-    }.items():
-        object.__setattr__(part, attribute, value)
+            try:
+                kept[key] = adapter.validate_python(values[key])
+            except ValidationError:  # null that stands for the default
+                broken.append(name)
+    part = model.model_construct(**kept)
+    for name in broken:
+        vars(part).pop(name, None)
     return part
 
 

@@ -37,7 +37,7 @@ class BaselineSettings(Settings):
     samples: Count = 16_000
     """Synthetic samples."""
     epochs: Count = 8
-    """Passes over the samples, at most."""
+    """Maximum number of passes over the samples."""
     temperature: Positive = 4.0
     """Softens the answers of teacher and student."""
     lr: Positive = 1e-3
@@ -45,7 +45,7 @@ class BaselineSettings(Settings):
 
 
 class DistillationSettings(TrainingSettings):
-    """How a student is trained: settings that the library and the command line share."""
+    """Training of a student: settings that the library and the command line share."""
 
     part = "student"
 
