@@ -34,7 +34,7 @@ class Network:
     Attributes:
         method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), ``T+KegNet``, ...
         stages: The stages behind it; the last one holds the network.
-        source: What it learned from; None without training on synthetic data.
+        source: Source of its training samples; None without training on synthetic data.
         evaluation: Its evaluation, None where there is no test data.
     """
 
@@ -94,14 +94,9 @@ def describe(context: RunContext, network: Network, teacher: Network) -> Row:
 def write_outputs(
     context: RunContext, rows: Sequence[Row], networks: Sequence[Network], folder: Path, *, brief: bool
 ) -> None:
-    """Write results and report, and print the tables; if brief, one line.
+    """Write results and report to the folder of a run, and print the tables; if brief, one line.
 
-    Args:
-        context: Context of the run.
-        rows: Rows of the networks, in the same order.
-        networks: The networks.
-        folder: Folder of the run.
-        brief: True if other jobs write to the same terminal.
+    Rows are in the order of networks.
     """
     write_results(rows, folder / "results.json")
     generators = next((stage for one in networks for stage in one.stages if stage.name == "generators"), None)

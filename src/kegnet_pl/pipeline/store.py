@@ -33,12 +33,9 @@ _KEYS = {"metrics", "seconds", "costs", "peak_memory", "config", "files"}
 
 
 def fingerprint(stage: str, config: Mapping[str, Any], parents: Sequence[str]) -> str:
-    """Return the key of a stage: a hash of everything that its result depends on.
+    """Return the key of a stage: a hash of its name, its settings and the fingerprints of the stages that it reads.
 
-    Args:
-        stage: Name of the stage.
-        config: Its settings, without those that do not change the result (paths, devices, workers, loggers).
-        parents: Fingerprints of the stages that it reads.
+    Settings that do not change the result (paths, devices, workers, loggers) are not among them.
     """
     content = json.dumps([FORMAT, stage, config, list(parents)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

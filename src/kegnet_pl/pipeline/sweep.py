@@ -113,10 +113,7 @@ def jobs_share_the_terminal() -> bool:
 def record_failure(folder: Path, error: Exception, expected: bool) -> None:
     """Write the error of a run to its folder, for reports; print that of a sweep's job, since the sweep continues.
 
-    Args:
-        folder: Folder of the run or the job.
-        error: The exception.
-        expected: True if its message is complete without a traceback.
+    ``expected`` is True if the message of the error is complete without a traceback.
     """
     overrides = job_overrides()
     reason = str(error) if expected else f"{type(error).__name__}: {error}"

@@ -38,11 +38,7 @@ _COST_NAMES = {
 
 
 def read_curves(logs: Path) -> dict[str, Curve]:
-    """Read the metrics of a fit: name -> epochs and values.
-
-    Args:
-        logs: Folder of a CSV logger; curves of a resumed fit may lie in several versions.
-    """
+    """Read the metrics of a fit from the folder of a CSV logger; a resumed fit has several versions."""
     curves: dict[str, dict[float, float]] = {}
     for file in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
         with file.open() as lines:
@@ -56,9 +52,7 @@ def read_curves(logs: Path) -> dict[str, Curve]:
 def split_curves(curves: Mapping[str, Curve], name: str) -> dict[str, dict[str, Curve]]:
     """Return curves by network: ``generator_0/train/loss`` is ``train/loss`` of ``generator_0``.
 
-    Args:
-        curves: Of :func:`read_curves`.
-        name: Name of the network whose curves have no name in front.
+    Curves without a name in front are of the network ``name``.
     """
     networks: dict[str, dict[str, Curve]] = {}
     for key, curve in curves.items():

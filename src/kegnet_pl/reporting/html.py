@@ -35,13 +35,10 @@ def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[s
 
     Args:
         template: Name of a file in ``templates``.
-        path: The page.
-        title: Of the page.
-        sections: Identifier and name of the parts it links to at its top.
+        path: Path of the page, which is returned.
+        title: Title of the page.
+        sections: Identifiers and names of the sections that its head links to.
         values: Values of the template.
-
-    Returns:
-        The page's path.
     """
     text = _ENVIRONMENT.get_template(template).render(title=title, sections=sections, version=__version__, **values)
     text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)  # a number and its unit stay on one line

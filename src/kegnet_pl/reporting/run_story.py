@@ -10,9 +10,7 @@ from kegnet_pl.sources.registry import PRIORS
 def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     """Return the sentences: the compression, the training of the main student, and its accuracy.
 
-    Args:
-        rows: Rows of one run; the first is the teacher's.
-        config: The resolved configuration; empty if it is not known.
+    The first row is the teacher's; the resolved configuration is empty if it is not known.
     """
     teacher, last = rows[0], rows[-1]
     small = next((row for row in rows if row.method in ("T", "S")), last)

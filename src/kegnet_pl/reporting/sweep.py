@@ -51,12 +51,9 @@ def print_failures(runs: Sequence[FinishedRun], console: Console) -> None:
 
 
 def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
-    """Write the rows, the plot and the page of several runs, and print the table and the failures.
+    """Write rows, plot and page of several runs to a folder, and print the table and the failures.
 
-    Args:
-        runs: At least one that is finished.
-        out: Folder of the files.
-        console: Where to print.
+    At least one run is finished.
     """
     points = summarize(runs)
     files = write_tables(runs, out)

@@ -12,13 +12,7 @@ from kegnet_pl.reporting.tradeoff import draw_tradeoff
 
 
 def write_sweep_page(runs: Sequence[FinishedRun], points: Sequence[Point], out: Path) -> Path:
-    """Write the page of several runs.
-
-    Args:
-        runs: At least one that is finished.
-        points: Their means.
-        out: Folder of the page; links to pages of single runs are relative to it.
-    """
+    """Write the page of several runs, at least one of which is finished; links in it are relative to its folder."""
     rows = [row for run in runs for row in run.rows]
     picture = draw("accuracy against size, and against work", draw_tradeoff, points) if is_measured(points) else None
     jobs = [(run, relpath(run.folder / PAGE, out) if (run.folder / PAGE).exists() else None) for run in runs]

@@ -27,11 +27,8 @@ class _Series(NamedTuple):
 def draw_tradeoff(points: Sequence[Point], narrow: bool = False) -> Figure:
     """Draw accuracy against compression ratio and against MACs; a pair of panels for each data set.
 
-    The teacher is a line; means over seeds are marks, their standard deviation a bar; marks of one source are joined.
-
-    Args:
-        points: At least one with an accuracy.
-        narrow: True: panels stand below each other, for a phone.
+    The teacher is a line; means over seeds are markers, their standard deviation a bar; markers of one source are
+    joined. ``narrow`` puts panels below each other, for a phone.
     """
     measured = [point for point in points if point.accuracies]
     datasets = list(dict.fromkeys(point.row.dataset for point in measured))

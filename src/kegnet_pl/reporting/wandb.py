@@ -11,14 +11,12 @@ from torch import Tensor
 from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting.results import Row
 
-_BINS = 50
-
 
 def histogram(values: Tensor) -> Any:
     """Return a histogram of values ``(N,)``."""
     import wandb
 
-    return wandb.Histogram(np_histogram=np.histogram(values.detach().cpu().numpy(), bins=_BINS))
+    return wandb.Histogram(np_histogram=np.histogram(values.detach().cpu().numpy(), bins=50))
 
 
 def picture_of(pixels: np.ndarray) -> Any:
@@ -30,8 +28,7 @@ def picture_of(pixels: np.ndarray) -> Any:
 
 def compression_table(report: CompressionReport) -> Any:
     """Return the parameters and MACs of every layer before and after compression."""
-    rows = [asdict(row) for row in report.rows]
-    return _table(rows)
+    return _table([asdict(row) for row in report.rows])
 
 
 def class_tables(confusion: Tensor) -> dict[str, Any]:

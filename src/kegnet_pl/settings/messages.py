@@ -1,4 +1,4 @@
-"""Error messages of settings: what is allowed, what came and what to do, a line for each problem."""
+"""Error messages of settings: a line for each problem with the allowed values, the given value and a remedy."""
 
 import difflib
 import types
@@ -17,18 +17,14 @@ Location = tuple[int | str, ...]
 Chosen = TypeVar("Chosen", bound=Settings)
 
 
-def explain(error: ValidationError, model: type[Settings], values: Mapping[str, Any], prefix: str = "") -> str:
-    """Return the problems of settings, a line each: those of single settings, and those of rules across them.
+def explain(error: ValidationError, model: type[Settings], values: Mapping[str, Any]) -> str:
+    """Return a line for each problem of single settings and of rules across them.
 
-    Args:
-        error: Raised by ``model.model_validate(values)``.
-        model: The settings.
-        values: The values that were validated.
-        prefix: Group of the settings with its dot (``student.``), where ``model`` is a group by itself.
+    ``error`` was raised by ``model.model_validate(values)``.
     """
     errors = error.errors(include_url=False)
     single = [found for found in errors if found["type"] != "complete"]
-    lines = [_explain_one(found["type"], found["loc"], model, values, prefix) for found in single]
+    lines = [_explain_one(found["type"], found["loc"], model, values) for found in single]
     lines += [line for found in errors if found["type"] == "complete" for line in found["msg"].splitlines()]
     lines += _broken_rules(_valid_part(model, values, [found["loc"] for found in single]))
     return "\n".join(dict.fromkeys(lines))
@@ -38,7 +34,7 @@ def read_arguments(model: type[Chosen], part: str, renamed: Mapping[str, str] | 
     """Return the settings that keyword arguments of a function of the library describe.
 
     Args:
-        model: The settings.
+        model: Class of the settings.
         part: Name of the group in the configuration; messages for the library leave it out.
         renamed: Name of a setting -> name of the argument, where they differ.
         values: Arguments by name.
@@ -102,7 +98,7 @@ def _keys(model: type[Settings]) -> dict[str, tuple[str, FieldInfo]]:
     return {field.alias or name: (name, field) for name, field in model.model_fields.items()}
 
 
-def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any, prefix: str) -> str:
+def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any) -> str:
     """Return the message of one error of pydantic."""
     annotation: Any = model
     metadata: list[Any] = []
@@ -111,7 +107,7 @@ def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any, p
     for part in map(str, loc):
         if is_group(annotation):
             if part not in _keys(annotation):
-                return _explain_unknown(part, annotation, prefix, path)
+                return _explain_unknown(part, annotation, path)
             field = _keys(annotation)[part][1]
             annotation, metadata, hint = field.annotation, [field], _extra([field], "hint")
             hint = hint if "NAME" not in hint else ""
@@ -121,7 +117,7 @@ def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any, p
         else:
             break
         path.append(part)
-    name = prefix + ".".join(path)
+    name = ".".join(path)
     if kind == "missing" and len(path) == len(loc):
         return f"Expected a value for `{name}`, but got none. Add {name}=... to the command."
     for part in path:
@@ -129,8 +125,8 @@ def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any, p
     return f"Expected `{name}` to be {describe(annotation, metadata)}, but got {values!r}. {hint}".strip()
 
 
-def _explain_unknown(key: str, model: type[Settings], prefix: str, path: list[str]) -> str:
-    parent = prefix + "".join(f"{part}." for part in path)
+def _explain_unknown(key: str, model: type[Settings], path: list[str]) -> str:
+    parent = "".join(f"{part}." for part in path)
     known = list(_keys(model))
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"Did you mean `{parent}{close[0]}`?" if close else f"There are: {', '.join(known)}."

@@ -135,10 +135,7 @@ class RunSettings(Settings):
 
     @classmethod
     def from_config(cls, plain: Mapping[str, Any]) -> Self:
-        """Return the settings of a resolved configuration, with the plan of the paper for the teacher in place.
-
-        Args:
-            plain: Plain dicts, lists and scalars.
+        """Return the settings of a resolved, plain configuration; the plan for the teacher is chosen.
 
         Raises:
             ConfigError: If settings are wrong; a line for each says what is allowed, what came and what to do.

@@ -23,14 +23,9 @@ from kegnet_pl.training.progress import StageProgress
 def student_stage(
     context: RunContext, source: SourceInfo, teacher: Stage, initial: Stage, generators: Stage | None
 ) -> Stage:
-    """Train a student on the samples of a source.
+    """Train the initial student on samples of a source, labelled by the teacher.
 
-    Args:
-        context: Context of the run.
-        source: What it learns from.
-        teacher: Labels the samples.
-        initial: The student before training.
-        generators: The trained generators; None where the source needs none.
+    ``generators`` is None where the source needs none.
     """
     student = settings_for(context.settings.student, source)
     definitions = {name: context.settings.source.get(name) for name in source.shares}
@@ -71,7 +66,7 @@ def student_stage(
 
 
 def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettings:
-    """Return the settings of a student: those that learn from noise alone may have a budget of their own."""
+    """Return the settings of a student: students that learn from noise alone have ``baselines``."""
     if source.prior != "none":
         return settings
     own = settings.baselines
@@ -81,7 +76,7 @@ def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettin
 
 
 def _deciding(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
-    """Return those of a student's settings that its result depends on."""
+    """Return the settings that the result of a student depends on."""
     idle = {"baselines"}
     if not source.needs_generators:
         idle |= {"sampling_norm", "noise_std"}
