@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from reproduction.paths import display_path, hydra_value
+from kegnet_pl.runtime.environment import display_path
+from reproduction.paths import hydra_value
 from reproduction.records import Rows, add_run, read_runs
 
 

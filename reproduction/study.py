@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from kegnet_pl.pipeline.suggestions import RECIPES
+from kegnet_pl.runtime.environment import display_path
 from reproduction.commands import changed, positive, setting
 from reproduction.jobs import released_teacher, store_of, weights
-from reproduction.paths import ROOT, display_path
+from reproduction.paths import ROOT
 from reproduction.records import Rows, read_runs
 from reproduction.runner import Run, run_missing, say
 from reproduction.teachers import copy_to_store
@@ -46,8 +47,8 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
         for seed in range(study["seeds"]):
             for option in study["options"]:
                 overrides = (
-                    f"experiment={RECIPES[study['recipe']]}{study['experiment']}", f"compression={option}", f"seed={seed}",
-                    "sources=[]" if method == "T" else "sources=[kegnet]",
+                    f"experiment={RECIPES[study['recipe']]}{study['experiment']}", f"compression={option}",
+                    f"seed={seed}", "sources=[]" if method == "T" else "sources=[kegnet]",
                     *weights(teacher), *base, *settings, *further,
                 )  # fmt: skip
                 name = f"{_slug(variant)}-{option}-seed{seed}"

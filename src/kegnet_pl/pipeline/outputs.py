@@ -21,10 +21,10 @@ from kegnet_pl.reporting.tables import (
     make_compression_table,
     make_results_table,
 )
-from kegnet_pl.reporting.wandb import report_objects
+from kegnet_pl.reporting.wandb import print_sync_command, report_objects
 from kegnet_pl.runtime.costs import add_up
+from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.sources import SourceInfo
-from kegnet_pl.training.progress import shown, tell_offline
 
 
 @dataclass
@@ -139,15 +139,15 @@ def _print_paths(context: RunContext, networks: Sequence[Network], generators: S
     folder = page.parent
     lines = [
         "",
-        f"teacher       {shown(networks[0].stages[0].folder)}",
-        f"student       {shown(networks[-1].stages[-1].folder)}  (kegnet_pl.load_network reads it)",
-        f"results       {shown(folder / 'results.json')}",
-        f"report        {shown(page)}  (open it in a browser)",
+        f"teacher       {display_path(networks[0].stages[0].folder)}",
+        f"student       {display_path(networks[-1].stages[-1].folder)}  (kegnet_pl.load_network reads it)",
+        f"results       {display_path(folder / 'results.json')}",
+        f"report        {display_path(page)}  (open it in a browser)",
     ]
     if generators is not None:
-        lines.insert(2, f"generators    {shown(generators.folder)}  (kegnet_pl.load_generators reads them)")
-        lines.insert(4, f"sample sheet  {shown(folder / 'samples.png')}")
+        lines.insert(2, f"generators    {display_path(generators.folder)}  (kegnet_pl.load_generators reads them)")
+        lines.insert(4, f"sample sheet  {display_path(folder / 'samples.png')}")
     if "tensorboard" in context.settings.logger:
-        lines.append(f"TensorBoard   tensorboard --logdir {shown(context.store.root)}")
+        lines.append(f"TensorBoard   tensorboard --logdir {display_path(context.store.root)}")
     context.console.print("\n".join(lines), soft_wrap=True)
-    tell_offline(folder, "", context.console)
+    print_sync_command(folder, "wandb/offline-run-*", context.console)

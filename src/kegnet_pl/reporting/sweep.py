@@ -16,9 +16,11 @@ from kegnet_pl.reporting.style import house_style
 from kegnet_pl.reporting.summary import NUMBERS, Point, describe_settings, is_measured, make_columns, summarize
 from kegnet_pl.reporting.sweep_page import describe, write_sweep_page
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
+from kegnet_pl.reporting.wandb import print_sync_command
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError
-from kegnet_pl.training.progress import make_console, shown, tell_offline
+from kegnet_pl.training.progress import make_console
 
 
 def finish_sweep(folder: Path) -> bool:
@@ -36,7 +38,7 @@ def finish_sweep(folder: Path) -> bool:
     else:
         console.print(f"\n0 of {len(runs)} runs finished. The same command starts the sweep again.", soft_wrap=True)
         print_failures(runs, console)
-    tell_offline(folder, "*/", console)
+    print_sync_command(folder, "*/wandb/offline-run-*", console)
     return any(not run.rows for run in runs)
 
 
@@ -68,7 +70,7 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
     console.print(make_summary_table(points))
     print_failures(runs, console)
     for path in files:
-        console.print(f"{path.name:<14}{shown(path)}", soft_wrap=True)
+        console.print(f"{path.name:<14}{display_path(path)}", soft_wrap=True)
 
 
 def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
