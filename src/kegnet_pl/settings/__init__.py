@@ -2,10 +2,16 @@
 
 from kegnet_pl.settings.base import LRSchedulerName, Parallel, Precision, Resume, Settings, StudentNorm
 from kegnet_pl.settings.compression import CompressionSettings
-from kegnet_pl.settings.generators import GeneratorSettings, GeneratorTrainingSettings, ObjectiveTerm
+from kegnet_pl.settings.distillation import (
+    DistillationSettings,
+    FeatureDistillationSettings,
+    GeneratorSettings,
+    GeneratorTrainingSettings,
+    ObjectiveTerm,
+    StudentSettings,
+)
 from kegnet_pl.settings.messages import read_arguments
 from kegnet_pl.settings.run import RunSettings
-from kegnet_pl.settings.students import DistillationSettings, FeatureDistillationSettings, StudentSettings
 from kegnet_pl.settings.training import OptimizerSettings, TrainerSettings
 
 __all__ = [

@@ -11,9 +11,8 @@ from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings.base import Object, Resume, Seed, Settings, explained
 from kegnet_pl.settings.compression import CompressionSettings
 from kegnet_pl.settings.data import ENTRY_POINTS, DataSettings, Mixtures
-from kegnet_pl.settings.generators import GeneratorSettings
+from kegnet_pl.settings.distillation import GeneratorSettings, StudentSettings
 from kegnet_pl.settings.messages import explain
-from kegnet_pl.settings.students import StudentSettings
 from kegnet_pl.settings.training import TeacherSettings, TrainerSettings
 
 

@@ -29,7 +29,6 @@ def student_stage(
     """
     student = settings_for(context.settings.student, source)
     definitions = {name: context.settings.source.get(name) for name in source.shares}
-    real = student.selection == "real" and context.data is not None
     settings = {
         "student": _deciding(student, source),
         "source": {"shares": source.shares, "definitions": definitions, **code_of(definitions)},
@@ -37,7 +36,7 @@ def student_stage(
         "input_shape": context.input_shape,
         "seed": context.seed,
         **training_fingerprint(context.settings),
-        **({"data": context.data_fingerprint("val")} if real else {}),
+        **({"data": context.data_fingerprint("val")} if student.selection == "real" else {}),
     }
     title = f"student ({source.name})"
 
@@ -106,13 +105,13 @@ def _make_source(
 def _make_data(
     context: RunContext, student: StudentSettings, teacher: Stage, source: SyntheticSource
 ) -> SyntheticDataModule:
-    real = student.selection == "real" and context.data is not None
+    real = context.data if student.selection == "real" else None
     return SyntheticDataModule(
         source,
         context.network(teacher),
         samples=student.samples,
         validation_samples=student.validation_samples if student.selection == "synthetic" else 0,
-        real_validation=context.data.part("val") if real and context.data is not None else None,
+        real_validation=real.part("val") if real is not None else None,
         batch_size=student.batch_size,
         shuffle=student.shuffle,
         resample_each_epoch=student.resample_each_epoch,
