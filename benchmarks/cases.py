@@ -1,4 +1,4 @@
-"""What is measured: the paper's settings for three data sets, from the product's own configuration."""
+"""Cases of the benchmarks: the paper's settings for three data sets, from the product's own configuration."""
 
 import json
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Case:
         return self.settings.data.classes
 
     def teacher(self) -> nn.Module:
-        """Return the teacher, untrained: what it costs does not depend on what it knows."""
+        """Return the untrained teacher: its cost does not depend on its weights."""
         torch.manual_seed(1)
         network: nn.Module = build(self.settings.teacher.network)
         return network.eval()

@@ -51,8 +51,8 @@ def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
     """Return arguments of the command line as Hydra takes them.
 
     ``+experiment=`` and ``+debug=`` lose their sign, as both groups have a default. One mixture, ``sources={...}``,
-    becomes a list of one. ``recipe=`` with an experiment of
-    the paper becomes a part of its name: ``experiment=NAME recipe=paper`` is ``experiment=paper/NAME``.
+    becomes a list of one. ``recipe=`` with an experiment of the paper becomes a part of its name:
+    ``experiment=NAME recipe=paper`` is ``experiment=paper/NAME``.
 
     Raises:
         ConfigError: If ``recipe=`` has no preset for the experiment.
@@ -116,7 +116,7 @@ def refuse_old_names(arguments: Sequence[str]) -> None:
 
 
 def suggest(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield what exists, for every override that names what does not."""
+    """Yield a hint for every override of a setting or an option that does not exist."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -162,7 +162,7 @@ def _config_folders(arguments: Sequence[str]) -> list[Path]:
 
 
 def _option_hint(group: str, value: str, options: list[str]) -> str | None:
-    """Return what to choose in place of an option that does not exist; None if it does."""
+    """Return a hint to an option that does not exist; None if it does."""
     if re.search(r"[,(\[{$]", value) or value in options:
         return None  # several, or computed
     close = difflib.get_close_matches(value, options, n=1) or [option for option in options if option.startswith(value)]
@@ -171,7 +171,7 @@ def _option_hint(group: str, value: str, options: list[str]) -> str | None:
 
 
 def _setting_hint(cfg: DictConfig, key: str) -> str | None:
-    """Return what exists where a dotted key leaves the configuration; None if the key exists."""
+    """Return a hint to a dotted key that does not exist; None if it does."""
     missing = _first_missing(cfg, key)
     if missing is None:
         return None
@@ -190,7 +190,7 @@ def _setting_hint(cfg: DictConfig, key: str) -> str | None:
 
 
 def _first_missing(cfg: Any, key: str) -> tuple[str, list[str] | None] | None:
-    """Return where a dotted key leaves the configuration, and what is beneath (None: a value); None if it exists."""
+    """Return the longest part of a key that exists, and the names in it (None for a value); None if the key exists."""
     node: Any = cfg
     seen: list[str] = []
     for part in key.split("."):

@@ -33,7 +33,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class TrainerFactory:
-    """Makes what every fit of a run is trained with.
+    """Makes the trainer, the callbacks and the loggers of every fit of a run.
 
     Attributes:
         make_trainer: Returns a trainer for given ``max_epochs``, ``callbacks``, ``logger`` and ``limit_val_batches``.

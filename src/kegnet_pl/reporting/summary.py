@@ -22,7 +22,7 @@ NUMBERS = ("accuracy", "seeds", "ratio", "MACs", "seconds")
 
 @dataclass(frozen=True)
 class Point:
-    """Networks that differ by their seed alone: a mark in the plot and a line in the table.
+    """Networks that differ by their seed alone: a marker in the plot and a line in the table.
 
     Attributes:
         settings: Other settings that were varied, as ``key=value``; empty if there are none.

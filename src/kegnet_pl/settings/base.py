@@ -28,7 +28,7 @@ FREE: JsonDict = {"fingerprint": False}
 
 
 def explained(expected: str, hint: str = "") -> JsonDict:
-    """Return what an error message says of a field: what is allowed, and what to do."""
+    """Return parts of a field's error message: the allowed values, and a remedy."""
     return {"expected": expected, "hint": hint}
 
 
@@ -46,7 +46,7 @@ def _check_object(value: dict[str, Any]) -> dict[str, Any]:
 Object = Annotated[
     dict[str, Any], AfterValidator(_check_object), Field(json_schema_extra=explained("an object with `_target_`"))
 ]
-"""What Hydra instantiates: ``_target_`` and arguments."""
+"""An object that Hydra instantiates: ``_target_`` and arguments."""
 
 
 class Settings(BaseModel):

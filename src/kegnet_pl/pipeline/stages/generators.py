@@ -64,7 +64,7 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
 
 
 def _make_task(context: RunContext, teacher: nn.Module) -> GeneratorTask:
-    """Return what is trained, with the decision whether generators are trained as one batch of networks.
+    """Return the task of the engine; ``parallel`` is decided for the networks and the device.
 
     Raises:
         ConfigError: If they shall be and torch cannot vectorise them.

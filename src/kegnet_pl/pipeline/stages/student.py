@@ -121,7 +121,7 @@ def _make_data(
 
 
 def _count(costs: StageCosts, data: SyntheticDataModule, forwards: int) -> None:
-    """Add what sampling and labelling cost; between steps it is no training."""
+    """Add the costs of sampling and labelling; between steps they are subtracted from training."""
     costs.seconds["student_training"] -= data.seconds_between_steps
     costs.seconds["drawing"] += data.seconds["draw"]
     costs.seconds["labelling"] += data.seconds["label"]
