@@ -120,15 +120,9 @@ class RunContext:
 
 
 def open_context(
-    config: Mapping[str, Any],
-    run_folder: Path,
-    *,
-    settings: RunSettings | None = None,
-    job: int | None = None,
-    gpu: int | None = None,
+    settings: RunSettings, config: Mapping[str, Any], run_folder: Path, job: int | None = None, gpu: int | None = None
 ) -> RunContext:
     """Return the context of a run; see :func:`kegnet_pl.pipeline.run.run`."""
-    settings = settings or RunSettings.from_config(config)
     quiet_lightning()
     if settings.trainer.accelerator == "cpu":
         keep_freed_memory()

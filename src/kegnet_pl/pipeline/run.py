@@ -7,13 +7,11 @@ from typing import Any
 from kegnet_pl.pipeline.context import open_context
 from kegnet_pl.pipeline.outputs import Network, describe, write_outputs
 from kegnet_pl.pipeline.preflight import check_before, check_teacher_and_student
-from kegnet_pl.pipeline.stages import (
-    compression_stage,
-    evaluation_stage,
-    generators_stage,
-    student_stage,
-    teacher_stage,
-)
+from kegnet_pl.pipeline.stages.compression import compression_stage
+from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
+from kegnet_pl.pipeline.stages.generators import generators_stage
+from kegnet_pl.pipeline.stages.student import student_stage
+from kegnet_pl.pipeline.stages.teacher import teacher_stage
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import describe_mixture
@@ -45,7 +43,7 @@ def run(
     """
     settings = settings or RunSettings.from_config(config)
     sources = [describe_mixture(shares, settings.source) for shares in settings.sources]
-    context = open_context(config, folder, settings=settings, job=job, gpu=gpu)
+    context = open_context(settings, config, folder, job, gpu)
     needs_generators = any(source.needs_generators for source in sources)
     check_before(context, generators=needs_generators)
 

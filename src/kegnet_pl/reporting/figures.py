@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -63,30 +62,21 @@ def split_curves(curves: Mapping[str, Curve], name: str) -> dict[str, dict[str, 
 
 def draw_generator_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: bool = False) -> Figure:
     """Draw the losses of generators (name -> :func:`read_curves`), and the teacher's confidence in their samples."""
+    curves = {name.replace("_", " "): of_one for name, of_one in curves.items()}
     known = {name for of_one in curves.values() for name in of_one}
     terms = sorted(name for name in known if name.startswith("train/loss_"))
     titles = {"train/loss": "objective"}
     titles |= {term: term.removeprefix("train/loss_").replace("_", " ") for term in terms}
     titles |= {"samples/confidence": "teacher's confidence"}
-    panels = [name for name in titles if name in known]
+    panels = {name: title for name, title in titles.items() if name in known}
+    colors = {name: SERIES[index % len(SERIES)] for index, name in enumerate(curves)}
     columns = 2 if narrow else 3
     lines = -(-len(panels) // columns)
     figure = new_figure((2.0 if narrow else 2.5) * lines, narrow)
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis, name in zip(axes, panels, strict=False):
-        for index, (generator, of_one) in enumerate(curves.items()):
-            _line(axis, of_one.get(name, []), SERIES[index % len(SERIES)], generator.replace("_", " "))
-        axis.set_title(titles[name])
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        if name == "samples/confidence":
-            percent_axis(axis)
-    for axis in axes[len(panels) :]:
-        axis.remove()
+    _draw_panels(figure.subplots(lines, columns, squeeze=False), panels, curves, colors)
     if len(curves) > 1:
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(curves), 3 if narrow else 6)
-        )
+        columns = min(len(curves), 3 if narrow else 6)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -94,29 +84,36 @@ def draw_student_curves(
     curves: Mapping[str, Mapping[str, Curve]], looks: Mapping[str, Look], narrow: bool = False
 ) -> Figure:
     """Draw the training of students (method -> :func:`read_curves`): the loss, and the agreement with the teacher."""
-    panels = [("train/loss", "distillation loss in nats"), ("train/accuracy", "answers as the teacher, in training")]
+    panels = {"train/loss": "distillation loss in nats", "train/accuracy": "answers as the teacher, in training"}
     if any("val/accuracy" in of_one for of_one in curves.values()):
-        panels.append(("val/accuracy", "validation accuracy"))
+        panels["val/accuracy"] = "validation accuracy"
     figure = new_figure(2.4 * len(panels) if narrow else 2.9, narrow)
     shape = (len(panels), 1) if narrow else (1, len(panels))
-    axes = figure.subplots(*shape, squeeze=False).flatten()
-    for axis, (name, title) in zip(axes, panels, strict=True):
-        for method, of_one in curves.items():
-            _line(axis, of_one.get(name, []), looks[method].color, method)
-        axis.set_title(title)
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if name.endswith("accuracy"):
-            percent_axis(axis)
+    colors = {method: looks[method].color for method in curves}
+    _draw_panels(figure.subplots(*shape, squeeze=False), panels, curves, colors)
     columns = legend_columns(list(curves), narrow)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 
-def _line(axis: Axes, curve: Curve, colour: str, label: str) -> None:
-    if curve:
-        marker = "o" if len(curve) < 8 else None
-        axis.plot(*zip(*curve, strict=True), color=colour, label=label, marker=marker, markersize=4)
+def _draw_panels(
+    axes: np.ndarray, panels: Mapping[str, str], curves: Mapping[str, Mapping[str, Curve]], colors: Mapping[str, str]
+) -> None:
+    """Draw a panel for each metric (name -> title), with a line for each network; remove the other axes."""
+    free = list(axes.flatten())
+    for name, title in panels.items():
+        axis = free.pop(0)
+        for network, of_one in curves.items():
+            if curve := of_one.get(name):
+                marker = "o" if len(curve) < 8 else None
+                axis.plot(*zip(*curve, strict=True), color=colors[network], label=network, marker=marker, markersize=4)
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if name.endswith(("accuracy", "confidence")):
+            percent_axis(axis)
+    for axis in free:
+        axis.remove()
 
 
 def draw_compression(report: CompressionReport, narrow: bool = False) -> Figure:

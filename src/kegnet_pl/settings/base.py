@@ -32,11 +32,6 @@ def explained(expected: str, hint: str = "") -> JsonDict:
     return {"expected": expected, "hint": hint}
 
 
-def problem(message: str) -> PydanticCustomError:
-    """Return an error whose message is complete: it names the setting, what is allowed, what came."""
-    return PydanticCustomError("complete", "{message}", {"message": message})
-
-
 def _check_object(value: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(value.get("_target_"), str):
         raise PydanticCustomError("object", "an object with `_target_`")
@@ -60,7 +55,7 @@ class Settings(BaseModel):
     def _check_rules(self) -> Self:
         found = [message for rule in self.RULES for message in rule(self)]
         if found:
-            raise problem("\n".join(found))
+            raise PydanticCustomError("complete", "{message}", {"message": "\n".join(found)})
         return self
 
     def fingerprint(self) -> dict[str, Any]:
