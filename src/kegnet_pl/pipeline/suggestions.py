@@ -172,31 +172,20 @@ def _option_hint(group: str, value: str, options: list[str]) -> str | None:
 
 def _setting_hint(cfg: DictConfig, key: str) -> str | None:
     """Return a hint to a dotted key that does not exist; None if it does."""
-    missing = _first_missing(cfg, key)
-    if missing is None:
+    node: Any = OmegaConf.to_container(cfg)
+    found, rest = [], key.split(".")
+    while rest and isinstance(node, dict) and rest[0] in node:
+        found.append(rest.pop(0))
+        node = node[found[-1]]
+    if not rest:
         return None
-    parent, known = missing
-    wanted, *rest = key.removeprefix(f"{parent}.").split(".")
-    close = [".".join([name, *rest]) for name in difflib.get_close_matches(wanted, known or [], n=1)]
-    hint = f" Did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
-    if known is None and OmegaConf.select(cfg, parent) is None:
-        what = f"`{parent}` is null, a whole by itself: {parent}=..., or +{key}=... to make one of parts"
-    elif known is None:
-        what = f"`{parent}` is a setting by itself: {parent}=..."
+    parent = ".".join(found)
+    if isinstance(node, dict):
+        names = f"{f'`{parent}`' if parent else 'The configuration'} has: {', '.join(node)}"
+    elif node is None:
+        names = f"`{parent}` is null, a whole by itself: {parent}=..., or +{key}=... to make one of parts"
     else:
-        what = f"`{parent}` has: " if parent else "The configuration has: "
-        what += ", ".join(known)
-    return f"{key!r} does not exist.{hint}\n{what}"
-
-
-def _first_missing(cfg: Any, key: str) -> tuple[str, list[str] | None] | None:
-    """Return the longest part of a key that exists, and the names in it (None for a value); None if the key exists."""
-    node: Any = cfg
-    seen: list[str] = []
-    for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
-            known = [str(name) for name in node] if isinstance(node, DictConfig) else None
-            return ".".join(seen), known
-        seen.append(part)
-        node = OmegaConf.to_container(node).get(part) if OmegaConf.is_missing(node, part) else node[part]  # type: ignore[union-attr]
-    return None
+        names = f"`{parent}` is a setting by itself: {parent}=..."
+    close = difflib.get_close_matches(rest[0], list(node) if isinstance(node, dict) else [], n=1)
+    hint = f" Did you mean {'.'.join([*found, *close, *rest[1:]])}?" if close else ""
+    return f"{key!r} does not exist.{hint}\n{names}"

@@ -51,14 +51,17 @@ def embed(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def draw(title: str, make: Callable[..., Figure], *data: Any) -> Markup:
-    """Return a picture for a page in two shapes: one for a screen, the other for a phone.
+def draw(title: str, make: Callable[..., Figure], data: Any, *more: Any) -> Markup | None:
+    """Return a picture for a page in two shapes: one for a screen, the other for a phone. None where data is empty.
 
     Args:
         title: Description for screen readers.
-        make: Draws it, given the data and ``narrow``, which is True for a phone.
-        data: Arguments of ``make``.
+        make: Draws the picture of its arguments; ``narrow=True`` is for a phone.
+        data: First argument of ``make``.
+        more: Further arguments.
     """
+    if not data:
+        return None
     with house_style():
-        wide, narrow = to_svg(make(*data), title), to_svg(make(*data, narrow=True), title, " narrow")
+        wide, narrow = to_svg(make(data, *more), title), to_svg(make(data, *more, narrow=True), title, " narrow")
     return Markup(f'<div class="on-wide">{wide}</div><div class="on-narrow">{narrow}</div>')

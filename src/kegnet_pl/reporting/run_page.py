@@ -85,11 +85,9 @@ def write_run_page(run: FinishedRun) -> Path:
     rows, best = run.rows, find_best(run.rows)
     layers = read_compression_report(stages.find("compression"))
     parts = {
-        "tradeoff": draw("accuracy against size", draw_tradeoff, summarize([run])) if best else None,
+        "tradeoff": draw("accuracy against size", draw_tradeoff, summarize([run] if best else [])),
         "layers": layers,
-        "compression_picture": draw("parameters and MACs of every layer", figures.draw_compression, layers)
-        if layers
-        else None,
+        "compression_picture": draw("parameters and MACs of every layer", figures.draw_compression, layers),
         **_curves(stages, rows),
         **_samples(stages),
         **_classes(stages, rows),
@@ -160,12 +158,8 @@ def _curves(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
         generators |= figures.split_curves(figures.read_curves(logs), logs.name)
     generators = {name: generators[name] for name in sorted(generators, key=lambda name: (len(name), name))}
     return {
-        "generator_curves": draw("losses of the generators", figures.draw_generator_curves, generators)
-        if generators
-        else None,
-        "student_curves": draw("losses of the students", figures.draw_student_curves, students, looks_of(rows))
-        if students
-        else None,
+        "generator_curves": draw("losses of the generators", figures.draw_generator_curves, generators),
+        "student_curves": draw("losses of the students", figures.draw_student_curves, students, looks_of(rows)),
     }
 
 

@@ -1,10 +1,10 @@
 """Settings of the real data and of the sources of samples."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from kegnet_pl.settings.base import Count, Settings, explained
@@ -16,25 +16,24 @@ Mixture = dict[str, float]
 """Name of a source -> its share of the samples; shares sum to 1."""
 
 
-def _check_shape(settings: "DataSettings") -> Iterator[str]:
-    if len(settings.input_shape) not in (1, 3):
-        yield (
-            f"Expected `data.input_shape` to be [channels, height, width] or [features], but got "
-            f"{settings.input_shape!r}."
-        )
+def _check_shape(shape: list[int]) -> list[int]:
+    if len(shape) not in (1, 3):
+        raise PydanticCustomError("shape", "neither an image nor a row of features")
+    return shape
 
 
 class DataSettings(Settings):
     """Real data: to train a teacher and to report accuracy. Further settings are arguments of the data module."""
 
     model_config = ConfigDict(extra="allow")
-    RULES = (_check_shape,)
 
     target: str | None = Field(default=None, alias="_target_")
     """Class of the data module; null: there is no real data."""
     name: str
     """Name of the data set in tables."""
-    input_shape: list[Count] = Field(json_schema_extra=explained("[channels, height, width] or [features]"))
+    input_shape: Annotated[list[Count], AfterValidator(_check_shape)] = Field(
+        json_schema_extra=explained("[channels, height, width] or [features]")
+    )
     """Shape of one sample: [channels, height, width] or [features]."""
     classes: Annotated[int, Field(ge=2)]
     """Number of classes."""

@@ -8,7 +8,7 @@ import pytest
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.style import house_style, to_svg
 from kegnet_pl.reporting.summary import Point, summarize
-from kegnet_pl.reporting.sweep_page import write_story
+from kegnet_pl.reporting.sweep import describe_sweep
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from tests.unit.reporting.rows import TEACHER, student
 
@@ -120,8 +120,8 @@ def test_a_sweep_says_where_noise_is_better() -> None:
     rows = (TEACHER, student(0.5, method="T"), student(0.7, method="T+Uniform"), student(0.6))
     runs = [FinishedRun(HERE, {}, rows)]
     assert (
-        write_story(runs, summarize(runs))[-1]
+        describe_sweep(runs, summarize(runs))[-1]
         == "Without prior knowledge in the samples the same network is better: T+Uniform 70.00 %."
     )
     runs = [FinishedRun(HERE, {}, (*rows[:3], student(0.8)))]
-    assert "Without prior" not in " ".join(write_story(runs, summarize(runs)))
+    assert "Without prior" not in " ".join(describe_sweep(runs, summarize(runs)))
