@@ -136,11 +136,11 @@ def _generator_step(case: Case, task: Task) -> Callable[[], float]:
     if task.how == "ours":
         module = _generator_module(case, task)
         return lambda: _fit(case, task, module, None) / each
-    run = _bare_steps(case, task)
+    run = bare_steps(case, task)
     return lambda: _timed(run) / each
 
 
-def _bare_steps(case: Case, task: Task) -> Callable[[], None]:
+def bare_steps(case: Case, task: Task) -> Callable[[], None]:
     """Return a loop of the module's steps without Lightning; the difference in time is Lightning's share."""
     graphed = task.device == "cuda" and task.graphs and not task.compile
     module = _generator_module(case, replace(task, graphs=False))  # a module records with a trainer alone
