@@ -18,12 +18,12 @@ from kegnet_pl.training.fit import Metrics, run_fit
 
 @dataclass(frozen=True)
 class Selection:
-    """Which epoch of a fit is kept.
+    """Selection of the epoch of a fit that is kept.
 
     Attributes:
         best: Keep the epoch with the highest ``val/accuracy`` instead of the last.
-        patience: Stop so many epochs after the best; None never stops early. Needs ``best``.
-        min_epochs: Epochs at least; see :class:`Patience`.
+        patience: Stop this many epochs after the best; None never stops early. Needs ``best``.
+        min_epochs: Minimum number of epochs; see :class:`Patience`.
     """
 
     best: bool = False
@@ -58,7 +58,7 @@ class ResumableFit:
         stage: Name of the stage, the job type of loggers.
         costs: Costs of the stage.
         work: Kind of work that training counts as.
-        selection: Which epoch is kept.
+        selection: Selection of the epoch that is kept.
     """
 
     trainers: TrainerFactory

@@ -3,11 +3,10 @@
 import base64
 import re
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -15,14 +14,9 @@ from kegnet_pl import __version__
 from kegnet_pl.reporting.style import house_style, to_svg
 from kegnet_pl.runtime.atomic_files import atomic_write
 
-
-def _template(name: str) -> str:
-    return (resources.files("kegnet_pl.reporting") / "templates" / name).read_text(encoding="utf-8")
-
-
 _ENVIRONMENT = Environment(
-    loader=FunctionLoader(_template),
-    autoescape=lambda name: name is None or name.endswith(".html"),
+    loader=PackageLoader("kegnet_pl.reporting"),
+    autoescape=select_autoescape(),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

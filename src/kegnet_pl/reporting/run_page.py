@@ -165,26 +165,23 @@ def _curves(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _samples(stages: StageFolders) -> dict[str, Any]:
     folder = stages.find("generators")
-    values: dict[str, Any] = {
-        "sheet": None, "sheets": [], "confidence": [], "walks": [], "walk": None, "walk_picture": None,
-        "tabular": len(stages.config.get("data", {}).get("input_shape", [])) == 1,
-    }  # fmt: skip
     if folder is None:
-        return values
+        return {"sheet": None}
     metrics = _metrics(folder)
-    values["confidence"] = metrics.get("confidence", [])
-    values["recognised"] = bool(values["confidence"]) and min(values["confidence"]) >= _RECOGNISED
+    confidence, walks = metrics.get("confidence", []), metrics.get("walk", [])
     sheets = sorted((folder / "sheets" / "generator_0").glob("epoch_*.png"))
-    values["sheet"] = embed(sheets[-1] if sheets else folder / "samples.png")
-    if len(sheets) > 1:
-        wanted = min(len(sheets), _MAX_SHEETS)
-        some = [sheets[index * (len(sheets) - 1) // (wanted - 1)] for index in range(wanted)]
-        values["sheets"] = [(int(path.stem.split("_")[1]), embed(path)) for path in some]
-    if metrics.get("walk"):
-        values["walks"] = metrics["walk"]
-        values["walk"] = embed(folder / "walk.png")
-        values["walk_picture"] = draw("probabilities along the walks", figures.draw_walk, metrics["walk"])
-    return values
+    count = min(len(sheets), _MAX_SHEETS)
+    some = [sheets[index * (len(sheets) - 1) // (count - 1)] for index in range(count)] if count > 1 else []
+    return {
+        "sheet": embed(sheets[-1] if sheets else folder / "samples.png"),
+        "sheets": [(int(path.stem.split("_")[1]), embed(path)) for path in some],
+        "tabular": len(stages.config["data"]["input_shape"]) == 1,
+        "confidence": confidence,
+        "recognised": min(confidence, default=0.0) >= _RECOGNISED,
+        "walks": walks,
+        "walk": embed(folder / "walk.png") if walks else None,
+        "walk_picture": draw("probabilities along the walks", figures.draw_walk, walks),
+    }
 
 
 def _classes(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:

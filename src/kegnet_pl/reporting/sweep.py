@@ -25,6 +25,7 @@ from kegnet_pl.reporting.summary import (
     make_columns,
     summarize,
 )
+from kegnet_pl.reporting.tables import number_columns
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from kegnet_pl.reporting.wandb import print_sync_command
 from kegnet_pl.runtime.atomic_files import atomic_write
@@ -111,9 +112,8 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def make_summary_table(points: Sequence[Point]) -> Table:
     """Lay out means over seeds; a line separates students."""
-    table, columns = Table(), make_columns(points)
-    for heading in columns:
-        table.add_column(heading, justify="right" if heading in NUMBERS else "left")
+    columns = make_columns(points)
+    table = Table(*(heading for heading in columns if heading not in NUMBERS), *number_columns(*NUMBERS))
     students = [point.row.student for point in points]
     changes = [before != after for before, after in pairwise(students)]
     for cells, last in zip(zip(*columns.values(), strict=True), [*changes, False], strict=True):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from kegnet_pl.compression import CompressionReport
@@ -17,6 +17,11 @@ def describe_results(rows: Sequence[Row]) -> str:
     return f"{where}; seed {first.seed}; epoch kept: {', '.join(selections) or 'nothing was trained'}"
 
 
+def number_columns(*headings: str) -> list[Column]:
+    """Return columns of numbers, which are aligned to the right."""
+    return [Column(heading, justify="right") for heading in headings]
+
+
 def find_best(rows: Sequence[Row]) -> Row | None:
     """Return the student with the highest accuracy; None where no accuracy was measured."""
     measured = [row for row in rows if row.accuracy is not None and row.method != "teacher"]
@@ -25,11 +30,8 @@ def find_best(rows: Sequence[Row]) -> Row | None:
 
 def make_results_table(rows: Sequence[Row]) -> Table:
     """Lay out the rows of one run."""
-    table, best = Table(), find_best(rows)
-    for column in ("network", "prior"):
-        table.add_column(column)
-    for column in ("accuracy", "parameters", "ratio", "MACs", "seconds"):
-        table.add_column(column, justify="right")
+    table = Table("network", "prior", *number_columns("accuracy", "parameters", "ratio", "MACs", "seconds"))
+    best = find_best(rows)
     for row in rows:
         table.add_row(
             row.method,
@@ -74,12 +76,7 @@ def format_accuracy(row: Row) -> str:
 
 def make_compression_table(report: CompressionReport) -> Table:
     """Lay out the parameters and MACs of every layer before and after compression."""
-    table = Table()
-    for column in ("layer", "kind"):
-        table.add_column(column)
-    for column in ("ranks in, out", "parameters", "MACs"):
-        table.add_column(column, justify="right")
-    table.add_column("note")
+    table = Table("layer", "kind", *number_columns("ranks in, out", "parameters", "MACs"), "note")
     for row in report.rows:
         table.add_row(
             row.layer,
