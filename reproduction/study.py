@@ -16,7 +16,7 @@ import yaml
 
 from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.runtime.environment import display_path
-from reproduction.commands import changed, positive, setting
+from reproduction.commands import joined, positive
 from reproduction.jobs import released_teacher, store_of, weights
 from reproduction.paths import ROOT
 from reproduction.records import Rows, read_runs
@@ -103,7 +103,8 @@ def render(
         elif every:
             cells.append(f"{statistics.mean(row['label_entropy'] for row in every):.3f}")
             cells.append(f"{statistics.mean(row['seconds'] for row in every):.0f}")
-        commands |= dict.fromkeys(_commands(every))
+        by_seed = sorted(every, key=lambda row: int(row["seed"]))
+        commands |= dict.fromkeys(joined((row["command"] for row in by_seed), "compression", "seed"))
         lines.append(f"| {variant} | " + " | ".join([*cells, *[""] * (0 if every else len(columns))]) + " |")
     if len(precisions) > 1:
         seeds_of = [f"{_seeds(seeds)} in {precision}" for precision, seeds in precisions.items()]
@@ -113,19 +114,6 @@ def render(
     if commands:
         lines += ["", "Commands, in the order of the lines:", "", "```sh", *commands, "```"]
     return "\n".join(lines) + "\n"
-
-
-def _commands(rows: Rows) -> list[str]:
-    """Return the commands of a variant: one, or several if the settings differ between seeds."""
-    alike: dict[str, Rows] = {}
-    for row in rows:
-        alike.setdefault(changed(row["command"], compression=["any"], seed=["any"]), []).append(row)
-    commands = []
-    for some in alike.values():
-        options = dict.fromkeys(setting(row["command"], "compression") for row in some)
-        seeds = sorted({row["seed"] for row in some})
-        commands.append(changed(some[0]["command"], compression=list(options), seed=list(map(str, seeds))))
-    return commands
 
 
 def _seeds(seeds: set[int]) -> str:

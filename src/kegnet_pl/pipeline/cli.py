@@ -82,7 +82,7 @@ def _explain_trial(settings: "RunSettings") -> None:
     if settings.teacher.weights is not None and short and any("kegnet" in mixture for mixture in settings.sources):
         print(  # noqa: T201
             f"This is a trial: generators train for {generator.epochs} epochs of {generator.steps_per_epoch} steps. "
-            f"Presets for a network of your own are experiment=custom/batch_norm for images and a teacher with batch "
+            f"Presets for your own network are experiment=custom/batch_norm for images and a teacher with batch "
             f"norm, custom/image for images without, custom/table for rows of features."
         )
 

@@ -93,14 +93,13 @@ class Loggers:
         for key, specification in self.specifications.items():
             target = specification["_target_"].rsplit(".", 1)[-1]
             if target == WandbLogger.__name__:
-                logger: Logger = self._make_wandb(key, specification, stage, name, folder)
-            elif target in (CSVLogger.__name__, TensorBoardLogger.__name__):
-                logger = _build(specification, save_dir=str(folder), name=f"logs/{name}")
-            else:
-                logger = _build(specification)
-            if target not in (CSVLogger.__name__, WandbLogger.__name__):  # the manifest has them already
-                logger.log_hyperparams(dict(self.hyperparameters))
-            loggers.append(logger)
+                loggers.append(self._make_wandb(key, specification, stage, name, folder))
+                continue
+            writes_files = target in (CSVLogger.__name__, TensorBoardLogger.__name__)
+            options = {"save_dir": str(folder), "name": f"logs/{name}"} if writes_files else {}
+            loggers.append(_build(specification, **options))
+            if target != CSVLogger.__name__:  # the manifest has them already
+                loggers[-1].log_hyperparams(dict(self.hyperparameters))
         return loggers
 
     def _make_wandb(
@@ -179,11 +178,8 @@ class Loggers:
                 continue
             run = logger.experiment
             if stage is not None:
-                identity = {
-                    "fingerprint": stage.fingerprint,
-                    "parents": {parent.name: parent.fingerprint for parent in parents},
-                }
-                run.config.update(identity, allow_val_change=True)
+                read = {parent.name: parent.fingerprint for parent in parents}
+                run.config.update({"fingerprint": stage.fingerprint, "parents": read}, allow_val_change=True)
                 run.summary.update({"seconds": stage.seconds})
                 if self.specifications[key].get("artifacts", True) and stage.name in ARTIFACTS:
                     _record_artifact(run, stage, parents)

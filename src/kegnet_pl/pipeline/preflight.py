@@ -73,7 +73,7 @@ def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], 
     except ValueError as error:
         raise ConfigError(
             f"{error} generator=image makes images (data.input_shape=[channels,height,width]), generator=dense rows of "
-            f"features; generator=custom takes generator.network and generator.decoder of your own."
+            f"features; generator=custom takes your own generator.network and generator.decoder."
         ) from error
 
 

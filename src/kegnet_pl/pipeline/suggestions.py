@@ -69,7 +69,7 @@ def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
     if not pairs or any("/" not in name and not _is_preset(preset) for name, preset in pairs):
         raise ConfigError(
             f"Expected an experiment of the paper with {recipe}, but got {experiment or 'none'}. A recipe is a preset: "
-            f"experiment=NAME, experiment=paper/NAME or experiment=strict/NAME. For a network of your own choose "
+            f"experiment=NAME, experiment=paper/NAME or experiment=strict/NAME. For your own network choose "
             f"experiment=custom/batch_norm, custom/image or custom/table."
         )
     if any("/" in name for name in names):
