@@ -26,12 +26,10 @@ def picture(x: Tensor) -> np.ndarray:
         from matplotlib import colormaps
 
         share = (values[:, None] / _FEATURE_RANGE + 1) / 2
-        strip: np.ndarray = colormaps["coolwarm"](share)[..., :3]
-        return strip
+        return np.asarray(colormaps["coolwarm"](share)[..., :3])
     low, high = values.min(), values.max()
     scaled = (values - low) / max(high - low, 1e-6)
-    image: np.ndarray = scaled.transpose(1, 2, 0) if len(scaled) == 3 else scaled[0][..., None].repeat(3, axis=2)
-    return image
+    return np.asarray(scaled.transpose(1, 2, 0) if len(scaled) == 3 else scaled[0][..., None].repeat(3, axis=2))
 
 
 def grid(rows: Sequence[Sequence[Tensor]]) -> np.ndarray:
@@ -51,8 +49,7 @@ def grid(rows: Sequence[Sequence[Tensor]]) -> np.ndarray:
         for j, cell in enumerate(row):
             top, left = i * down, j * across
             out[top : top + height, left : left + width] = np.dstack([cell, np.ones((height, width))])
-    pixels: np.ndarray = (out * 255).round().astype(np.uint8)
-    return pixels
+    return np.asarray((out * 255).round(), dtype=np.uint8)
 
 
 def write_grid(rows: Sequence[Sequence[Tensor]], path: Path) -> None:

@@ -3,8 +3,8 @@
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +34,10 @@ INK, MUTED, GRID = "#1b1f24", "#5b6473", "#d9dde3"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", COLOURS["teacher"]: "--muted", GRID: "--line"}
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Draw in the style of this project."""
-    with mpl.rc_context(
+def house_style() -> AbstractContextManager[None]:
+    """Return a context that draws in the style of this project."""
+    return mpl.rc_context(
         {
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],
             "font.size": 9.5,
             "text.color": INK,
             "axes.labelcolor": INK,
@@ -53,7 +50,6 @@ def house_style() -> Iterator[None]:
             "axes.grid": True,
             "axes.axisbelow": True,
             "grid.color": GRID,
-            "grid.linewidth": 0.8,
             "xtick.color": MUTED,
             "ytick.color": MUTED,
             "xtick.labelcolor": INK,
@@ -63,8 +59,7 @@ def house_style() -> Iterator[None]:
             "svg.fonttype": "none",
             "figure.dpi": 110,
         }
-    ):
-        yield
+    )
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Settings of the real data and of the sources of samples."""
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from kegnet_pl.settings.base import Count, Settings, explained
+from kegnet_pl.settings.base import Count, Positive, Settings, explained
 
 ENTRY_POINTS = "kegnet_pl.sources"
 """Group of entry points by which other packages add sources."""
@@ -44,32 +43,33 @@ class DataSettings(Settings):
         return {name: value for name, value in super().fingerprint().items() if name not in folders}
 
 
-def _to_mixture(item: Any) -> Mixture:
-    """Return a source, or sources with shares, as shares that sum to 1."""
-    shares = {item: 1.0} if isinstance(item, str) else item
-    if not isinstance(shares, Mapping) or not shares:
-        raise PydanticCustomError("sources", "no source or mixture")
-    for name, share in shares.items():
-        number = isinstance(share, int | float) and not isinstance(share, bool)
-        if not isinstance(name, str) or not number or not (math.isfinite(share) and share > 0):
-            raise PydanticCustomError("sources", "shares are positive numbers")
+def _name_to_mixture(item: Any) -> Any:
+    return {item: 1.0} if isinstance(item, str) else item
+
+
+def _normalise(shares: Mixture) -> Mixture:
     total = math.fsum(shares.values())
     return {name: share / total for name, share in shares.items()}
 
 
-def to_mixtures(value: Any) -> list[Mixture]:
-    """Return the sources of every student: of a list of names and mixtures, or of one mixture."""
-    if not isinstance(value, list | tuple | Mapping):
-        raise PydanticCustomError("sources", "no list or mixture")
-    mixtures = [_to_mixture(item) for item in ([value] if isinstance(value, Mapping) else value)]
+def _mixture_to_list(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
+def _check_distinct(mixtures: list[Mixture]) -> list[Mixture]:
     if any(mixture in mixtures[:index] for index, mixture in enumerate(mixtures)):
         raise PydanticCustomError("sources", "duplicates")
     return mixtures
 
 
 Mixtures = Annotated[
-    list[Mixture],
-    BeforeValidator(to_mixtures),
+    list[
+        Annotated[
+            dict[str, Positive], Field(min_length=1), BeforeValidator(_name_to_mixture), AfterValidator(_normalise)
+        ]
+    ],
+    BeforeValidator(_mixture_to_list),
+    AfterValidator(_check_distinct),
     Field(
         json_schema_extra=explained(
             "a list of names of sources, of mixtures with positive shares such as {kegnet: 0.5, normal: 0.5}, or of "
