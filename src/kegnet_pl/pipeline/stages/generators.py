@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from kegnet_pl.api.checkpoints import load_network, save_network
+from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.engine import GeneratorTask, fit_generators
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
@@ -89,8 +89,3 @@ def _make_task(context: RunContext, teacher: nn.Module) -> GeneratorTask:
     if obstacle is not None:
         context.console.print(f"Generators are trained one after another, as torch cannot vectorise them: {obstacle}")
     return task
-
-
-def load_generator_networks(stage: Stage, count: int) -> list[nn.Module]:
-    """Return the generators of a finished stage, on the CPU in evaluation mode."""
-    return [load_network(stage.folder, f"generator_{index}") for index in range(count)]

@@ -9,7 +9,6 @@ from kegnet_pl.api.engine import fit_student
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, code_of
-from kegnet_pl.pipeline.stages.generators import load_generator_networks
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.trainer import ResumableFit, Selection
 from kegnet_pl.reporting.wandb import histogram
@@ -89,12 +88,14 @@ def _deciding(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
 def _make_source(
     context: RunContext, source: SourceInfo, student: StudentSettings, generators: Stage | None
 ) -> SyntheticSource:
-    generator, definitions = context.settings.generator, context.settings.source
+    generator, networks = context.settings.generator, None
+    if generators is not None:
+        networks = [load_network(generators.folder, f"generator_{index}") for index in range(generator.count)]
     return build_source(
         source.shares,
-        definitions,
+        context.settings.source,
         input_shape=context.input_shape,
-        generators=load_generator_networks(generators, generator.count) if generators is not None else None,
+        generators=networks,
         device=context.device,
         chunk=generator.batch_size if student.sampling_norm == "batch" else None,
         sampling_norm=student.sampling_norm,
