@@ -91,7 +91,7 @@ def run_once(overrides: list[str], loggers: str) -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory() as folder:
             wandb.init(
                 mode="offline", dir=folder, reinit="create_new"
-            ).finish()  # the first brings what the others need
+            ).finish()  # the first run starts what later runs share
     spent["start"]["seconds"] = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         places = [f"store={folder}/store", "resume=never", f"logger={loggers}"]

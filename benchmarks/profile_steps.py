@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by kind of operation: ``python -m benchmarks.profile_steps``.
+"""Time of a step by kind of operation: ``python -m benchmarks.profile_steps``.
 
 Torch's profiler attributes time to operators on the calling thread; what no operator explains is Python, dispatch and
 autograd's bookkeeping. The profiler slows small operators down, so shares are shares of the profiled time.

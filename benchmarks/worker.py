@@ -1,4 +1,4 @@
-"""A process that holds one way of doing one thing, and does it when asked."""
+"""A process that measures one task in one way, on request."""
 
 import time
 import traceback

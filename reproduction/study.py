@@ -57,7 +57,7 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
 
 
 def _method(study: dict[str, Any]) -> str:
-    """Return the network a study looks at: T+KegNet, or T, the student before any training."""
+    """Return the network of a study: T+KegNet, or T, the student before any training."""
     method: str = study.get("method", "T+KegNet")
     return method
 

@@ -118,15 +118,15 @@ def main() -> None:
     try:
         _run()
     except SystemExit as stop:
-        if stop.code == 1 and not _entered and (sweep.begun is None or not any(sweep.begun.glob("*/.hydra"))):
+        if stop.code == 1 and not _entered and (sweep.started is None or not any(sweep.started.glob("*/.hydra"))):
             for hint in suggest(sys.argv[1:]):
                 print(f"\n{hint}", file=sys.stderr)  # noqa: T201
         raise
     finally:
         failed = False
-        if sweep.begun is not None:
+        if sweep.started is not None:
             from kegnet_pl.reporting.sweep import finish_sweep
 
-            failed = finish_sweep(sweep.begun)
+            failed = finish_sweep(sweep.started)
     if failed:
         sys.exit(1)

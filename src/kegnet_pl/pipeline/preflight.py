@@ -107,7 +107,7 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], c
     """Pass a blank batch through a network.
 
     Raises:
-        ConfigError: If it does not take such samples, or does not return logits of so many classes.
+        ConfigError: If it does not take such samples, or does not return logits of this number of classes.
     """
     try:
         found = count_classes(network, input_shape, name)

@@ -27,7 +27,7 @@ from kegnet_pl.runtime.errors import FAILURE
 NAME_VARIABLE = "KEGNET_SWEEP"
 """Environment variable that carries the sweep's name to its jobs, which a launcher may start elsewhere."""
 
-begun: Path | None = None
+started: Path | None = None
 """Folder of the sweep that this process has started."""
 
 ONE_PROCESS = (
@@ -49,12 +49,12 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Store the folder of the sweep, and set its name, which is the same for the same overrides."""
-        global begun
+        global started
         processes = OmegaConf.select(config, "trainer.devices")
         if isinstance(processes, int) and processes > 1:
             sys.exit(f"\nError: {ONE_PROCESS}")
         _make_folder(config, "hydra.sweep.dir")
-        begun = Path(config.hydra.sweep.dir).absolute()
+        started = Path(config.hydra.sweep.dir).absolute()
         if not os.environ.get(NAME_VARIABLE):
             os.environ[NAME_VARIABLE] = sweep_name(_as_written(config.hydra.overrides.task))
 

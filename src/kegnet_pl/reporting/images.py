@@ -43,7 +43,7 @@ def grid(rows: Sequence[Sequence[Tensor]]) -> np.ndarray:
     """
     cells = [[picture(x) for x in row] for row in rows]
     height, width = cells[0][0].shape[:2]
-    down, across = height + _GAP, width + (_GAP if width > 1 else 0)  # strips of features stand side by side
+    down, across = height + _GAP, width + (_GAP if width > 1 else 0)  # no gap between strips of features
     out = np.zeros((len(cells) * down - _GAP, len(cells[0]) * across - (across - width), 4))
     for i, row in enumerate(cells):
         for j, cell in enumerate(row):

@@ -118,7 +118,7 @@ def new_figure(height: float, narrow: bool) -> Figure:
 
 
 def to_svg(figure: Figure, title: str, salt: str = "") -> str:
-    """Return a figure as SVG to stand in a page: transparent, text in the page's font, ink that follows its theme.
+    """Return a figure as SVG for a page: transparent, with the font of the page and the colours of its theme.
 
     Args:
         figure: Drawn with :func:`house_style`.

@@ -162,5 +162,5 @@ def _broken_rules(settings: Settings) -> Iterator[str]:
     for rule in settings.RULES:
         try:
             yield from list(rule(settings))
-        except AttributeError:  # looks at a setting that is wrong by itself
+        except AttributeError:  # reads a setting that is wrong by itself
             continue
