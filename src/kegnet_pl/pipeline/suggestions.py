@@ -65,16 +65,16 @@ def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
     if recipe is None or not set(recipes) <= set(RECIPES) or (experiment is None and recipes == ["strict"]):
         return arguments
     names = experiment.partition("=")[2].split(",") if experiment else []
-    pairs = [(name, name if "/" in name else RECIPES[key] + name) for key in recipes for name in names]
-    if not pairs or any("/" not in name and not _is_preset(preset) for name, preset in pairs):
+    if any("/" in name for name in names):
+        return arguments
+    presets = [RECIPES[key] + name for key in recipes for name in names]
+    if not presets or not all(map(_is_preset, presets)):
         raise ConfigError(
             f"Expected an experiment of the paper with {recipe}, but got {experiment or 'none'}. A recipe is a preset: "
             f"experiment=NAME, experiment=paper/NAME or experiment=strict/NAME. For your own network choose "
             f"experiment=custom/batch_norm, custom/image or custom/table."
         )
-    if any("/" in name for name in names):
-        return arguments
-    replaced = f"experiment={','.join(preset for _, preset in pairs)}"
+    replaced = f"experiment={','.join(presets)}"
     return [replaced if argument == experiment else argument for argument in arguments if argument != recipe]
 
 
