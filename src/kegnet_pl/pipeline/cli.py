@@ -46,8 +46,8 @@ def _run(cfg: DictConfig) -> float | None:
         _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
     except Exception as error:
         # Our own checks say what to do, and a traceback would hide it.
-        ours = isinstance(error, UserError | ValueError | FileNotFoundError)
-        expected = ours and (isinstance(error, UserError) or str(error).startswith("Expected "))
+        checked = isinstance(error, ValueError | FileNotFoundError) and str(error).startswith("Expected ")
+        expected = checked or isinstance(error, UserError)
         if local_rank() == 0:
             sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():

@@ -121,8 +121,7 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    overrides = [argument for argument in arguments if re.match(r"[~+]{0,2}[\w.@/]+=", argument)]
-    wrong = [override for override in overrides if not override.startswith(("+", "~", "hydra."))]
+    overrides = [text for text in arguments if re.match(r"[\w.@/]+=", text) and not text.startswith("hydra.")]
     experiment = [override for override in overrides if override.startswith("experiment=") and "," not in override]
     GlobalHydra.instance().clear()
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
@@ -134,7 +133,7 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
     for folder, group in itertools.product(_config_folders(arguments), groups):
         paths = (folder / group).rglob("*.yaml")
         groups[group] += [path.relative_to(folder / group).with_suffix("").as_posix() for path in paths]
-    for override in wrong:
+    for override in overrides:
         key, _, value = override.partition("=")
         hint = _option_hint(key, value, groups[key]) if key in groups else None
         if key == "hydra/launcher" and value in _LAUNCHERS:
