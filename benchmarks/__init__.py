@@ -1,1 +1,1 @@
-"""What kegnet_pl is measured by."""
+"""Benchmarks of kegnet_pl."""

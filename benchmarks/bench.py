@@ -1,10 +1,10 @@
 """Seconds and memory of the product against a direct implementation and the machine's floor: ``make bench``.
 
-Every measurement compares workers, a process each, that take turns: what else the machine does affects all of them. A
-worker is what a user would run: the product through a Lightning ``Trainer`` with the pipeline's settings, or
-``direct.py``. With ``--against FOLDER`` the product of another checkout takes the place of ``direct.py``. The floor is
-the number of floating-point operations (torch's flop counter: matrix products and convolutions, without gradients of
-the teacher's weights) over the rate of a large matrix product on the same device at the same precision.
+Every measurement compares workers that take turns, each in its own process, so that other load of the machine affects
+all of them. A worker runs what a user would run: the product through a Lightning ``Trainer`` with the pipeline's
+settings, or ``direct.py``; with ``--against FOLDER`` the product of another checkout instead of ``direct.py``. The
+floor is the number of floating-point operations (torch's flop counter: matrix products and convolutions, without
+gradients of the teacher's weights) over the rate of a large matrix product on the same device at the same precision.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,17 +61,17 @@ def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]
         seconds = take_turns(workers, repeats, _warm_ups(task))
         peak, direct_peak = (megabytes(worker, task.device) for worker in workers[:2])
     floor = count_operations(task) / rates[task.precision]
-    mine = statistics.median(seconds[0])
+    ours_seconds = statistics.median(seconds[0])
     return {
         "work": task.work,
         "network": task.network,
         "device": _device_name(task.device),
         "precision": task.precision,
-        "seconds": mine,
+        "seconds": ours_seconds,
         "direct_seconds": statistics.median(seconds[1]),
         "floor_seconds": floor,
         "times_faster_than_direct": ratio(seconds[1], seconds[0]),
-        "times_floor": mine / floor,
+        "times_floor": ours_seconds / floor,
         "peak_mb": peak,
         "direct_peak_mb": direct_peak,
         "repeats": repeats,
@@ -163,55 +163,52 @@ def _device_name(device: str) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
 
 
-def _show(rows: list[dict[str, Any]], console: Console) -> None:
-    table = Table(title="Seconds of one generator step, one student epoch, one draw; medians")
-    for name in (
-        "work",
-        "network",
-        "precision",
-        "seconds",
-        "direct",
-        "faster",
-        "floor",
-        "x floor",
-        "MB",
-        "direct MB",
-        "Lightning",
-    ):
-        table.add_column(name, justify="left" if name in ("work", "network", "precision") else "right")
+_NAMES = ("work", "network", "precision")
+
+
+def _print_table(
+    title: str, names: Sequence[str], numbers: Mapping[str, str], rows: list[dict[str, Any]], console: Console
+) -> None:
+    """Print rows: their names, and numbers by heading, each a format string of the row's values."""
+    table = Table(*names, title=title)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
     for row in rows:
-        share = row["lightning_share"]
-        table.add_row(
-            row["work"], row["network"], row["precision"], f"{row['seconds']:.4g}", f"{row['direct_seconds']:.4g}",
-            f"{row['times_faster_than_direct']:.1f}x", f"{row['floor_seconds']:.3g}", f"{row['times_floor']:.1f}",
-            f"{row['peak_mb']:.0f}", f"{row['direct_peak_mb']:.0f}", "" if share is None else f"{share:.0%}",
-        )  # fmt: skip
+        table.add_row(*(row[name] for name in names), *(cell.format(**row) for cell in numbers.values()))
     console.print(table)
 
 
-def _show_choices(rows: list[dict[str, Any]], console: Console) -> None:
-    table = Table(title="Choices: seconds without, with; medians")
-    for name in ("choice", "work", "network", "precision", "without", "with", "faster"):
-        table.add_column(name, justify="right" if name in ("without", "with", "faster") else "left")
-    for row in rows:
-        table.add_row(
-            row["choice"], row["work"], row["network"], row["precision"], f"{row['seconds_without']:.4g}",
-            f"{row['seconds']:.4g}", f"{row['times_faster']:.2f}x",
-        )  # fmt: skip
-    console.print(table)
+def _print_bench(rows: list[dict[str, Any]], console: Console) -> None:
+    numbers = {
+        "seconds": "{seconds:.4g}",
+        "direct": "{direct_seconds:.4g}",
+        "faster": "{times_faster_than_direct:.1f}x",
+        "floor": "{floor_seconds:.3g}",
+        "x floor": "{times_floor:.1f}",
+        "MB": "{peak_mb:.0f}",
+        "direct MB": "{direct_peak_mb:.0f}",
+        "Lightning": "{lightning}",
+    }
+    rows = [row | {"lightning": "" if (share := row["lightning_share"]) is None else f"{share:.0%}"} for row in rows]
+    _print_table("Seconds of one generator step, one student epoch, one draw; medians", _NAMES, numbers, rows, console)
 
 
-def _show_checkouts(rows: list[dict[str, Any]], console: Console) -> None:
-    table = Table(title="Seconds before and after; medians, and the median, least and largest of the pairs' ratios")
-    for name in ("work", "network", "precision", "before", "after", "after / before", "least", "largest"):
-        table.add_column(name, justify="left" if name in ("work", "network", "precision") else "right")
-    for row in rows:
-        table.add_row(
-            row["work"], row["network"], row["precision"], f"{row['seconds_before']:.4g}",
-            f"{row['seconds_after']:.4g}", f"{row['after_over_before']:.3f}", f"{min(row['all_ratios']):.3f}",
-            f"{max(row['all_ratios']):.3f}",
-        )  # fmt: skip
-    console.print(table)
+def _print_choices(rows: list[dict[str, Any]], console: Console) -> None:
+    numbers = {"without": "{seconds_without:.4g}", "with": "{seconds:.4g}", "faster": "{times_faster:.2f}x"}
+    _print_table("Choices: seconds without, with; medians", ("choice", *_NAMES), numbers, rows, console)
+
+
+def _print_checkouts(rows: list[dict[str, Any]], console: Console) -> None:
+    numbers = {
+        "before": "{seconds_before:.4g}",
+        "after": "{seconds_after:.4g}",
+        "after / before": "{after_over_before:.3f}",
+        "least": "{least:.3f}",
+        "largest": "{largest:.3f}",
+    }
+    rows = [row | {"least": min(row["all_ratios"]), "largest": max(row["all_ratios"])} for row in rows]
+    title = "Seconds before and after; medians, and the median, least and largest of the pairs' ratios"
+    _print_table(title, _NAMES, numbers, rows, console)
 
 
 def _arguments() -> argparse.Namespace:
@@ -255,13 +252,13 @@ def _tasks(given: argparse.Namespace) -> Iterator[Task]:
 
 
 def _measure_all(
-    tasks: list[Task], measure_one: Callable[[Task], dict[str, Any]], shown: str, console: Console
+    tasks: list[Task], measure_one: Callable[[Task], dict[str, Any]], key: str, console: Console
 ) -> list[dict[str, Any]]:
-    """Measure every task; print the number ``shown`` of each row at once."""
+    """Measure every task; print the number ``key`` of each row at once."""
     rows = []
     for task in tasks:
         rows.append(measure_one(task))
-        console.print(f"{task.network} {task.work} {task.precision}: {shown} {rows[-1][shown]:.3g}", style="dim")
+        console.print(f"{task.network} {task.work} {task.precision}: {key} {rows[-1][key]:.3g}", style="dim")
     return rows
 
 
@@ -274,19 +271,19 @@ def main() -> None:
     if given.choices:
         small = Task("generator_step", given.networks[0], samples=given.samples)
         rows = compare_choices(given.networks, given.device, given.precisions, given.repeats, small)
-        name, show = "bench_choices", _show_choices
+        name, show = "bench_choices", _print_choices
     elif given.against:
         rows = _measure_all(
             tasks, lambda task: compare_checkouts(task, given.repeats, given.against), "after_over_before", console
         )
-        name, show = "bench_before_after", _show_checkouts
+        name, show = "bench_before_after", _print_checkouts
     else:
         precisions = dict.fromkeys(task.precision for task in tasks)
         rates = {precision: measure_rate(given.device, precision) for precision in precisions}
         rows = _measure_all(
             tasks, lambda task: measure(task, given.repeats, rates), "times_faster_than_direct", console
         )
-        name, show = "bench", _show
+        name, show = "bench", _print_bench
         rate_list = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s ({precision})" for precision, rate in rates.items())
         console.print(f"Matrix products: {rate_list}.")
     show(rows, console)

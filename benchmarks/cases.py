@@ -1,8 +1,9 @@
-"""What is measured: the paper's settings for three data sets, from the product's own configuration."""
+"""Cases of the benchmarks: the paper's settings for three data sets, from the product's own configuration."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -10,8 +11,7 @@ from torch import nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.pipeline.configuration import to_plain
-from kegnet_pl.pipeline.objects import build
-from kegnet_pl.pipeline.stages.compression import make_rules
+from kegnet_pl.pipeline.objects import build, make_rules
 from kegnet_pl.settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
@@ -46,23 +46,22 @@ class Case:
         """Number of classes."""
         return self.settings.data.classes
 
+    def _build(self, specification: dict[str, Any], seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        network: nn.Module = build(specification)
+        return network
+
     def teacher(self) -> nn.Module:
-        """Return the teacher, untrained: what it costs does not depend on what it knows."""
-        torch.manual_seed(1)
-        network: nn.Module = build(self.settings.teacher.network)
-        return network.eval()
+        """Return the untrained teacher: its cost does not depend on its weights."""
+        return self._build(self.settings.teacher.network, 1).eval()
 
     def generator(self, index: int = 0) -> nn.Module:
         """Return one of the generators."""
-        torch.manual_seed(10 + index)
-        network: nn.Module = build(self.settings.generator.network)
-        return network
+        return self._build(self.settings.generator.network, 10 + index)
 
     def decoder(self, index: int = 0) -> nn.Module:
         """Return one of the decoders."""
-        torch.manual_seed(20 + index)
-        network: nn.Module = build(self.settings.generator.decoder)
-        return network
+        return self._build(self.settings.generator.decoder, 20 + index)
 
     def weight(self, term: str) -> float:
         """Return the weight of a term of the objective."""

@@ -1,10 +1,10 @@
-"""What watching a run costs: ``python -m benchmarks.logging_cost``.
+"""The cost of loggers in a run: ``python -m benchmarks.logging_cost``.
 
-The same pipeline runs with csv files alone, and with W&B (offline) and TensorBoard beside them; the two take turns, a
-process each, so that what else the machine does hits both. For every stage that trains: the share of its time spent
-inside loggers and in looking at samples, by the clock. For the pipeline: how many more seconds of processors were used
-(median of neighbouring runs), which holds what W&B's own process does beside training. What it takes to start the
-loggers is paid once a program and told apart.
+The same pipeline runs with csv files alone, and with W&B (offline) and TensorBoard in addition. The two take turns,
+each in its own process, so that other load of the machine affects both. For every stage that trains: the share of its
+time inside loggers and sample monitors, by the clock. For the pipeline: the additional seconds of processors (median
+of neighbouring runs), which include W&B's own process. The time to start the loggers is spent once per program and
+reported separately.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def run_once(overrides: list[str], loggers: str) -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory() as folder:
             wandb.init(
                 mode="offline", dir=folder, reinit="create_new"
-            ).finish()  # the first brings what the others need
+            ).finish()  # the first run starts what later runs share
     spent["start"]["seconds"] = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         places = [f"store={folder}/store", "resume=never", f"logger={loggers}"]

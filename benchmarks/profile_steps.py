@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by kind of operation: ``python -m benchmarks.profile_steps``.
+"""Time of a step by kind of operation: ``python -m benchmarks.profile_steps``.
 
 Torch's profiler attributes time to operators on the calling thread; what no operator explains is Python, dispatch and
 autograd's bookkeeping. The profiler slows small operators down, so shares are shares of the profiled time.
@@ -16,15 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import EXPERIMENTS, ROOT, Case, make_case
-from benchmarks.worker import Task, count_operations, measure_rate
+from benchmarks.worker import Task, bare_steps, count_operations, measure_rate
 from kegnet_pl.losses import DistillationLoss
-from kegnet_pl.networks import FrozenModule, prefer_channels_last
-from kegnet_pl.networks.execution import teacher_for
-from kegnet_pl.pipeline.objects import build_objective
+from kegnet_pl.networks import prefer_channels_last
 from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.runtime.memory import keep_freed_memory
-from kegnet_pl.sources import sample_labels_and_noise
-from kegnet_pl.training.generator_module import GeneratorAnswer
 
 KINDS = {
     "products": ("convolution", "mm", "bmm", "baddbmm"),
@@ -43,26 +39,6 @@ def _kind(name: str) -> str:
         if any(part in operator for part in parts):
             return kind
     return "elementwise, pooling, copies" if name.startswith("aten::") else "between operators"
-
-
-def _generator_steps(case: Case, precision: str) -> Callable[[], None]:
-    config = case.settings.generator
-    generator, decoder = case.generator().train(), case.decoder().train()
-    teacher = FrozenModule(teacher_for(case.teacher(), case.input_shape, precision), config.teacher_norm)
-    answer = GeneratorAnswer(generator, decoder, teacher, build_objective(config.objective))
-    optimizer = torch.optim.Adam([*generator.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
-    chance = torch.Generator().manual_seed(0)
-
-    def run() -> None:
-        for _ in range(STEPS):
-            z, y = sample_labels_and_noise(config.batch_size, case.classes, config.noise_dim, chance)
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-                loss = answer(z, y)[0]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    return run
 
 
 def _student_steps(case: Case, precision: str) -> Callable[[], None]:
@@ -86,7 +62,8 @@ def _student_steps(case: Case, precision: str) -> Callable[[], None]:
 def profile(work: str, network: str, precision: str, rate: float) -> dict[str, Any]:
     """Profile some steps; return seconds a step, shares by kind, and the floor at a rate of operations a second."""
     case = make_case(network)
-    run = {"generator_step": _generator_steps, "student_step": _student_steps}[work](case, precision)
+    task = Task(work, network, precision=precision, how="bare", steps=STEPS, samples=case.settings.student.batch_size)
+    run = bare_steps(case, task) if work == "generator_step" else _student_steps(case, precision)
     for _ in range(2):
         run()
     seconds = []
@@ -104,8 +81,6 @@ def profile(work: str, network: str, precision: str, rate: float) -> dict[str, A
         kind = _kind(event.key)
         spent[kind] = spent.get(kind, 0.0) + event.self_cpu_time_total / 1e6
     spent["between operators"] = profiled - sum(value for kind, value in spent.items() if kind != "between operators")
-    batch = case.settings.student.batch_size
-    task = Task("generator_step" if work == "generator_step" else "student_epoch", network, samples=batch)
     return {
         "work": work, "network": network, "precision": precision, "seconds": sorted(seconds)[2],
         "shares": {kind: value / profiled for kind, value in sorted(spent.items(), key=lambda item: -item[1])},

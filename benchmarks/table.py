@@ -1,4 +1,4 @@
-"""What the README shows of measurements in ``results/``: ``python -m benchmarks.table``."""
+"""Tables of the README from the measurements in ``results/``: ``python -m benchmarks.table``."""
 
 import json
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ def speed_table(rows: list[dict[str, Any]]) -> str:
 
 def choices_table(rows: list[dict[str, Any]]) -> str:
     """Return ``bench_choices.json`` as Markdown."""
-    shown = {
+    names = {
         "vmap": "`generator.parallel=vmap`",
         "compile": "`compile=true`",
         "keep_freed_memory": "freed memory kept",
@@ -49,10 +49,10 @@ def choices_table(rows: list[dict[str, Any]]) -> str:
         ["", "", "", "precision", "times as fast"],
         (
             [
-                shown[row["choice"]], _NETWORKS[row["network"]], _WORKS[row["work"]], row["precision"],
+                names[row["choice"]], _NETWORKS[row["network"]], _WORKS[row["work"]], row["precision"],
                 f"{row['times_faster']:.2f}",
             ]
-            for row in sorted(rows, key=lambda row: list(shown).index(row["choice"]))
+            for row in sorted(rows, key=lambda row: list(names).index(row["choice"]))
         ),
         4,
     )  # fmt: skip
@@ -60,27 +60,27 @@ def choices_table(rows: list[dict[str, Any]]) -> str:
 
 def logging_table(rows: list[dict[str, Any]]) -> str:
     """Return ``logging_cost.json`` as a paragraph."""
-    told = []
+    paragraphs = []
     for row in rows:
         stages = ", ".join(
             f"{stage} {times['share']:.1%} of {times['seconds']:.0f} s" for stage, times in row["stages"].items()
         )
         command = " ".join(["python -m kegnet_pl", *row["overrides"]])
-        told.append(
+        paragraphs.append(
             f"What it costs (W&B offline and TensorBoard, `{row['command']}`): of `{command}` the share inside loggers "
             f"is {stages}; the whole uses {row['more_cpu_seconds']:+.1%} seconds of processors. To start both takes "
             f"{row['start_seconds']:.1f} s, once a program."
         )
-    return "\n\n".join(told)
+    return "\n\n".join(paragraphs)
 
 
-SHOWN = {"bench": speed_table, "bench_choices": choices_table, "logging_cost": logging_table}
-"""File in ``results/`` -> what the README shows of it."""
+TABLES = {"bench": speed_table, "bench_choices": choices_table, "logging_cost": logging_table}
+"""File in ``results/`` -> function that returns its table in the README."""
 
 
 def main() -> None:
     """Print all."""
-    for name, show in SHOWN.items():
+    for name, show in TABLES.items():
         print(show(json.loads((ROOT / "results" / f"{name}.json").read_text())))  # noqa: T201
         print()  # noqa: T201
 

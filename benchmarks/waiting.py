@@ -1,8 +1,8 @@
-"""What it brings that threads which wait soon give their core away: ``python -m benchmarks.waiting``.
+"""The gain from waiting threads that release their core early: ``python -m benchmarks.waiting``.
 
 Threads of GNU's OpenMP that wait for each other spin 300,000 times by default before they sleep; the command line asks
-for 10,000. The same small pipeline runs with both, in turns, on the machine as it is and beside a program for every
-core that wants it, too.
+for 10,000. The same small pipeline runs with both, in turns, on the idle machine and on one with a busy program for
+every core.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A process that holds one way of doing one thing, and does it when asked."""
+"""A process that measures one task in one way, on request."""
 
 import time
 import traceback
@@ -29,7 +29,7 @@ from kegnet_pl.training.fit import quiet_lightning, run_fit
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker does, and how.
+    """Work of a worker, and the way it is done.
 
     Attributes:
         work: generator_step, student_epoch or draw.
@@ -37,10 +37,10 @@ class Task:
         device: cpu or cuda.
         precision: The trainer's.
         how: ``direct``; ``ours``, the product; ``bare``, the product's step without Lightning.
-        together: Whether generators are trained together.
-        compile: Whether networks are compiled.
-        graphs: Whether a GPU records steps and plays them again, as the product does by default.
-        keep: Whether freed memory is kept, as the pipeline does on a CPU.
+        together: True: generators are trained together.
+        compile: True: networks are compiled.
+        graphs: True: a GPU records steps and replays them, as the product does by default.
+        keep: True: freed memory is kept, as the pipeline does on a CPU.
         steps: Generator steps of one measurement.
         samples: Synthetic samples of an epoch, or to draw.
     """
@@ -59,7 +59,7 @@ class Task:
 
 
 class _Clock(Callback):
-    """Takes the time of an epoch: what Lightning does at the start and the end of a fit is no step."""
+    """Measures the time of an epoch without the start and the end of Lightning's fit."""
 
     seconds = 0.0
 
@@ -136,12 +136,12 @@ def _generator_step(case: Case, task: Task) -> Callable[[], float]:
     if task.how == "ours":
         module = _generator_module(case, task)
         return lambda: _fit(case, task, module, None) / each
-    run = _bare_steps(case, task)
+    run = bare_steps(case, task)
     return lambda: _timed(run) / each
 
 
-def _bare_steps(case: Case, task: Task) -> Callable[[], None]:
-    """Return what makes the module's steps in a loop of our own: what is left of the time is Lightning's."""
+def bare_steps(case: Case, task: Task) -> Callable[[], None]:
+    """Return a loop of the module's steps without Lightning; the difference in time is Lightning's share."""
     graphed = task.device == "cuda" and task.graphs and not task.compile
     module = _generator_module(case, replace(task, graphs=False))  # a module records with a trainer alone
     module.to(task.device).train()

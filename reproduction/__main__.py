@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.settings import Precision
 from reproduction.commands import positive
 from reproduction.jobs import (
@@ -21,7 +22,7 @@ from reproduction.jobs import (
     released_teacher,
     store_of,
 )
-from reproduction.paths import ROOT, display_path, hydra_value
+from reproduction.paths import ROOT, hydra_value
 from reproduction.records import read_runs
 from reproduction.runner import Run, run_missing, say
 from reproduction.tables import write_tables

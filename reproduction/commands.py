@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, rename
 
@@ -25,6 +25,17 @@ def changed(command: str, **settings: Sequence[str]) -> str:
         if len(values) > 1 and "-m" not in parts[3:]:
             parts.insert(3, "-m")
     return shlex.join(parts)
+
+
+def joined(commands: Iterable[str], *names: str) -> list[str]:
+    """Return the commands; those that differ in the values of these settings alone become one sweep."""
+    groups: dict[str, list[str]] = {}
+    for command in commands:
+        groups.setdefault(changed(command, **{name: ["any"] for name in names}), []).append(command)
+    return [
+        changed(group[0], **{name: list(dict.fromkeys(setting(command, name) for command in group)) for name in names})
+        for group in groups.values()
+    ]
 
 
 def positive(text: str) -> int:

@@ -167,7 +167,7 @@ def choose(
         cells: ``experiment`` or ``experiment/option``; none for all.
         recipes: Names; none for all.
         kind: A name of KINDS; None for all.
-        seeds: The first so many of every row; None for all.
+        seeds: Number of the first seeds of every row; None for all.
 
     Raises:
         ValueError: If a name fits no job.

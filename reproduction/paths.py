@@ -1,4 +1,4 @@
-"""Paths: the root of the repository, how a path is displayed, and how it is passed to Hydra."""
+"""Paths: the root of the repository, and paths as values of Hydra overrides."""
 
 from pathlib import Path
 
@@ -6,13 +6,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
+from kegnet_pl.runtime.environment import display_path
+
 ROOT = Path(__file__).parents[1]
-
-
-def display_path(path: Path) -> Path:
-    """Return a path relative to the current folder if it lies below it, and absolute otherwise."""
-    path = path.resolve()
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def hydra_value(path: Path) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 from filelock import FileLock
 
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.environment import display_path
 from reproduction.commands import present
-from reproduction.paths import display_path
 
 Rows = list[dict[str, Any]]
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from reproduction.paths import display_path, hydra_value
+from kegnet_pl.runtime.environment import display_path
+from reproduction.paths import hydra_value
 from reproduction.records import Rows, add_run, read_runs
 
 
@@ -35,7 +36,7 @@ class Run:
     parents: tuple[str, ...]
 
     def done(self, finished: Mapping[str, Rows]) -> bool:
-        """Return whether the finished runs contain this one with all its rows."""
+        """Return True if the finished runs contain this one with all its rows."""
         return {row["method"] for row in finished.get(self.name, [])} >= set(self.methods)
 
 
@@ -131,18 +132,18 @@ def run_missing(runs: Sequence[Run], records: Path, folder: Path, at_once: int) 
 
 def run_one(run: Run, records: Path, folder: Path, threads: int, processes: Processes) -> int:
     """Run once in a new process, add the results to the records, and return the exit status."""
-    place = folder / run.name
-    place.mkdir(parents=True, exist_ok=True)
+    run_folder = folder / run.name
+    run_folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     say(f"started   {run.name}")
-    with (place / "log.txt").open("a") as log:
+    with (run_folder / "log.txt").open("a") as log:
         code = processes.run(
-            [sys.executable, "-m", "kegnet_pl", *run.overrides, f"hydra.run.dir={hydra_value(place)}"],
+            [sys.executable, "-m", "kegnet_pl", *run.overrides, f"hydra.run.dir={hydra_value(run_folder)}"],
             log,
             {"OMP_NUM_THREADS": str(threads), **os.environ},
         )
     if code == 0:
-        add_run(records, run.name, place / "results.json")
+        add_run(records, run.name, run_folder / "results.json")
     end = "finished " if code == 0 else "stopped  " if processes.stopped else "FAILED   "
     say(f"{end} {run.name}, {time.perf_counter() - start:.0f} s")
     return code

@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from kegnet_pl.pipeline.suggestions import RECIPES
-from reproduction.commands import changed, positive, setting
+from kegnet_pl.runtime.environment import display_path
+from reproduction.commands import joined, positive
 from reproduction.jobs import released_teacher, store_of, weights
-from reproduction.paths import ROOT, display_path
+from reproduction.paths import ROOT
 from reproduction.records import Rows, read_runs
 from reproduction.runner import Run, run_missing, say
 from reproduction.teachers import copy_to_store
@@ -46,8 +47,8 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
         for seed in range(study["seeds"]):
             for option in study["options"]:
                 overrides = (
-                    f"experiment={RECIPES[study['recipe']]}{study['experiment']}", f"compression={option}", f"seed={seed}",
-                    "sources=[]" if method == "T" else "sources=[kegnet]",
+                    f"experiment={RECIPES[study['recipe']]}{study['experiment']}", f"compression={option}",
+                    f"seed={seed}", "sources=[]" if method == "T" else "sources=[kegnet]",
                     *weights(teacher), *base, *settings, *further,
                 )  # fmt: skip
                 name = f"{_slug(variant)}-{option}-seed{seed}"
@@ -56,7 +57,7 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
 
 
 def _method(study: dict[str, Any]) -> str:
-    """Return the network a study looks at: T+KegNet, or T, the student before any training."""
+    """Return the network of a study: T+KegNet, or T, the student before any training."""
     method: str = study.get("method", "T+KegNet")
     return method
 
@@ -102,7 +103,8 @@ def render(
         elif every:
             cells.append(f"{statistics.mean(row['label_entropy'] for row in every):.3f}")
             cells.append(f"{statistics.mean(row['seconds'] for row in every):.0f}")
-        commands |= dict.fromkeys(_commands(every))
+        by_seed = sorted(every, key=lambda row: int(row["seed"]))
+        commands |= dict.fromkeys(joined((row["command"] for row in by_seed), "compression", "seed"))
         lines.append(f"| {variant} | " + " | ".join([*cells, *[""] * (0 if every else len(columns))]) + " |")
     if len(precisions) > 1:
         seeds_of = [f"{_seeds(seeds)} in {precision}" for precision, seeds in precisions.items()]
@@ -112,19 +114,6 @@ def render(
     if commands:
         lines += ["", "Commands, in the order of the lines:", "", "```sh", *commands, "```"]
     return "\n".join(lines) + "\n"
-
-
-def _commands(rows: Rows) -> list[str]:
-    """Return the commands of a variant: one, or several if the settings differ between seeds."""
-    alike: dict[str, Rows] = {}
-    for row in rows:
-        alike.setdefault(changed(row["command"], compression=["any"], seed=["any"]), []).append(row)
-    commands = []
-    for some in alike.values():
-        options = dict.fromkeys(setting(row["command"], "compression") for row in some)
-        seeds = sorted({row["seed"] for row in some})
-        commands.append(changed(some[0]["command"], compression=list(options), seed=list(map(str, seeds))))
-    return commands
 
 
 def _seeds(seeds: set[int]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from reproduction.commands import changed, setting
+from reproduction.commands import changed, joined, setting
 from reproduction.paths import ROOT
 from reproduction.records import read_runs
 
@@ -168,7 +168,7 @@ def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Pa
         for recipe in RECIPES:
             runs = {row["command"]: None for row in mine if row["recipe"] == recipe and row["method"] in METHODS[2:]}
             if runs:
-                lines += ["", f"`{recipe}`:", "", "```sh", *_joined(list(runs)), "```"]
+                lines += ["", f"`{recipe}`:", "", "```sh", *joined(runs, "compression"), "```"]
         sets = {row["test_set"]: None for row in mine}
         if sets:
             lines += ["", f"Test data: {', '.join(sets)}."]
@@ -286,11 +286,3 @@ def _time(seconds: float) -> str:
 def _figure(row: dict[str, Any]) -> str:
     spread = "" if row["sd"] is None else f" ± {row['sd']:.2f}"
     return f"{row['mean']:.2f}{spread} ({row['seeds']})"
-
-
-def _joined(commands: list[str]) -> list[str]:
-    """Return the commands with those that differ only in their compression joined to one sweep."""
-    groups: dict[str, list[str]] = {}
-    for command in commands:
-        groups.setdefault(changed(command, compression=["*"]), []).append(setting(command, "compression"))
-    return [changed(command, compression=options) for command, options in groups.items()]

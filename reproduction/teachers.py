@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from tempfile import mkdtemp
 
+from kegnet_pl.runtime.environment import display_path
 from reproduction.jobs import Job
-from reproduction.paths import display_path
 
 WEIGHTS = "network.safetensors"
 

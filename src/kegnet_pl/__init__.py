@@ -40,21 +40,9 @@ _MODULES = {
 """Modules of the public names. They are imported on first use, since the command line needs none at its start."""
 
 __all__ = [
-    "Compressed",
-    "Generators",
-    "NoiseSource",
-    "Split",
-    "SyntheticDataset",
-    "compress",
-    "distill",
-    "load_generators",
-    "load_network",
-    "measure_accuracy",
-    "read_runs",
-    "to_image",
-    "train_generators",
-]
-
+    "Compressed", "Generators", "NoiseSource", "Split", "SyntheticDataset", "compress", "distill", "load_generators",
+    "load_network", "measure_accuracy", "read_runs", "to_image", "train_generators",
+]  # fmt: skip
 
 _RENAMED = {"distil": "distill"}
 """Public names of version 0.1 -> present names."""

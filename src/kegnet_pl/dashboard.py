@@ -9,14 +9,7 @@ from kegnet_pl.runtime.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: Arguments of the command; None for those of this process.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command line with arguments, or those of this process; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kegnet_pl.dashboard",
         description="Save a W&B workspace with the sections generators, samples, students and sweep.",
@@ -28,7 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--entity", help="logger.wandb.entity: a team (default: your account)")
     parser.add_argument(
-        "--generators", type=int, default=10, help="number of generators per run to show (default: %(default)s)"
+        "--generators",
+        type=int,
+        default=10,
+        help="generators per run whose samples are displayed (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     try:
@@ -46,7 +42,7 @@ def save(project: str, entity: str | None = None, generators: int = 10) -> Any:
     Args:
         project: W&B project.
         entity: User or team; None for the default of the key.
-        generators: Number of generators per run to show.
+        generators: Number of generators per run whose samples are displayed.
 
     Returns:
         The saved ``wandb_workspaces.workspaces.Workspace``, which has a ``url``.
@@ -71,9 +67,8 @@ def save(project: str, entity: str | None = None, generators: int = 10) -> Any:
     import wandb
 
     try:
-        api = wandb.Api()
-        workspace = make_workspace(entity or str(api.default_entity), project, generators)
-        return workspace.save()
+        entity = entity or str(wandb.Api().default_entity)
+        return make_workspace(entity, project, generators).save()
     except (wandb.Error, requests.RequestException, ValueError) as error:
         reason = str(error).rstrip(".")
         raise UserError(

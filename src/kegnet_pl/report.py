@@ -13,14 +13,7 @@ from kegnet_pl.training.progress import make_console
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: Arguments of the command; None for those of this process.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command line with arguments, or those of this process; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kegnet_pl.report",
         description="Combine finished runs into one table, tradeoff.png, results.csv, results.json and report.html, "
@@ -33,14 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("outputs/report"), help="folder of the report (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
-    console = make_console()
     try:
         runs = read_runs(options.folders)
         for run in runs:
             if run.rows and os.access(run.folder, os.W_OK):  # other users' folders may be read-only
                 write_run_page(run)
         try:
-            report(runs, options.out, console)
+            report(runs, options.out, make_console())
         except OSError as error:
             raise UserError(
                 f"Expected to write the report to {options.out}, but got: {error.strerror or error}. Choose another "

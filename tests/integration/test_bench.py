@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import bench
 from benchmarks.cases import EXPERIMENTS, make_case
-from benchmarks.table import SHOWN
+from benchmarks.table import TABLES
 from benchmarks.turns import ratio, running, take_turns
 from benchmarks.worker import Task, count_operations, measure_rate
 
@@ -134,7 +134,7 @@ def test_stored_benchmark_is_whole() -> None:
     assert {row["precision"] for row in rows} == {"32-true", "bf16-mixed"}
 
 
-@pytest.mark.parametrize(("name", "show"), SHOWN.items())
+@pytest.mark.parametrize(("name", "show"), TABLES.items())
 def test_readme_shows_what_was_measured(name: str, show: object) -> None:
     text = (ROOT / "README.md").read_text()
     start = text.index(f"<!-- python -m benchmarks.table: results/{name}.json -->")

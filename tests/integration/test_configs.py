@@ -185,11 +185,12 @@ def test_experiments_start_on_real_data(
 
 def test_missing_test_data_is_said_and_does_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = ["data=mnist", "data.download=false", f"data.root={tmp_path}", f"store={tmp_path / 'store'}"]
-    context = open_context(configure(*missing, "teacher.weights=given.pt"), tmp_path)
+    config = configure(*missing, "teacher.weights=given.pt")
+    context = open_context(RunSettings.from_config(config), config, tmp_path)
     said = " ".join(capsys.readouterr().out.split())
     assert context.data is None and "Accuracy will not be measured" in said
     with pytest.raises(FileNotFoundError, match=r"data\.download=true"):
-        open_context(configure(*missing), tmp_path)
+        open_context(RunSettings.from_config(configure(*missing)), configure(*missing), tmp_path)
 
 
 @pytest.mark.parametrize("preset", ["batch_norm", "image", "table"])

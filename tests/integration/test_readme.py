@@ -19,7 +19,7 @@ from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
 from kegnet_pl.pipeline.objects import build
-from kegnet_pl.reporting import Row
+from kegnet_pl.reporting.results import Row
 from tests.integration.conftest import SCHEMA, Command, configure
 
 ROOT = Path(__file__).parents[2]

@@ -111,7 +111,7 @@ def test_tables_and_no_test_data(tmp_path: Path) -> None:
     text, page = _read(tmp_path / "run" / "report.html")
     assert "There was no test data" in text and "not measured" in text
     assert "<title>mlp: " in text, "not: on none"
-    assert "a row a class, a strip a sample" in text
+    assert "one row for each class, one strip for each sample" in text
     assert "samples" in page.ids and "classes" not in page.ids
 
 

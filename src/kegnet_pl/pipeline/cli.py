@@ -46,12 +46,12 @@ def _run(cfg: DictConfig) -> float | None:
         _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
     except Exception as error:
         # Our own checks say what to do, and a traceback would hide it.
-        ours = isinstance(error, UserError | ValueError | FileNotFoundError)
-        expected = ours and (isinstance(error, UserError) or str(error).startswith("Expected "))
+        checked = isinstance(error, ValueError | FileNotFoundError) and str(error).startswith("Expected ")
+        expected = checked or isinstance(error, UserError)
         if local_rank() == 0:
             sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
-            return math.nan  # a number, as sweepers look at it; what failed is told when the sweep ends
+            return math.nan  # a number, as sweepers look at it; the end of the sweep lists what failed
         if not expected or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         _leave(f"Error: {error}", code=1)
@@ -82,7 +82,7 @@ def _explain_trial(settings: "RunSettings") -> None:
     if settings.teacher.weights is not None and short and any("kegnet" in mixture for mixture in settings.sources):
         print(  # noqa: T201
             f"This is a trial: generators train for {generator.epochs} epochs of {generator.steps_per_epoch} steps. "
-            f"Presets for a network of your own are experiment=custom/batch_norm for images and a teacher with batch "
+            f"Presets for your own network are experiment=custom/batch_norm for images and a teacher with batch "
             f"norm, custom/image for images without, custom/table for rows of features."
         )
 
@@ -118,18 +118,15 @@ def main() -> None:
     try:
         _run()
     except SystemExit as stop:
-        if stop.code == 1 and not _entered and (sweep.begun is None or not any(sweep.begun.glob("*/.hydra"))):
+        if stop.code == 1 and not _entered and (sweep.started is None or not any(sweep.started.glob("*/.hydra"))):
             for hint in suggest(sys.argv[1:]):
                 print(f"\n{hint}", file=sys.stderr)  # noqa: T201
         raise
     finally:
-        failed = sweep.begun is not None and _finish_sweep(sweep.begun)
+        failed = False
+        if sweep.started is not None:
+            from kegnet_pl.reporting.sweep import finish_sweep
+
+            failed = finish_sweep(sweep.started)
     if failed:
         sys.exit(1)
-
-
-def _finish_sweep(folder: Path) -> bool:
-    """Collect the results of all jobs; return whether one of them failed."""
-    from kegnet_pl.reporting.sweep import finish_sweep
-
-    return finish_sweep(folder)

@@ -15,8 +15,8 @@ from kegnet_pl.data import RealDataModule
 from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.pipeline.objects import build, code_of
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
-from kegnet_pl.pipeline.trainer import ResumableFit, Selection, TrainerFactory
-from kegnet_pl.runtime.costs import StageCosts, Work
+from kegnet_pl.pipeline.trainer import TrainerFactory
+from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.devices import find_device
 from kegnet_pl.runtime.environment import local_rank
 from kegnet_pl.runtime.errors import ConfigError
@@ -38,9 +38,9 @@ class RunContext:
         config: The same as a plain configuration, as it was composed.
         store: Finished stages.
         trainers: Makes trainers, callbacks and loggers.
-        console: Shows progress.
+        console: Prints messages and progress.
         device: Device of sampling and evaluation.
-        data: Real data, None where there is none.
+        data: Real data; None where there is none.
     """
 
     settings: RunSettings
@@ -79,30 +79,8 @@ class RunContext:
             self._networks[key] = load_network(stage.folder)
         return self._networks[key]
 
-    def fit(
-        self, stage: str, folder: Path, costs: StageCosts, work: Work, selection: Selection | None = None
-    ) -> ResumableFit:
-        """Return what trains the modules of a stage: resumable, logged, and metered.
-
-        Args:
-            stage: Name of the stage, the job type of loggers.
-            folder: The stage's hidden folder.
-            costs: Costs of the stage.
-            work: Kind of work that training counts as.
-            selection: Which epoch is kept; None for the last.
-        """
-        return ResumableFit(self.trainers, folder, stage, costs, work, selection or Selection())
-
-    def training_fingerprint(self) -> dict[str, Any]:
-        """Return the settings that change the result of anything trained."""
-        return {"seed": self.seed, **training_fingerprint(self.settings)}
-
     def data_fingerprint(self, *parts: str) -> dict[str, Any]:
-        """Return the settings and the content of real data that trains or selects.
-
-        Args:
-            parts: Splits that are used.
-        """
+        """Return the settings and the content of the splits of real data that train or select."""
         assert self.data is not None
         data = self.settings.data
         return data.fingerprint() | code_of(data) | {"content": self.data.digest(*parts)}
@@ -117,15 +95,9 @@ class RunContext:
         title: str | None,
         collective: bool = False,
     ) -> Stage:
-        """Find a stage in the store, or build it; then close its loggers.
+        """Find a stage in the store, or build it (see :meth:`Store.get`); then close its loggers.
 
-        Args:
-            stage: Name of the stage.
-            settings: See :meth:`Store.get`.
-            parents: The stages it reads.
-            make: See :meth:`Store.get`.
-            title: Name of the stage on the terminal; None to print nothing where it was found.
-            collective: See :meth:`Store.get`.
+        ``title`` is the name of the stage on the terminal; None prints nothing where the stage was found.
         """
         loggers = self.loggers
 
@@ -148,15 +120,9 @@ class RunContext:
 
 
 def open_context(
-    config: Mapping[str, Any],
-    run_folder: Path,
-    *,
-    settings: RunSettings | None = None,
-    job: int | None = None,
-    gpu: int | None = None,
+    settings: RunSettings, config: Mapping[str, Any], run_folder: Path, job: int | None = None, gpu: int | None = None
 ) -> RunContext:
     """Return the context of a run; see :func:`kegnet_pl.pipeline.run.run`."""
-    settings = settings or RunSettings.from_config(config)
     quiet_lightning()
     if settings.trainer.accelerator == "cpu":
         keep_freed_memory()

@@ -47,15 +47,11 @@ def _acquire(folder: Path, count: int) -> tuple[int, FileLock]:
     while True:
         for offset in range(count):
             index = (start + offset) % count
-            lock = FileLock(folder / f"{_identity(index)}.lock", mode=0o666)
+            identity = torch.cuda.get_device_properties(index).uuid  # does not depend on CUDA_VISIBLE_DEVICES
+            lock = FileLock(folder / f"{identity}.lock", mode=0o666)
             try:
                 # Only the last GPU of a round is worth waiting for: the others are locked.
                 lock.acquire(timeout=0 if offset < count - 1 else _POLL_SECONDS)
             except Timeout:
                 continue
             return index, lock
-
-
-def _identity(index: int) -> str:
-    """Return the UUID of a GPU, which does not depend on CUDA_VISIBLE_DEVICES."""
-    return str(torch.cuda.get_device_properties(index).uuid)

@@ -32,17 +32,13 @@ def has_wandb_key() -> bool:
     """Return True if Weights & Biases can log in without a prompt."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    import wandb
+
     try:
-        host = urlparse(os.environ.get("WANDB_BASE_URL") or _default_server()).hostname or ""
+        host = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname or ""
         return netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, NetrcParseError):
         return False
-
-
-def _default_server() -> str:
-    import wandb
-
-    return str(wandb.Settings().base_url)
 
 
 @dataclass
@@ -86,54 +82,49 @@ class Loggers:
         return [key for key, s in self.specifications.items() if s["_target_"].endswith(f".{WandbLogger.__name__}")]
 
     def make(self, stage: str, name: str, folder: Path) -> list[Logger]:
-        """Make the loggers of one fit.
+        """Make the loggers of one fit, one for each specification.
 
         Args:
-            stage: Stage, the W&B job type.
-            name: Name of the fit, the stage's where its fits are logged together; the folder of csv files.
-            folder: The stage's folder: csv and TensorBoard files go there.
-
-        Returns:
-            One logger per specification.
+            stage: Name of the stage, the W&B job type.
+            name: Name of the fit, or of the stage where its fits are logged together; the folder of csv files.
+            folder: Folder of the stage, for csv and TensorBoard files.
         """
         loggers: list[Logger] = []
         for key, specification in self.specifications.items():
             target = specification["_target_"].rsplit(".", 1)[-1]
             if target == WandbLogger.__name__:
-                logger: Logger = self._make_wandb(key, specification, stage, name, folder)
-            elif target in (CSVLogger.__name__, TensorBoardLogger.__name__):
-                logger = _build(specification, save_dir=str(folder), name=f"logs/{name}")
-            else:
-                logger = _build(specification)
-            if target not in (CSVLogger.__name__, WandbLogger.__name__):  # the manifest has them already
-                logger.log_hyperparams(dict(self.hyperparameters))
-            loggers.append(logger)
+                loggers.append(self._make_wandb(key, specification, stage, name, folder))
+                continue
+            writes_files = target in (CSVLogger.__name__, TensorBoardLogger.__name__)
+            options = {"save_dir": str(folder), "name": f"logs/{name}"} if writes_files else {}
+            loggers.append(_build(specification, **options))
+            if target != CSVLogger.__name__:  # the manifest has them already
+                loggers[-1].log_hyperparams(dict(self.hyperparameters))
         return loggers
 
     def _make_wandb(
         self, key: str, specification: Mapping[str, Any], stage: str, name: str, folder: Path
     ) -> WandbLogger:
-        first = self._wandb.get(key)
-        options = {name: value for name, value in specification.items() if name != "artifacts"}
-        if first is None:
-            # Without a key the client would prompt for one; an explicit mode of the user has precedence.
-            explicit = "WANDB_MODE" in os.environ or "offline" in specification
-            offline = self._unreachable or (not explicit and not has_wandb_key())
-            title = stage if stage == name else f"{stage} {name}"
-            options |= {
-                "save_dir": str(self.run_folder),
-                "name": f"{title} · {self.label}",
-                "group": self.group,
-                "job_type": stage,
-                "tags": [*self.tags, *(specification.get("tags") or [])],
-                "id": _run_id(folder) if rank() == 0 else None,
-                "reinit": "create_new",  # leaves a run open that the user has started
-                **(_OFFLINE if offline else {}),
-            }
-            first = self._open(_build(options), options, folder)
-            first.log_hyperparams({**self.hyperparameters, "stage": stage, "network": name})
-            self._wandb[key] = first
-        return first
+        if key in self._wandb:
+            return self._wandb[key]
+        # Without a key the client would prompt for one; an explicit mode of the user has precedence.
+        explicit = "WANDB_MODE" in os.environ or "offline" in specification
+        offline = self._unreachable or (not explicit and not has_wandb_key())
+        title = stage if stage == name else f"{stage} {name}"
+        options = {name: value for name, value in specification.items() if name != "artifacts"} | {
+            "save_dir": str(self.run_folder),
+            "name": f"{title} · {self.label}",
+            "group": self.group,
+            "job_type": stage,
+            "tags": [*self.tags, *(specification.get("tags") or [])],
+            "id": _run_id(folder) if rank() == 0 else None,
+            "reinit": "create_new",  # leaves a run open that the user has started
+            **(_OFFLINE if offline else {}),
+        }
+        logger = self._open(_build(options), options, folder)
+        logger.log_hyperparams({**self.hyperparameters, "stage": stage, "network": name})
+        self._wandb[key] = logger
+        return logger
 
     def _open(self, logger: WandbLogger, options: Mapping[str, Any], folder: Path) -> WandbLogger:
         """Start the run; if the server does not answer, keep this run and all later ones offline."""
@@ -166,16 +157,12 @@ class Loggers:
     def show(self, stage: str, folder: Path, make: Callable[[], Mapping[str, Any]]) -> None:
         """Log tables, pictures or histograms to the W&B runs of a stage.
 
-        Args:
-            stage: The stage.
-            folder: Its folder.
-            make: Returns wandb objects by name; only called if there is a W&B logger.
+        ``make`` returns wandb objects by name; it is only called if there is a W&B logger.
         """
         if rank() != 0:
             return
         for key in self._wandb_keys:
-            logger = self._wandb.get(key) or self._make_wandb(key, self.specifications[key], stage, stage, folder)
-            logger.experiment.log(dict(make()))
+            self._make_wandb(key, self.specifications[key], stage, stage, folder).experiment.log(dict(make()))
 
     def finish(self, stage: Stage | None, parents: Sequence[Stage] = (), *, done: bool = False) -> None:
         """Close the W&B runs of a stage when it ends.
@@ -191,11 +178,8 @@ class Loggers:
                 continue
             run = logger.experiment
             if stage is not None:
-                identity = {
-                    "fingerprint": stage.fingerprint,
-                    "parents": {parent.name: parent.fingerprint for parent in parents},
-                }
-                run.config.update(identity, allow_val_change=True)
+                read = {parent.name: parent.fingerprint for parent in parents}
+                run.config.update({"fingerprint": stage.fingerprint, "parents": read}, allow_val_change=True)
                 run.summary.update({"seconds": stage.seconds})
                 if self.specifications[key].get("artifacts", True) and stage.name in ARTIFACTS:
                     _record_artifact(run, stage, parents)
@@ -220,11 +204,6 @@ def _run_id(folder: Path) -> str:
     return identifier
 
 
-def artifact_name(stage: Stage) -> str:
-    """Return the name of a stage's artifact, which is the name of its folder."""
-    return f"{stage.name}-{stage.fingerprint}"
-
-
 def _record_artifact(run: Any, stage: Stage, parents: Sequence[Stage]) -> None:
     """Log a stage's files as an artifact, with the artifacts of its parents.
 
@@ -232,17 +211,16 @@ def _record_artifact(run: Any, stage: Stage, parents: Sequence[Stage]) -> None:
     """
     import wandb
 
-    used = [parent for parent in parents if parent.name in ARTIFACTS]
+    used = {parent.name: f"{parent.name}-{parent.fingerprint}" for parent in parents if parent.name in ARTIFACTS}
     if not run.offline:
-        for parent in used:
-            run.use_artifact(f"{artifact_name(parent)}:latest")
-    manifest = stage.manifest
+        for name in used.values():
+            run.use_artifact(f"{name}:latest")
     artifact = wandb.Artifact(
-        artifact_name(stage),
+        f"{stage.name}-{stage.fingerprint}",
         type=stage.name,
         metadata={
-            "fingerprint": stage.fingerprint, "parents": {parent.name: artifact_name(parent) for parent in used},
-            "metrics": manifest["metrics"], "seconds": stage.seconds, "command": manifest["command"],
+            "fingerprint": stage.fingerprint, "parents": used, "metrics": stage.metrics, "seconds": stage.seconds,
+            "command": stage.manifest["command"],
         },
     )  # fmt: skip
     for path in sorted(path for path in stage.folder.iterdir() if path.is_file()):

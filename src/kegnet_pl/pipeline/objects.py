@@ -10,13 +10,14 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 import kegnet_pl
+from kegnet_pl.compression import Rule
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.runtime.errors import ConfigError
-from kegnet_pl.settings import ObjectiveTerm, Settings
+from kegnet_pl.settings import CompressionSettings, ObjectiveTerm, Settings
 
 
 def plain(specification: Settings | Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as a plain dict, under the names of the configuration."""
+    """Return settings under the names of the configuration."""
     return specification.model_dump(by_alias=True) if isinstance(specification, Settings) else dict(specification)
 
 
@@ -43,14 +44,20 @@ def build_objective(terms: Mapping[str, ObjectiveTerm]) -> GeneratorObjective:
     )
 
 
+def make_rules(settings: CompressionSettings) -> list[Rule]:
+    """Return the rules that ``compression`` describes.
+
+    Raises:
+        ValueError: If a rank is out of range.
+    """
+    return [Rule(rule.layers, rule.rank) for rule in settings.rules or []]
+
+
 def code_of(*specifications: Any) -> dict[str, Any]:
     """Return hashes of the files that define the user's own ``_target_`` objects, for a fingerprint.
 
     Their code can change while all settings stay the same. Installed packages, and this one, are identified by their
     versions in the manifest.
-
-    Args:
-        specifications: Parts of the configuration.
 
     Returns:
         ``{"code": {target: hash}}``; empty if all targets are in installed packages.
@@ -73,9 +80,8 @@ def _targets(specification: Any) -> Iterator[str]:
     if isinstance(specification, Mapping):
         if isinstance(specification.get("_target_"), str):
             yield specification["_target_"]
-        for value in specification.values():
-            yield from _targets(value)
-    elif isinstance(specification, list):
+        specification = list(specification.values())
+    if isinstance(specification, list):
         for value in specification:
             yield from _targets(value)
 

@@ -1,32 +1,30 @@
-"""What a run leaves: rows of results, the report, and the summary on the terminal."""
+"""Outputs of a run: rows of results, the report, and the summary on the terminal."""
 
 import functools
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kegnet_pl.compression import CompressionReport, measure_size
+from kegnet_pl.compression import measure_size
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.pipeline.context import RunContext, student_name
 from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.pipeline.store import Stage
-from kegnet_pl.reporting import (
-    Row,
+from kegnet_pl.reporting.results import Row, write_results
+from kegnet_pl.reporting.run_page import StageFolders, read_compression_report, write_run_page
+from kegnet_pl.reporting.runs import FinishedRun
+from kegnet_pl.reporting.tables import (
     describe_results,
     explain_losses,
     format_accuracy,
     make_compression_table,
     make_results_table,
-    write_results,
 )
-from kegnet_pl.reporting.run_page import StageFolders, write_run_page
-from kegnet_pl.reporting.runs import FinishedRun
-from kegnet_pl.reporting.wandb import report_objects
+from kegnet_pl.reporting.wandb import print_sync_command, report_objects
 from kegnet_pl.runtime.costs import add_up
+from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.sources import SourceInfo
-from kegnet_pl.training.progress import shown, tell_offline
 
 
 @dataclass
@@ -36,7 +34,7 @@ class Network:
     Attributes:
         method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), ``T+KegNet``, ...
         stages: The stages behind it; the last one holds the network.
-        source: What it learned from; None without training on synthetic data.
+        source: Source of its training samples; None without training on synthetic data.
         evaluation: Its evaluation, None where there is no test data.
     """
 
@@ -44,6 +42,11 @@ class Network:
     stages: list[Stage]
     source: SourceInfo | None = None
     evaluation: Stage | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy on test data; None where there is none."""
+        return None if self.evaluation is None else float(self.evaluation.metrics["test/accuracy"])
 
     @property
     def all_stages(self) -> list[Stage]:
@@ -69,8 +72,8 @@ def describe(context: RunContext, network: Network, teacher: Network) -> Row:
         selection=settings.student.selection if trained else None,
         epochs=last.metrics.get("epochs"),
         epoch=last.metrics.get("epoch"),
-        accuracy=_accuracy(network),
-        teacher_accuracy=_accuracy(teacher),
+        accuracy=network.accuracy,
+        teacher_accuracy=teacher.accuracy,
         parameters=own["parameters"],
         teacher_parameters=size.parameters,
         compression_ratio=round(size.parameters / own["parameters"], 4),
@@ -88,21 +91,12 @@ def describe(context: RunContext, network: Network, teacher: Network) -> Row:
     )
 
 
-def _accuracy(network: Network) -> float | None:
-    return None if network.evaluation is None else float(network.evaluation.metrics["test/accuracy"])
-
-
 def write_outputs(
     context: RunContext, rows: Sequence[Row], networks: Sequence[Network], folder: Path, *, brief: bool
 ) -> None:
-    """Write results and report, and print the tables; if brief, one line.
+    """Write results and report to the folder of a run, and print the tables; if brief, one line.
 
-    Args:
-        context: Context of the run.
-        rows: One a network.
-        networks: The networks, in the order of rows.
-        folder: Folder of the run.
-        brief: Whether other jobs write to the same terminal.
+    Rows are in the order of networks.
     """
     write_results(rows, folder / "results.json")
     generators = next((stage for one in networks for stage in one.stages if stage.name == "generators"), None)
@@ -119,12 +113,12 @@ def write_outputs(
         context.console.print(f"results: {accuracies}", soft_wrap=True)
         return
     _print_tables(context, rows, networks)
-    _print_places(context, networks, generators, page)
+    _print_paths(context, networks, generators, page)
 
 
 def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[Network]) -> None:
     say = functools.partial(context.console.print, soft_wrap=True)
-    report = read_compression_report(networks[1].stages[1])
+    report = read_compression_report(networks[1].stages[1].folder)
     say()
     if report is not None:
         say(f"Compression ({rows[-1].student}), layer by layer")
@@ -141,24 +135,19 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
 
 
-def _print_places(context: RunContext, networks: Sequence[Network], generators: Stage | None, page: Path) -> None:
-    say = functools.partial(context.console.print, soft_wrap=True)
+def _print_paths(context: RunContext, networks: Sequence[Network], generators: Stage | None, page: Path) -> None:
     folder = page.parent
-    say()
-    say(f"teacher       {shown(networks[0].stages[0].folder)}")
+    lines = [
+        "",
+        f"teacher       {display_path(networks[0].stages[0].folder)}",
+        f"student       {display_path(networks[-1].stages[-1].folder)}  (kegnet_pl.load_network reads it)",
+        f"results       {display_path(folder / 'results.json')}",
+        f"report        {display_path(page)}  (open it in a browser)",
+    ]
     if generators is not None:
-        say(f"generators    {shown(generators.folder)}  (kegnet_pl.load_generators reads them)")
-    say(f"student       {shown(networks[-1].stages[-1].folder)}  (kegnet_pl.load_network reads it)")
-    if generators is not None:
-        say(f"sample sheet  {shown(folder / 'samples.png')}")
-    say(f"results       {shown(folder / 'results.json')}")
-    say(f"report        {shown(page)}  (open it in a browser)")
+        lines.insert(2, f"generators    {display_path(generators.folder)}  (kegnet_pl.load_generators reads them)")
+        lines.insert(4, f"sample sheet  {display_path(folder / 'samples.png')}")
     if "tensorboard" in context.settings.logger:
-        say(f"TensorBoard   tensorboard --logdir {shown(context.store.root)}")
-    tell_offline(folder, "", context.console)
-
-
-def read_compression_report(stage: Stage) -> CompressionReport | None:
-    """Return the report of a compression stage, None where another network was built."""
-    path = stage.folder / "compression.json"
-    return CompressionReport.from_dict(json.loads(path.read_text())) if path.exists() else None
+        lines.append(f"TensorBoard   tensorboard --logdir {display_path(context.store.root)}")
+    context.console.print("\n".join(lines), soft_wrap=True)
+    print_sync_command(folder, "wandb/offline-run-*", context.console)

@@ -5,11 +5,11 @@ from torch import nn
 
 from kegnet_pl.api.checks import check_student
 from kegnet_pl.compression import CompressionPlan
+from kegnet_pl.networks import count_classes
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_generator
 from kegnet_pl.pipeline.context import RunContext
-from kegnet_pl.pipeline.objects import build
-from kegnet_pl.pipeline.stages.compression import make_rules
+from kegnet_pl.pipeline.objects import build, make_rules
 from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import GeneratorSettings, OptimizerSettings
@@ -18,9 +18,7 @@ from kegnet_pl.settings import GeneratorSettings, OptimizerSettings
 def check_before(context: RunContext, *, generators: bool) -> None:
     """Check what needs no trained teacher.
 
-    Args:
-        context: Context of the run.
-        generators: Whether generators are trained.
+    ``generators`` is True if the run trains some.
 
     Raises:
         ConfigError: If an optimiser, a plan of compression or a generator cannot be built or does not fit the data.
@@ -36,15 +34,12 @@ def check_before(context: RunContext, *, generators: bool) -> None:
             CompressionPlan(make_rules(settings.compression), settings.compression.target)
         except ValueError as error:
             raise ConfigError(f"{error} See compression=...") from error
-    trained = {
-        "teacher": (settings.teacher.weights is None, settings.teacher.optimizer),
-        "generator": (generators, settings.generator.optimizer),
-        "student": (bool(settings.sources), settings.student.optimizer),
-    }
-    for part, (wanted, optimizer) in trained.items():
-        if wanted:
-            _check_optimizer(part, optimizer)
+    if settings.teacher.weights is None:
+        _check_optimizer("teacher", settings.teacher.optimizer)
+    if settings.sources:
+        _check_optimizer("student", settings.student.optimizer)
     if generators:
+        _check_optimizer("generator", settings.generator.optimizer)
         _check_generator(settings.generator, context.input_shape, context.classes)
 
 
@@ -78,18 +73,12 @@ def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], 
     except ValueError as error:
         raise ConfigError(
             f"{error} generator=image makes images (data.input_shape=[channels,height,width]), generator=dense rows of "
-            f"features; generator=custom takes generator.network and generator.decoder of your own."
+            f"features; generator=custom takes your own generator.network and generator.decoder."
         ) from error
 
 
 def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: nn.Module, *, generators: bool) -> None:
-    """Check that generators and students find the layers that they learn from.
-
-    Args:
-        context: Context of the run.
-        teacher: The teacher.
-        student: The student before training.
-        generators: Whether generators are trained.
+    """Check that generators, if any are trained, and the untrained student find the layers that they learn from.
 
     Raises:
         ConfigError: If the student cannot be trained with its settings, or a loss needs batch norm that the teacher
@@ -111,4 +100,23 @@ def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: 
         raise ConfigError(
             f"Expected a teacher with batch norm for generator.objective.statistics, but {type(teacher).__name__} has "
             f"none. Set generator.objective.statistics.weight=0. {presets}"
+        )
+
+
+def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], classes: int) -> None:
+    """Pass a blank batch through a network.
+
+    Raises:
+        ConfigError: If it does not take such samples, or does not return logits of this number of classes.
+    """
+    try:
+        found = count_classes(network, input_shape, name)
+    except ValueError as error:
+        raise ConfigError(
+            f"{str(error).rstrip('.')}. Choose data and network that fit: data=..., {name}=..., data.input_shape."
+        ) from error
+    if found != classes:
+        raise ConfigError(
+            f"Expected the {name} {type(network).__name__} to have {classes} classes, as the data has, but it has "
+            f"{found}. Set data.classes to that, or choose data and network that fit."
         )

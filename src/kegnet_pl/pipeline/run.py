@@ -7,17 +7,14 @@ from typing import Any
 from kegnet_pl.pipeline.context import open_context
 from kegnet_pl.pipeline.outputs import Network, describe, write_outputs
 from kegnet_pl.pipeline.preflight import check_before, check_teacher_and_student
-from kegnet_pl.pipeline.stages import (
-    compression_stage,
-    evaluation_stage,
-    generators_stage,
-    student_stage,
-    teacher_stage,
-)
+from kegnet_pl.pipeline.stages.compression import compression_stage
+from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
+from kegnet_pl.pipeline.stages.generators import generators_stage
+from kegnet_pl.pipeline.stages.student import student_stage
+from kegnet_pl.pipeline.stages.teacher import teacher_stage
 from kegnet_pl.runtime.distributed import rank
-from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings import RunSettings
-from kegnet_pl.sources import SourceInfo, describe_mixture
+from kegnet_pl.sources import describe_mixture
 
 
 def run(
@@ -34,18 +31,19 @@ def run(
         config: A resolved configuration, plain.
         folder: Folder of the run's results.
         settings: The same, typed; None to check the configuration here.
-        job: Number of the job, where jobs of a sweep write to one terminal at the same time.
-        gpu: Number of the GPU that this run has to itself; None for the first.
+        job: Number of the job where jobs of a sweep write to one terminal at the same time.
+        gpu: Index of the GPU that is reserved for this run; None for the first.
 
     Returns:
         Test accuracy of the last student in [0, 1], which a sweep compares; None where there is no test data.
 
     Raises:
         UserError: If something is wrong that the user can repair.
+        ValueError: If a source cannot be found, or networks and data do not fit.
     """
     settings = settings or RunSettings.from_config(config)
-    sources = _describe_sources(settings)
-    context = open_context(config, folder, settings=settings, job=job, gpu=gpu)
+    sources = [describe_mixture(shares, settings.source) for shares in settings.sources]
+    context = open_context(settings, config, folder, job, gpu)
     needs_generators = any(source.needs_generators for source in sources)
     check_before(context, generators=needs_generators)
 
@@ -70,15 +68,3 @@ def run(
     if rank() == 0:
         write_outputs(context, rows, networks, folder, brief=job is not None)
     return rows[-1].accuracy
-
-
-def _describe_sources(settings: RunSettings) -> list[SourceInfo]:
-    """Return what students learn from, a source or a mixture each.
-
-    Raises:
-        ConfigError: If a source cannot be found.
-    """
-    try:
-        return [describe_mixture(shares, settings.source) for shares in settings.sources]
-    except ValueError as error:
-        raise ConfigError(str(error)) from error

@@ -1,4 +1,4 @@
-"""A look at generators while they train: samples, and what the teacher thinks of them."""
+"""Monitoring of generators while they train: their samples, and the teacher's confidence in them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,29 +19,29 @@ from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.training import GeneratorModule
 
 SAMPLES = 16
-"""Samples a class that the teacher is asked about."""
+"""Samples of each class that the teacher classifies."""
 
 ROWS = 4
-"""Samples a class on a sheet."""
+"""Samples of each class on a sheet."""
 
 
 class SampleMonitor(Callback):
-    """After every epoch, draws the same noise again and asks the teacher, in evaluation mode, about the samples.
+    """Makes samples of the same noise after every epoch, and lets the teacher classify them in evaluation mode.
 
     Logs ``samples/confidence`` (the teacher's mean probability of the intended class, in [0, 1]), the same for every
     class (``samples/confidence_3``), and ``samples/entropy`` (of the teacher's answers, mean, in nats). If the module
     has ``names``, the name of the generator comes first: ``generator_0/samples/confidence``. Every logger that takes
     images gets a sheet of samples; a file gets it after the epochs 1, 2, 5, 10, 20, 50, ... and the last.
 
-    It draws from a stream of its own and moves no statistics: training is the same without it.
+    Its noise has a seed of its own and statistics stay as they are: training is the same without it.
 
     Args:
         teacher: Returns logits. It is copied and frozen.
-        spare: A network of the generators' structure, to take the values of one of several that train together.
-        names: Of the generators that train, in order.
-        folder: Sheets go to ``folder/NAME/epoch_0010.png``.
-        seed: Of the noise.
-        costs: The stage's costs.
+        spare: A network of the generators' structure, for the values of one of several that train together.
+        names: Names of the generators that train, in order.
+        folder: Folder of the sheets, ``folder/NAME/epoch_0010.png``.
+        seed: Seed of the noise.
+        costs: Costs of the stage.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SampleMonitor(Callback):
         self.costs = costs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at all generators."""
+        """Log samples of all generators."""
         assert isinstance(pl_module, GeneratorModule)
         if not trainer.is_global_zero:
             return
@@ -63,14 +63,14 @@ class SampleMonitor(Callback):
         epoch, step = trainer.current_epoch + 1, trainer.global_step - 1  # as Lightning counts at the end of an epoch
         keep = epoch == trainer.max_epochs or str(epoch).rstrip("0") in ("1", "2", "5")
         for index, name in enumerate(self.names):
-            samples, logits = self._look(pl_module, index)
+            samples, logits = self._sample(pl_module, index)
             metrics, entropies = describe_answers(logits)
-            shown = sheet_rows(samples, ROWS)
+            rows = sheet_rows(samples, ROWS)
             if keep:
-                write_grid(shown, self.folder / name / f"epoch_{epoch:04d}.png")
+                write_grid(rows, self.folder / name / f"epoch_{epoch:04d}.png")
             prefix = "" if pl_module.names is None else f"{name}/"
             for logger in trainer.loggers:
-                more = log_sheet(logger, prefix, shown, entropies, step)
+                more = log_sheet(logger, prefix, rows, entropies, step)
                 named = {f"{prefix}{key}": value for key, value in (metrics | more).items()}
                 logger.log_metrics(named | {"epoch": trainer.current_epoch}, step=step)
         count = SAMPLES * pl_module.classes * len(self.names)
@@ -78,7 +78,7 @@ class SampleMonitor(Callback):
         self.costs.teacher_forwards += count
 
     @torch.no_grad()
-    def _look(self, module: GeneratorModule, index: int) -> tuple[list[Tensor], Tensor]:
+    def _sample(self, module: GeneratorModule, index: int) -> tuple[list[Tensor], Tensor]:
         """Return samples of every class, and the teacher's logits ``(classes, SAMPLES, C)``."""
         network = module.generator
         if isinstance(network, StackedModule):
@@ -91,7 +91,7 @@ class SampleMonitor(Callback):
 
 
 def describe_answers(logits: Tensor) -> tuple[dict[str, float], Tensor]:
-    """Return how sure a teacher is of samples made for each class.
+    """Return a teacher's confidence in samples that were made for each class.
 
     Args:
         logits: ``(classes, N, classes)``; the first dimension is the class that samples were made for.

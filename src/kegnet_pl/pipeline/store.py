@@ -1,4 +1,4 @@
-"""The store of finished stages: fingerprint, lock, manifest, atomic publication, resume (HOUSE section 4)."""
+"""The store of finished stages: fingerprint, lock, manifest, atomic publication, resume."""
 
 import errno
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -20,8 +20,7 @@ from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import barrier, distributed, rank, share_decision, shared_decision
 from kegnet_pl.runtime.errors import StoreError
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
-
-Resume = Literal["auto", "never", "require"]
+from kegnet_pl.settings import Resume
 
 Build = Callable[[Path, StageCosts], Mapping[str, Any]]
 """Function that computes a stage in a folder, adds to its costs and returns its metrics."""
@@ -34,15 +33,16 @@ _KEYS = {"metrics", "seconds", "costs", "peak_memory", "config", "files"}
 
 
 def fingerprint(stage: str, config: Mapping[str, Any], parents: Sequence[str]) -> str:
-    """Return the key of a stage: a hash of everything that its result depends on.
+    """Return the key of a stage: a hash of its name, its settings and the fingerprints of the stages that it reads.
 
-    Args:
-        stage: Name of the stage.
-        config: Its settings, without those that do not change the result (paths, devices, workers, loggers).
-        parents: Fingerprints of the stages that it reads.
+    Settings that do not change the result (paths, devices, workers, loggers) are not among them.
     """
     content = json.dumps([FORMAT, stage, config, list(parents)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _hidden(final: Path) -> Path:
+    return final.with_name(f".{final.name}.building")
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ class Stage:
     @property
     def metrics(self) -> dict[str, Any]:
         """Metrics of the stage, by name."""
-        metrics: dict[str, Any] = self.manifest["metrics"]
-        return metrics
+        return dict(self.manifest["metrics"])
 
     @property
     def seconds(self) -> float:
@@ -88,12 +87,10 @@ class Store:
         notify: Called with messages for the user.
 
     Raises:
-        StoreError: If the folder cannot be written and stages may have to be built, or ``resume`` is unknown.
+        StoreError: If the folder cannot be written and stages may have to be built.
     """
 
     def __init__(self, root: str | Path, resume: Resume = "auto", notify: Callable[[str], None] = print) -> None:
-        if resume not in get_args(Resume):
-            raise StoreError(f"Expected `resume` to be one of {get_args(Resume)}, but got {resume!r}.")
         self.root = Path(root).absolute()
         self.resume = resume
         self.notify = notify
@@ -123,13 +120,7 @@ class Store:
         )
 
     def get(
-        self,
-        stage: str,
-        config: Mapping[str, Any],
-        parents: Sequence[Stage],
-        build: Build,
-        *,
-        collective: bool = False,
+        self, stage: str, config: Mapping[str, Any], parents: Sequence[Stage], build: Build, *, collective: bool = False
     ) -> Stage:
         """Return a finished stage; build it if there is none.
 
@@ -149,7 +140,7 @@ class Store:
         if rank() != 0:
             if not shared_decision(key, final):
                 if collective:
-                    build(self._hidden(final), StageCosts())
+                    build(_hidden(final), StageCosts())
                 barrier()
             return self._load(stage, key, final, found=False)
 
@@ -176,9 +167,6 @@ class Store:
             raise
         return self._load(stage, key, final, found=hit)
 
-    def _hidden(self, final: Path) -> Path:
-        return final.with_name(f".{final.name}.building")
-
     def _acquire(self, lock: FileLock, final: Path) -> None:
         if not self._locks:
             return
@@ -192,15 +180,9 @@ class Store:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
 
     def _build(
-        self,
-        stage: str,
-        key: str,
-        config: Mapping[str, Any],
-        parents: Sequence[Stage],
-        build: Build,
-        final: Path,
+        self, stage: str, key: str, config: Mapping[str, Any], parents: Sequence[Stage], build: Build, final: Path
     ) -> None:
-        hidden = self._hidden(final)
+        hidden = _hidden(final)
         if self.resume == "never":
             shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir(exist_ok=True)
@@ -228,14 +210,12 @@ class Store:
         shutil.rmtree(hidden / "checkpoints", ignore_errors=True)
         manifest["files"] = {path.name: path.stat().st_size for path in sorted(hidden.iterdir()) if path.is_file()}
         atomic_write(hidden / "manifest.json", json.dumps(manifest, indent=2))
+        old = final.with_name(f".{final.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if final.exists():  # with resume=never
-            old = final.with_name(f".{final.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
-            hidden.rename(final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            hidden.rename(final)
+        hidden.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
         barrier()
 
     def _load(self, stage: str, key: str, final: Path, found: bool) -> Stage:

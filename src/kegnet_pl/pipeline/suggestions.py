@@ -51,8 +51,8 @@ def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
     """Return arguments of the command line as Hydra takes them.
 
     ``+experiment=`` and ``+debug=`` lose their sign, as both groups have a default. One mixture, ``sources={...}``,
-    becomes a list of one. ``recipe=`` with an experiment of
-    the paper becomes a part of its name: ``experiment=NAME recipe=paper`` is ``experiment=paper/NAME``.
+    becomes a list of one. ``recipe=`` with an experiment of the paper becomes a part of its name:
+    ``experiment=NAME recipe=paper`` is ``experiment=paper/NAME``.
 
     Raises:
         ConfigError: If ``recipe=`` has no preset for the experiment.
@@ -65,16 +65,16 @@ def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
     if recipe is None or not set(recipes) <= set(RECIPES) or (experiment is None and recipes == ["strict"]):
         return arguments
     names = experiment.partition("=")[2].split(",") if experiment else []
-    pairs = [(name, name if "/" in name else RECIPES[key] + name) for key in recipes for name in names]
-    if not pairs or any("/" not in name and not _is_preset(preset) for name, preset in pairs):
-        raise ConfigError(
-            f"Expected an experiment of the paper with {recipe}, but got {experiment or 'none'}. A recipe is a preset: "
-            f"experiment=NAME, experiment=paper/NAME or experiment=strict/NAME. For a network of your own choose "
-            f"experiment=custom/batch_norm, custom/image or custom/table."
-        )
     if any("/" in name for name in names):
         return arguments
-    replaced = f"experiment={','.join(preset for _, preset in pairs)}"
+    presets = [RECIPES[key] + name for key in recipes for name in names]
+    if not presets or not all(map(_is_preset, presets)):
+        raise ConfigError(
+            f"Expected an experiment of the paper with {recipe}, but got {experiment or 'none'}. A recipe is a preset: "
+            f"experiment=NAME, experiment=paper/NAME or experiment=strict/NAME. For your own network choose "
+            f"experiment=custom/batch_norm, custom/image or custom/table."
+        )
+    replaced = f"experiment={','.join(presets)}"
     return [replaced if argument == experiment else argument for argument in arguments if argument != recipe]
 
 
@@ -116,13 +116,12 @@ def refuse_old_names(arguments: Sequence[str]) -> None:
 
 
 def suggest(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield what exists, for every override that names what does not."""
+    """Yield a hint for every override of a setting or an option that does not exist."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    overrides = [argument for argument in arguments if re.match(r"[~+]{0,2}[\w.@/]+=", argument)]
-    wrong = [override for override in overrides if not override.startswith(("+", "~", "hydra."))]
+    overrides = [text for text in arguments if re.match(r"[\w.@/]+=", text) and not text.startswith("hydra.")]
     experiment = [override for override in overrides if override.startswith("experiment=") and "," not in override]
     GlobalHydra.instance().clear()
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
@@ -134,7 +133,7 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
     for folder, group in itertools.product(_config_folders(arguments), groups):
         paths = (folder / group).rglob("*.yaml")
         groups[group] += [path.relative_to(folder / group).with_suffix("").as_posix() for path in paths]
-    for override in wrong:
+    for override in overrides:
         key, _, value = override.partition("=")
         hint = _option_hint(key, value, groups[key]) if key in groups else None
         if key == "hydra/launcher" and value in _LAUNCHERS:
@@ -162,7 +161,7 @@ def _config_folders(arguments: Sequence[str]) -> list[Path]:
 
 
 def _option_hint(group: str, value: str, options: list[str]) -> str | None:
-    """Return what to choose in place of an option that does not exist; None if it does."""
+    """Return a hint to an option that does not exist; None if it does."""
     if re.search(r"[,(\[{$]", value) or value in options:
         return None  # several, or computed
     close = difflib.get_close_matches(value, options, n=1) or [option for option in options if option.startswith(value)]
@@ -171,32 +170,21 @@ def _option_hint(group: str, value: str, options: list[str]) -> str | None:
 
 
 def _setting_hint(cfg: DictConfig, key: str) -> str | None:
-    """Return what exists where a dotted key leaves the configuration; None if the key exists."""
-    missing = _first_missing(cfg, key)
-    if missing is None:
+    """Return a hint to a dotted key that does not exist; None if it does."""
+    node: Any = OmegaConf.to_container(cfg)
+    found, rest = [], key.split(".")
+    while rest and isinstance(node, dict) and rest[0] in node:
+        found.append(rest.pop(0))
+        node = node[found[-1]]
+    if not rest:
         return None
-    parent, known = missing
-    wanted, *rest = key.removeprefix(f"{parent}.").split(".")
-    close = [".".join([name, *rest]) for name in difflib.get_close_matches(wanted, known or [], n=1)]
-    hint = f" Did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
-    if known is None and OmegaConf.select(cfg, parent) is None:
-        what = f"`{parent}` is null, a whole by itself: {parent}=..., or +{key}=... to make one of parts"
-    elif known is None:
-        what = f"`{parent}` is a setting by itself: {parent}=..."
+    parent = ".".join(found)
+    if isinstance(node, dict):
+        names = f"{f'`{parent}`' if parent else 'The configuration'} has: {', '.join(node)}"
+    elif node is None:
+        names = f"`{parent}` is null, a whole by itself: {parent}=..., or +{key}=... to make one of parts"
     else:
-        what = f"`{parent}` has: " if parent else "The configuration has: "
-        what += ", ".join(known)
-    return f"{key!r} does not exist.{hint}\n{what}"
-
-
-def _first_missing(cfg: Any, key: str) -> tuple[str, list[str] | None] | None:
-    """Return where a dotted key leaves the configuration, and what is beneath (None: a value); None if it exists."""
-    node: Any = cfg
-    seen: list[str] = []
-    for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
-            known = [str(name) for name in node] if isinstance(node, DictConfig) else None
-            return ".".join(seen), known
-        seen.append(part)
-        node = OmegaConf.to_container(node).get(part) if OmegaConf.is_missing(node, part) else node[part]  # type: ignore[union-attr]
-    return None
+        names = f"`{parent}` is a setting by itself: {parent}=..."
+    close = difflib.get_close_matches(rest[0], list(node) if isinstance(node, dict) else [], n=1)
+    hint = f" Did you mean {'.'.join([*found, *close, *rest[1:]])}?" if close else ""
+    return f"{key!r} does not exist.{hint}\n{names}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +27,7 @@ from kegnet_pl.runtime.errors import FAILURE
 NAME_VARIABLE = "KEGNET_SWEEP"
 """Environment variable that carries the sweep's name to its jobs, which a launcher may start elsewhere."""
 
-begun: Path | None = None
+started: Path | None = None
 """Folder of the sweep that this process has started."""
 
 ONE_PROCESS = (
@@ -48,12 +49,12 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Store the folder of the sweep, and set its name, which is the same for the same overrides."""
-        global begun
+        global started
         processes = OmegaConf.select(config, "trainer.devices")
         if isinstance(processes, int) and processes > 1:
             sys.exit(f"\nError: {ONE_PROCESS}")
         _make_folder(config, "hydra.sweep.dir")
-        begun = Path(config.hydra.sweep.dir).absolute()
+        started = Path(config.hydra.sweep.dir).absolute()
         if not os.environ.get(NAME_VARIABLE):
             os.environ[NAME_VARIABLE] = sweep_name(_as_written(config.hydra.overrides.task))
 
@@ -74,17 +75,14 @@ def _make_folder(config: DictConfig, key: str) -> None:
 def sweep_name(overrides: Sequence[str]) -> str:
     """Return a name for a sweep, the same for the same overrides: ``svhn_resnet-compression-seed-1a2b3c``."""
     experiment = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("experiment=")), "")
-    swept = [o.split("=", 1)[0].lstrip("+") for o in overrides if _is_sweep(o)]
+    swept = [
+        o.get_key_element().lstrip("+")
+        for o in OverridesParser.create().parse_overrides(list(overrides))
+        if o.is_sweep_override()
+    ]
     digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6]
     parts = [part for part in (experiment, *swept) if part and "," not in part]
     return "-".join([*[re.sub(r"[^\w.]+", "_", part) for part in parts], digest])[-100:]
-
-
-def _is_sweep(override: str) -> bool:
-    """Return True if an override has several values: a comma outside brackets and quotes, or a call like range()."""
-    value = override.partition("=")[2]
-    bare = re.sub(r"\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"", "", value)
-    return "," in bare or re.match(r"(choice|range|interval|glob)\(", bare) is not None
 
 
 def in_sweep() -> bool:
@@ -115,10 +113,7 @@ def jobs_share_the_terminal() -> bool:
 def record_failure(folder: Path, error: Exception, expected: bool) -> None:
     """Write the error of a run to its folder, for reports; print that of a sweep's job, since the sweep continues.
 
-    Args:
-        folder: Folder of the run or the job.
-        error: The exception.
-        expected: True if its message is complete without a traceback.
+    ``expected`` is True if the message of the error is complete without a traceback.
     """
     overrides = job_overrides()
     reason = str(error) if expected else f"{type(error).__name__}: {error}"

@@ -18,12 +18,12 @@ from kegnet_pl.training.fit import Metrics, run_fit
 
 @dataclass(frozen=True)
 class Selection:
-    """Which epoch of a fit is kept.
+    """Selection of the epoch of a fit that is kept.
 
     Attributes:
         best: Keep the epoch with the highest ``val/accuracy`` instead of the last.
-        patience: Stop so many epochs after the best; None never stops early. Needs ``best``.
-        min_epochs: Epochs at least; see :class:`Patience`.
+        patience: Stop this many epochs after the best; None never stops early. Needs ``best``.
+        min_epochs: Minimum number of epochs; see :class:`Patience`.
     """
 
     best: bool = False
@@ -33,7 +33,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class TrainerFactory:
-    """Makes what every fit of a run is trained with.
+    """Makes the trainer, the callbacks and the loggers of every fit of a run.
 
     Attributes:
         make_trainer: Returns a trainer for given ``max_epochs``, ``callbacks``, ``logger`` and ``limit_val_batches``.
@@ -58,7 +58,7 @@ class ResumableFit:
         stage: Name of the stage, the job type of loggers.
         costs: Costs of the stage.
         work: Kind of work that training counts as.
-        selection: Which epoch is kept.
+        selection: Selection of the epoch that is kept.
     """
 
     trainers: TrainerFactory
@@ -86,18 +86,22 @@ class ResumableFit:
             KeyboardInterrupt: If the user stopped it.
         """
         checkpoints = self.folder / "checkpoints" / name
-        best, selecting = self._selection_callbacks(checkpoints)
-        last = LastEpoch()
+        # Samples that a step draws and the teacher answers to.
+        drawn = module.batch_size * module.networks if isinstance(module, GeneratorModule) else 0
+        last, best = LastEpoch(), None
+        selecting: list[Callback] = []
+        if self.selection.best:
+            best = ModelCheckpoint(
+                dirpath=checkpoints, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False
+            )
+            selecting.append(best)
+        if self.selection.best and self.selection.patience is not None:
+            selecting.append(Patience(self.selection.patience, self.selection.min_epochs or 0))
         shared = isinstance(module, TrainingModule) and module.names is not None
+        own = self.trainers.make_callbacks(checkpoints)
         trainer = self.trainers.make_trainer(
             max_epochs=epochs,
-            callbacks=[
-                Meter(self.costs, self.work, _samples_per_step(module)),
-                last,
-                *callbacks,
-                *selecting,
-                *self.trainers.make_callbacks(checkpoints),
-            ],
+            callbacks=[Meter(self.costs, self.work, drawn), last, *callbacks, *selecting, *own],
             logger=self.trainers.loggers.make(self.stage, self.stage if shared else name, self.folder),
             limit_val_batches=None if self.selection.best else 0,
         )
@@ -113,19 +117,3 @@ class ResumableFit:
             kept = content["epoch"] + 1
         module.to("cpu")
         return metrics | {"epochs": trainer.current_epoch, "epoch": kept}
-
-    def _selection_callbacks(self, checkpoints: Path) -> tuple[ModelCheckpoint | None, list[Callback]]:
-        """Return the callback that keeps the best epoch, None where the last is kept, and all that select."""
-        if not self.selection.best:
-            return None, []
-        best = ModelCheckpoint(
-            dirpath=checkpoints, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False
-        )
-        if self.selection.patience is None:
-            return best, [best]
-        return best, [best, Patience(self.selection.patience, self.selection.min_epochs or 0)]
-
-
-def _samples_per_step(module: LightningModule) -> int:
-    """Return the samples that a step of a module draws and shows to the teacher."""
-    return module.batch_size * module.networks if isinstance(module, GeneratorModule) else 0

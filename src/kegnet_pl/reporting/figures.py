@@ -1,4 +1,4 @@
-"""Plots of one run: curves, layers, classes, costs."""
+"""Plots of one run: curves, layers, classes, costs. ``narrow`` is True for the shape that fits a phone."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kegnet_pl.compression import CompressionReport
-from kegnet_pl.reporting.style import COLOURS, MUTED, SERIES, Look, layout_of, legend_columns, percent_axis, width_of
+from kegnet_pl.reporting.style import (
+    COLOURS,
+    MUTED,
+    SERIES,
+    Look,
+    legend_columns,
+    new_figure,
+    percent_axis,
+    short_number,
+)
 
 Curve = list[tuple[float, float]]
 """Epoch, from 1, and value."""
@@ -29,11 +37,7 @@ _COST_NAMES = {
 
 
 def read_curves(logs: Path) -> dict[str, Curve]:
-    """Read the metrics of a fit: name -> epochs and values.
-
-    Args:
-        logs: Folder of a CSV logger; curves of a resumed fit may lie in several versions.
-    """
+    """Read the metrics of a fit from the folder of a CSV logger; a resumed fit has several versions."""
     curves: dict[str, dict[float, float]] = {}
     for file in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
         with file.open() as lines:
@@ -47,9 +51,7 @@ def read_curves(logs: Path) -> dict[str, Curve]:
 def split_curves(curves: Mapping[str, Curve], name: str) -> dict[str, dict[str, Curve]]:
     """Return curves by network: ``generator_0/train/loss`` is ``train/loss`` of ``generator_0``.
 
-    Args:
-        curves: Of :func:`read_curves`.
-        name: Name of the network whose curves have no name in front.
+    Curves without a name in front are of the network ``name``.
     """
     networks: dict[str, dict[str, Curve]] = {}
     for key, curve in curves.items():
@@ -59,85 +61,66 @@ def split_curves(curves: Mapping[str, Curve], name: str) -> dict[str, dict[str, 
 
 
 def draw_generator_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: bool = False) -> Figure:
-    """Draw the losses of all generators, and the teacher's confidence in their samples.
-
-    Args:
-        curves: Generator -> :func:`read_curves`.
-        narrow: For a phone.
-    """
-    first = next(iter(curves.values()))
-    terms = sorted(name for name in first if name.startswith("train/loss_"))
-    panels = ["train/loss", *terms, "samples/confidence"]
-    titles = {"train/loss": "objective", "samples/confidence": "teacher's confidence"}
+    """Draw the losses of generators (name -> :func:`read_curves`), and the teacher's confidence in their samples."""
+    curves = {name.replace("_", " "): of_one for name, of_one in curves.items()}
+    known = {name for of_one in curves.values() for name in of_one}
+    terms = sorted(name for name in known if name.startswith("train/loss_"))
+    titles = {"train/loss": "objective"}
     titles |= {term: term.removeprefix("train/loss_").replace("_", " ") for term in terms}
-    panels = [name for name in panels if any(name in of_one for of_one in curves.values())]
+    titles |= {"samples/confidence": "teacher's confidence"}
+    panels = {name: title for name, title in titles.items() if name in known}
+    colors = {name: SERIES[index % len(SERIES)] for index, name in enumerate(curves)}
     columns = 2 if narrow else 3
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(width_of(narrow), (2.0 if narrow else 2.5) * lines), layout=layout_of(narrow))
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis, name in zip(axes, panels, strict=False):
-        for index, (generator, of_one) in enumerate(curves.items()):
-            _line(axis, of_one.get(name, []), SERIES[index % len(SERIES)], generator.replace("_", " "))
-        axis.set_title(titles[name])
-        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        if name == "samples/confidence":
-            percent_axis(axis)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    for axis in axes[: len(panels)]:
-        axis.set_xlabel("epoch")
+    figure = new_figure((2.0 if narrow else 2.5) * lines, narrow)
+    _draw_panels(figure.subplots(lines, columns, squeeze=False), panels, curves, colors)
     if len(curves) > 1:
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(curves), 3 if narrow else 6)
-        )
+        columns = min(len(curves), 3 if narrow else 6)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 
 def draw_student_curves(
     curves: Mapping[str, Mapping[str, Curve]], looks: Mapping[str, Look], narrow: bool = False
 ) -> Figure:
-    """Draw the training of students: the loss, and the agreement with the teacher.
-
-    Args:
-        curves: Method -> :func:`read_curves`.
-        looks: Method -> its look (:func:`kegnet_pl.reporting.style.looks_of`).
-        narrow: For a phone.
-    """
-    panels = [("train/loss", "distillation loss in nats"), ("train/accuracy", "answers as the teacher, in training")]
+    """Draw the training of students (method -> :func:`read_curves`): the loss, and the agreement with the teacher."""
+    panels = {"train/loss": "distillation loss in nats", "train/accuracy": "answers as the teacher, in training"}
     if any("val/accuracy" in of_one for of_one in curves.values()):
-        panels.append(("val/accuracy", "validation accuracy"))
-    figure = Figure(figsize=(width_of(narrow), 2.4 * len(panels) if narrow else 2.9), layout=layout_of(narrow))
+        panels["val/accuracy"] = "validation accuracy"
+    figure = new_figure(2.4 * len(panels) if narrow else 2.9, narrow)
     shape = (len(panels), 1) if narrow else (1, len(panels))
-    axes = figure.subplots(*shape, squeeze=False).flatten()
-    for axis, (name, title) in zip(axes, panels, strict=True):
-        for method, of_one in curves.items():
-            _line(axis, of_one.get(name, []), looks[method].color, method)
-        axis.set_title(title)
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if name.endswith("accuracy"):
-            percent_axis(axis)
+    colors = {method: looks[method].color for method in curves}
+    _draw_panels(figure.subplots(*shape, squeeze=False), panels, curves, colors)
     columns = legend_columns(list(curves), narrow)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 
-def _line(axis: Axes, curve: Curve, colour: str, label: str) -> None:
-    if curve:
-        marker = "o" if len(curve) < 8 else None
-        axis.plot(*zip(*curve, strict=True), color=colour, label=label, marker=marker, markersize=4)
+def _draw_panels(
+    axes: np.ndarray, panels: Mapping[str, str], curves: Mapping[str, Mapping[str, Curve]], colors: Mapping[str, str]
+) -> None:
+    """Draw a panel for each metric (name -> title), with a line for each network; remove the other axes."""
+    free = list(axes.flatten())
+    for name, title in panels.items():
+        axis = free.pop(0)
+        for network, of_one in curves.items():
+            if curve := of_one.get(name):
+                marker = "o" if len(curve) < 8 else None
+                axis.plot(*zip(*curve, strict=True), color=colors[network], label=network, marker=marker, markersize=4)
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if name.endswith(("accuracy", "confidence")):
+            percent_axis(axis)
+    for axis in free:
+        axis.remove()
 
 
 def draw_compression(report: CompressionReport, narrow: bool = False) -> Figure:
-    """Draw the parameters and multiply-accumulates of every layer before and after compression.
-
-    Args:
-        report: Of the compression.
-        narrow: For a phone.
-    """
+    """Draw the parameters and multiply-accumulates of every layer before and after compression."""
     rows = [row for row in report.rows if row.parameters_before or row.macs_before]
     height = 0.9 + 0.34 * len(rows)
-    figure = Figure(figsize=(width_of(narrow), 2 * height if narrow else height), layout=layout_of(narrow))
+    figure = new_figure(2 * height if narrow else height, narrow)
     axes = figure.subplots(2, 1, sharey=True) if narrow else figure.subplots(1, 2, sharey=True)
     positions = np.arange(len(rows))
     for axis, size, title in zip(axes, ("parameters", "macs"), ("parameters", "MACs of one sample"), strict=True):
@@ -155,26 +138,12 @@ def draw_compression(report: CompressionReport, narrow: bool = False) -> Figure:
     return figure
 
 
-def short_number(value: float) -> str:
-    """Return a number with the letters of thousands, millions and milliards: ``417 k``."""
-    for exponent, unit in ((9, " G"), (6, " M"), (3, " k")):
-        if abs(value) >= 10**exponent:
-            return f"{value / 10**exponent:.3g}{unit}"
-    return f"{value:g}"
-
-
 def draw_classes(
     confusions: Mapping[str, Sequence[Sequence[int]]], looks: Mapping[str, Look], narrow: bool = False
 ) -> Figure:
-    """Draw the accuracy of every class.
-
-    Args:
-        confusions: Method -> counts ``(C, C)``, rows the true classes.
-        looks: Method -> its look (:func:`kegnet_pl.reporting.style.looks_of`).
-        narrow: For a phone.
-    """
+    """Draw the accuracy of every class from confusions: method -> counts ``(C, C)``, rows the true classes."""
     count = len(next(iter(confusions.values())))
-    figure = Figure(figsize=(width_of(narrow), 3.6 if narrow else 3.1), layout=layout_of(narrow))
+    figure = new_figure(3.6 if narrow else 3.1, narrow)
     axis = figure.subplots()
     students = [method for method in confusions if method != "teacher"]
     spacing = min(0.13, 0.8 / max(len(students), 1))
@@ -199,13 +168,8 @@ def draw_classes(
 
 
 def draw_walk(walks: Sequence[Mapping[str, Any]], narrow: bool = False) -> Figure:
-    """Draw the teacher's probability of the class that each walk ends in.
-
-    Args:
-        walks: From where to where, and the probabilities.
-        narrow: For a phone.
-    """
-    figure = Figure(figsize=(width_of(narrow), 3.0 if narrow else 2.6), layout=layout_of(narrow))
+    """Draw the teacher's probability of the class that each walk ends in."""
+    figure = new_figure(3.0 if narrow else 2.6, narrow)
     axis = figure.subplots()
     for index, walk in enumerate(walks):
         shares = np.linspace(0, 1, len(walk["p_to"]))
@@ -220,14 +184,9 @@ def draw_walk(walks: Sequence[Mapping[str, Any]], narrow: bool = False) -> Figur
 
 
 def draw_costs(seconds: Mapping[str, float], narrow: bool = False) -> Figure:
-    """Draw the seconds of every kind of work.
-
-    Args:
-        seconds: By kind of work (:mod:`kegnet_pl.runtime.costs`).
-        narrow: For a phone.
-    """
+    """Draw the seconds of every kind of work (:mod:`kegnet_pl.runtime.costs`)."""
     spent = [(_COST_NAMES.get(work, work), value) for work, value in seconds.items() if value > 0]
-    figure = Figure(figsize=(width_of(narrow), 0.7 + 0.32 * max(len(spent), 1)), layout=layout_of(narrow))
+    figure = new_figure(0.7 + 0.32 * max(len(spent), 1), narrow)
     axis = figure.subplots()
     bars = axis.barh([name for name, _ in spent], [value for _, value in spent], color=COLOURS["bars"], height=0.6)
     axis.bar_label(bars, [clock(value) for _, value in spent], padding=4, color=MUTED)

@@ -3,26 +3,20 @@
 import base64
 import re
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from kegnet_pl import __version__
-from kegnet_pl.reporting.style import to_svg
+from kegnet_pl.reporting.style import house_style, to_svg
 from kegnet_pl.runtime.atomic_files import atomic_write
 
-
-def _template(name: str) -> str:
-    return (resources.files("kegnet_pl.reporting") / "templates" / name).read_text(encoding="utf-8")
-
-
 _ENVIRONMENT = Environment(
-    loader=FunctionLoader(_template),
-    autoescape=lambda name: name is None or name.endswith(".html"),
+    loader=PackageLoader("kegnet_pl.reporting"),
+    autoescape=select_autoescape(),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -35,13 +29,10 @@ def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[s
 
     Args:
         template: Name of a file in ``templates``.
-        path: The page.
-        title: Of the page.
-        sections: Identifier and name of the parts it links to at its top.
+        path: Path of the page, which is returned.
+        title: Title of the page.
+        sections: Identifiers and names of the sections that its head links to.
         values: Values of the template.
-
-    Returns:
-        The page's path.
     """
     text = _ENVIRONMENT.get_template(template).render(title=title, sections=sections, version=__version__, **values)
     text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)  # a number and its unit stay on one line
@@ -54,12 +45,17 @@ def embed(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def draw(make: Callable[[bool], Figure], title: str) -> Markup:
-    """Return a picture for a page in two shapes: one for a screen, the other for a phone.
+def draw(title: str, make: Callable[..., Figure], data: Any, *more: Any) -> Markup | None:
+    """Return a picture for a page in two shapes: one for a screen, the other for a phone. None where data is empty.
 
     Args:
-        make: Draws it; the argument is True for the narrow shape.
         title: Description for screen readers.
+        make: Draws the picture of its arguments; ``narrow=True`` is for a phone.
+        data: First argument of ``make``.
+        more: Further arguments.
     """
-    wide, narrow = to_svg(make(False), title), to_svg(make(True), title, " narrow")
+    if not data:
+        return None
+    with house_style():
+        wide, narrow = to_svg(make(data, *more), title), to_svg(make(data, *more, narrow=True), title, " narrow")
     return Markup(f'<div class="on-wide">{wide}</div><div class="on-narrow">{narrow}</div>')

@@ -26,12 +26,10 @@ def picture(x: Tensor) -> np.ndarray:
         from matplotlib import colormaps
 
         share = (values[:, None] / _FEATURE_RANGE + 1) / 2
-        strip: np.ndarray = colormaps["coolwarm"](share)[..., :3]
-        return strip
+        return np.asarray(colormaps["coolwarm"](share)[..., :3])
     low, high = values.min(), values.max()
     scaled = (values - low) / max(high - low, 1e-6)
-    image: np.ndarray = scaled.transpose(1, 2, 0) if len(scaled) == 3 else scaled[0][..., None].repeat(3, axis=2)
-    return image
+    return np.asarray(scaled.transpose(1, 2, 0) if len(scaled) == 3 else scaled[0][..., None].repeat(3, axis=2))
 
 
 def grid(rows: Sequence[Sequence[Tensor]]) -> np.ndarray:
@@ -45,19 +43,17 @@ def grid(rows: Sequence[Sequence[Tensor]]) -> np.ndarray:
     """
     cells = [[picture(x) for x in row] for row in rows]
     height, width = cells[0][0].shape[:2]
-    down, across = height + _GAP, width + (_GAP if width > 1 else 0)  # strips of features stand side by side
+    down, across = height + _GAP, width + (_GAP if width > 1 else 0)  # no gap between strips of features
     out = np.zeros((len(cells) * down - _GAP, len(cells[0]) * across - (across - width), 4))
     for i, row in enumerate(cells):
         for j, cell in enumerate(row):
-            out[i * down : i * down + height, j * across : j * across + width] = np.dstack(
-                [cell, np.ones(cell.shape[:2])]
-            )
-    pixels: np.ndarray = (out * 255).round().astype(np.uint8)
-    return pixels
+            top, left = i * down, j * across
+            out[top : top + height, left : left + width] = np.dstack([cell, np.ones((height, width))])
+    return np.asarray((out * 255).round(), dtype=np.uint8)
 
 
 def write_grid(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
-    """Write :func:`grid` as a PNG file, a pixel of a sample a pixel of the file."""
+    """Write :func:`grid` as a PNG file; each pixel of a sample is one pixel of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = grid(rows)
     grey = bool((pixels[..., :1] == pixels[..., 1:3]).all())
@@ -79,36 +75,31 @@ def sheet_rows(samples: Sequence[Tensor], count: int) -> list[list[Tensor]]:
 def draw_sample_sheet(samples: Sequence[Tensor], path: str | Path, title: str, confidence: Sequence[float]) -> None:
     """Draw samples with classes as columns and write a PNG.
 
-    Images are shown as they are, each stretched to its own range; feature rows as strips of one colour a feature.
+    Images are stretched to their own range; rows of features are strips, one color for each feature.
 
     Args:
         samples: For every class, samples ``(N, C, H, W)`` or ``(N, F)``.
         path: The file.
-        title: Above the sheet.
+        title: Text above the sheet.
         confidence: For every class, the teacher's mean probability of that class for these samples, in [0, 1].
     """
     from matplotlib.figure import Figure
 
     tabular = samples[0].ndim == 2
-    columns, rows = len(samples), 1 if tabular else len(samples[0])
-    width = 0.8 * columns + 0.6
+    pictures = [[picture(one) for one in of_class] for of_class in samples]
+    if tabular:
+        pictures = [[np.hstack(strips)] for strips in pictures]
+    columns, rows = len(pictures), len(pictures[0])
     height = (2.8 if tabular else 0.8 * rows) + 0.95
-    figure = Figure(figsize=(width, height), dpi=110)
+    figure = Figure(figsize=(0.8 * columns + 0.6, height), dpi=110)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for column, x in enumerate(samples):
+    for column, of_class in enumerate(pictures):
         axes[0, column].set_title(f"{column}\n{100 * confidence[column]:.0f} %", fontsize=9)
-        for row in range(rows):
-            axis = axes[row, column]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-            if tabular:
-                axis.imshow(x.T.numpy(), cmap="coolwarm", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
-                if column == 0:
-                    axis.set_ylabel("features", fontsize=8)
-            else:
-                axis.imshow(picture(x[row]), interpolation="nearest")
+        for axis, image in zip(axes[:, column], of_class, strict=True):
+            axis.imshow(image, aspect="auto" if tabular else "equal", interpolation="nearest")
+            axis.set(xticks=[], yticks=[], frame_on=False)
+    if tabular:
+        axes[0, 0].set_ylabel("features", fontsize=8)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", y=0.99, va="top")
     figure.subplots_adjust(
         left=0.04 if tabular else 0.01, right=0.99, bottom=0.01, top=1 - 0.78 / height, wspace=0.06, hspace=0.06

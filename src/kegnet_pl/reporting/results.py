@@ -12,39 +12,10 @@ from kegnet_pl.sources.registry import find_builtin
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One network of one run; ``results.schema.json`` describes the file.
+    """One network of one run.
 
-    Attributes:
-        dataset: Name of the data.
-        test_set: Test set of the accuracy, None if it was not measured.
-        teacher: Name of the teacher.
-        student: Name of the compression, or of the student's network.
-        method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), and those trained on
-            synthetic data, with the title of the source: ``T+KegNet``, ``S+Normal``.
-        source: Description of the source of the synthetic data (:class:`kegnet_pl.sources.SourceInfo`): name, title,
-            prior, color, marker, needs_generators, shares. None for the teacher and for untrained networks.
-        seed: The run's seed.
-        recipe: Name of the recipe: ``strict``, ``paper``, ``fast``, or the user's.
-        selection: Which epoch of the student was kept: ``last``, ``synthetic`` or ``real``; None without training.
-        epochs: Epochs of training; None without training here, and in rows of older versions.
-        epoch: The epoch that was kept, counted from 1; also None for networks that an older version trained.
-        accuracy: On the test set, in [0, 1]; None where there is no test data.
-        teacher_accuracy: The same of the teacher.
-        parameters: Weights and biases.
-        teacher_parameters: The same of the teacher.
-        compression_ratio: ``teacher_parameters / parameters``.
-        macs: Multiply-accumulates for one sample.
-        teacher_macs: The same of the teacher.
-        samples: Synthetic samples the student was trained on; None without training.
-        label_entropy: Mean entropy of the teacher's answers to these samples, in nats; None without training.
-        precision: Of the training.
-        seconds: Wall-clock seconds of the stage that made this network, without evaluation.
-        stage_seconds: Wall-clock seconds of every stage behind this row, and of its evaluation.
-        costs: Costs of these stages (:class:`kegnet_pl.runtime.costs.StageCosts`): seconds by kind of work,
-            samples made, answers of the teacher, peak memory in megabytes.
-        fingerprint: Fingerprint of the stage that holds the network.
-        command: Command of the run.
-        versions: Versions of Python and packages.
+    ``results.schema.json`` describes every field, its unit, and where it is None. ``source``, ``epochs`` and ``epoch``
+    are missing in rows of older versions.
     """
 
     dataset: str

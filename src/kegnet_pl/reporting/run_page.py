@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,17 @@ from kegnet_pl.reporting.html import draw, embed, write_page
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.run_story import write_story
 from kegnet_pl.reporting.runs import FinishedRun
-from kegnet_pl.reporting.style import house_style, looks_of
+from kegnet_pl.reporting.style import looks_of
 from kegnet_pl.reporting.summary import summarize
+from kegnet_pl.reporting.tables import find_best
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from kegnet_pl.runtime.atomic_files import atomic_write
-from kegnet_pl.runtime.errors import UserError
 
 STAGES = "stages.json"
 """File in the folder of a run: the finished stages of its networks."""
 
 PAGE = "report.html"
-_SHEETS_SHOWN = 8
+_MAX_SHEETS = 8
 _RECOGNISED = 0.5
 """The teacher recognises a class if its mean confidence is at least this."""
 
@@ -71,32 +70,32 @@ class StageFolders:
         return next((folder for folder in found if folder.is_dir()), None)
 
 
+def read_compression_report(stage: Path | None) -> CompressionReport | None:
+    """Read the report in the folder of a compression; None where another network was built."""
+    path = stage / "compression.json" if stage is not None else None
+    return CompressionReport.from_dict(json.loads(path.read_text())) if path is not None and path.exists() else None
+
+
 def write_run_page(run: FinishedRun) -> Path:
-    """Write the page of a finished run into its folder.
+    """Write the page of a run that has results into its folder.
 
     Sections of stages that were deleted from the store are left out.
-
-    Raises:
-        UserError: If the run has no results.
     """
-    if not run.rows:
-        raise UserError(f"Expected results in {run.folder}, but the run failed or was stopped.")
     stages = StageFolders.read(run.folder) or StageFolders({}, {})
-    rows = run.rows
-    with house_style():
-        parts = {
-            "tradeoff": draw(partial(draw_tradeoff, summarize([run])), "accuracy against size")
-            if _measured(rows)
-            else None,
-            **_layers(stages),
-            **_curves(stages, rows),
-            **_samples(stages),
-            **_classes(stages, rows),
-            "costs": draw(partial(figures.draw_costs, _spent(rows)), "seconds by kind of work"),
-        }
+    rows, best = run.rows, find_best(run.rows)
+    layers = read_compression_report(stages.find("compression"))
+    parts = {
+        "tradeoff": draw("accuracy against size", draw_tradeoff, summarize([run] if best else [])),
+        "layers": layers,
+        "compression_picture": draw("parameters and MACs of every layer", figures.draw_compression, layers),
+        **_curves(stages, rows),
+        **_samples(stages),
+        **_classes(stages, rows),
+        "costs": draw("seconds by kind of work", figures.draw_costs, _spent(rows)),
+    }
     sections = {
         "results": "Results",
-        "layers": "Layers" if parts["layers"] else None,
+        "layers": "Layers" if layers else None,
         "samples": "Samples" if parts["sheet"] else None,
         "curves": "Training" if parts["generator_curves"] or parts["student_curves"] else None,
         "classes": "Classes" if parts["confusion"] else None,
@@ -111,7 +110,7 @@ def write_run_page(run: FinishedRun) -> Path:
         f"{rows[-1].compression_ratio:.2f} times smaller, without its data",
         [(key, name) for key, name in sections.items() if name],
         rows=rows,
-        best=_best(rows),
+        best=best,
         story=write_story(rows, stages.config),
         facts=_facts(rows),
         test_set=first.test_set,
@@ -120,22 +119,13 @@ def write_run_page(run: FinishedRun) -> Path:
     )
 
 
-def _measured(rows: Sequence[Row]) -> bool:
-    return any(row.accuracy is not None and row.method != "teacher" for row in rows)
-
-
-def _best(rows: Sequence[Row]) -> Row | None:
-    measured = [row for row in rows if row.accuracy is not None and row.method != "teacher"]
-    return max(measured, key=lambda row: row.accuracy or 0.0, default=None)
-
-
 def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     last, teacher = rows[-1], rows[0]
-    facts = []
-    if last.accuracy is not None:
-        facts.append((f"{100 * last.accuracy:.2f} %", f"accuracy of {last.method}"))
-    if teacher.accuracy is not None:
-        facts.append((f"{100 * teacher.accuracy:.2f} %", "accuracy of the teacher"))
+    facts = [
+        (f"{100 * row.accuracy:.2f} %", f"accuracy of {name}")
+        for row, name in ((last, last.method), (teacher, "the teacher"))
+        if row.accuracy is not None
+    ]
     facts.append((f"{last.compression_ratio:.2f}x", "fewer parameters"))
     if last.macs:
         facts.append((f"{teacher.macs / last.macs:.2f}x", "fewer multiply-accumulates"))
@@ -155,75 +145,61 @@ def _spent(rows: Sequence[Row]) -> dict[str, float]:
     return total
 
 
-def _layers(stages: StageFolders) -> dict[str, Any]:
-    folder = stages.find("compression")
-    path = folder / "compression.json" if folder is not None else None
-    report = CompressionReport.from_dict(json.loads(path.read_text())) if path is not None and path.exists() else None
-    picture = (
-        None
-        if report is None
-        else draw(partial(figures.draw_compression, report), "parameters and MACs of every layer")
-    )
-    return {"layers": report, "compression_picture": picture}
-
-
 def _curves(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
-    sources = {row.method: row.source["name"] for row in rows if row.source is not None}
     students = {}
-    for method, folders in stages.networks.items():
-        if method in sources and "student" in folders and folders["student"].is_dir():
-            students[method] = figures.read_curves(folders["student"] / "logs" / sources[method])
-    students = {method: curves for method, curves in students.items() if curves}
+    for row in rows:
+        folder = stages.networks.get(row.method, {}).get("student")
+        curves = figures.read_curves(folder / "logs" / row.source["name"]) if folder and row.source else None
+        if curves:
+            students[row.method] = curves
     folder = stages.find("generators")
     generators: dict[str, dict[str, figures.Curve]] = {}
     for logs in (folder / "logs").glob("*") if folder is not None else ():
         generators |= figures.split_curves(figures.read_curves(logs), logs.name)
     generators = {name: generators[name] for name in sorted(generators, key=lambda name: (len(name), name))}
     return {
-        "generator_curves": draw(partial(figures.draw_generator_curves, generators), "losses of the generators")
-        if generators
-        else None,
-        "student_curves": draw(partial(figures.draw_student_curves, students, looks_of(rows)), "losses of the students")
-        if students
-        else None,
+        "generator_curves": draw("losses of the generators", figures.draw_generator_curves, generators),
+        "student_curves": draw("losses of the students", figures.draw_student_curves, students, looks_of(rows)),
     }
 
 
 def _samples(stages: StageFolders) -> dict[str, Any]:
     folder = stages.find("generators")
-    values: dict[str, Any] = {
-        "sheet": None, "sheets": [], "confidence": [], "walks": [], "walk": None, "walk_picture": None,
-        "tabular": len(stages.config.get("data", {}).get("input_shape", [])) == 1,
-    }  # fmt: skip
     if folder is None:
-        return values
-    metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
-    values["confidence"] = metrics.get("confidence", [])
-    values["recognised"] = bool(values["confidence"]) and min(values["confidence"]) >= _RECOGNISED
+        return {"sheet": None}
+    metrics = _metrics(folder)
+    confidence, walks = metrics.get("confidence", []), metrics.get("walk", [])
     sheets = sorted((folder / "sheets" / "generator_0").glob("epoch_*.png"))
-    values["sheet"] = embed(sheets[-1] if sheets else folder / "samples.png")
-    if len(sheets) > 1:
-        wanted = min(len(sheets), _SHEETS_SHOWN)
-        some = [sheets[index * (len(sheets) - 1) // (wanted - 1)] for index in range(wanted)]
-        values["sheets"] = [(int(path.stem.split("_")[1]), embed(path)) for path in some]
-    if metrics.get("walk"):
-        values["walks"] = metrics["walk"]
-        values["walk"] = embed(folder / "walk.png")
-        values["walk_picture"] = draw(partial(figures.draw_walk, metrics["walk"]), "probabilities along the walks")
-    return values
+    count = min(len(sheets), _MAX_SHEETS)
+    some = [sheets[index * (len(sheets) - 1) // (count - 1)] for index in range(count)] if count > 1 else []
+    return {
+        "sheet": embed(sheets[-1] if sheets else folder / "samples.png"),
+        "sheets": [(int(path.stem.split("_")[1]), embed(path)) for path in some],
+        "tabular": len(stages.config["data"]["input_shape"]) == 1,
+        "confidence": confidence,
+        "recognised": min(confidence, default=0.0) >= _RECOGNISED,
+        "walks": walks,
+        "walk": embed(folder / "walk.png") if walks else None,
+        "walk_picture": draw("probabilities along the walks", figures.draw_walk, walks),
+    }
 
 
 def _classes(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
-    confusions: dict[str, list[list[int]]] = {}
-    for method, folders in stages.networks.items():
-        if "evaluation" in folders and folders["evaluation"].is_dir():
-            metrics = json.loads((folders["evaluation"] / "manifest.json").read_text())["metrics"]
-            confusions[method] = metrics["confusion"]
+    confusions: dict[str, list[list[int]]] = {
+        method: _metrics(folders["evaluation"])["confusion"]
+        for method, folders in stages.networks.items()
+        if "evaluation" in folders and folders["evaluation"].is_dir()
+    }
     if not confusions:
-        return {"confusion": None, "confused": "", "classes_picture": None}
+        return {"confusion": None}
     last = rows[-1].method
     return {
         "confusion": [[(count, count / max(sum(line), 1)) for count in line] for line in confusions[last]],
         "confused": last,
-        "classes_picture": draw(partial(figures.draw_classes, confusions, looks_of(rows)), "accuracy of every class"),
+        "classes_picture": draw("accuracy of every class", figures.draw_classes, confusions, looks_of(rows)),
     }
+
+
+def _metrics(stage: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((stage / "manifest.json").read_text())["metrics"]
+    return metrics

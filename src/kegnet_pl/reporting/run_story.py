@@ -10,9 +10,7 @@ from kegnet_pl.sources.registry import PRIORS
 def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     """Return the sentences: the compression, the training of the main student, and its accuracy.
 
-    Args:
-        rows: Of one run; the first is the teacher's.
-        config: The resolved configuration; empty if it is not known.
+    The first row is the teacher's; the resolved configuration is empty if it is not known.
     """
     teacher, last = rows[0], rows[-1]
     small = next((row for row in rows if row.method in ("T", "S")), last)
@@ -25,14 +23,10 @@ def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     ]
     student = find_main_student(rows)
     if student is not None and student.samples is not None:
-        text.append(
-            f"It was then trained on {student.samples:,} {_describe_samples(student, config)}, "
-            + (
-                "and the epoch to keep was chosen on real validation data."
-                if student.selection == "real"
-                else "with no real data in training or selection."
-            )
-        )
+        selection = "with no real data in training or selection."
+        if student.selection == "real":
+            selection = "and the epoch to keep was chosen on real validation data."
+        text.append(f"It was then trained on {student.samples:,} {_describe_samples(student, config)}, {selection}")
         if student.accuracy is not None and teacher.accuracy is not None:
             text.append(_compare(rows, student, teacher))
     if teacher.accuracy is None:
@@ -43,12 +37,8 @@ def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
 def find_main_student(rows: Sequence[Row]) -> Row | None:
     """Return the last of the students with the most prior knowledge in their samples, None if none was trained."""
     students = [row for row in rows if row.source is not None]
-    return max(reversed(students), key=_rank, default=None)
-
-
-def _rank(row: Row) -> int:
-    """Return the strength of the prior knowledge in the samples of a row, 0 for none."""
-    return max(PRIORS.index(prior) for prior in PRIORS if prior in row.prior)
+    # The prior of a mixture names several, joined by " + ".
+    return max(reversed(students), key=lambda row: max(map(PRIORS.index, row.prior.split(" + "))), default=None)
 
 
 def _describe_samples(student: Row, config: Mapping[str, Any]) -> str:

@@ -15,8 +15,6 @@ from kegnet_pl.runtime.errors import FAILURE, UserError
 
 RESULTS = "results.json"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
-SWEEP_MARK = "multirun.yaml"
-"""File that Hydra writes into the folder of a sweep."""
 _NO_EFFECT = ("logger", "store", "resume", "sweep", "hydra")
 _RUN = "run"
 """Key that the rows of a sweep have in addition: the name of the run."""
@@ -67,7 +65,7 @@ def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
         if not folder.is_dir():
             reason = "it is a file" if folder.exists() else "it does not exist"
             raise UserError(f"Expected a folder with finished runs, but got {folder}: {reason}.")
-        runs = [read_run(path) for path in _run_folders(folder)] or _read_summary(folder)
+        runs = list(_read_folder(folder)) or _read_summary(folder)
         for run in runs:
             found.setdefault(run.folder.resolve(), run)
     if len({path.name for path in found}) == len(found):
@@ -76,18 +74,19 @@ def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     return [replace(run, name=path.relative_to(above).as_posix()) for path, run in found.items()]
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
-    marks = (RESULTS, FAILURE, str(OVERRIDES))
-    if any((folder / mark).exists() for mark in marks) and not _is_sweep(folder):
-        yield folder
+def _read_folder(folder: Path) -> Iterator[FinishedRun]:
+    """Yield the run that a folder holds, or those below it; jobs of a sweep in the order of their numbers."""
+    swept = (folder / "multirun.yaml").exists()  # written by Hydra
+    records = [] if swept else _records(folder)
+    holds_run = any((folder / name).exists() for name in (RESULTS, FAILURE, OVERRIDES))
+    if holds_run and not swept and not any(_RUN in record for record in records):
+        stopped = not records and (folder / FAILURE).exists()
+        failure = json.loads((folder / FAILURE).read_text())["error"] if stopped else None
+        yield FinishedRun(folder, _settings(folder / OVERRIDES), _rows(records, folder), failure, folder.name)
         return
     for child in sorted(folder.iterdir(), key=lambda path: (not path.name.isdigit(), path.name.zfill(9))):
         if child.is_dir() and not child.name.startswith("."):
-            yield from _run_folders(child)
-
-
-def _is_sweep(folder: Path) -> bool:
-    return (folder / SWEEP_MARK).exists() or any(_RUN in record for record in _records(folder))
+            yield from _read_folder(child)
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
@@ -130,19 +129,6 @@ def _read_summary(folder: Path) -> list[FinishedRun]:
     ]
 
 
-def read_run(folder: Path) -> FinishedRun:
-    """Read a run from its folder.
-
-    Raises:
-        UserError: If its results cannot be read.
-    """
-    settings = _settings(folder / OVERRIDES)
-    if (folder / RESULTS).exists():
-        return FinishedRun(folder, settings, _rows(_records(folder), folder), name=folder.name)
-    failure = json.loads((folder / FAILURE).read_text())["error"] if (folder / FAILURE).exists() else None
-    return FinishedRun(folder, settings, failure=failure, name=folder.name)
-
-
 def _settings(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
@@ -156,9 +142,10 @@ def varied(runs: Sequence[FinishedRun]) -> list[str]:
 
     Settings that do not change a network (loggers, folders) are left out.
     """
-    keys = [key for key in dict.fromkeys(key for run in runs for key in run.settings) if not _changes_nothing(key)]
-    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
-
-
-def _changes_nothing(key: str) -> bool:
-    return re.split(r"[./]", key)[0] in _NO_EFFECT or key in ("data.root", "data.download")
+    return [
+        key
+        for key in dict.fromkeys(key for run in runs for key in run.settings)
+        if len({run.settings.get(key) for run in runs}) > 1
+        and re.split(r"[./]", key)[0] not in _NO_EFFECT
+        and key not in ("data.root", "data.download")
+    ]

@@ -3,8 +3,8 @@
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,19 +31,13 @@ _NEAR = 0.26
 INK, MUTED, GRID = "#1b1f24", "#5b6473", "#d9dde3"
 """Text; less important text; lines behind the data. A dark page inverts these, see :func:`to_svg`."""
 
-WIDE, NARROW = 9.2, 4.6
-"""Widths of pictures, in inches: for a screen, where panels stand side by side, and for a phone."""
-
 _VARIABLES = {INK: "--ink", MUTED: "--muted", COLOURS["teacher"]: "--muted", GRID: "--line"}
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Draw in the style of this project."""
-    with mpl.rc_context(
+def house_style() -> AbstractContextManager[None]:
+    """Return a context that draws in the style of this project."""
+    return mpl.rc_context(
         {
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],
             "font.size": 9.5,
             "text.color": INK,
             "axes.labelcolor": INK,
@@ -56,7 +50,6 @@ def house_style() -> Iterator[None]:
             "axes.grid": True,
             "axes.axisbelow": True,
             "grid.color": GRID,
-            "grid.linewidth": 0.8,
             "xtick.color": MUTED,
             "ytick.color": MUTED,
             "xtick.labelcolor": INK,
@@ -66,8 +59,7 @@ def house_style() -> Iterator[None]:
             "svg.fonttype": "none",
             "figure.dpi": 110,
         }
-    ):
-        yield
+    )
 
 
 @dataclass(frozen=True)
@@ -118,18 +110,15 @@ def legend_columns(labels: Sequence[str], narrow: bool) -> int:
     return max(1, min(len(labels), 3, (1 if narrow else 3) * 28 // max(map(len, labels), default=1)))
 
 
-def width_of(narrow: bool) -> float:
-    """Return the width of a picture, in inches."""
-    return NARROW if narrow else WIDE
-
-
-def layout_of(narrow: bool) -> ConstrainedLayoutEngine:
-    """Return the layout of the panels of a picture; panels below each other need more space for titles."""
-    return ConstrainedLayoutEngine(h_pad=0.12) if narrow else ConstrainedLayoutEngine()
+def new_figure(height: float, narrow: bool) -> Figure:
+    """Return an empty figure of a height in inches: for a screen, or a narrow one for a phone."""
+    # Panels below each other need more space for titles.
+    layout = ConstrainedLayoutEngine(h_pad=0.12) if narrow else ConstrainedLayoutEngine()
+    return Figure(figsize=(4.6 if narrow else 9.2, height), layout=layout)
 
 
 def to_svg(figure: Figure, title: str, salt: str = "") -> str:
-    """Return a figure as SVG to stand in a page: transparent, text in the page's font, ink that follows its theme.
+    """Return a figure as SVG for a page: transparent, with the font of the page and the colours of its theme.
 
     Args:
         figure: Drawn with :func:`house_style`.
@@ -152,3 +141,11 @@ def to_svg(figure: Figure, title: str, salt: str = "") -> str:
 def percent_axis(axis: Axes) -> None:
     """Show accuracies in [0, 1] as percent on a vertical axis."""
     axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+
+
+def short_number(value: float) -> str:
+    """Return a number with the letters of thousands, millions and milliards: ``417 k``."""
+    for exponent, unit in ((9, " G"), (6, " M"), (3, " k")):
+        if abs(value) >= 10**exponent:
+            return f"{value / 10**exponent:.3g}{unit}"
+    return f"{value:g}"

@@ -4,7 +4,6 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.runs import FinishedRun, varied
@@ -17,47 +16,40 @@ _IN_ROWS = (
 _OF_STUDENTS = ("generator", "student", "compression", "schedule", "source")
 """Groups of settings that a teacher does not depend on. It may depend on all others, also on those a user adds."""
 
+NUMBERS = ("accuracy", "seeds", "ratio", "MACs", "seconds")
+"""Columns of numbers in the table of means."""
+
 
 @dataclass(frozen=True)
 class Point:
-    """The networks of all seeds behind a mark in the plot and a line in the table.
+    """Networks that differ by their seed alone: a marker in the plot and a line in the table.
 
     Attributes:
-        dataset: Name of the data.
-        teacher: Name of the teacher.
-        recipe: Name of the recipe.
         settings: Other settings that were varied, as ``key=value``; empty if there are none.
-        student: Name of the compression or of the network; None for the teacher.
-        method: As in a row.
-        source: As in a row.
-        selection: As in a row.
-        compression_ratio: Mean of teacher's parameters by the network's.
-        macs: Mean of multiply-accumulates for one sample.
-        seconds: Mean of the seconds of the stage that made the network.
-        accuracies: One for each seed, in [0, 1]; empty if they were not measured.
-        seeds: Their seeds.
-        runs: Number of networks, also where no accuracy was measured.
+        rows: The networks, at least one.
     """
 
-    dataset: str
-    teacher: str
-    recipe: str
     settings: str
-    student: str | None
-    method: str
-    source: dict[str, Any] | None
-    selection: str | None
-    compression_ratio: float
-    macs: float
-    seconds: float
-    accuracies: tuple[float, ...]
-    seeds: tuple[int, ...]
-    runs: int
+    rows: tuple[Row, ...]
 
     @property
-    def prior(self) -> str:
-        """Prior knowledge in the samples the networks were trained on; empty without training on synthetic data."""
-        return "" if self.source is None else str(self.source["prior"])
+    def row(self) -> Row:
+        """The first network, for everything that all of them share."""
+        return self.rows[0]
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe; empty without training on synthetic data."""
+        return "" if self.row.source is None else self.row.recipe
+
+    def average(self, name: str) -> float:
+        """Return the mean of a number that every row has."""
+        return float(statistics.mean(getattr(row, name) for row in self.rows))
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """One for each seed, in [0, 1]; empty if they were not measured."""
+        return tuple(row.accuracy for row in self.rows if row.accuracy is not None)
 
     @property
     def mean(self) -> float:
@@ -88,32 +80,27 @@ def summarize(runs: Sequence[FinishedRun]) -> list[Point]:
     for run in runs:
         for row in run.rows:
             recipe = "" if row.source is None else row.recipe
-            settings = _settings(run, keys[row.method])
+            settings = describe_settings(run, keys[row.method])
             key = (row.dataset, row.teacher, recipe, settings, row.student, row.method, row.selection)
             groups.setdefault(key, []).append((run, row))
     every = [key for key in varied(runs) if key != "seed"]
-    return [
-        _point(settings, rows)
-        for key, members in groups.items()
-        for settings, rows in _separate(str(key[3]), members, every)
-    ]
+    return [point for key, members in groups.items() for point in _separate(str(key[3]), members, every)]
 
 
-def _settings(run: FinishedRun, keys: Sequence[str]) -> str:
+def describe_settings(run: FinishedRun, keys: Sequence[str]) -> str:
+    """Return the settings of a run with these keys, as ``key=value key=value``."""
     return " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
 
 
-def _separate(
-    settings: str, members: Sequence[tuple[FinishedRun, Row]], keys: Sequence[str]
-) -> list[tuple[str, list[Row]]]:
-    """Return groups of rows that differ by their seed alone, each with the settings that distinguish it.
+def _separate(settings: str, members: Sequence[tuple[FinishedRun, Row]], keys: Sequence[str]) -> list[Point]:
+    """Return a point for each group of rows that differ by their seed alone.
 
     Two different networks of one seed are never averaged: all settings that were varied distinguish them, or else the
     names of their runs.
     """
     names: list[Callable[[FinishedRun], str]] = [
         lambda _: settings,
-        lambda run: _settings(run, keys),
+        lambda run: describe_settings(run, keys),
         lambda run: run.name,
     ]
     parts: dict[str, dict[tuple[int, str], Row]] = {}
@@ -123,7 +110,7 @@ def _separate(
             parts.setdefault(name(run), {})[row.seed, row.fingerprint] = row
         if all(len({seed for seed, _ in rows}) == len(rows) for rows in parts.values()):
             break
-    return [(name, list(rows.values())) for name, rows in parts.items()]
+    return [Point(name, tuple(rows.values())) for name, rows in parts.items()]
 
 
 def _matters(key: str, row: Row) -> bool:
@@ -139,22 +126,37 @@ def _matters(key: str, row: Row) -> bool:
     return group != "generator" or bool(row.source["needs_generators"])
 
 
-def _point(settings: str, rows: Sequence[Row]) -> Point:
-    first = rows[0]
-    measured = [row for row in rows if row.accuracy is not None]
-    return Point(
-        dataset=first.dataset,
-        teacher=first.teacher,
-        recipe="" if first.source is None else first.recipe,
-        settings=settings,
-        student=first.student,
-        method=first.method,
-        source=first.source,
-        selection=first.selection,
-        compression_ratio=statistics.mean(row.compression_ratio for row in rows),
-        macs=statistics.mean(row.macs for row in rows),
-        seconds=statistics.mean(row.seconds for row in rows),
-        accuracies=tuple(row.accuracy for row in measured if row.accuracy is not None),
-        seeds=tuple(row.seed for row in measured),
-        runs=len(rows),
-    )
+def is_measured(points: Sequence[Point]) -> bool:
+    """Return True if the accuracy of a student is known."""
+    return any(point.accuracies and point.row.method != "teacher" for point in points)
+
+
+def format_mean(point: Point) -> str:
+    """Return a mean accuracy with its standard deviation in percent, as text."""
+    if not point.accuracies:
+        return "not measured"
+    spread = "" if point.sd is None else f" ± {100 * point.sd:.2f}"
+    return f"{100 * point.mean:.2f}{spread} %"
+
+
+def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
+    """Return the table of means: heading -> a cell for each point. Columns in which nothing differs are left out."""
+    columns = {
+        "data": [f"{point.row.dataset}, {point.row.teacher}" for point in points],
+        "student": [point.row.student or "" for point in points],
+        "network": [point.row.method for point in points],
+        "prior": [point.row.prior for point in points],
+        "recipe": [point.recipe for point in points],
+        "settings": [point.settings for point in points],
+        "accuracy": [format_mean(point) for point in points],
+        "seeds": [str(len(point.rows)) for point in points],
+        "ratio": [f"{point.average('compression_ratio'):.2f}x" for point in points],
+        "MACs": [f"{point.average('macs'):,.0f}" for point in points],
+        "seconds": [f"{point.average('seconds'):.1f}" for point in points],
+    }
+    wanted = {
+        "data": len(set(columns["data"])) > 1,
+        "recipe": len(set(columns["recipe"]) - {""}) > 1,
+        "settings": any(columns["settings"]),
+    }
+    return {heading: cells for heading, cells in columns.items() if wanted.get(heading, True)}

@@ -1,34 +1,41 @@
-"""Results of a sweep: one table, one plot, one file of all rows."""
+"""Results of a sweep, or of any set of finished runs: table, plot, page, and files of all rows."""
 
 import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from kegnet_pl.reporting.html import draw, write_page
+from kegnet_pl.reporting.run_page import PAGE
 from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
 from kegnet_pl.reporting.style import house_style
-from kegnet_pl.reporting.summary import Point, summarize
-from kegnet_pl.reporting.sweep_page import describe, format_mean, write_sweep_page
+from kegnet_pl.reporting.summary import (
+    NUMBERS,
+    Point,
+    describe_settings,
+    format_mean,
+    is_measured,
+    make_columns,
+    summarize,
+)
+from kegnet_pl.reporting.tables import number_columns
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
+from kegnet_pl.reporting.wandb import print_sync_command
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError
-from kegnet_pl.training.progress import make_console, shown, tell_offline
+from kegnet_pl.training.progress import make_console
 
 
 def finish_sweep(folder: Path) -> bool:
-    """Write and print the results of all jobs of a sweep.
-
-    Args:
-        folder: The sweep's.
-
-    Returns:
-        Whether a job failed, or is missing.
-    """
+    """Write and print the results of all jobs of a sweep; return True if a job failed or was stopped."""
     console = make_console()
     if not folder.is_dir() or not any(folder.glob("*/.hydra")):
         return False  # no job was started, and the error has been printed
@@ -42,7 +49,7 @@ def finish_sweep(folder: Path) -> bool:
     else:
         console.print(f"\n0 of {len(runs)} runs finished. The same command starts the sweep again.", soft_wrap=True)
         print_failures(runs, console)
-    tell_offline(folder, "*/", console)
+    print_sync_command(folder, "*/wandb/offline-run-*", console)
     return any(not run.rows for run in runs)
 
 
@@ -51,32 +58,30 @@ def print_failures(runs: Sequence[FinishedRun], console: Console) -> None:
     keys = varied(runs)
     for run in runs:
         if not run.rows:
-            settings = " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
+            settings = describe_settings(run, keys)
             name = f"Job {run.name} ({settings})" if settings else f"Run {run.name}"
             console.print(f"{name}: {run.failure or 'stopped'}", soft_wrap=True)
 
 
-def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> list[Path]:
-    """Write the rows, the plot and the page of several runs, and print the table and the failures.
+def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
+    """Write rows, plot and page of several runs to a folder, and print the table and the failures.
 
-    Args:
-        runs: At least one that is finished.
-        out: The folder.
-        console: Where to print.
-
-    Returns:
-        The files.
+    At least one run is finished.
     """
     points = summarize(runs)
-    files = [*write_tables(runs, out), *write_picture(points, out), write_sweep_page(runs, out)]
+    files = write_tables(runs, out)
+    if is_measured(points):
+        files.append(out / "tradeoff.png")
+        with house_style():
+            draw_tradeoff(points).savefig(files[-1], dpi=150, metadata={"Software": "kegnet_pl"})
+    files.append(write_sweep_page(runs, points, out))
     finished = [run for run in runs if run.rows]
     console.print()
     console.print(f"{len(finished)} of {len(runs)} runs finished, {describe(runs)}", soft_wrap=True)
     console.print(make_summary_table(points))
     print_failures(runs, console)
     for path in files:
-        console.print(f"{path.name:<14}{shown(path)}", soft_wrap=True)
-    return files
+        console.print(f"{path.name:<14}{display_path(path)}", soft_wrap=True)
 
 
 def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
@@ -105,51 +110,81 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def write_picture(points: Sequence[Point], out: Path) -> list[Path]:
-    """Draw ``tradeoff.png``; nothing where no accuracy was measured."""
-    if not any(point.accuracies and point.method != "teacher" for point in points):
-        return []
-    path = out / "tradeoff.png"
-    with house_style():
-        draw_tradeoff(points).savefig(path, dpi=150, metadata={"Software": "kegnet_pl"})
-    return [path]
-
-
 def make_summary_table(points: Sequence[Point]) -> Table:
-    """Lay out means over seeds."""
-    table = Table()
-    several = len({(point.dataset, point.teacher) for point in points}) > 1
-    recipes = len({point.recipe for point in points if point.recipe}) > 1
-    settings = any(point.settings for point in points)
-    for column, wanted in (
-        ("data", several),
-        ("student", True),
-        ("network", True),
-        ("prior", True),
-        ("recipe", recipes),
-        ("settings", settings),
-    ):
-        if wanted:
-            table.add_column(column)
-    for column in ("accuracy", "seeds", "ratio", "MACs", "seconds"):
-        table.add_column(column, justify="right")
-    for index, point in enumerate(points):
-        cells = [
-            (f"{point.dataset}, {point.teacher}", several),
-            (point.student or "", True),
-            (point.method, True),
-            (point.prior, True),
-            (point.recipe, recipes),
-            (point.settings, settings),
-        ]
-        following = points[index + 1] if index + 1 < len(points) else point
-        table.add_row(
-            *[text for text, wanted in cells if wanted],
-            format_mean(point),
-            str(point.runs),
-            f"{point.compression_ratio:.2f}x",
-            f"{point.macs:,.0f}",
-            f"{point.seconds:.1f}",
-            end_section=following.student != point.student,
-        )
+    """Lay out means over seeds; a line separates students."""
+    columns = make_columns(points)
+    table = Table(*(heading for heading in columns if heading not in NUMBERS), *number_columns(*NUMBERS))
+    students = [point.row.student for point in points]
+    changes = [before != after for before, after in pairwise(students)]
+    for cells, last in zip(zip(*columns.values(), strict=True), [*changes, False], strict=True):
+        table.add_row(*cells, end_section=last)
     return table
+
+
+def write_sweep_page(runs: Sequence[FinishedRun], points: Sequence[Point], out: Path) -> Path:
+    """Write the page of several runs, at least one of which is finished; links in it are relative to its folder."""
+    rows = [row for run in runs for row in run.rows]
+    jobs = [(run, relpath(run.folder / PAGE, out) if (run.folder / PAGE).exists() else None) for run in runs]
+    datasets = ", ".join(dict.fromkeys(point.row.dataset for point in points))
+    return write_page(
+        "sweep.html",
+        out / PAGE,
+        f"{len([run for run in runs if run.rows])} runs on {datasets}",
+        [("results", "Results"), ("jobs", "Runs"), ("settings", "Settings")],
+        story=describe_sweep(runs, points),
+        tradeoff=draw("accuracy against size, and against work", draw_tradeoff, points if is_measured(points) else []),
+        columns=make_columns(points),
+        numbers=NUMBERS,
+        keys=varied(runs),
+        jobs=jobs,
+        commands=dict.fromkeys(row.command for row in rows),
+        versions=rows[0].versions,
+    )
+
+
+def describe(runs: Sequence[FinishedRun]) -> str:
+    """Return the varied settings, the test sets, and the selection of epochs, as one line."""
+    rows = [row for run in runs for row in run.rows]
+    sets = sorted({row.test_set for row in rows if row.test_set is not None}) or ["no test data, accuracy not measured"]
+    kept = sorted({row.selection for row in rows if row.selection is not None}) or ["nothing was trained"]
+    swept = ", ".join(varied([run for run in runs if run.rows])) or "nothing"
+    return f"varied: {swept}; {'; '.join(sets)}; epoch kept: {', '.join(kept)}"
+
+
+def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list[str]:
+    """Return the sentences above the table: the runs, the best student of every data set, the smallest one."""
+    finished = [run for run in runs if run.rows]
+    failed = len(runs) - len(finished)
+    text = [
+        f"{len(finished)} of {len(runs)} runs finished{f', {failed} failed or were stopped' if failed else ''}. "
+        f"{describe(runs)[0].upper()}{describe(runs)[1:]}."
+    ]
+    for dataset in dict.fromkeys(point.row.dataset for point in points):
+        measured = [point for point in points if point.row.dataset == dataset and point.accuracies]
+        students = [point for point in measured if point.row.prior not in ("", "none")]
+        teachers = [point for point in measured if point.row.method == "teacher"]
+        if not students or not teachers:
+            continue
+        best = max(students, key=lambda point: point.mean)
+        smallest = max(students, key=lambda point: point.average("compression_ratio"))
+        sentence = (
+            f"On {dataset} the teacher is right on {format_mean(teachers[0])}. The best student is {_name(best)}: "
+            f"{format_mean(best)} with {best.average('compression_ratio'):.2f} times fewer parameters"
+        )
+        if smallest is not best:
+            ratio = f"{smallest.average('compression_ratio'):.2f} times fewer"
+            sentence += f"; the smallest, {_name(smallest)} ({ratio}), {format_mean(smallest)}"
+        text.append(f"{sentence}.")
+        same = [point for point in measured if _network(point) == _network(best)]
+        better = [f"{point.row.method} {format_mean(point)}" for point in same if point.mean > best.mean]
+        if better:
+            text.append(f"Without prior knowledge in the samples the same network is better: {', '.join(better)}.")
+    return text
+
+
+def _network(point: Point) -> tuple[str, str | None]:
+    return point.row.teacher, point.row.student
+
+
+def _name(point: Point) -> str:
+    return " ".join(part for part in (point.row.student, point.row.method, point.settings) if part)

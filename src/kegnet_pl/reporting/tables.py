@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from kegnet_pl.compression import CompressionReport
@@ -17,25 +17,26 @@ def describe_results(rows: Sequence[Row]) -> str:
     return f"{where}; seed {first.seed}; epoch kept: {', '.join(selections) or 'nothing was trained'}"
 
 
-def make_results_table(rows: Sequence[Row]) -> Table:
-    """Lay out the rows of one run.
+def number_columns(*headings: str) -> list[Column]:
+    """Return columns of numbers, which are aligned to the right."""
+    return [Column(heading, justify="right") for heading in headings]
 
-    Args:
-        rows: At least one.
-    """
-    table = Table()
-    table.add_column("network")
-    table.add_column("prior")
-    for column in ("accuracy", "parameters", "ratio", "MACs", "seconds"):
-        table.add_column(column, justify="right")
-    best = max((row.accuracy or 0 for row in rows if row.method != "teacher"), default=0)
+
+def find_best(rows: Sequence[Row]) -> Row | None:
+    """Return the student with the highest accuracy; None where no accuracy was measured."""
+    measured = [row for row in rows if row.accuracy is not None and row.method != "teacher"]
+    return max(measured, key=lambda row: row.accuracy or 0.0, default=None)
+
+
+def make_results_table(rows: Sequence[Row]) -> Table:
+    """Lay out the rows of one run."""
+    table = Table("network", "prior", *number_columns("accuracy", "parameters", "ratio", "MACs", "seconds"))
+    best = find_best(rows)
     for row in rows:
-        accuracy = format_accuracy(row)
-        is_best = row.method != "teacher" and row.accuracy == best and row.accuracy
         table.add_row(
             row.method,
             row.prior,
-            Text(accuracy, style="bold green" if is_best else ""),
+            Text(format_accuracy(row), style="bold green" if row is best else ""),
             f"{row.parameters:,}",
             f"{row.compression_ratio:.2f}x",
             f"{row.macs:,}",
@@ -49,12 +50,9 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
     """Return a warning for every student that is worse than the compressed teacher it was initialised with.
 
     Args:
-        rows: Of one run.
+        rows: Rows of one run.
         norm: ``student.norm`` of the run.
-        batch_norm: Whether the teacher has batch norm, so that the student does.
-
-    Returns:
-        A line for each such student; none where nothing was measured.
+        batch_norm: True if the teacher, and so the student, has batch norm.
     """
     initial = next((row.accuracy for row in rows if row.method == "T"), None)
     advice = ""
@@ -78,12 +76,7 @@ def format_accuracy(row: Row) -> str:
 
 def make_compression_table(report: CompressionReport) -> Table:
     """Lay out the parameters and MACs of every layer before and after compression."""
-    table = Table()
-    for column in ("layer", "kind"):
-        table.add_column(column)
-    for column in ("ranks in, out", "parameters", "MACs"):
-        table.add_column(column, justify="right")
-    table.add_column("note")
+    table = Table("layer", "kind", *number_columns("ranks in, out", "parameters", "MACs"), "note")
     for row in report.rows:
         table.add_row(
             row.layer,

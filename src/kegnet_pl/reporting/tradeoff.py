@@ -1,6 +1,5 @@
 """The plot of accuracy against the size of networks."""
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -10,14 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kegnet_pl.reporting.style import (
-    COLOURS,
-    distinct_colors,
-    layout_of,
-    legend_columns,
-    percent_axis,
-    width_of,
-)
+from kegnet_pl.reporting.style import COLOURS, distinct_colors, legend_columns, new_figure, percent_axis, short_number
 from kegnet_pl.reporting.summary import Point
 
 _LABEL_WIDTH = 90
@@ -35,24 +27,21 @@ class _Series(NamedTuple):
 def draw_tradeoff(points: Sequence[Point], narrow: bool = False) -> Figure:
     """Draw accuracy against compression ratio and against MACs; a pair of panels for each data set.
 
-    The teacher is a line; means over seeds are marks, their standard deviation a bar; marks of one source are joined.
-
-    Args:
-        points: At least one with an accuracy.
-        narrow: True: panels stand below each other, for a phone.
+    The teacher is a line; means over seeds are markers, their standard deviation a bar; markers of one source are
+    joined. ``narrow`` puts panels below each other, for a phone.
     """
     measured = [point for point in points if point.accuracies]
-    datasets = list(dict.fromkeys(point.dataset for point in measured))
+    datasets = list(dict.fromkeys(point.row.dataset for point in measured))
     colors = _series_colors(measured)
     count = max(len(datasets), 1)
-    figure = Figure(figsize=(width_of(narrow), (6.6 if narrow else 3.9) * count), layout=layout_of(narrow))
+    figure = new_figure((6.6 if narrow else 3.9) * count, narrow)
     if narrow:
         panels = figure.subplots(2 * count, 1, squeeze=False).reshape(count, 2)
     else:
         panels = figure.subplots(count, 2, squeeze=False, sharey="row")
     handles: dict[str, Any] = {}
     for row, dataset in enumerate(datasets):
-        of_dataset = [point for point in measured if point.dataset == dataset]
+        of_dataset = [point for point in measured if point.row.dataset == dataset]
         for axis, size in zip(panels[row], ("compression_ratio", "macs"), strict=True):
             _draw_panel(axis, of_dataset, size, colors)
         panels[row][0].set_title(f"{dataset}: accuracy and size")
@@ -71,22 +60,22 @@ def draw_tradeoff(points: Sequence[Point], narrow: bool = False) -> Figure:
 
 
 def _draw_panel(axis: Axes, points: Sequence[Point], size: str, colors: Mapping[_Series, str]) -> None:
-    one_size = len({getattr(point, size) for point in points if point.method != "teacher"}) == 1
-    for teacher in (point for point in points if point.method == "teacher"):
+    one_size = len({point.average(size) for point in points if point.row.method != "teacher"}) == 1
+    for teacher in (point for point in points if point.row.method == "teacher"):
         name = " ".join(part for part in ("teacher", teacher.settings) if part)
         axis.axhline(teacher.mean, color=COLOURS["teacher"], linestyle="--", linewidth=1.2, label=name, zorder=1)
         if one_size:  # only the teacher's size can be compared with the student's
-            axis.plot(getattr(teacher, size), teacher.mean, color=COLOURS["teacher"], marker="s", zorder=2)
-    students = sorted((point for point in points if point.method != "teacher"), key=_order)
+            axis.plot(teacher.average(size), teacher.mean, color=COLOURS["teacher"], marker="s", zorder=2)
+    students = sorted((point for point in points if point.row.method != "teacher"), key=_order)
     sources = [series.source for series in dict.fromkeys(map(_series, students))]
     for series, group in groupby(students, key=_series):
-        line = sorted(group, key=lambda point: float(getattr(point, size)))
-        source = line[0].source
+        line = sorted(group, key=lambda point: point.average(size))
+        source = line[0].row.source
         title = _UNTRAINED if source is None else source["title"]
         recipe = series.recipe if sources.count(series.source) > 1 else ""
-        informed = line[0].prior not in ("", "none")
+        informed = line[0].row.prior not in ("", "none")
         axis.errorbar(
-            [getattr(point, size) for point in line],
+            [point.average(size) for point in line],
             [point.mean for point in line],
             yerr=[point.sd or 0.0 for point in line],
             color=colors[series],
@@ -99,25 +88,23 @@ def _draw_panel(axis: Axes, points: Sequence[Point], size: str, colors: Mapping[
             zorder=3 if informed else 2,
         )
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    if size == "macs" and points:
-        exponent = 3 * int(math.log10(max(max(point.macs for point in points), 1)) // 3)
-        unit = {0: "", 3: " k", 6: " M", 9: " G"}.get(exponent, f"e{exponent}")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 10**exponent:g}{unit}")
+    if size == "macs":
+        axis.xaxis.set_major_formatter(lambda value, _: short_number(value))
 
 
 def _series(point: Point) -> _Series:
-    return _Series("" if point.source is None else point.source["name"], point.recipe, point.settings)
+    return _Series("" if point.row.source is None else point.row.source["name"], point.recipe, point.settings)
 
 
 def _order(point: Point) -> tuple[bool, bool, _Series]:
     """Sort students: informed sources first, untrained networks last."""
-    return point.source is None, point.prior == "none", _series(point)
+    return point.row.source is None, point.row.prior == "none", _series(point)
 
 
 def _series_colors(points: Sequence[Point]) -> dict[_Series, str]:
     """Return the colour of every series: the first of a source has the colour of that source."""
-    students = [point for point in points if point.method != "teacher"]
-    firsts = {_series(point): point.source for point in students}
+    students = [point for point in points if point.row.method != "teacher"]
+    firsts = {_series(point): point.row.source for point in students}
     preferred: list[str | None] = []
     seen = set()
     for series, source in firsts.items():

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from torch import Tensor
 
 from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting.results import Row
-
-_BINS = 50
+from kegnet_pl.runtime.environment import display_path
 
 
 def histogram(values: Tensor) -> Any:
     """Return a histogram of values ``(N,)``."""
     import wandb
 
-    return wandb.Histogram(np_histogram=np.histogram(values.detach().cpu().numpy(), bins=_BINS))
+    return wandb.Histogram(np_histogram=np.histogram(values.detach().cpu().numpy(), bins=50))
 
 
 def picture_of(pixels: np.ndarray) -> Any:
@@ -30,8 +30,7 @@ def picture_of(pixels: np.ndarray) -> Any:
 
 def compression_table(report: CompressionReport) -> Any:
     """Return the parameters and MACs of every layer before and after compression."""
-    rows = [asdict(row) for row in report.rows]
-    return _table(rows)
+    return _table([asdict(row) for row in report.rows])
 
 
 def class_tables(confusion: Tensor) -> dict[str, Any]:
@@ -73,6 +72,13 @@ def report_objects(rows: Sequence[Row], page: Path, sheet: Path | None) -> dict[
     ]
     objects = {"results": _table(results), "costs": _table(costs), "report": wandb.Html(str(page))}
     return objects | ({"samples": wandb.Image(str(sheet))} if sheet is not None else {})
+
+
+def print_sync_command(folder: Path, pattern: str, console: Console) -> None:
+    """Print the command that sends the offline runs of a folder that match a pattern; nothing if there are none."""
+    if any(folder.glob(pattern)):
+        command = f"wandb login; wandb sync {display_path(folder)}/{pattern}"
+        console.print(f"W&B           offline; to show it later: {command}", soft_wrap=True)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Any:

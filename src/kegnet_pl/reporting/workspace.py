@@ -1,10 +1,6 @@
 """The dashboard of a W&B project, as code; wandb-workspaces (the extra ``dashboard``) is imported where one is made."""
 
-from collections.abc import Sequence
 from typing import Any
-
-NAME = "kegnet_pl"
-"""What the saved view is called."""
 
 _STEP = "trainer/global_step"
 """Optimiser steps: the horizontal axis of every curve that Lightning's logger writes."""
@@ -19,7 +15,7 @@ def make_workspace(entity: str, project: str, generators: int = 10) -> Any:
     Args:
         entity: User or team.
         project: W&B project, as in ``logger.wandb.project``.
-        generators: Sheets are shown of so many generators a run; curves are of all.
+        generators: Number of generators per run whose sheets are displayed; curves are of all.
 
     Returns:
         A ``wandb_workspaces.workspaces.Workspace``; its ``save()`` needs a key and the network.
@@ -32,7 +28,7 @@ def make_workspace(entity: str, project: str, generators: int = 10) -> Any:
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=NAME,
+        name="kegnet_pl",
         sections=[
             ws.Section(name=name, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(columns, rows))
             for name, panels, columns, rows in (
@@ -80,14 +76,16 @@ def _sample_panels(generators: int) -> list[Any]:
     prefixes = ["", *(f"generator_{index}/" for index in range(generators))]
     return [
         wr.MediaBrowser(
-            title="samples: a column a class",
+            title="samples: one column for each class",
             media_keys=[f"{prefix}samples/sheet" for prefix in prefixes],
             mode="gallery",
             gallery_axis="step",
             num_columns=2,
         ),
         _curves("the teacher's confidence", regex=rf"{_ANY_GENERATOR}samples/confidence$", range_y=(0, 1)),
-        _curves("its confidence, a line a class", regex=rf"{_ANY_GENERATOR}samples/confidence_\d+$", range_y=(0, 1)),
+        _curves(
+            "its confidence, one line for each class", regex=rf"{_ANY_GENERATOR}samples/confidence_\d+$", range_y=(0, 1)
+        ),
         _curves("entropy of its answers (nats)", regex=rf"{_ANY_GENERATOR}samples/entropy$"),
         _curves("the same, sample by sample", regex=rf"{_ANY_GENERATOR}samples/entropies$"),
         wr.MediaBrowser(title="all generators, at the end", media_keys=["samples"], mode="gallery", num_columns=1),
@@ -120,18 +118,13 @@ def _sweep_panels() -> list[Any]:
         "ratio": ratio,
         "test accuracy": accuracy,
     }
+    axes = [wr.ParallelCoordinatesPlotColumn(metric, display_name=name) for name, metric in columns.items()]
     return [
         wr.ScatterPlot(title="accuracy against compression ratio", x=ratio, y=accuracy, log_x=True),
         wr.ScatterPlot(title="accuracy against multiply-accumulates", x=macs, y=accuracy, log_x=True),
-        wr.ParallelCoordinatesPlot(title="what the sweep tried", columns=_axes(columns)),
+        wr.ParallelCoordinatesPlot(title="settings of the sweep", columns=axes),
         wr.BarPlot(title="accuracy", metrics=[wr.Metric("test/accuracy")], groupby=wr.Config("network")),
         wr.WeavePanelSummaryTable(table_name="results"),
         wr.WeavePanelSummaryTable(table_name="costs"),
         wr.RunComparer(diff_only="split"),
     ]
-
-
-def _axes(columns: dict[str, Any]) -> Sequence[Any]:
-    import wandb_workspaces.reports.v2 as wr
-
-    return [wr.ParallelCoordinatesPlotColumn(metric, display_name=name) for name, metric in columns.items()]

@@ -28,13 +28,8 @@ FREE: JsonDict = {"fingerprint": False}
 
 
 def explained(expected: str, hint: str = "") -> JsonDict:
-    """Return what an error message says of a field: what is allowed, and what to do."""
+    """Return parts of a field's error message: the allowed values, and a remedy."""
     return {"expected": expected, "hint": hint}
-
-
-def problem(message: str) -> PydanticCustomError:
-    """Return an error whose message is complete: it names the setting, what is allowed, what came."""
-    return PydanticCustomError("complete", "{message}", {"message": message})
 
 
 def _check_object(value: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +41,7 @@ def _check_object(value: dict[str, Any]) -> dict[str, Any]:
 Object = Annotated[
     dict[str, Any], AfterValidator(_check_object), Field(json_schema_extra=explained("an object with `_target_`"))
 ]
-"""What Hydra instantiates: ``_target_`` and arguments."""
+"""An object that Hydra instantiates: ``_target_`` and arguments."""
 
 
 class Settings(BaseModel):
@@ -60,7 +55,7 @@ class Settings(BaseModel):
     def _check_rules(self) -> Self:
         found = [message for rule in self.RULES for message in rule(self)]
         if found:
-            raise problem("\n".join(found))
+            raise PydanticCustomError("complete", "{message}", {"message": "\n".join(found)})
         return self
 
     def fingerprint(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class CompressionRule(Settings):
 
 
 class CompressionPlan(Settings):
-    """Which layers of a network shrink, and how far; null is the same as the default."""
+    """Layers of a network to compress, and their ranks; null is the same as the default."""
 
     rules: list[CompressionRule] | None = Field(
         default=None, json_schema_extra=explained("a list of {layers: ..., rank: ...}")
@@ -26,7 +26,7 @@ class CompressionPlan(Settings):
     target: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
     """Compression ratio of the whole network (parameters of the teacher / of the student), for rank=target."""
     when_larger: Literal["keep", "compress"] = "keep"
-    """Whether a layer that would grow is kept or compressed all the same."""
+    """keep: a layer that would grow stays as it is; compress: it is compressed all the same."""
 
     @model_validator(mode="before")
     @classmethod
@@ -35,12 +35,12 @@ class CompressionPlan(Settings):
 
 
 class CompressionSettings(CompressionPlan):
-    """Which layers of the teacher shrink, and how far."""
+    """Layers of the teacher to compress, and their ranks."""
 
-    name: str
+    name: str = Field(json_schema_extra=FREE)
     """Name in tables."""
     rank: Any = Field(default=None, json_schema_extra=FREE)
-    """Of compression=fraction: the share of every side that is kept."""
+    """For compression=fraction: the share of every side that is kept."""
     plans: dict[str, CompressionPlan] = Field(default={}, json_schema_extra=explained("plans by name") | FREE)
     """Name of a teacher -> the paper's plan for it."""
 
@@ -51,7 +51,3 @@ class CompressionSettings(CompressionPlan):
             return self
         update = {name: getattr(plan, name) for name in plan.model_fields_set - self.model_fields_set}
         return self.model_copy(update=update)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the settings that the result depends on; a name does not."""
-        return {name: value for name, value in super().fingerprint().items() if name != "name"}

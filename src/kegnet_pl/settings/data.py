@@ -1,14 +1,12 @@
-"""Settings of the real data and of where samples come from."""
+"""Settings of the real data and of the sources of samples."""
 
-import importlib.metadata
 import math
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from kegnet_pl.settings.base import Count, Settings, explained
+from kegnet_pl.settings.base import Count, Positive, Settings, explained
 
 ENTRY_POINTS = "kegnet_pl.sources"
 """Group of entry points by which other packages add sources."""
@@ -17,61 +15,61 @@ Mixture = dict[str, float]
 """Name of a source -> its share of the samples; shares sum to 1."""
 
 
-def _check_shape(settings: "DataSettings") -> Iterator[str]:
-    if len(settings.input_shape) not in (1, 3):
-        yield (
-            f"Expected `data.input_shape` to be [channels, height, width] or [features], but got "
-            f"{settings.input_shape!r}."
-        )
+def _check_shape(shape: list[int]) -> list[int]:
+    if len(shape) not in (1, 3):
+        raise PydanticCustomError("shape", "neither an image nor a row of features")
+    return shape
 
 
 class DataSettings(Settings):
     """Real data: to train a teacher and to report accuracy. Further settings are arguments of the data module."""
 
     model_config = ConfigDict(extra="allow")
-    RULES = (_check_shape,)
 
     target: str | None = Field(default=None, alias="_target_")
     """Class of the data module; null: there is no real data."""
     name: str
     """Name of the data set in tables."""
-    input_shape: list[Count] = Field(json_schema_extra=explained("[channels, height, width] or [features]"))
+    input_shape: Annotated[list[Count], AfterValidator(_check_shape)] = Field(
+        json_schema_extra=explained("[channels, height, width] or [features]")
+    )
     """Shape of one sample: [channels, height, width] or [features]."""
     classes: Annotated[int, Field(ge=2)]
     """Number of classes."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings of the data, without the folders that it is read from."""
-        places = ("root", "download", "train", "val", "test")
-        return {name: value for name, value in super().fingerprint().items() if name not in places}
+        folders = ("root", "download", "train", "val", "test")
+        return {name: value for name, value in super().fingerprint().items() if name not in folders}
 
 
-def _to_mixture(item: Any) -> Mixture:
-    """Return a source, or sources with shares, as shares that sum to 1."""
-    shares = {item: 1.0} if isinstance(item, str) else item
-    if not isinstance(shares, Mapping) or not shares:
-        raise PydanticCustomError("sources", "no source or mixture")
-    for name, share in shares.items():
-        number = isinstance(share, int | float) and not isinstance(share, bool)
-        if not isinstance(name, str) or not number or not (math.isfinite(share) and share > 0):
-            raise PydanticCustomError("sources", "shares are positive numbers")
+def _name_to_mixture(item: Any) -> Any:
+    return {item: 1.0} if isinstance(item, str) else item
+
+
+def _normalise(shares: Mixture) -> Mixture:
     total = math.fsum(shares.values())
     return {name: share / total for name, share in shares.items()}
 
 
-def to_mixtures(value: Any) -> list[Mixture]:
-    """Return the sources of every student: of a list of names and mixtures, or of one mixture."""
-    if not isinstance(value, list | tuple | Mapping):
-        raise PydanticCustomError("sources", "no list or mixture")
-    mixtures = [_to_mixture(item) for item in ([value] if isinstance(value, Mapping) else value)]
+def _mixture_to_list(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
+def _check_distinct(mixtures: list[Mixture]) -> list[Mixture]:
     if any(mixture in mixtures[:index] for index, mixture in enumerate(mixtures)):
         raise PydanticCustomError("sources", "duplicates")
     return mixtures
 
 
 Mixtures = Annotated[
-    list[Mixture],
-    BeforeValidator(to_mixtures),
+    list[
+        Annotated[
+            dict[str, Positive], Field(min_length=1), BeforeValidator(_name_to_mixture), AfterValidator(_normalise)
+        ]
+    ],
+    BeforeValidator(_mixture_to_list),
+    AfterValidator(_check_distinct),
     Field(
         json_schema_extra=explained(
             "a list of names of sources, of mixtures with positive shares such as {kegnet: 0.5, normal: 0.5}, or of "
@@ -79,9 +77,4 @@ Mixtures = Annotated[
         )
     ),
 ]
-"""The students of a run: for each the sources that it learns from."""
-
-
-def known_sources(defined: Mapping[str, Any]) -> list[str]:
-    """Return the names of sources: those that the configuration defines, and those of installed packages."""
-    return sorted({*defined, *importlib.metadata.entry_points(group=ENTRY_POINTS).names})
+"""Sources of samples, a mixture for each student of a run."""

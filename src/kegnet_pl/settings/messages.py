@@ -1,9 +1,8 @@
-"""Error messages of settings: what is allowed, what came and what to do, a line for each problem."""
+"""Error messages of settings: a line for each problem with the allowed values, the given value and a remedy."""
 
 import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import annotated_types as at
@@ -18,18 +17,14 @@ Location = tuple[int | str, ...]
 Chosen = TypeVar("Chosen", bound=Settings)
 
 
-def explain(error: ValidationError, model: type[Settings], values: Mapping[str, Any], prefix: str = "") -> str:
-    """Return the problems of settings, a line each: those of single settings, and those of rules across them.
+def explain(error: ValidationError, model: type[Settings], values: Mapping[str, Any]) -> str:
+    """Return a line for each problem of single settings and of rules across them.
 
-    Args:
-        error: Raised by ``model.model_validate(values)``.
-        model: The settings.
-        values: The values that were validated.
-        prefix: Group of the settings with its dot (``student.``), where ``model`` is a group by itself.
+    ``error`` was raised by ``model.model_validate(values)``.
     """
     errors = error.errors(include_url=False)
     single = [found for found in errors if found["type"] != "complete"]
-    lines = [_explain_one(found["type"], found["loc"], model, values, prefix) for found in single]
+    lines = [_explain_one(found["type"], found["loc"], model, values) for found in single]
     lines += [line for found in errors if found["type"] == "complete" for line in found["msg"].splitlines()]
     lines += _broken_rules(_valid_part(model, values, [found["loc"] for found in single]))
     return "\n".join(dict.fromkeys(lines))
@@ -39,7 +34,7 @@ def read_arguments(model: type[Chosen], part: str, renamed: Mapping[str, str] | 
     """Return the settings that keyword arguments of a function of the library describe.
 
     Args:
-        model: The settings.
+        model: Class of the settings.
         part: Name of the group in the configuration; messages for the library leave it out.
         renamed: Name of a setting -> name of the argument, where they differ.
         values: Arguments by name.
@@ -57,7 +52,7 @@ def read_arguments(model: type[Chosen], part: str, renamed: Mapping[str, str] | 
 
 
 def describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """Return what a setting may be, in words: ``a whole number of at least 1 or null``."""
+    """Return the allowed values of a setting in words: ``a whole number of at least 1 or null``."""
     if get_origin(annotation) is Annotated:
         inner, *own = get_args(annotation)
         return describe(inner, [*metadata, *own])
@@ -94,7 +89,7 @@ def _bound(metadata: Iterable[Any]) -> str:
 
 
 def is_group(annotation: Any) -> TypeGuard[type[Settings]]:
-    """Return whether a type is a group of settings."""
+    """Return True if a type is a group of settings."""
     return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
@@ -103,7 +98,7 @@ def _keys(model: type[Settings]) -> dict[str, tuple[str, FieldInfo]]:
     return {field.alias or name: (name, field) for name, field in model.model_fields.items()}
 
 
-def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any, prefix: str) -> str:
+def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any) -> str:
     """Return the message of one error of pydantic."""
     annotation: Any = model
     metadata: list[Any] = []
@@ -112,7 +107,7 @@ def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any, p
     for part in map(str, loc):
         if is_group(annotation):
             if part not in _keys(annotation):
-                return _explain_unknown(part, annotation, prefix, path)
+                return _explain_unknown(part, annotation, path)
             field = _keys(annotation)[part][1]
             annotation, metadata, hint = field.annotation, [field], _extra([field], "hint")
             hint = hint if "NAME" not in hint else ""
@@ -122,7 +117,7 @@ def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any, p
         else:
             break
         path.append(part)
-    name = prefix + ".".join(path)
+    name = ".".join(path)
     if kind == "missing" and len(path) == len(loc):
         return f"Expected a value for `{name}`, but got none. Add {name}=... to the command."
     for part in path:
@@ -130,8 +125,8 @@ def _explain_one(kind: str, loc: Location, model: type[Settings], values: Any, p
     return f"Expected `{name}` to be {describe(annotation, metadata)}, but got {values!r}. {hint}".strip()
 
 
-def _explain_unknown(key: str, model: type[Settings], prefix: str, path: list[str]) -> str:
-    parent = prefix + "".join(f"{part}." for part in path)
+def _explain_unknown(key: str, model: type[Settings], path: list[str]) -> str:
+    parent = "".join(f"{part}." for part in path)
     known = list(_keys(model))
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"Did you mean `{parent}{close[0]}`?" if close else f"There are: {', '.join(known)}."
@@ -140,27 +135,22 @@ def _explain_unknown(key: str, model: type[Settings], prefix: str, path: list[st
 
 def _valid_part(model: type[Settings], values: Mapping[str, Any], wrong: Sequence[Location]) -> Settings:
     """Return settings without those that are wrong: to read one of them raises AttributeError."""
-    kept: dict[str, Any] = {}
+    kept, broken = dict(values), []
     for key, (name, field) in _keys(model).items():
         inside = [loc[1:] for loc in wrong if loc and loc[0] == key]
-        if key not in values:
-            if not inside:
-                kept[name] = field.get_default(call_default_factory=True)
-        elif is_group(field.annotation) and isinstance(values[key], Mapping):
-            kept[name] = _valid_part(field.annotation, values[key], inside)
-        elif not inside:
+        if is_group(field.annotation) and isinstance(values.get(key), Mapping):
+            kept[key] = _valid_part(field.annotation, values[key], inside)
+        elif inside:
+            broken.append(name)
+        elif key in values:
             adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, Field(), *field.metadata])  # type: ignore[arg-type]
-            with suppress(ValidationError):  # null that stands for the default
-                kept[name] = adapter.validate_python(values[key])
-    part = model.__new__(model)
-    keys = _keys(model)
-    for attribute, value in {
-        "__dict__": kept,
-        "__pydantic_fields_set__": {keys[key][0] for key in values if key in keys},
-        "__pydantic_extra__": {key: value for key, value in values.items() if key not in keys},
-        "__pydantic_private__": None,
-    }.items():
-        object.__setattr__(part, attribute, value)
+            try:
+                kept[key] = adapter.validate_python(values[key])
+            except ValidationError:  # null that stands for the default
+                broken.append(name)
+    part = model.model_construct(**kept)
+    for name in broken:
+        vars(part).pop(name, None)
     return part
 
 
@@ -172,5 +162,5 @@ def _broken_rules(settings: Settings) -> Iterator[str]:
     for rule in settings.RULES:
         try:
             yield from list(rule(settings))
-        except AttributeError:  # looks at a setting that is wrong by itself
+        except AttributeError:  # reads a setting that is wrong by itself
             continue

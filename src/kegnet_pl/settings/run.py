@@ -1,6 +1,8 @@
 """Settings of a run, and the rules across groups."""
 
+import importlib.metadata
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -8,15 +10,15 @@ from pydantic import BeforeValidator, Field, ValidationError
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings.base import Object, Resume, Seed, Settings, explained
 from kegnet_pl.settings.compression import CompressionSettings
-from kegnet_pl.settings.data import DataSettings, Mixtures, known_sources
-from kegnet_pl.settings.generators import GeneratorSettings
+from kegnet_pl.settings.data import ENTRY_POINTS, DataSettings, Mixtures
+from kegnet_pl.settings.distillation import GeneratorSettings, StudentSettings
 from kegnet_pl.settings.messages import explain
-from kegnet_pl.settings.students import StudentSettings
 from kegnet_pl.settings.training import TeacherSettings, TrainerSettings
 
 
 def _check_sources(run: "RunSettings") -> Iterator[str]:
-    known = known_sources(run.source)
+    installed = importlib.metadata.entry_points(group=ENTRY_POINTS).names
+    known = sorted({*run.source, *installed})
     unknown = sorted({name for mixture in run.sources for name in mixture} - set(known))
     if unknown:
         yield f"Expected `sources` to be a list of some of {', '.join(known)}, but got {', '.join(unknown)}."
@@ -45,27 +47,15 @@ def _check_plan(run: "RunSettings") -> Iterator[str]:
         )
 
 
-def _check_teacher_batches(run: "RunSettings") -> Iterator[str]:
-    yield from _check_batches("teacher", run.teacher.batch_size, run.trainer.devices)
-
-
-def _check_generator_batches(run: "RunSettings") -> Iterator[str]:
-    size, devices = run.generator.batch_size, run.trainer.devices
-    yield from _check_batches("generator", size, devices)
-    if size < 2 * devices:  # batch norm
-        yield f"Expected `generator.batch_size` to be a whole number of at least {2 * devices}, but got {size}."
-
-
-def _check_student_batches(run: "RunSettings") -> Iterator[str]:
-    yield from _check_batches("student", run.student.batch_size, run.trainer.devices)
-
-
-def _check_batches(part: str, size: int, devices: int) -> Iterator[str]:
+def _check_batches(part: str, run: "RunSettings") -> Iterator[str]:
+    size, devices = getattr(run, part).batch_size, run.trainer.devices
     if size % devices:
         yield (
             f"Expected `{part}.batch_size` to be a multiple of the {devices} processes (trainer.devices), but got "
             f"{size}."
         )
+    if part == "generator" and size < 2 * devices:  # batch norm
+        yield f"Expected `generator.batch_size` to be a whole number of at least {2 * devices}, but got {size}."
 
 
 def _check_clipping(run: "RunSettings") -> Iterator[str]:
@@ -106,9 +96,7 @@ class RunSettings(Settings):
         _check_teacher,
         _check_selection,
         _check_plan,
-        _check_teacher_batches,
-        _check_generator_batches,
-        _check_student_batches,
+        *(partial(_check_batches, part) for part in ("teacher", "generator", "student")),
         _check_clipping,
         _check_samples,
     )
@@ -118,15 +106,15 @@ class RunSettings(Settings):
     recipe: str = Field(default="strict", json_schema_extra=explained("a name"))
     """Name of the recipe in tables; it decides nothing."""
     sources: Mixtures
-    """What students learn from, a student each: names of sources, or mixtures of them with shares."""
+    """Sources of samples, one student for each: names of sources, or mixtures of them with shares."""
     source: dict[str, Object] = _objects("source")
     """Sources by name."""
     store: Annotated[str, Field(min_length=1)] = Field(default="outputs/store", json_schema_extra=explained("a folder"))
     """Folder of finished stages; shared by all runs."""
     resume: Resume = "auto"
-    """auto: use finished stages and continue begun ones; never: build all anew; require: refuse to build."""
+    """auto: use finished stages and continue interrupted ones; never: build all again; require: refuse to build."""
     sweep: str | None = Field(default=None, json_schema_extra=explained("a name"))
-    """Name of the sweep; null: made of what is swept."""
+    """Name of the sweep; null: made of the settings that the sweep varies."""
     data: DataSettings
     """Real data."""
     teacher: TeacherSettings
@@ -138,7 +126,7 @@ class RunSettings(Settings):
     compression: CompressionSettings
     """The compression of the teacher."""
     trainer: TrainerSettings = TrainerSettings()
-    """Where and in which precision everything is trained."""
+    """Device and precision of all training."""
     logger: Annotated[dict[str, Object], BeforeValidator(_no_null)] = _objects("logger")
     """Lightning loggers by name."""
     callbacks: dict[str, Object] = _objects("callbacks")
@@ -146,10 +134,7 @@ class RunSettings(Settings):
 
     @classmethod
     def from_config(cls, plain: Mapping[str, Any]) -> Self:
-        """Return the settings of a resolved configuration, with the plan of the paper for the teacher in place.
-
-        Args:
-            plain: Plain dicts, lists and scalars.
+        """Return the settings of a resolved, plain configuration; the plan for the teacher is chosen.
 
         Raises:
             ConfigError: If settings are wrong; a line for each says what is allowed, what came and what to do.

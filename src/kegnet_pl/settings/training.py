@@ -35,11 +35,11 @@ class TrainingSettings(Settings):
     """Name of the group in messages."""
 
     epochs: Count
-    """Passes over the samples, at most."""
+    """Maximum number of passes over the samples."""
     min_epochs: Count | None = None
-    """Epochs at least, where patience is set."""
+    """Minimum number of epochs where patience is set."""
     patience: Count | None = None
-    """Stop so many epochs after the best one; null: train to the last epoch."""
+    """Stop this many epochs after the best one; null: train to the last epoch."""
     batch_size: Count
     """Samples of an optimiser step, over all processes."""
 
@@ -53,7 +53,7 @@ class TeacherSettings(TrainingSettings):
     """Name of the teacher in tables; plans of the paper are found by it."""
     network: Object
     """Any nn.Module that returns logits."""
-    weights: str | None = Field(default=None, json_schema_extra={"fingerprint": False, "expected": "a file"})
+    weights: str | None = Field(default=None, json_schema_extra=explained("a file") | FREE)
     """File of trained weights: state dict, Lightning checkpoint or safetensors; null: train on the real data."""
     epochs: Count = 30
     batch_size: Count = 64
@@ -117,19 +117,19 @@ class TrainerSettings(Settings):
     target: str = Field(default="pytorch_lightning.Trainer", alias="_target_")
     """Class of the trainer."""
     accelerator: Literal["cpu", "gpu"] = Field(default="cpu", json_schema_extra=FREE)
-    """Where everything is trained."""
+    """Device of all training."""
     devices: Count = Field(default=1, json_schema_extra=FREE)
     """Processes on this machine."""
     num_nodes: Literal[1] = Field(default=1, json_schema_extra=explained("1", _ONE_MACHINE) | FREE)
     """Machines; several are not supported."""
     strategy: str = Field(default="auto", json_schema_extra=FREE)
-    """How processes share the work: auto or ddp."""
+    """Strategy of several processes: auto or ddp."""
     precision: Precision = "32-true"
     """Precision of all training."""
     gradient_clip_val: float | None = None
     """Clip gradients to this norm (or value); null: do not clip."""
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
-    """What gradient_clip_val limits."""
+    """norm: clip the norm of all gradients; value: clip each value; null: norm."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the arguments that change a result; all that a user adds may."""

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
@@ -169,23 +168,3 @@ class StageProgress(Callback):
         left = (now - self._start) * (1 - self._done) / gained if gained > 0 else None
         text = f"{self.title}: {self._done:4.0%}  {self._losses}"
         self.console.print(text + (f"  about {_clock(left)} left" if left is not None else ""))
-
-
-def shown(path: Path) -> Path:
-    """Return a path as seen from the folder the user is in, where it is below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def tell_offline(folder: Path, jobs: str, console: Console) -> None:
-    """Say how to send W&B runs that were kept offline, if there are any.
-
-    Args:
-        folder: A run's or a sweep's.
-        jobs: What stands for the folders of jobs below it: ``"*/"``, or nothing.
-        console: Where to print.
-    """
-    found = f"{jobs}wandb/offline-run-*"
-    if any(folder.glob(found)):
-        console.print(
-            f"W&B           offline; to show it later: wandb login; wandb sync {shown(folder)}/{found}", soft_wrap=True
-        )

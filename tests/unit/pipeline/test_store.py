@@ -169,11 +169,6 @@ def test_require_refuses_what_is_only_begun(tmp_path: Path) -> None:
         _get(tmp_path, Builder(), resume="require")
 
 
-def test_unknown_resume(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"`resume`.*auto.*never.*require.*'maybe'"):
-        Store(tmp_path, resume="maybe")  # type: ignore[arg-type]
-
-
 def test_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/kegnet", "seed=3"])
     parent = Store(tmp_path).get("teacher", {}, [], Builder())

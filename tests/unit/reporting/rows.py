@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from kegnet_pl.reporting import Row
+from kegnet_pl.reporting.results import Row
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.sources.registry import find_builtin
 

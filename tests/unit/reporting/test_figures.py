@@ -6,7 +6,7 @@ import pytest
 
 from kegnet_pl.compression import CompressionReport, LayerReport
 from kegnet_pl.reporting import figures
-from kegnet_pl.reporting.style import looks_of
+from kegnet_pl.reporting.style import looks_of, short_number
 from kegnet_pl.sources import GeneratorSource
 from tests.unit.reporting.rows import TEACHER, student
 
@@ -89,4 +89,4 @@ def test_clock(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(12, "12"), (416_520, "417 k"), (2_000_000, "2 M"), (3.1e9, "3.1 G")])
 def test_short_numbers(value: float, text: str) -> None:
-    assert figures.short_number(value) == text
+    assert short_number(value) == text

@@ -12,11 +12,12 @@ from matplotlib.colors import to_hex
 from rich.console import Console
 
 from kegnet_pl.report import main
-from kegnet_pl.reporting import Row, make_results_table, write_results
+from kegnet_pl.reporting.results import Row, write_results
 from kegnet_pl.reporting.runs import FinishedRun, read_runs
 from kegnet_pl.reporting.style import COLOURS, SERIES, distinct_colors, looks_of
 from kegnet_pl.reporting.summary import summarize
 from kegnet_pl.reporting.sweep import make_summary_table
+from kegnet_pl.reporting.tables import make_results_table
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from kegnet_pl.reporting.wandb import report_objects
 from kegnet_pl.runtime.costs import KINDS
@@ -156,7 +157,7 @@ def test_settings_of_generators_and_sources_matter_where_they_are_used() -> None
     ]  # fmt: skip
     settings: dict[str, list[str]] = {}
     for point in summarize(runs):
-        settings.setdefault(point.method, []).append(point.settings)
+        settings.setdefault(point.row.method, []).append(point.settings)
     assert settings == {
         "teacher": [""],
         "T+KegNet": ["generator.epochs=1", "generator.epochs=2"],

@@ -8,7 +8,7 @@ import pytest
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.style import house_style, to_svg
 from kegnet_pl.reporting.summary import Point, summarize
-from kegnet_pl.reporting.sweep_page import write_story
+from kegnet_pl.reporting.sweep import describe_sweep
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from tests.unit.reporting.rows import TEACHER, student
 
@@ -29,12 +29,12 @@ def _runs() -> list[FinishedRun]:
 
 def test_mean_and_spread_over_seeds_and_the_teacher_once_a_seed() -> None:
     points = summarize(_runs())
-    assert [(p.method, p.student, len(p.accuracies)) for p in points] == [
+    assert [(p.row.method, p.row.student, len(p.accuracies)) for p in points] == [
         ("teacher", None, 2), ("T+KegNet", "option1", 2), ("T+KegNet", "option2", 2),
     ]  # fmt: skip
     assert points[0].mean == pytest.approx(0.91) and points[0].sd == pytest.approx(0.02 / 2**0.5)
     assert points[1].mean == pytest.approx(0.75) and points[1].sd == pytest.approx(0.1 / 2**0.5)
-    assert points[1].settings == "" and points[1].compression_ratio == 2.0
+    assert points[1].settings == "" and points[1].average("compression_ratio") == 2.0
 
 
 def test_what_else_was_varied_tells_points_apart_where_it_matters() -> None:
@@ -43,7 +43,7 @@ def test_what_else_was_varied_tells_points_apart_where_it_matters() -> None:
         FinishedRun(HERE, {"generator.epochs": n}, (TEACHER, uniform, student(accuracy, samples=int(n))))
         for n, accuracy in (("1", 0.5), ("2", 0.6))
     ]
-    found = {(p.method, p.settings): p.accuracies for p in summarize(runs)}
+    found = {(p.row.method, p.settings): p.accuracies for p in summarize(runs)}
     assert found == {
         ("teacher", ""): (0.9,),
         ("T+Uniform", ""): (0.4,),  # noise knows no generators
@@ -61,7 +61,7 @@ def test_a_teacher_of_other_settings_is_no_seed() -> None:
             for row in (TEACHER, student(0.8, method="T"))
         )),
     ]  # fmt: skip
-    assert {(p.method, p.settings, p.accuracies) for p in summarize(runs)} == {
+    assert {(p.row.method, p.settings, p.accuracies) for p in summarize(runs)} == {
         ("teacher", "", (0.9,)), ("teacher", "debug=fast", (0.3,)), ("T", "", (0.8,)), ("T", "debug=fast", (0.3,)),
     }  # fmt: skip
 
@@ -81,9 +81,9 @@ def test_two_networks_of_one_seed_are_never_averaged(
         FinishedRun(HERE, settings[0], (TEACHER, student(0.8)), name="a"),
         FinishedRun(HERE, settings[1], (TEACHER, student(0.4)), name="b"),
     ]
-    found = [p for p in summarize(runs) if p.method == "T+KegNet"]
+    found = [p for p in summarize(runs) if p.row.method == "T+KegNet"]
     assert {(p.settings, len(p.accuracies)) for p in found} == {(name, 1) for name in told}
-    assert [p.accuracies for p in summarize(runs) if p.method == "teacher"] == [(0.9,)], "one teacher, seen twice"
+    assert [p.accuracies for p in summarize(runs) if p.row.method == "teacher"] == [(0.9,)], "one teacher, seen twice"
 
 
 def test_a_single_seed_has_no_spread_and_no_test_data_no_mean() -> None:
@@ -120,8 +120,8 @@ def test_a_sweep_says_where_noise_is_better() -> None:
     rows = (TEACHER, student(0.5, method="T"), student(0.7, method="T+Uniform"), student(0.6))
     runs = [FinishedRun(HERE, {}, rows)]
     assert (
-        write_story(runs, summarize(runs))[-1]
+        describe_sweep(runs, summarize(runs))[-1]
         == "Without prior knowledge in the samples the same network is better: T+Uniform 70.00 %."
     )
     runs = [FinishedRun(HERE, {}, (*rows[:3], student(0.8)))]
-    assert "Without prior" not in " ".join(write_story(runs, summarize(runs)))
+    assert "Without prior" not in " ".join(describe_sweep(runs, summarize(runs)))

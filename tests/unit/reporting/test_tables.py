@@ -2,7 +2,7 @@
 
 import pytest
 
-from kegnet_pl.reporting import explain_losses
+from kegnet_pl.reporting.tables import explain_losses
 from tests.unit.reporting.rows import TEACHER, student
 
 

@@ -6,16 +6,15 @@ from typing import Any
 
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.students import compress
-from kegnet_pl.compression import Rule, measure_size
-from kegnet_pl.pipeline.checks import check_network
+from kegnet_pl.compression import measure_size
 from kegnet_pl.pipeline.context import RunContext
-from kegnet_pl.pipeline.objects import build, code_of
+from kegnet_pl.pipeline.objects import build, code_of, make_rules
+from kegnet_pl.pipeline.preflight import check_network
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.reporting.wandb import compression_table
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.seeds import seeded
-from kegnet_pl.settings import CompressionSettings
 
 
 def compression_stage(context: RunContext, teacher: Stage) -> Stage:
@@ -50,12 +49,3 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Any:
     atomic_write(folder / "compression.json", json.dumps(compressed.report.to_dict(), indent=2))
     context.loggers.show("compression", folder, lambda: {"layers": compression_table(compressed.report)})
     return compressed.network
-
-
-def make_rules(settings: CompressionSettings) -> list[Rule]:
-    """Return the rules that ``compression`` describes.
-
-    Raises:
-        ValueError: If a rank is out of range.
-    """
-    return [Rule(rule.layers, rule.rank) for rule in settings.rules or []]

@@ -12,14 +12,7 @@ from kegnet_pl.runtime.costs import StageCosts
 
 
 def evaluation_stage(context: RunContext, stage: Stage, name: str, teacher: Stage) -> Stage | None:
-    """Measure a finished network on the real test data; None where there is none.
-
-    Args:
-        context: Context of the run.
-        stage: The stage that holds the network.
-        name: Name of the network for loggers.
-        teacher: The teacher, for the compression ratio.
-    """
+    """Measure the network of a finished stage, and its size against the teacher's; None where there is no test data."""
     data = context.data
     if data is None or "test" not in data.splits:
         return None
@@ -34,12 +27,16 @@ def evaluation_stage(context: RunContext, stage: Stage, name: str, teacher: Stag
         costs.teacher_forwards += len(test) if stage.name == "teacher" else 0
         size = measure_size(network, context.input_shape)
         ratio = measure_size(context.network(teacher), context.input_shape).parameters / size.parameters
-        figures = {"parameters": size.parameters, "macs": size.macs, "compression_ratio": ratio}
+        metrics = {"test/accuracy": accuracy, "parameters": size.parameters, "macs": size.macs}
         for logger in context.loggers.make("evaluation", name, folder):
-            logger.log_metrics({"test/accuracy": accuracy, **figures}, step=0)
+            logger.log_metrics(metrics | {"compression_ratio": ratio}, step=0)
             logger.save()
         context.loggers.show("evaluation", folder, lambda: class_tables(answers))
-        measured = {"test/accuracy": accuracy, "test_set": data.test_set, "samples": len(test)}
-        return measured | {"confusion": answers.tolist()}
+        return {
+            "test/accuracy": accuracy,
+            "test_set": data.test_set,
+            "samples": len(test),
+            "confusion": answers.tolist(),
+        }
 
     return context.get_or_build("evaluation", settings, [stage], make, title=None)

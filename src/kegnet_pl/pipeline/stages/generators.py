@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from kegnet_pl.api.checkpoints import load_network, save_network
+from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.engine import GeneratorTask, fit_generators
 from kegnet_pl.api.sampling import Generators
-from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, build_objective, code_of
 from kegnet_pl.pipeline.sample_monitor import SampleMonitor
 from kegnet_pl.pipeline.stages.pictures import draw_samples, draw_walk
 from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.pipeline.trainer import ResumableFit
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import ConfigError
@@ -33,7 +34,7 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
         "generator": decided.fingerprint(),
         "input_shape": context.input_shape,
         "classes": context.classes,
-        **{name: value for name, value in context.training_fingerprint().items() if name != "seed"},
+        **training_fingerprint(context.settings),
         **code_of(generator),
     }
 
@@ -42,7 +43,7 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
             seed = derive_seed(generator.seed, "sheet")
             return [SampleMonitor(task.teacher, network, names, folder / SHEETS, seed, costs)]
 
-        fit = context.fit("generators", folder, costs, "generator_training")
+        fit = ResumableFit(context.trainers, folder, "generators", costs, "generator_training")
         trained = fit_generators(task, fit, StageProgress("generators", context.console), make_callbacks)
         if rank() != 0:
             return {}
@@ -63,7 +64,7 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
 
 
 def _make_task(context: RunContext, teacher: nn.Module) -> GeneratorTask:
-    """Return what is trained, with the decision whether generators are trained as one batch of networks.
+    """Return the task of the engine; ``parallel`` is decided for the networks and the device.
 
     Raises:
         ConfigError: If they shall be and torch cannot vectorise them.
@@ -88,8 +89,3 @@ def _make_task(context: RunContext, teacher: nn.Module) -> GeneratorTask:
     if obstacle is not None:
         context.console.print(f"Generators are trained one after another, as torch cannot vectorise them: {obstacle}")
     return task
-
-
-def load_generator_networks(stage: Stage, count: int) -> list[nn.Module]:
-    """Return the generators of a finished stage, on the CPU in evaluation mode."""
-    return [load_network(stage.folder, f"generator_{index}") for index in range(count)]

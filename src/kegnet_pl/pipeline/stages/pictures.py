@@ -7,8 +7,7 @@ import torch
 
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.pipeline.context import RunContext
-from kegnet_pl.reporting import draw_sample_sheet
-from kegnet_pl.reporting.images import write_grid
+from kegnet_pl.reporting.images import draw_sample_sheet, write_grid
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.seeds import derive_seed
 

@@ -7,11 +7,10 @@ from typing import Any
 from kegnet_pl.api.checkpoints import load_network, save_network
 from kegnet_pl.api.engine import fit_student
 from kegnet_pl.data import SyntheticDataModule
-from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, code_of
-from kegnet_pl.pipeline.stages.generators import load_generator_networks
 from kegnet_pl.pipeline.store import Stage
-from kegnet_pl.pipeline.trainer import Selection
+from kegnet_pl.pipeline.trainer import ResumableFit, Selection
 from kegnet_pl.reporting.wandb import histogram
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
@@ -23,32 +22,27 @@ from kegnet_pl.training.progress import StageProgress
 def student_stage(
     context: RunContext, source: SourceInfo, teacher: Stage, initial: Stage, generators: Stage | None
 ) -> Stage:
-    """Train a student on the samples of a source.
+    """Train the initial student on samples of a source, labelled by the teacher.
 
-    Args:
-        context: Context of the run.
-        source: What it learns from.
-        teacher: Labels the samples.
-        initial: The student before training.
-        generators: The trained generators; None where the source needs none.
+    ``generators`` is None where the source needs none.
     """
     student = settings_for(context.settings.student, source)
     definitions = {name: context.settings.source.get(name) for name in source.shares}
-    real = student.selection == "real" and context.data is not None
     settings = {
         "student": _deciding(student, source),
         "source": {"shares": source.shares, "definitions": definitions, **code_of(definitions)},
         **code_of(student.optimizer),
         "input_shape": context.input_shape,
-        **context.training_fingerprint(),
-        **({"data": context.data_fingerprint("val")} if real else {}),
+        "seed": context.seed,
+        **training_fingerprint(context.settings),
+        **({"data": context.data_fingerprint("val")} if student.selection == "real" else {}),
     }
     title = f"student ({source.name})"
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
         data = _make_data(context, student, teacher, _make_source(context, source, student, generators))
         selection = Selection(student.selection != "last", student.patience, student.min_epochs)
-        fit = context.fit("student", folder, costs, "student_training", selection)
+        fit = ResumableFit(context.trainers, folder, "student", costs, "student_training", selection)
         forwards = 0
         try:
             module, metrics = fit_student(
@@ -70,7 +64,7 @@ def student_stage(
 
 
 def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettings:
-    """Return the settings of a student: those that learn from noise alone may have a budget of their own."""
+    """Return the settings of a student: students that learn from noise alone have ``baselines``."""
     if source.prior != "none":
         return settings
     own = settings.baselines
@@ -80,7 +74,7 @@ def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettin
 
 
 def _deciding(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
-    """Return those of a student's settings that its result depends on."""
+    """Return the settings that the result of a student depends on."""
     idle = {"baselines"}
     if not source.needs_generators:
         idle |= {"sampling_norm", "noise_std"}
@@ -94,12 +88,14 @@ def _deciding(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
 def _make_source(
     context: RunContext, source: SourceInfo, student: StudentSettings, generators: Stage | None
 ) -> SyntheticSource:
-    generator, definitions = context.settings.generator, context.settings.source
+    generator, networks = context.settings.generator, None
+    if generators is not None:
+        networks = [load_network(generators.folder, f"generator_{index}") for index in range(generator.count)]
     return build_source(
         source.shares,
-        definitions,
+        context.settings.source,
         input_shape=context.input_shape,
-        generators=load_generator_networks(generators, generator.count) if generators is not None else None,
+        generators=networks,
         device=context.device,
         chunk=generator.batch_size if student.sampling_norm == "batch" else None,
         sampling_norm=student.sampling_norm,
@@ -110,13 +106,13 @@ def _make_source(
 def _make_data(
     context: RunContext, student: StudentSettings, teacher: Stage, source: SyntheticSource
 ) -> SyntheticDataModule:
-    real = student.selection == "real" and context.data is not None
+    real = context.data if student.selection == "real" else None
     return SyntheticDataModule(
         source,
         context.network(teacher),
         samples=student.samples,
         validation_samples=student.validation_samples if student.selection == "synthetic" else 0,
-        real_validation=context.data.part("val") if real and context.data is not None else None,
+        real_validation=real.part("val") if real is not None else None,
         batch_size=student.batch_size,
         shuffle=student.shuffle,
         resample_each_epoch=student.resample_each_epoch,
@@ -126,7 +122,7 @@ def _make_data(
 
 
 def _count(costs: StageCosts, data: SyntheticDataModule, forwards: int) -> None:
-    """Add what sampling and labelling cost; between steps it is no training."""
+    """Add the costs of sampling and labelling; between steps they are subtracted from training."""
     costs.seconds["student_training"] -= data.seconds_between_steps
     costs.seconds["drawing"] += data.seconds["draw"]
     costs.seconds["labelling"] += data.seconds["label"]

@@ -9,11 +9,11 @@ from torch import nn
 
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.weights import load_weights
-from kegnet_pl.pipeline.checks import check_network
-from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, code_of
+from kegnet_pl.pipeline.preflight import check_network
 from kegnet_pl.pipeline.store import Stage
-from kegnet_pl.pipeline.trainer import Selection
+from kegnet_pl.pipeline.trainer import ResumableFit, Selection
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.seeds import seeded
@@ -33,7 +33,8 @@ def _train_teacher(context: RunContext) -> Stage:
     settings = {
         "teacher": teacher.fingerprint(),
         "data": context.data_fingerprint("train", *(["val"] if best else [])),
-        **context.training_fingerprint(),
+        "seed": context.seed,
+        **training_fingerprint(context.settings),
         **code_of(teacher),
     }
 
@@ -42,7 +43,7 @@ def _train_teacher(context: RunContext) -> Stage:
             network = build(teacher.network)
         check_network(network, "teacher", context.input_shape, context.classes)
         selection = Selection(best, teacher.patience, teacher.min_epochs)
-        fit = context.fit("teacher", folder, costs, "teacher_training", selection)
+        fit = ResumableFit(context.trainers, folder, "teacher", costs, "teacher_training", selection)
         module = TeacherModule(network, build(teacher.optimizer), seed=context.seed)
         with StageProgress("teacher", context.console) as progress:
             metrics = fit(module, context.data, name="teacher", epochs=teacher.epochs, callbacks=[progress])
