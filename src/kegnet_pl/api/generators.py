@@ -12,11 +12,10 @@ from kegnet_pl.api.engine import GeneratorTask, adam, fit_generators
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, TeacherNorm, count_classes
-from kegnet_pl.networks.execution import frozen_copy
 from kegnet_pl.networks.validation import check_generator
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.settings import GeneratorTrainingSettings, LRSchedulerName, Parallel, Precision, read_arguments
-from kegnet_pl.training.fit import QuietFit, check_precision, to_shape
+from kegnet_pl.training.fit import QuietFit, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
 
 Terms = Mapping[str, float]
@@ -88,72 +87,49 @@ def train_generators(
         steps_per_epoch=steps_per_epoch, batch_size=batch_size, lr_scheduler=lr_scheduler, teacher_norm=teacher_norm,
         teacher_dropout=teacher_dropout, parallel=parallel, compile=compile, cuda_graphs=cuda_graphs, seed=seed,
     )  # fmt: skip
-    where = find_device(device)
-    check_precision(precision, where)
-    task = make_task(teacher, input_shape, settings, lr, objective, make_generator, make_decoder, precision)
-    task, _ = task.choose_parallel(where)
-    bar = StageProgress("generators", make_console()) if progress else None
-    trained = fit_generators(
-        task,
-        QuietFit(where, precision, logger),
-        bar,
-        lambda names, network: callbacks() if callable(callbacks) else callbacks,  # noqa: ARG005
-    )
-    return Generators(
-        [one.generator for one in trained],
-        [one.decoder for one in trained],
-        frozen_copy(teacher),
-        task.input_shape,
-        int(trained[0].generator.classes),  # type: ignore[arg-type]
-        where,
-        [one.metrics for one in trained],
-    )
-
-
-def make_task(
-    teacher: nn.Module,
-    input_shape: int | Sequence[int],
-    settings: GeneratorTrainingSettings,
-    lr: float,
-    objective: GeneratorObjective | Terms | None,
-    make_generator: Callable[[], nn.Module] | None,
-    make_decoder: Callable[[], nn.Module] | None,
-    precision: str,
-) -> GeneratorTask:
-    """Return the task that the arguments of :func:`train_generators` describe.
-
-    Raises:
-        ValueError: If networks do not fit the samples or each other, or an argument is out of range.
-    """
+    fit = QuietFit(find_device(device), precision, logger)
     shape = to_shape(input_shape)
-    if not lr > 0:
-        raise ValueError(f"Expected `lr` to be a number above 0, but got {lr!r}.")
     classes = count_classes(teacher, shape, "teacher")
-    generator = make_generator or _default_generator(shape, classes, settings.noise_dim)
-    decoder = make_decoder or partial(Decoder, shape, settings.noise_dim, blocks=1 if len(shape) == 3 else 2)
     terms = make_objective(objective, shape)
+    default_decoder = partial(Decoder, shape, noise_dim, blocks=1 if len(shape) == 3 else 2)
     task = GeneratorTask(
         teacher,
         shape,
-        partial(_make, generator, "make_generator"),
-        partial(_make, decoder, "make_decoder"),
+        fit.device,
+        partial(_make, make_generator or _default_generator(shape, classes, noise_dim), "make_generator"),
+        partial(_make, make_decoder or default_decoder, "make_decoder"),
         lambda: terms,
         adam(lr),
         settings,
         precision,
     )
+    _check_networks(task, classes)
+    task, _ = task.choose_parallel()
+    return fit_generators(
+        task,
+        fit,
+        StageProgress("generators", make_console()) if progress else None,
+        lambda names, network: callbacks() if callable(callbacks) else callbacks,  # noqa: ARG005
+    )
+
+
+def _check_networks(task: GeneratorTask, classes: int) -> None:
+    """Check that the functions of a task return new networks, which fit the samples and each other.
+
+    Raises:
+        ValueError: If they do not.
+    """
     first, second = task.make_pair(0), task.make_pair(1)
     if {id(network) for network in first} & {id(network) for network in second}:
         raise ValueError(
             "Expected `make_generator` and `make_decoder` to return a new module at every call, but got the same twice."
         )
     try:
-        check_generator(*first, shape, classes)
+        check_generator(*first, task.input_shape, classes)
     except ValueError as error:
         raise ValueError(
             f"{error} Give `make_generator` and `make_decoder` that fit, and `noise_dim` as your generator has."
         ) from error
-    return task
 
 
 def _make(make: Callable[[], Any], name: str) -> nn.Module:

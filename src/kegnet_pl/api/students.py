@@ -17,21 +17,9 @@ from kegnet_pl.networks import count_classes, prefer_channels_last
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import first_line
-from kegnet_pl.settings import (
-    DistillationSettings,
-    LRSchedulerName,
-    Precision,
-    StudentNorm,
-    read_arguments,
-)
-from kegnet_pl.training.fit import QuietFit, check_precision, to_shape
+from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Precision, StudentNorm, read_arguments
+from kegnet_pl.training.fit import QuietFit, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
-
-_ARGUMENTS = {
-    "feature_distillation.weight": "feature_distillation",
-    "feature_distillation.layers": "feature_distillation_layers",
-}
-"""Name of a setting -> argument of :func:`distill`, where they differ."""
 
 
 def compress(
@@ -135,52 +123,34 @@ def distill(
     Raises:
         ValueError: If an argument is out of range, or the student does not fit the teacher or the settings.
     """
-    layers = None if feature_distillation_layers is None else list(feature_distillation_layers)
-    settings = read_arguments(
-        DistillationSettings, "student", samples=len(data) if isinstance(data, SyntheticDataset) else 1, epochs=epochs,
-        batch_size=batch_size, lr_scheduler=lr_scheduler, temperature=temperature, norm=norm, dropout=dropout,
-        feature_distillation={"weight": feature_distillation, "layers": layers}, shuffle=shuffle,
-        resample_each_epoch=resample_each_epoch, compile=compile, cuda_graphs=cuda_graphs, renamed=_ARGUMENTS,
-    )  # fmt: skip
-    where = find_device(device)
-    check_precision(precision, where)
-    if not lr > 0:
-        raise ValueError(f"Expected `lr` to be a number above 0, but got {lr!r}.")
-    module_data = _data_module(student, data, settings, seed, device)
-    check_student(student, module_data.teacher.network, settings, data.input_shape)
-    module, _ = fit_student(
-        copy.deepcopy(student).requires_grad_(True),
-        module_data,
-        settings,
-        adam(lr),
-        QuietFit(where, precision, logger, callbacks),
-        seed=seed,
-        progress=StageProgress("student", make_console()) if progress else None,
-    )
-    return module.network
-
-
-def _data_module(
-    student: nn.Module, data: SyntheticDataset, settings: DistillationSettings, seed: int, device: Device
-) -> SyntheticDataModule:
-    """Return the samples of a data set as a data module.
-
-    Raises:
-        ValueError: If ``data`` is something else, or the student has other classes than the teacher.
-    """
     if not isinstance(data, SyntheticDataset):
         raise ValueError(
             f"Expected `data` to be a SyntheticDataset, which `Generators.dataset` returns, but got {data!r}."
         )
+    layers = None if feature_distillation_layers is None else list(feature_distillation_layers)
+    settings = read_arguments(
+        DistillationSettings, "student", samples=len(data), epochs=epochs, batch_size=batch_size,
+        lr_scheduler=lr_scheduler, temperature=temperature, norm=norm, dropout=dropout,
+        feature_distillation={"weight": feature_distillation, "layers": layers}, shuffle=shuffle,
+        resample_each_epoch=resample_each_epoch, compile=compile, cuda_graphs=cuda_graphs, renamed={
+            "feature_distillation.weight": "feature_distillation",
+            "feature_distillation.layers": "feature_distillation_layers",
+        },
+    )  # fmt: skip
+    fit = QuietFit(find_device(device), precision, logger, callbacks)
+    optimizer = adam(lr)
     x, logits = data.tensors
     classes = count_classes(student, data.input_shape, "student")
     if classes != logits.shape[1]:
         raise ValueError(f"Expected a student of the teacher's {logits.shape[1]} classes, but got {classes}.")
-    where = find_device(device)
+    check_student(student, data.teacher, settings, data.input_shape)
     module_data = SyntheticDataModule(
-        data.source, data.teacher, samples=len(data), batch_size=settings.batch_size, shuffle=settings.shuffle,
-        resample_each_epoch=settings.resample_each_epoch, seed=seed, device=where,
+        data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle,
+        resample_each_epoch=resample_each_epoch, seed=seed, device=fit.device,
     )  # fmt: skip
-    module_data.splits["train"] = (x.to(where), logits.to(where))
+    module_data.splits["train"] = (x.to(fit.device), logits.to(fit.device))
     prefer_channels_last(module_data.teacher, data.input_shape)
-    return module_data
+    bar = StageProgress("student", make_console()) if progress else None
+    network = copy.deepcopy(student).requires_grad_(True)
+    module, _ = fit_student(network, module_data, settings, optimizer, fit, progress=bar)
+    return module.network

@@ -120,16 +120,26 @@ class QuietFit:
     """A fit with a Lightning trainer of its own that writes nothing and leaves log levels as they were.
 
     Attributes:
-        device: Where to train.
+        device: Device of the training.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers.
         callbacks: Further callbacks of every fit.
+
+    Raises:
+        ValueError: If the precision is unknown, or the device does not support it.
     """
 
     device: torch.device
     precision: Precision = "32-true"
     logger: Logger | Sequence[Logger] | bool = False
     callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self) -> None:
+        allowed = get_args(Precision)
+        if self.precision not in allowed:
+            raise ValueError(f"Expected `precision` to be one of {', '.join(allowed)}, but got {self.precision!r}.")
+        if self.precision == "16-mixed" and self.device.type == "cpu":
+            raise ValueError("Expected `precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed'.")
 
     def __call__(
         self,
@@ -172,18 +182,6 @@ def _quietly() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Check the precision of a training.
-
-    Raises:
-        ValueError: If it is unknown, or the device has no such arithmetic.
-    """
-    if precision not in get_args(Precision):
-        raise ValueError(f"Expected `precision` to be one of {', '.join(get_args(Precision))}, but got {precision!r}.")
-    if precision == "16-mixed" and device.type == "cpu":
-        raise ValueError("Expected `precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed'.")
 
 
 def to_shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:
