@@ -66,19 +66,14 @@ class BatchNormMoments(nn.Module):
         Raises:
             ValueError: If the network does not call one of the layers.
         """
-        recorder = self._recorder
-        recorder.recording = True
-        try:
-            output: Tensor = self.network(x)
-            if recorder.missing():
-                raise ValueError(
-                    "Expected a teacher that calls all its batch-norm layers in evaluation mode, but it skips some "
-                    "(auxiliary heads for training?). Set the weight of StatisticsLoss to 0, on the command line "
-                    "generator.objective.statistics.weight=0, or remove the heads."
-                )
-            return output, [recorder.values[name] for name in recorder.layers]
-        finally:
-            recorder.reset()
+        output, moments = self._recorder.call(x)
+        if len(moments) < len(self.layers):
+            raise ValueError(
+                "Expected a teacher that calls all its batch-norm layers in evaluation mode, but it skips some "
+                "(auxiliary heads for training?). Set the weight of StatisticsLoss to 0, on the command line "
+                "generator.objective.statistics.weight=0, or remove the heads."
+            )
+        return output, [moments[name] for name in self._epsilons]
 
     def stored(self) -> list[Moments]:
         """Return the running statistics of the layers, from the network's training data, with the layer's epsilon."""
@@ -141,10 +136,9 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
         layer.bias.copy_(teacher_layer.bias + teacher_layer.weight * (mean - teacher_layer.running_mean) / deviation)
 
     with LayerRecorder(teacher, tuple(teacher_layers), moments, source="input") as recorder, eval_mode(teacher):
-        teacher(x)
-    teacher_moments = recorder.values
-    with LayerRecorder(student, tuple(layers), set_layer, source="input"), eval_mode(student):
-        student(x)
+        _, teacher_moments = recorder.call(x)
+    with LayerRecorder(student, tuple(layers), set_layer, source="input") as recorder, eval_mode(student):
+        recorder.call(x)
 
 
 def _widths(layers: dict[str, _BatchNorm]) -> dict[str, int]:
