@@ -56,7 +56,8 @@ class Split:
 class RealDataModule(LightningDataModule):
     """Real data in memory, to train a teacher and to report accuracy, never to train a student.
 
-    Subclasses check their files in :meth:`prepare_data` and read them in :meth:`read`.
+    Subclasses check their files in :meth:`prepare_data` and read them in :meth:`read`. Those for one data set define
+    name, shape and classes as class attributes, which are the defaults of the arguments.
 
     Args:
         name: Name of the data set in tables.
@@ -74,25 +75,28 @@ class RealDataModule(LightningDataModule):
     """
 
     may_be_missing: ClassVar[bool] = True
+    name: str
+    input_shape: tuple[int, ...]
+    classes: int
 
     def __init__(
         self,
-        name: str,
-        input_shape: Sequence[int],
-        classes: int,
+        name: str | None = None,
+        input_shape: Sequence[int] | None = None,
+        classes: int | None = None,
         *,
         batch_size: int = 64,
         seed: int = 0,
         flip: bool = False,
     ) -> None:
         super().__init__()
-        if classes < 2:
-            raise ValueError(f"Expected `classes` of at least 2 for data set {name!r}, but got {classes}.")
+        self.name = self.name if name is None else name
+        self.input_shape = self.input_shape if input_shape is None else tuple(input_shape)
+        self.classes = self.classes if classes is None else classes
+        if self.classes < 2:
+            raise ValueError(f"Expected `classes` of at least 2 for data set {self.name!r}, but got {self.classes}.")
         if batch_size < 1:
             raise ValueError(f"Expected `batch_size` of at least 1, but got {batch_size}.")
-        self.name = name
-        self.input_shape = tuple(input_shape)
-        self.classes = classes
         self.batch_size = batch_size
         self.seed = seed
         self.flip = flip
