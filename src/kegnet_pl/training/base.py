@@ -1,6 +1,5 @@
 """The base class of the LightningModules: random streams, optimiser, training step, metrics."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -116,9 +115,9 @@ class TrainingModule(GraphedModule):
         scheduler = CosineAnnealingLR(optimizer, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
-    @abstractmethod
     def sample_count(self, batch: Any) -> int:
         """Return the number of samples of a training batch, of each network."""
+        return len(batch[0])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -179,7 +178,7 @@ class TrainingModule(GraphedModule):
     def _report(self, phase: Phase) -> None:
         if not self._sums[phase]:
             return
-        names, values = self._sums[phase].take_means(self.networks, self._add_up)
+        names, values = self._sums[phase].take_means(self.networks, self.trainer.strategy.reduce)
         names = [f"{phase}/{name}" for name in names]
         by_name = phase == "train" and self.names is not None
         mean = dict(zip(names, values.mean(dim=0), strict=True))
@@ -195,6 +194,22 @@ class TrainingModule(GraphedModule):
                 logger.log_metrics(metrics | {"epoch": self.current_epoch}, step=self.global_step - 1)
                 logger.save()
 
-    def _add_up(self, values: Tensor) -> Tensor:
-        summed: Tensor = self.trainer.strategy.reduce(values, reduce_op="sum")
-        return summed
+
+class ClassifierModule(TrainingModule):
+    """A LightningModule that trains ``network``, which returns logits ``(B, C)``."""
+
+    network: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B, C)``."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the network's parameters."""
+        return list(self.network.parameters())
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count accuracy on the test split."""
+        x, y = batch
+        self.count("test", {"accuracy": accuracy(self(x), y)}, len(x))

@@ -1,6 +1,7 @@
 """Sums of metrics over an epoch, kept on the device of the metrics."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,16 +37,16 @@ class MetricSums:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] = self._weights.get(name, 0) + weight
 
-    def take_means(self, networks: int, add_up: Callable[[Tensor], Tensor]) -> tuple[list[str], Tensor]:
+    def take_means(self, networks: int, reduce: Callable[..., Any]) -> tuple[list[str], Tensor]:
         """Return the names of the metrics and their means ``(networks, names)``, and drop the sums.
 
         Args:
             networks: Number of networks; metrics of all of them together count for each.
-            add_up: Returns the sum of a tensor over all processes.
+            reduce: Reduces a tensor over all processes, such as ``Strategy.reduce`` of Lightning.
         """
         names = list(self._sums)
         sums = torch.stack([value.expand(networks) for value in self._sums.values()]).T
         weights = sums.new_tensor([self._weights[name] for name in names])
         self.clear()
         # Processes may have had different numbers of samples: sums and weights are added up one by one.
-        return names, add_up(sums) / add_up(weights)
+        return names, reduce(sums, reduce_op="sum") / reduce(weights, reduce_op="sum")

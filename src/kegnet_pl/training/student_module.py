@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from kegnet_pl.losses import DistillationLoss, FeatureLoss
 from kegnet_pl.networks import FeatureExtractor, norm_layers
 from kegnet_pl.settings import LRSchedulerName
-from kegnet_pl.training.base import TrainingModule, accuracy
+from kegnet_pl.training.base import ClassifierModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
 
 StudentNorm = Literal["batch", "frozen"]
@@ -32,7 +32,7 @@ class FeatureDistillation:
     weight: float
 
 
-class StudentModule(TrainingModule):
+class StudentModule(ClassifierModule):
     """A student that learns the teacher's answers to synthetic samples.
 
     Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and
@@ -124,11 +124,6 @@ class StudentModule(TrainingModule):
                     module.eval()
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(B, C)``."""
-        logits: Tensor = self.network(x)
-        return logits
-
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the distillation loss of a batch, and its metrics."""
         x, teacher_logits = batch
@@ -153,14 +148,6 @@ class StudentModule(TrainingModule):
             self.teacher_forwards += len(batch[0])
         return super().training_step(batch, batch_idx)
 
-    def sample_count(self, batch: tuple[Tensor, Tensor]) -> int:
-        """Return the number of samples of a batch."""
-        return len(batch[0])
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the network's parameters."""
-        return list(self.network.parameters())
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count accuracy, and the distillation loss where the batch has the teacher's logits."""
         x, target = batch
@@ -170,8 +157,3 @@ class StudentModule(TrainingModule):
             metrics["loss"] = self.distillation(logits, target)
             target = target.argmax(dim=1)
         self.count("val", metrics | {"accuracy": accuracy(logits, target)}, len(x))
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count accuracy on real test data."""
-        x, y = batch
-        self.count("test", {"accuracy": accuracy(self(x), y)}, len(x))
