@@ -1,4 +1,4 @@
-"""Whether several generators are trained as one stacked module."""
+"""The decision to train several generators as one stacked module."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,16 +12,10 @@ from kegnet_pl.training.generator_module import GeneratorModule, check_separable
 
 
 def should_vectorize(training: str, count: int, device: torch.device, input_shape: Sequence[int]) -> bool:
-    """Return whether generators should be trained together, if they can be (:func:`vectorization_error`).
+    """Return True if generators are to be trained together, provided that torch can vectorise them.
 
-    Where nobody says (``auto``), a CPU has enough to do with one generator of images.
-    ``python -m benchmarks.bench --choices`` measures both on a device at hand; a GPU has not been measured yet.
-
-    Args:
-        training: ``"vmap"``, ``"sequential"`` or ``"auto"``.
-        count: Generators; one is never stacked.
-        device: Where they are trained.
-        input_shape: Shape of one sample.
+    ``"auto"`` trains them together on a GPU and for feature rows: one generator of images occupies a CPU.
+    ``python -m benchmarks.bench --choices`` measures both on a device; a GPU has not been measured yet.
     """
     faster = device.type == "cuda" or len(input_shape) == 1
     return count > 1 and (training == "vmap" or (training == "auto" and faster))
@@ -30,15 +24,12 @@ def should_vectorize(training: str, count: int, device: torch.device, input_shap
 def vectorization_error(
     make_module: Callable[[], GeneratorModule], clip: float | None = None, algorithm: str | None = None
 ) -> str | None:
-    """Try to train generators together: torch cannot vectorise every network and every loss.
+    """Return the reason why torch cannot train a module of stacked generators, None if it can.
 
     Args:
-        make_module: Returns a module of two stacked generators, with which one step is made, on the CPU.
+        make_module: Returns a module of two stacked generators, which makes one step on the CPU.
         clip: The trainer's ``gradient_clip_val``.
-        algorithm: Its ``gradient_clip_algorithm``.
-
-    Returns:
-        What is in the way, None if nothing is.
+        algorithm: The trainer's ``gradient_clip_algorithm``.
     """
     try:
         with torch.random.fork_rng([]):
