@@ -1,4 +1,4 @@
-"""Fits generators and students: the one place that wires modules, called by the library and by the command line."""
+"""Fits of generators and students: the library and the command line wire modules here."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext

@@ -60,14 +60,7 @@ def _decompose(weight: Tensor, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np
 class TuckerConv2d(nn.Sequential):
     """A ``k x k`` convolution as 1x1 (in -> r_in), k x k core (r_in -> r_out), 1x1 (r_out -> out, with the bias).
 
-    The core has the stride, padding and dilation.
-
-    Args:
-        conv: The convolution to replace; only its shape is used, not its weights (see :func:`factorise`).
-        ranks: ``(in_rank, out_rank)``.
-
-    Shapes:
-        Those of ``conv``.
+    The core has the stride, padding and dilation of ``conv``, whose weights are not used (see :func:`factorise`).
 
     Raises:
         ValueError: If a rank is out of range or the convolution is grouped.
@@ -103,12 +96,7 @@ class TuckerConv2d(nn.Sequential):
 class TuckerLinear(nn.Sequential):
     """A dense layer as Linear(in, r_in), Linear(r_in, r_out), Linear(r_out, out, with the bias).
 
-    Args:
-        linear: The layer to replace; only its shape is used, not its weights (see :func:`factorise`).
-        ranks: ``(in_rank, out_rank)``.
-
-    Shapes:
-        Those of ``linear``.
+    The weights of ``linear`` are not used (see :func:`factorise`).
 
     Raises:
         ValueError: If a rank is out of range.
@@ -133,14 +121,7 @@ def _empty_copy(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinea
 
 
 def factorise(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinear:
-    """Return the Tucker factorisation of a convolution (over its channel modes) or of a dense layer.
-
-    Args:
-        layer: The layer; it is not changed.
-        ranks: ``(in_rank, out_rank)``.
-
-    Returns:
-        A new module with the same input and output shapes.
+    """Return the Tucker factorisation of a convolution (over its channel modes) or dense layer, a new module.
 
     Raises:
         ValueError: If a rank is out of range or a convolution is grouped.
@@ -164,14 +145,11 @@ def replace_layer(network: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def restore_structure(network: nn.Module, ranks: Mapping[str, Ranks]) -> nn.Module:
-    """Replace layers of a network by their compressed form, without weights.
+    """Replace layers of a network by their compressed form, without weights, and return the network.
 
     Args:
         network: The uncompressed network; changed in place.
         ranks: ``(in_rank, out_rank)`` by layer name, from a report.
-
-    Returns:
-        The same network.
 
     Raises:
         AttributeError: If a layer does not exist.

@@ -201,15 +201,7 @@ class RealDataModule(LightningDataModule):
 
 
 def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
-    """Shuffle a split and hold out its last samples.
-
-    Args:
-        split: All samples.
-        size: Number of samples to hold out.
-        seed: Seed of the order.
-
-    Returns:
-        The rest, and the held-out samples.
+    """Shuffle a split, and return all but its last ``size`` samples, and these last ones.
 
     Raises:
         ValueError: If one of the two would be empty.
@@ -221,15 +213,9 @@ def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
 
 
 def stratified_folds(y: Tensor, shares: Sequence[float], seed: int) -> list[Tensor]:
-    """Split the indices of labels into parts with the given shares, which hold for each class.
+    """Split the indices of labels ``(N,)`` into parts with the given shares, which hold for each class.
 
-    Args:
-        y: Labels ``(N,)``.
-        shares: One share per part; they sum to 1.
-        seed: Seed of the order.
-
-    Returns:
-        Indices of every part, in random order.
+    The shares sum to 1. Indices of a part are in random order.
     """
     rng = stream(seed, "split")
     parts: list[list[Tensor]] = [[] for _ in shares]
@@ -243,13 +229,7 @@ def stratified_folds(y: Tensor, shares: Sequence[float], seed: int) -> list[Tens
 
 
 def find_file(root: str | Path, names: Sequence[str], description: str, advice: str) -> Path:
-    """Return the first path below a folder that exists.
-
-    Args:
-        root: The user's data folder.
-        names: Paths to try, relative to the folder.
-        description: Description of the file, for the message.
-        advice: A way to get the file, for the message.
+    """Return the first of several paths below a folder that exists; the other arguments are for the message.
 
     Raises:
         FileNotFoundError: If none exists.

@@ -134,11 +134,7 @@ class NoiseLoader(DataLoader[tuple[Tensor, Tensor]]):
 
 
 def local_batch_size(batch_size: int, trainer: Trainer | None) -> int:
-    """Return the share of a batch that one process sees.
-
-    Args:
-        batch_size: Samples of one optimiser step, over all processes.
-        trainer: The trainer, None without one.
+    """Return the share of a batch that one process of a trainer sees; all of it without a trainer.
 
     Raises:
         ValueError: If the batch cannot be shared evenly.

@@ -67,10 +67,7 @@ class _WeightedL1(torch.autograd.Function):
 def _signed_sums(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
     r"""Return :math:`\sum_j w_{ij} sign(x_{id} - x_{jd})` for weights that are sums of products.
 
-    Args:
-        left: Factors of i, ``(..., B, R)``.
-        right: Factors of j, ``(..., B, R)``.
-        x: Values ``(..., B, D)``.
+    The factors of i and of j are ``left (..., B, R)`` and ``right (..., B, R)``; the values are ``x (..., B, D)``.
     """
     values, order = x.mT.contiguous().sort(dim=-1)
     below, above = _ends_of_equals(values)

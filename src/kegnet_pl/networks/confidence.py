@@ -4,13 +4,9 @@ from torch import Tensor
 
 
 def class_confidence(logits: Tensor) -> Tensor:
-    """Return the teacher's mean probability of the intended class, for every class.
+    """Return the teacher's mean probability of the intended class, for every class: ``(C,)``, in [0, 1].
 
-    Args:
-        logits: ``(C, N, C)``: the first dimension is the class that the ``N`` samples were generated for.
-
-    Returns:
-        Probabilities ``(C,)``, in [0, 1].
+    The first dimension of ``logits (C, N, C)`` is the class that the ``N`` samples were generated for.
 
     Raises:
         ValueError: If the first and the last dimension differ.

@@ -23,11 +23,7 @@ _AUTOCAST_FUNCTIONS = frozenset(
 
 
 class _HalfPrecision(TorchFunctionMode):
-    """Autocast for the layers of a vectorised network.
-
-    Args:
-        dtype: bfloat16 or float16.
-    """
+    """Autocast for the layers of a vectorised network, to bfloat16 or float16."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -126,15 +122,7 @@ class StackedModule(nn.Module):
 
     @torch.no_grad()
     def take(self, index: int, network: nn.Module) -> nn.Module:
-        """Copy the values of one network into a module of the same structure.
-
-        Args:
-            index: Index of the network, from 0.
-            network: The module; changed in place.
-
-        Returns:
-            The same module.
-        """
+        """Copy the values of one network into a module of the same structure, and return the module."""
         values = {**self.weights, **dict(self.statistics.named_buffers())}
         network.load_state_dict({name: values[_flat(name)][index] for name in network.state_dict()})
         return network

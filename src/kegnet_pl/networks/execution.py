@@ -51,13 +51,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def chunk_size(sample: Sequence[int], device: torch.device) -> int:
-    """Return the number of samples per forward pass if no batch size is given.
+    """Return the number of samples of one shape per forward pass if no batch size is given.
 
     The activations of a chunk fit into the cache of a CPU, or fill a GPU.
-
-    Args:
-        sample: Shape of one sample.
-        device: The device that computes.
     """
     values = 2**20 if device.type == "cpu" else 2**25
     return min(max(values // math.prod(sample), 64), 8192)

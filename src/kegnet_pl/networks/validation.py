@@ -84,14 +84,7 @@ def check_trainable(network: nn.Module, input_shape: Sequence[int], name: str = 
 
 
 def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Sequence[int], classes: int) -> None:
-    """Check that a generator and a decoder fit the data and each other.
-
-    Args:
-        generator: Has attributes ``noise_dim`` and ``classes``; called with noise ``(2, noise_dim)`` and one-hot labels
-            ``(2, classes)``. Neither network is changed.
-        decoder: Called with the samples.
-        input_shape: Shape of one sample.
-        classes: Number of classes.
+    """Check that a generator and a decoder fit the data and each other, by a call of copies of both.
 
     Raises:
         ValueError: If samples have another shape, the decoder does not return the noise, or a network fails.

@@ -13,13 +13,7 @@ from kegnet_pl.sources.base import Prior, SyntheticSource
 
 
 def sample_labels_and_noise(n: int, classes: int, noise_dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw what a generator is fed with (PAPER section 2), on the device of ``generator``.
-
-    Args:
-        n: Number of pairs.
-        classes: Number of classes.
-        noise_dim: Dimensions of the noise.
-        generator: Where the random numbers come from.
+    """Draw ``n`` inputs of a generator (PAPER section 2), on the device of the random number generator.
 
     Returns:
         Noise ``(n, noise_dim)``, standard normal, and one-hot labels ``(n, classes)``, classes uniform.

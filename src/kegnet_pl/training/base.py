@@ -36,8 +36,8 @@ class TrainingModule(GraphedModule):
         seed: Seed of the run.
         optimizer: Takes parameters, returns an optimiser.
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        compile: Whether the network given to :meth:`step_by` is trained compiled by ``torch.compile``.
-        cuda_graphs: Whether a single GPU records a step and replays it; see :class:`GraphedStep`.
+        compile: True to train the network of :meth:`step_by` compiled by ``torch.compile``.
+        cuda_graphs: True to record a step on a single GPU and replay it; see :class:`GraphedStep`.
     """
 
     index = 0

@@ -27,35 +27,30 @@ _ELEMENTWISE = frozenset(
 
 
 class GeneratorModule(TrainingModule):
-    """Generators and their decoders, trained so that the teacher recognises what the generators make.
+    """Generators and their decoders, trained so that the teacher recognises the generated samples.
 
-    One generator, or K that are stacked (:class:`StackedModule`) and trained together: the same mathematics as K
-    modules of one generator each, with the same draws of noise and labels; where the teacher's dropout is on, masks are
-    other ones.
+    One generator, or K that are stacked (:class:`StackedModule`) and trained together: the same mathematics and the
+    same noise and labels as K modules of one generator each. Only active dropout of the teacher has other masks.
 
     Logs ``train/loss``, ``train/loss_<term>`` for every term of the objective (nats, unweighted) and
-    ``train/accuracy``, the share of samples that the teacher puts into the class they were made for. Where ``names`` is
-    set, loggers get the metrics of each generator, as ``NAME/train/loss``, and callbacks their means.
+    ``train/accuracy``, the share of samples that the teacher classifies as their label. If ``names`` is set, loggers
+    get the metrics of each generator, as ``NAME/train/loss``, and callbacks their means.
 
-    The module draws its own noise and labels, new ones for every step; a trainer may also be given a loader of them.
+    The module draws new noise and labels for every step; a trainer may also be given a loader of them.
 
     Args:
         generator: Called with noise ``(B, Z)`` and one-hot labels ``(B, C)``; has ``noise_dim`` and ``classes``; or K
             of them, stacked.
-        decoder: Reads the noise from samples; it is left untrained where no term uses it. Stacked like the generator.
+        decoder: Predicts the noise of samples; it is not trained if no term uses it. Stacked like the generator.
         teacher: Returns logits. It is copied and frozen.
         objective: The weighted sum of losses.
-        optimizer: Takes parameters, returns an optimiser.
         batch_size: Samples of one step and generator, over all processes.
         steps_per_epoch: Steps of an epoch.
-        teacher_norm: Whose statistics the teacher's batch norm uses; see :class:`FrozenModule`. With stacked
-            generators ``"batch"`` means each generator's own batch.
-        teacher_dropout: Whether the teacher's dropout stays on; see :class:`FrozenModule`.
-        lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        seed: The run's seed.
-        index: Tells the generators of one run apart; the first one's where they are stacked.
-        compile: Whether to train the networks compiled by ``torch.compile``.
-        cuda_graphs: Whether a single GPU records a step and replays it; see :class:`GraphedModule`.
+        teacher_norm: Statistics of the teacher's batch norm; see :class:`FrozenModule`. With stacked generators
+            ``"batch"`` means each generator's own batch.
+        teacher_dropout: True for active dropout of the teacher; see :class:`FrozenModule`.
+        index: Index of the generator among those of one seed; of the first one if they are stacked.
+        optimizer, lr_scheduler, seed, compile, cuda_graphs: See :class:`TrainingModule`.
 
     Raises:
         ValueError: If generators are stacked and decoders are not.
@@ -154,15 +149,10 @@ class GeneratorModule(TrainingModule):
 
 
 def check_separable(optimizer: torch.optim.Optimizer, clip: float | None, algorithm: str | None) -> None:
-    """Check that generators that are trained together do not depend on each other's weights.
-
-    Args:
-        optimizer: Of all of them.
-        clip: The trainer's ``gradient_clip_val``.
-        algorithm: Its ``gradient_clip_algorithm``.
+    """Check that training several generators together does not mix their weights.
 
     Raises:
-        ValueError: If the optimiser, or clipping by norm, looks at several weights.
+        ValueError: If the optimiser, or clipping by norm, reads several weights for the update of one.
     """
     name = type(optimizer).__name__
     if type(optimizer).__module__.split(".")[0] != "torch" or name not in _ELEMENTWISE:
@@ -178,17 +168,11 @@ def check_separable(optimizer: torch.optim.Optimizer, clip: float | None, algori
 
 
 class GeneratorAnswer(nn.Module):
-    """What a batch of noise comes to: generator, teacher, decoder and losses as one function, to be compiled as one.
-
-    Args:
-        generator: One generator, or K that are stacked.
-        decoder: Its decoder, or K that are stacked.
-        teacher: The frozen teacher.
-        objective: The weighted sum of losses.
+    """Generator, teacher, decoder and losses as one function, which is compiled as one.
 
     Shapes:
-        Noise ``(B, Z)`` and labels ``(B, C)``; output the loss, its terms by name, and the accuracy, scalars. With K
-        stacked generators all of them have a dimension of K in front.
+        Noise ``(B, Z)`` and labels ``(B, C)``; output the loss, its terms by name, and the accuracy, scalars. All of
+        them have a leading dimension of K for K stacked generators.
     """
 
     def __init__(

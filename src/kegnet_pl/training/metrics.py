@@ -26,23 +26,16 @@ class MetricSums:
 
     @torch.no_grad()
     def add(self, metrics: Mapping[str, Tensor], weight: int = 1) -> None:
-        """Add the metrics of one batch.
-
-        Args:
-            metrics: Values by name.
-            weight: Number of samples that they are means of.
-        """
+        """Add the metrics of one batch, which are means over ``weight`` samples."""
         for name, value in metrics.items():
             value = value * weight  # a copy: the next step may overwrite the metrics of a recorded one
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] = self._weights.get(name, 0) + weight
 
     def take_means(self, networks: int, reduce: Callable[..., Any]) -> tuple[list[str], Tensor]:
-        """Return the names of the metrics and their means ``(networks, names)``, and drop the sums.
+        """Return the names of the metrics and their means ``(networks, names)`` over all processes, and drop the sums.
 
-        Args:
-            networks: Number of networks; metrics of all of them together count for each.
-            reduce: Reduces a tensor over all processes, such as ``Strategy.reduce`` of Lightning.
+        A metric of all networks together counts for each. ``reduce`` is ``Strategy.reduce`` of Lightning.
         """
         names = list(self._sums)
         sums = torch.stack([value.expand(networks) for value in self._sums.values()]).T

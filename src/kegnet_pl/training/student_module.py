@@ -19,12 +19,12 @@ StudentNorm = Literal["batch", "frozen"]
 
 @dataclass(frozen=True)
 class FeatureDistillation:
-    """What the student's layers learn from the teacher's.
+    """Layers of the student that learn from the teacher's.
 
     Attributes:
-        teacher: In evaluation mode, where the student is trained; it is called at every step.
+        teacher: In evaluation mode, on the student's device; it is called at every step.
         layers: Names of layers that both networks have, with outputs of the same shapes.
-        weight: Of :class:`FeatureLoss`, beside 1 of the distillation.
+        weight: Weight of :class:`FeatureLoss`; the distillation loss has weight 1.
     """
 
     teacher: nn.Module
@@ -33,28 +33,23 @@ class FeatureDistillation:
 
 
 class StudentModule(ClassifierModule):
-    """A student that learns the teacher's answers to synthetic samples.
+    """A student that learns the teacher's logits of synthetic samples.
 
-    Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and
-    ``val/accuracy`` on whatever the data module validates on (teacher's logits or true classes); ``test/accuracy``.
-    With feature distillation ``train/loss`` is the sum of both losses, and ``train/loss_features`` the second, without
-    its weight.
+    Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and ``val/accuracy``
+    on the validation data (teacher's logits or true classes); ``test/accuracy``. With feature distillation
+    ``train/loss`` is the sum of both losses, and ``train/loss_features`` the second, without its weight.
 
     Args:
         network: Returns logits ``(B, C)``.
         distillation: The loss.
-        optimizer: Takes parameters, returns an optimiser.
-        lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also move the
-            stored ones, as in the release; ``"frozen"``, the stored ones, which stay.
-        dropout: Whether the student's dropout is on while it trains, as in the release.
-        feature_distillation: What its layers learn; None for nothing.
-        seed: The run's seed.
-        compile: Whether to train the network compiled by ``torch.compile``.
-        cuda_graphs: Whether a single GPU records a step and replays it; see :class:`GraphedModule`.
+        norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also update the
+            stored ones, as in the release; ``"frozen"``, the stored ones, which never change.
+        dropout: False to turn the student's dropout off in training.
+        feature_distillation: Layers that learn from the teacher's; None for none.
+        optimizer, seed, lr_scheduler, compile, cuda_graphs: See :class:`TrainingModule`.
 
     Raises:
-        ValueError: If ``norm`` is unknown, or a network lacks a layer of the feature_distillation.
+        ValueError: If ``norm`` is unknown, or a network lacks a layer of the feature distillation.
 
     Shapes:
         Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``; validation batches the same,

@@ -9,14 +9,13 @@ from kegnet_pl.training.optimizers import OptimizerFactory
 
 
 class TeacherModule(ClassifierModule):
-    """An ordinary classifier trained by cross-entropy, for users who have no teacher yet.
+    """A classifier trained by cross-entropy on real data, for users who have no teacher yet.
 
     Logs ``train/loss`` (nats), ``train/accuracy``, ``val/loss``, ``val/accuracy``, ``test/accuracy`` (in [0, 1]).
 
     Args:
         network: Returns logits ``(B, C)``.
-        optimizer: Takes parameters, returns an optimiser.
-        seed: The run's seed.
+        optimizer, seed: See :class:`TrainingModule`.
 
     Shapes:
         Batches ``(x, y)`` of ``(B, *input_shape)`` and ``(B,)``.
