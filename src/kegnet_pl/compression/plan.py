@@ -1,5 +1,6 @@
 """The compression plan: choice of layers and ranks, and their factorisation."""
 
+import bisect
 import copy
 import fnmatch
 import math
@@ -227,7 +228,6 @@ class CompressionPlan:
             return at(1.0)
         # All shares at which a rank grows; the ratio decreases along them.
         shares = np.unique(np.concatenate([[0.0], *free.values()]))
-        low, high = 0, len(shares) - 1
         bound = ratio(at(shares[0]))
         if bound < self.target:
             if not free:
@@ -239,10 +239,8 @@ class CompressionPlan:
                 f"Expected `target` of at most {math.floor(100 * bound) / 100:.2f}, the ratio with every rank 'target' "
                 f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."
             )
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if ratio(at(shares[middle])) >= self.target else (low, middle - 1)
-        chosen = at(shares[low])
+        reached = bisect.bisect_right(shares, -self.target, key=lambda share: -ratio(at(share)))
+        chosen = at(shares[reached - 1])
         return chosen if ratio(chosen) <= _OVERSHOOT * self.target else self._spend(candidates, free, chosen, ratio)
 
     def _spend(
