@@ -59,14 +59,10 @@ class TensorLoader(DataLoader[tuple[Tensor, ...]]):
         dataset = TensorDataset(*tensors)
         # Every process needs a row, as its first forward synchronises buffers; and the other does not know a seed.
         once = not train and not shuffle and len(dataset) >= world
-        sampler: DistributedSampler[tuple[Tensor, ...]] = (
-            UnrepeatedDistributedSampler if once else DistributedSampler
-        )(
-            dataset,
-            num_replicas=world,
-            rank=rank,
-            shuffle=shuffle,
-            seed=derive_seed(seed, "order") % 2**32,  # the sampler adds the epoch to it
+        kind = UnrepeatedDistributedSampler if once else DistributedSampler
+        order_seed = derive_seed(seed, "order") % 2**32  # the sampler adds the epoch to it
+        sampler: DistributedSampler[tuple[Tensor, ...]] = kind(
+            dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=order_seed
         )
         super().__init__(dataset, batch_size=size, sampler=sampler, drop_last=train and len(sampler) > size)
         self.refresh = refresh

@@ -122,9 +122,6 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
             f"student.norm=batch."
         )
 
-    def moments(name: str, inputs: Tensor) -> Moments:  # noqa: ARG001
-        return _moments(inputs)
-
     def set_layer(name: str, inputs: Tensor) -> None:
         layer, teacher_layer, (mean, variance) = layers[name], teacher_layers[name], teacher_moments[name]
         assert layer.running_mean is not None and layer.running_var is not None
@@ -135,7 +132,10 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
         layer.weight.copy_(teacher_layer.weight * (variance + layer.eps).sqrt() / deviation)
         layer.bias.copy_(teacher_layer.bias + teacher_layer.weight * (mean - teacher_layer.running_mean) / deviation)
 
-    with LayerRecorder(teacher, tuple(teacher_layers), moments, source="input") as recorder, eval_mode(teacher):
+    with (
+        LayerRecorder(teacher, tuple(layers), lambda _, inputs: _moments(inputs), source="input") as recorder,
+        eval_mode(teacher),
+    ):
         _, teacher_moments = recorder.call(x)
     with LayerRecorder(student, tuple(layers), set_layer, source="input") as recorder, eval_mode(student):
         recorder.call(x)

@@ -35,7 +35,7 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
         raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {network!r}.")
     called = f"{name} {type(network).__name__}"
     weight = next(network.parameters(), torch.empty(0))
-    x = torch.randn(2, *input_shape, generator=_rng())
+    x = _trial_input(input_shape)
     try:
         with torch.no_grad(), eval_mode(network):
             logits = network(x.to(weight.device))
@@ -64,21 +64,16 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
     return int(logits.shape[1])
 
 
-def check_trainable(network: nn.Module, input_shape: Sequence[int], name: str = "student") -> None:
-    """Check that a network returns only logits in training mode, without outputs of auxiliary heads.
-
-    Args:
-        network: A copy of it is called in training mode.
-        input_shape: Shape of one sample.
-        name: Name of the network in messages.
+def check_trainable(student: nn.Module, input_shape: Sequence[int]) -> None:
+    """Check that a copy of a student returns only logits in training mode, without outputs of auxiliary heads.
 
     Raises:
         ValueError: If it fails, or does not return only logits.
     """
-    logits = _trial_output(name, network, torch.randn(2, *input_shape, generator=_rng()), training=True)
+    logits = _trial_output("student", student, _trial_input(input_shape), training=True)
     if logits.ndim != 2:
         raise ValueError(
-            f"Expected the {name} {type(network).__name__} to return logits (2, classes) for 2 samples in training, "
+            f"Expected the student {type(student).__name__} to return logits (2, classes) for 2 samples in training, "
             f"too, but got {tuple(logits.shape)}."
         )
 
@@ -129,5 +124,5 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
     return output
 
 
-def _rng() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def _trial_input(input_shape: Sequence[int]) -> Tensor:
+    return torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
