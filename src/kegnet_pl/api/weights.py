@@ -68,9 +68,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = content[container]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        received = f"a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            received = f"a dict with the keys {', '.join(map(str, list(content)[:8])) or '(none)'}"
         raise WeightsError(
             f"Expected a state dict (tensors by name) in {path}, at the top level or under one of {_CONTAINERS}, but "
-            f"got {_describe(content)}. Save it with torch.save(model.state_dict(), FILE)."
+            f"got {received}. Save it with torch.save(model.state_dict(), FILE)."
         )
     return {str(key): value for key, value in content.items()}
 
@@ -105,12 +108,6 @@ def _is_program(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         parts = {part for name in archive.namelist() for part in name.split("/")}
     return bool(parts & {"code", "constants.pkl", "models", "serialized_exported_program.json"})
-
-
-def _describe(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a dict with the keys {', '.join(map(str, list(content)[:8])) or '(none)'}"
-    return f"a {type(content).__name__}"
 
 
 def _strip_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
