@@ -1,7 +1,6 @@
 """Fits of generators and students: the library and the command line wire modules here."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -110,9 +109,7 @@ MakeCallbacks = Callable[[Sequence[str], nn.Module], Sequence[Callback]]
 """Takes the names of the generators of a fit and one network of their structure, returns the callbacks of the fit."""
 
 
-def fit_generators(
-    task: GeneratorTask, fit: Fit, progress: StageProgress | None = None, make_callbacks: MakeCallbacks | None = None
-) -> Generators:
+def fit_generators(task: GeneratorTask, fit: Fit, progress: StageProgress, make_callbacks: MakeCallbacks) -> Generators:
     """Train the generators of a task, as one batch of networks or one after another.
 
     Args:
@@ -128,16 +125,14 @@ def fit_generators(
     groups = [list(range(count))] if task.settings.parallel == "vmap" else [[index] for index in range(count)]
     trained: list[tuple[nn.Module, nn.Module]] = []
     metrics: list[Metrics] = []
-    with progress or nullcontext():
+    with progress:
         for number, indices in enumerate(groups):
             names = [f"generator_{index}" for index in indices]
             pairs = [task.make_pair(index) for index in indices]
             module = task.make_module(pairs, indices[0])
             module.names = names if count > 1 else None
-            callbacks = list(make_callbacks(names, pairs[0][0]) if make_callbacks else [])
-            if progress is not None:
-                progress.next_fit(number, len(groups))
-                callbacks.append(progress)
+            progress.next_fit(number, len(groups))
+            callbacks = [*make_callbacks(names, pairs[0][0]), progress]
             fit(module, None, name="-".join(names), epochs=task.settings.epochs, callbacks=callbacks)
             for index, pair in enumerate(pairs):
                 for fitted, network in zip((module.generator, module.decoder), pair, strict=True):
@@ -157,9 +152,8 @@ def fit_student(
     settings: DistillationSettings,
     optimizer: OptimizerFactory,
     fit: Fit,
-    *,
+    progress: StageProgress,
     name: str = "student",
-    progress: StageProgress | None = None,
 ) -> tuple[StudentModule, Metrics]:
     """Train a student on the teacher's answers to synthetic samples.
 
@@ -169,8 +163,8 @@ def fit_student(
         settings: Settings of the training.
         optimizer: Takes parameters, returns an optimiser.
         fit: Trains a module.
-        name: Name of the fit.
         progress: Reports the progress.
+        name: Name of the fit.
 
     Returns:
         The fitted module, its network on the CPU in evaluation mode, and its metrics.
@@ -196,9 +190,8 @@ def fit_student(
         compile=settings.compile,
         cuda_graphs=settings.cuda_graphs,
     )
-    with progress or nullcontext():
-        callbacks = [progress] if progress is not None else []
-        metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=callbacks)
+    with progress:
+        metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
     module.network.cpu().eval()
     return module, metrics
 

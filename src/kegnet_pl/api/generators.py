@@ -108,7 +108,7 @@ def train_generators(
     return fit_generators(
         task,
         fit,
-        StageProgress("generators", make_console()) if progress else None,
+        StageProgress("generators", make_console(quiet=not progress)),
         lambda names, network: callbacks() if callable(callbacks) else callbacks,  # noqa: ARG005
     )
 

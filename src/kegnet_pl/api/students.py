@@ -150,7 +150,7 @@ def distill(
     )  # fmt: skip
     module_data.splits["train"] = (x.to(fit.device), logits.to(fit.device))
     prefer_channels_last(module_data.teacher, data.input_shape)
-    bar = StageProgress("student", make_console()) if progress else None
+    bar = StageProgress("student", make_console(quiet=not progress))
     network = copy.deepcopy(student).requires_grad_(True)
-    module, _ = fit_student(network, module_data, settings, optimizer, fit, progress=bar)
+    module, _ = fit_student(network, module_data, settings, optimizer, fit, bar)
     return module.network

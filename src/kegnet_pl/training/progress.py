@@ -37,18 +37,20 @@ class _Labelled:
         self._stream.flush()
 
 
-def make_console(job: int | None = None) -> Console:
+def make_console(job: int | None = None, quiet: bool = False) -> Console:
     """Return the console of a process, which is silent on other ranks than 0.
 
     Args:
         job: Number of a job of a parallel sweep, whose jobs share a terminal: its lines begin with the number, and it
             has no live bars.
+        quiet: True to print nothing.
     """
+    quiet = quiet or rank() != 0
     if job is not None:
         stream = cast(TextIO, _Labelled(sys.stdout, f"[{job}] "))
-        return Console(file=stream, quiet=rank() != 0, highlight=False, markup=False, width=140)
+        return Console(file=stream, quiet=quiet, highlight=False, markup=False, width=140)
     # No markup: paths and settings may hold brackets. A notebook says that it is a terminal, and gets plain lines.
-    plain: dict[str, Any] = {"quiet": rank() != 0, "highlight": False, "markup": False, "force_jupyter": False}
+    plain: dict[str, Any] = {"quiet": quiet, "highlight": False, "markup": False, "force_jupyter": False}
     console = Console(**plain, force_terminal=False if Console().is_jupyter else None)
     return console if console.is_terminal else Console(**plain, force_terminal=False, width=140)
 

@@ -53,7 +53,7 @@ def student_stage(
         try:
             module, metrics = fit_student(
                 load_network(initial.folder), data, student, build(student.optimizer), fit,
-                name=source.name, progress=StageProgress(title, context.console),
+                StageProgress(title, context.console), name=source.name,
             )  # fmt: skip
             forwards = module.teacher_forwards
         finally:
