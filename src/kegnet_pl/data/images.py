@@ -56,6 +56,14 @@ class ImageDataModule(RealDataModule):
         """Return images ``(N, C, H, W)`` uint8 and labels ``(N,)`` int64."""
         raise NotImplementedError
 
+    def _locate(self, train: bool) -> Path:
+        """Return the path of one part; raise a FileNotFoundError if its files are missing."""
+        raise NotImplementedError
+
+    def _fetch(self, train: bool) -> None:
+        """Download one part to ``root``."""
+        raise NotImplementedError
+
     def prepare_data(self) -> None:
         """Check that both parts exist; download missing ones if ``download`` is true."""
         for train in (True, False):
@@ -69,18 +77,6 @@ class ImageDataModule(RealDataModule):
                 except (OSError, RuntimeError, ValueError) as error:
                     reason = " ".join(str(error).split()).rstrip(":. ")
                     raise FileNotFoundError(f"{missing} (The download failed: {reason[:200]}.)") from error
-
-    def _fetch(self, train: bool) -> None:
-        """Download one part to ``root``."""
-        raise NotImplementedError
-
-    def _locate(self, train: bool) -> Path:
-        """Return the path of one part.
-
-        Raises:
-            FileNotFoundError: If its files are missing.
-        """
-        raise NotImplementedError
 
     def _prepare(self, part: tuple[Tensor, Tensor]) -> Split:
         images, labels = part
