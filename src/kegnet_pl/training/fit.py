@@ -154,7 +154,7 @@ class QuietFit:
         with seeded(0, "fit"), _quietly():
             trainer = Trainer(
                 max_epochs=epochs,
-                accelerator={"cuda": "gpu"}.get(self.device.type, self.device.type),
+                accelerator=self.device.type,
                 devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
                 precision=self.precision,
                 callbacks=all_callbacks,
