@@ -155,7 +155,7 @@ def fit_student(
     progress: StageProgress,
     name: str = "student",
 ) -> tuple[StudentModule, Metrics]:
-    """Train a student on the teacher's answers to synthetic samples.
+    """Train a student on the teacher's logits of synthetic samples.
 
     Args:
         network: Returns logits ``(B, C)``; it is trained in place.

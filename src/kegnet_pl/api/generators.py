@@ -1,4 +1,4 @@
-"""Training generators for a network."""
+"""Training of generators for a network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -50,7 +50,7 @@ def train_generators(
     """Train generators against a frozen network until it recognises their samples (PAPER sections 1 and 2).
 
     Args:
-        teacher: Any network that returns logits ``(B, C)``. It stays as it is.
+        teacher: Any network that returns logits ``(B, C)``; it is not changed.
         input_shape: Shape of one sample: ``(channels, height, width)``, or the number of features; any other one needs
             ``make_generator``. Samples are standardised, as the teacher's own input should have been.
         count: Generators, trained independently; a student learns more from several.
@@ -65,18 +65,18 @@ def train_generators(
         make_generator: Returns a new generator with attributes ``noise_dim`` and ``classes``.
         make_decoder: Returns a new decoder from samples to noise.
         teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.
-        teacher_dropout: Whether the teacher's dropout is on, as in the paper's release.
+        teacher_dropout: True to keep the teacher's dropout on, as in the paper's release.
         parallel: ``"vmap"``, all generators as one batch of networks; ``"sequential"``; ``"auto"``: vmap on a GPU and
             for rows of features, where torch can vectorise the networks.
-        compile: Whether to compile the step with ``torch.compile``.
-        cuda_graphs: Whether one GPU records a step and replays it.
+        compile: True to compile the step with ``torch.compile``.
+        cuda_graphs: True to record a step on one GPU and replay it.
         seed: All random numbers derive from it.
-        device: Where to train; ``"auto"``: a GPU if there is one.
+        device: Device of the training; ``"auto"`` is a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers. With several generators, names of metrics begin with ``generator_0/``.
         callbacks: Further Lightning callbacks, or a function that returns new ones for each fit: a CPU trains
             generators of images one after another.
-        progress: Whether to show the progress.
+        progress: True to print the progress.
 
     Raises:
         ValueError: If an argument is out of range, the networks do not fit each other, or ``parallel="vmap"`` is set
@@ -133,7 +133,7 @@ def _check_networks(task: GeneratorTask, classes: int) -> None:
 
 
 def _make(make: Callable[[], Any], name: str) -> nn.Module:
-    """Call a function that the user has given.
+    """Call a function of the user.
 
     Raises:
         ValueError: If it is no function, or returns no module.

@@ -1,4 +1,4 @@
-"""Compressing a network, and distilling the teacher's answers into a student."""
+"""Compression of a network, and distillation of the teacher into a student."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -33,20 +33,20 @@ def compress(
     """Factorise the layers of a network (Tucker-2 for convolutions, PAPER section 4).
 
     Args:
-        network: Any network. It stays as it is.
+        network: Any network; it is not changed.
         input_shape: Shape of one sample.
         target: Compression ratio of the whole network, parameters before / after.
-        rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or
-            ``{"in": ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or
-            by EVBMF where there is none.
-        when_larger: What to do with a layer that its factorisation would enlarge.
+        rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or ``{"in":
+            ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or by EVBMF
+            if there is none.
+        when_larger: Treatment of a layer that its factorisation would enlarge: ``"keep"`` or ``"compress"`` it.
 
     Returns:
         ``network``, the smaller one, and ``report``, the size of every layer before and after.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
-            does not take such samples.
+            does not accept such samples.
     """
     if rules is None:
         rules = {"*": "evbmf" if target is None else "target"}
@@ -90,32 +90,32 @@ def distill(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> nn.Module:
-    """Train a student on the teacher's answers to synthetic samples (PAPER sections 1 and 5).
+    """Train a student on the teacher's logits of synthetic samples (PAPER sections 1 and 5).
 
     Args:
-        student: Returns logits ``(B, C)``: a compressed teacher, or any other network. It stays as it is.
+        student: Returns logits ``(B, C)``: a compressed teacher, or any other network. It is not changed.
         data: Samples and the teacher's logits.
         epochs: Passes over the samples.
         batch_size: Samples of an optimiser step; an epoch leaves out what does not fill one, with ``shuffle`` other
             ones every time.
         lr: Adam's learning rate.
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        temperature: Softens the answers of teacher and student.
+        temperature: Divides the logits of teacher and student.
         norm: Statistics of the student's batch norm: ``"batch"``, of synthetic samples; ``"frozen"``, those it has;
             ``"adapt"``, set before training so that layers return what the teacher's do (:func:`adapt_norm`).
-        dropout: Whether the student's dropout is on.
+        dropout: False to turn the student's dropout off.
         feature_distillation: Weight of the loss between layers of student and teacher that have the same names.
         feature_distillation_layers: Patterns of their names; None for all batch-norm layers.
-        resample_each_epoch: Whether to draw new samples for every epoch.
-        shuffle: Whether to shuffle every epoch.
-        compile: Whether to compile the student with ``torch.compile``.
-        cuda_graphs: Whether one GPU records a step and replays it.
+        resample_each_epoch: True to draw new samples for every epoch.
+        shuffle: True to shuffle every epoch.
+        compile: True to compile the student with ``torch.compile``.
+        cuda_graphs: True to record a step on one GPU and replay it.
         seed: Seed of the order, of dropout, and of new samples.
-        device: Where to train; ``"auto"``: a GPU if there is one.
+        device: Device of the training; ``"auto"`` is a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers.
         callbacks: Further Lightning callbacks.
-        progress: Whether to show the progress.
+        progress: True to print the progress.
 
     Returns:
         The trained student, a copy; on the CPU, in evaluation mode.

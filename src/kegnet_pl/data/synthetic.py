@@ -16,23 +16,23 @@ from kegnet_pl.sources import SyntheticSource
 
 
 class SyntheticDataModule(LightningDataModule):
-    """Samples of a source with the teacher's logits as labels: all the student ever sees.
+    """Samples of a source with the teacher's logits as labels: the only training data of a student.
 
     Batches are ``(x, teacher_logits)`` of shapes ``(B, *input_shape)`` and ``(B, C)``. The validation split is drawn
     from the same source with another seed.
 
     Args:
-        source: Where samples come from.
+        source: Source of the samples.
         teacher: Labels them, in evaluation mode. It is copied and frozen.
         samples: Training samples.
         validation_samples: Validation samples; 0 for none.
-        real_validation: Real validation samples in place of synthetic ones: only to select an epoch as the authors'
+        real_validation: Real validation samples instead of synthetic ones: only to select an epoch as the authors'
             release does. Validation batches are then ``(x, y)`` with classes ``(B,)``.
         batch_size: Samples of one optimiser step, over all processes.
-        shuffle: Whether to shuffle every epoch; the paper's release visits them in their order.
-        resample_each_epoch: Whether to draw new training samples for every epoch.
+        shuffle: True to shuffle every epoch; the paper's release keeps the order.
+        resample_each_epoch: True to draw new training samples for every epoch.
         seed: Seed of the draw and of the order.
-        device: Where the teacher labels, and where samples and labels stay: where the student is trained.
+        device: Device of the student's training, which labels and stores the samples.
 
     Raises:
         ValueError: If a count is out of range.

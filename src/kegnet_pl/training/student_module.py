@@ -1,4 +1,4 @@
-"""Training a student on the teacher's answers."""
+"""Training of a student on the teacher's logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,31 +80,31 @@ class StudentModule(ClassifierModule):
         self.distillation = distillation
         self.teacher_forwards = 0
         self.feature_distillation = feature_distillation
-        self._watched: tuple[FeatureExtractor, ...] = ()
+        self._extractors: tuple[FeatureExtractor, ...] = ()
         if feature_distillation is None:
             self.step_by(network)
         else:
             self.features = FeatureLoss()
             # Teacher and student, in a tuple, so that the teacher is not registered.
-            self._watched = (
+            self._extractors = (
                 FeatureExtractor(feature_distillation.teacher, feature_distillation.layers),
                 FeatureExtractor(network, feature_distillation.layers),
             )
-            self.step_by(self._watched[1])
+            self.step_by(self._extractors[1])
         self.train()
 
     def on_fit_start(self) -> None:
-        """Watch the layers as they are now: a trainer may have replaced some (``sync_batchnorm``)."""
+        """Register hooks on the present layers: a trainer may have replaced some (``sync_batchnorm``)."""
         if self.feature_distillation is not None:  # not registered, so that no trainer moves it
             self.feature_distillation.teacher.to(self.device)
-        for watched in self._watched:
-            watched.open()
+        for extractor in self._extractors:
+            extractor.open()
         super().on_fit_start()
 
     def on_fit_end(self) -> None:
-        """Leave student and teacher without anything that watches them."""
-        for watched in self._watched:
-            watched.close()
+        """Remove the hooks from student and teacher."""
+        for extractor in self._extractors:
+            extractor.close()
         super().on_fit_end()
 
     def train(self, mode: bool = True) -> Self:
@@ -129,7 +129,7 @@ class StudentModule(ClassifierModule):
         else:
             logits, outputs = self.run(x)
             with torch.no_grad():
-                targets = self._watched[0](x)[1]
+                targets = self._extractors[0](x)[1]
             metrics["loss_features"] = self.features(outputs, targets)
             loss = (
                 self.distillation(logits, teacher_logits) + self.feature_distillation.weight * metrics["loss_features"]
