@@ -18,9 +18,9 @@ from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
 from kegnet_pl.training import FeatureDistillation, GeneratorModule, StudentModule
 from kegnet_pl.training.fit import Fit, Metrics
+from kegnet_pl.training.generator_module import should_vectorize, vectorization_error
 from kegnet_pl.training.optimizers import OptimizerFactory
 from kegnet_pl.training.progress import StageProgress
-from kegnet_pl.training.vectorization import should_vectorize, vectorization_error
 
 
 @dataclass(frozen=True)

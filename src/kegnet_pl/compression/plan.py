@@ -14,10 +14,9 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from kegnet_pl.compression.candidates import Candidate, factorised_parameters
 from kegnet_pl.compression.report import CompressionReport, LayerReport, count_parameters, measure_size
-from kegnet_pl.compression.rules import Rule
-from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, replace_layer
+from kegnet_pl.compression.rules import Candidate, Rule
+from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, factorised_parameters, replace_layer
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 

@@ -137,6 +137,13 @@ def factorise(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinear:
     return new
 
 
+def factorised_parameters(layer: Factorisable, ranks: Ranks) -> int:
+    """Return the number of parameters of a layer that is factorised at these ranks."""
+    (n_in, n_out), (r_in, r_out) = sides(layer), ranks
+    kernel = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
+    return n_in * r_in + r_in * r_out * kernel + r_out * n_out + (0 if layer.bias is None else n_out)
+
+
 def replace_layer(network: nn.Module, name: str, new: nn.Module) -> None:
     """Replace a layer by a module, under all names of the layer in the network."""
     old = network.get_submodule(name)

@@ -11,7 +11,6 @@ from kegnet_pl.runtime.errors import ConfigError, DivergedError
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.settings import LRSchedulerName
 from kegnet_pl.training.cuda_graphs import GraphedModule
-from kegnet_pl.training.metrics import MetricSums
 from kegnet_pl.training.optimizers import OptimizerFactory, compiled, fused, gradient_norm
 
 Phase = Literal["train", "val", "test"]
@@ -23,6 +22,33 @@ GRAD_NORM_EVERY = 10
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the share, in [0, 1], of rows of logits ``(B, C)`` whose largest one is at the label ``(B,)``."""
     return (logits.argmax(dim=1) == labels).float().mean()
+
+
+class MetricSums(dict[str, tuple[Tensor, int]]):
+    """Name of a metric -> its weighted sum and its weight; a GPU is not waited for until means are taken.
+
+    Metrics are scalars, or ``(K,)`` if K networks are trained in one module.
+    """
+
+    @torch.no_grad()
+    def add(self, metrics: Mapping[str, Tensor], weight: int = 1) -> None:
+        """Add the metrics of one batch, which are means over ``weight`` samples."""
+        for name, value in metrics.items():
+            total, total_weight = self.get(name, (0, 0))
+            # The product is a copy: the next step may overwrite the metrics of a recorded one.
+            self[name] = (value * weight + total, total_weight + weight)
+
+    def take_means(self, networks: int, reduce: Callable[..., Any]) -> tuple[list[str], Tensor]:
+        """Return the names of the metrics and their means ``(networks, names)`` over all processes, and drop the sums.
+
+        A metric of all networks together counts for each. ``reduce`` is ``Strategy.reduce`` of Lightning.
+        """
+        names = list(self)
+        sums = torch.stack([total.expand(networks) for total, _ in self.values()]).T
+        weights = sums.new_tensor([weight for _, weight in self.values()])
+        self.clear()
+        # Processes may have had different numbers of samples: sums and weights are added up one by one.
+        return names, reduce(sums, reduce_op="sum") / reduce(weights, reduce_op="sum")
 
 
 class TrainingModule(GraphedModule):
