@@ -25,18 +25,12 @@ from kegnet_pl.training.progress import StageProgress
 
 @dataclass(frozen=True)
 class GeneratorTask:
-    """Generators to train for a teacher.
+    """Generators to train for a teacher, which is not changed.
 
     Attributes:
-        teacher: Returns logits ``(B, C)``; it is not changed.
-        input_shape: Shape of one sample.
-        device: Device of the training.
         make_generator: Returns a new generator with attributes ``noise_dim`` and ``classes``.
         make_decoder: Returns a new decoder, from samples to noise.
         objective: Returns the weighted sum of losses.
-        optimizer: Takes parameters, returns an optimiser.
-        settings: Settings of the training.
-        precision: Precision of the training.
         clipping: ``gradient_clip_val`` and ``gradient_clip_algorithm`` of the trainer.
     """
 
@@ -112,14 +106,8 @@ MakeCallbacks = Callable[[Sequence[str], nn.Module], Sequence[Callback]]
 def fit_generators(task: GeneratorTask, fit: Fit, progress: StageProgress, make_callbacks: MakeCallbacks) -> Generators:
     """Train the generators of a task, as one batch of networks or one after another.
 
-    Args:
-        task: The task; :meth:`GeneratorTask.choose_parallel` has set its ``parallel``.
-        fit: Trains a module.
-        progress: Reports the progress.
-        make_callbacks: Makes further callbacks for a fit.
-
-    Returns:
-        The generators; their metrics are empty on other ranks than 0.
+    :meth:`GeneratorTask.choose_parallel` must have set ``parallel`` of the task. Metrics of the generators are empty on
+    other ranks than 0.
     """
     count = task.settings.count
     groups = [list(range(count))] if task.settings.parallel == "vmap" else [[index] for index in range(count)]
@@ -157,14 +145,7 @@ def fit_student(
 ) -> tuple[StudentModule, Metrics]:
     """Train a student on the teacher's logits of synthetic samples.
 
-    Args:
-        network: Returns logits ``(B, C)``; it is trained in place.
-        data: Samples and the teacher that labels them, on the device of the training; dropout has their seed.
-        settings: Settings of the training.
-        optimizer: Takes parameters, returns an optimiser.
-        fit: Trains a module.
-        progress: Reports the progress.
-        name: Name of the fit.
+    The network is trained in place, on the device of the data; dropout has the seed of the data.
 
     Returns:
         The fitted module, its network on the CPU in evaluation mode, and its metrics.

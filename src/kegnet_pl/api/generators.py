@@ -114,11 +114,7 @@ def train_generators(
 
 
 def _check_networks(task: GeneratorTask, classes: int) -> None:
-    """Check that the functions of a task return new networks, which fit the samples and each other.
-
-    Raises:
-        ValueError: If they do not.
-    """
+    """Raise a ValueError unless a task makes new networks, which fit the samples and each other."""
     first, second = task.make_pair(0), task.make_pair(1)
     if {id(network) for network in first} & {id(network) for network in second}:
         raise ValueError(
@@ -133,11 +129,7 @@ def _check_networks(task: GeneratorTask, classes: int) -> None:
 
 
 def _make(make: Callable[[], Any], name: str) -> nn.Module:
-    """Call a function of the user.
-
-    Raises:
-        ValueError: If it is no function, or returns no module.
-    """
+    """Call a function of the user; raise a ValueError if it is none, or returns no module."""
     if isinstance(make, nn.Module):
         raise ValueError(f"Expected `{name}` to be a function that returns a new module, but got a module: lambda: ...")
     network = make()

@@ -76,14 +76,7 @@ class Rule:
 
 @dataclass
 class Candidate:
-    """A layer that a plan may factorise.
-
-    Attributes:
-        name: Name of the layer in the network.
-        layer: The layer.
-        ranks: Ranks of the input and the output side, as the rule gives them.
-        notes: Notes on the layer for the report.
-    """
+    """A layer that a plan may factorise, with the ranks that its rule gives to both sides, and notes for the report."""
 
     name: str
     layer: Factorisable

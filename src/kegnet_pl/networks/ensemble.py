@@ -49,12 +49,8 @@ class _HalfPrecision(TorchFunctionMode):
 def over_stack(function: Callable[..., Any], *inputs: Any) -> Any:
     """Map a function over the slices of its inputs with vmap, in half precision under autocast.
 
-    Args:
-        function: Called with one slice of every input; its random numbers differ between slices.
-        inputs: Tensors ``(K, ...)``, or dicts of such tensors.
-
-    Returns:
-        The results of the function, with a leading dimension of K.
+    Inputs are tensors ``(K, ...)``, or dicts of such tensors; results have a leading dimension of K. Random numbers of
+    the function differ between slices.
     """
     device = next(value.device for value in tree_leaves(inputs) if isinstance(value, Tensor)).type
     precision = _HalfPrecision(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else nullcontext()

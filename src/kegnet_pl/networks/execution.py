@@ -22,16 +22,10 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
-    """Convert a convolutional network to channels-last memory if it accepts such tensors.
+    """Convert a convolutional network to channels-last memory if it accepts such tensors, and return it.
 
     Values and shapes are the same. Some networks fail in this layout (``x.view`` of a tensor that is not contiguous).
-
-    Args:
-        network: Any network; changed in place.
-        input_shape: Shape of one sample; only networks for samples ``(C, H, W)`` are converted.
-
-    Returns:
-        The same network.
+    Only networks for samples ``(C, H, W)`` are converted.
     """
     if len(input_shape) != 3:
         return network

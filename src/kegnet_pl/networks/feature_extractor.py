@@ -13,9 +13,7 @@ from kegnet_pl.networks.hooks import LayerRecorder
 def match_layers(network: nn.Module, patterns: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of layers that match shell patterns, in the order of the network.
 
-    Args:
-        network: The network.
-        patterns: Patterns such as ``conv3`` or ``layers3.*``; None for all batch-norm layers.
+    None stands for all batch-norm layers.
 
     Raises:
         ValueError: If a pattern matches no layer.

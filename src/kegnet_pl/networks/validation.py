@@ -16,10 +16,7 @@ FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, 
 def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "network") -> int:
     """Check that a network returns logits for two samples, and return the number of its classes.
 
-    Args:
-        network: Called in evaluation mode, without gradients; its modes are restored.
-        input_shape: Shape of one sample.
-        name: Name of the network in messages.
+    It is called in evaluation mode, without gradients; its modes are restored. Messages have its ``name``.
 
     Raises:
         ValueError: If it does not accept such samples, or does not return logits ``(2, classes)`` of two or more
@@ -104,11 +101,7 @@ def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Seque
 
 
 def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool = False) -> Tensor:
-    """Return the output of a copy of the network on the CPU.
-
-    Raises:
-        ValueError: If the call fails, or the output is not a tensor.
-    """
+    """Return the output of a copy of a network on the CPU; raise a ValueError if it fails or is no tensor."""
     called, when = f"{name} {type(network).__name__}", " in training" if training else ""
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
     try:

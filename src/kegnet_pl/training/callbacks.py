@@ -86,12 +86,9 @@ class LastEpoch(Callback):
 
 
 class Meter(Callback):
-    """Adds what a fit costs to the costs of a stage; validation counts as evaluation.
+    """Adds the costs of a fit to the costs of a stage; validation counts as evaluation.
 
-    Args:
-        costs: The costs.
-        work: Kind of work that training counts as.
-        samples_per_step: Samples that a training batch generates and passes to the teacher.
+    Every training batch generates ``samples_per_step`` samples and passes them to the teacher.
     """
 
     def __init__(self, costs: StageCosts, work: Work, samples_per_step: int = 0) -> None:

@@ -39,11 +39,8 @@ def run_fit(
 ) -> None:
     """Run a trainer without Lightning's warnings about intended choices.
 
-    Args:
-        trainer: Lightning's trainer.
-        module: Module to train; all that is not frozen is in training mode.
-        datamodule: Its data; None for a module that draws its own.
-        begun: Checkpoint of an interrupted fit.
+    All that is not frozen is trained in training mode. ``begun`` is the checkpoint of an interrupted fit. A module
+    without data draws its own.
 
     Raises:
         KeyboardInterrupt: If the user stopped it.

@@ -183,12 +183,9 @@ def should_vectorize(training: str, count: int, device: torch.device, input_shap
 def vectorization_error(
     make_module: Callable[[], GeneratorModule], clip: float | None = None, algorithm: str | None = None
 ) -> str | None:
-    """Return the reason why torch cannot train a module of stacked generators, None if it can.
+    """Return the reason why torch cannot make a step of two stacked generators on the CPU, None if it can.
 
-    Args:
-        make_module: Returns a module of two stacked generators, which makes one step on the CPU.
-        clip: The trainer's ``gradient_clip_val``.
-        algorithm: The trainer's ``gradient_clip_algorithm``.
+    ``clip`` and ``algorithm`` are the trainer's ``gradient_clip_val`` and ``gradient_clip_algorithm``.
     """
     try:
         with torch.random.fork_rng([]):

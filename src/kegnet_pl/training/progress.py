@@ -64,11 +64,7 @@ def _clock(seconds: float) -> str:
 class StageProgress(Callback):
     """Reports the progress of a stage, its losses, and the time left.
 
-    Use it as a context around the stage and as a callback of each of its fits.
-
-    Args:
-        title: Name of the stage.
-        console: Console of the report.
+    It is a context around the stage and a callback of each of its fits.
     """
 
     def __init__(self, title: str, console: Console) -> None:
@@ -178,12 +174,9 @@ def shown(path: Path) -> Path:
 
 
 def tell_offline(folder: Path, jobs: str, console: Console) -> None:
-    """Print the command that uploads offline W&B runs, if there are any.
+    """Print the command that uploads offline W&B runs below the folder of a run or a sweep, if there are any.
 
-    Args:
-        folder: Folder of a run or a sweep.
-        jobs: Pattern of the folders of jobs below it, ``"*/"``; empty for a run.
-        console: Console of the message.
+    ``jobs`` is the pattern of the folders of a sweep's jobs, ``"*/"``; empty for a run.
     """
     found = f"{jobs}wandb/offline-run-*"
     if any(folder.glob(found)):
