@@ -11,6 +11,7 @@ from kegnet_pl.data.base import Split
 from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.networks import FrozenModule
 from kegnet_pl.networks.execution import chunk_size, prefer_channels_last
+from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.sources import SyntheticSource
 
@@ -33,6 +34,7 @@ class SyntheticDataModule(LightningDataModule):
         resample_each_epoch: True to draw new training samples for every epoch.
         seed: Seed of the draw and of the order.
         device: Device of the student's training, which labels and stores the samples.
+        costs: Costs of a stage, to which drawing and labelling are added; between steps, they are no training.
 
     Raises:
         ValueError: If a count is out of range.
@@ -51,6 +53,7 @@ class SyntheticDataModule(LightningDataModule):
         resample_each_epoch: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        costs: StageCosts | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -70,10 +73,8 @@ class SyntheticDataModule(LightningDataModule):
         self.resample_each_epoch = resample_each_epoch
         self.seed = seed
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
-        self.made = 0
-        self.seconds = {"draw": 0.0, "label": 0.0}
-        self.seconds_between_steps = 0.0
         self.real_validation = real_validation
+        self.costs = costs or StageCosts()
 
     @torch.no_grad()
     def label(self, x: Tensor) -> Tensor:
@@ -103,15 +104,16 @@ class SyntheticDataModule(LightningDataModule):
             self.splits["val"] = (self.real_validation.x.to(self.device), self.real_validation.y.to(self.device))
 
     def _draw(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        start = time.perf_counter()
-        x = self.source.sample(count, seed).to(self.device)
-        drawn = self._clock()
-        if not self.splits:  # once: it tries the network
-            prefer_channels_last(self.teacher, x.shape[1:])
-        logits = self.label(x)
-        self.made += count
-        self.seconds["draw"] += drawn - start
-        self.seconds["label"] += self._clock() - drawn
+        with self.costs.measure("drawing"):
+            x = self.source.sample(count, seed).to(self.device)
+            self._synchronize()
+        with self.costs.measure("labelling"):
+            if not self.splits:  # once: it tries the network
+                prefer_channels_last(self.teacher, x.shape[1:])
+            logits = self.label(x)
+            self._synchronize()
+        self.costs.samples_made += count
+        self.costs.teacher_forwards += count
         return x, logits
 
     def _draw_again(self, epoch: int) -> tuple[Tensor, Tensor]:
@@ -120,13 +122,12 @@ class SyntheticDataModule(LightningDataModule):
             return self.splits["train"]
         start = time.perf_counter()
         drawn = self._draw(self.samples, derive_seed(self.seed, "train", epoch))
-        self.seconds_between_steps += time.perf_counter() - start
+        self.costs.seconds["student_training"] -= time.perf_counter() - start
         return drawn
 
-    def _clock(self) -> float:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # twice a stage; else the work would count where it is waited for
-        return time.perf_counter()
+            torch.cuda.synchronize(self.device)  # otherwise the seconds would count at the next wait for the GPU
 
     def _loader(self, part: str, **options: Any) -> TensorLoader:
         return TensorLoader(
