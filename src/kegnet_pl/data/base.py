@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,8 +46,9 @@ class Split:
     def __getitem__(self, rows: Tensor | slice) -> "Split":
         return Split(self.x[rows], self.y[rows])
 
+    @cached_property
     def digest(self) -> str:
-        """Return a hash of samples and classes, which identifies the data of a result."""
+        """Hash of samples and classes, which identifies the data of a result."""
         sha = hashlib.sha256(str(tuple(self.x.shape)).encode())
         for tensor in (self.x, self.y):
             sha.update(tensor.contiguous().numpy().data)
@@ -101,7 +103,6 @@ class RealDataModule(LightningDataModule):
         self.seed = seed
         self.flip = flip
         self.splits: dict[str, Split] = {}
-        self._digests: dict[str, str] = {}
 
     def prepare_data(self) -> None:
         """Check that the files exist; download missing ones if that is allowed.
@@ -122,10 +123,7 @@ class RealDataModule(LightningDataModule):
 
     def digest(self, *parts: str) -> list[str]:
         """Return hashes of splits; read the data if necessary."""
-        for part in parts:
-            if part not in self._digests:
-                self._digests[part] = self.part(part).digest()
-        return [self._digests[part] for part in parts]
+        return [self.part(part).digest for part in parts]
 
     def part(self, name: str) -> Split:
         """Return a split; read the data if necessary.
