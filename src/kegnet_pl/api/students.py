@@ -14,9 +14,7 @@ from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import count_classes, prefer_channels_last
-from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.devices import Device, find_device
-from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Precision, StudentNorm, read_arguments
 from kegnet_pl.training.fit import QuietFit, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
@@ -52,17 +50,7 @@ def compress(
         rules = {"*": "evbmf" if target is None else "target"}
     if isinstance(rules, Mapping):
         rules = [Rule(layers, rank) for layers, rank in rules.items()]
-    input_shape = to_shape(input_shape)
-    plan = CompressionPlan(list(rules), target, when_larger)
-    try:
-        compressed: Compressed = plan.apply(network, input_shape)
-    except ValueError:  # the plan's own
-        raise
-    except FORWARD_ERRORS as error:
-        raise ValueError(
-            f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
-            f"failed: {first_line(error)}"
-        ) from error
+    compressed: Compressed = CompressionPlan(list(rules), target, when_larger).apply(network, to_shape(input_shape))
     return compressed
 
 

@@ -91,7 +91,7 @@ class CompressionPlan:
 
         Raises:
             ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target cannot
-                be reached, or weights are not finite.
+                be reached, weights are not finite, or the network does not accept such samples.
         """
         invalid = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
         if invalid:
@@ -115,7 +115,13 @@ class CompressionPlan:
         self._check_patterns(layers)
         candidates, notes = self._find_candidates(network, layers)
         chosen = self._choose(candidates, count_parameters(network))
-        before = measure_size(network, input_shape)
+        try:
+            before = measure_size(network, input_shape)
+        except FORWARD_ERRORS as error:
+            raise ValueError(
+                f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
+                f"failed: {first_line(error)}"
+            ) from error
         parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
         self._replace_layers(network, candidates, chosen)
         notes |= {candidate.name: "; ".join(candidate.notes) for candidate in candidates}
