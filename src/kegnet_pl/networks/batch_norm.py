@@ -45,20 +45,14 @@ class BatchNormMoments(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        layers = norm_layers(network)
-        self.layers = tuple(layers.values())
-        if not self.layers or any(layer.running_mean is None for layer in self.layers):
+        self.layers = norm_layers(network)
+        if not self.layers or any(layer.running_mean is None for layer in self.layers.values()):
             raise ValueError(
                 "Expected a teacher whose batch-norm layers have stored statistics, but it has none. Set the weight of "
                 "StatisticsLoss to 0, on the command line generator.objective.statistics.weight=0."
             )
-        self._epsilons = {name: layer.eps for name, layer in layers.items()}
-        self._recorder = LayerRecorder(network, tuple(layers), self._moments, source="input")
+        self._recorder = LayerRecorder(network, tuple(self.layers), _collect_moments, source="input")
         self._recorder.open()
-
-    def _moments(self, name: str, x: Tensor) -> Moments:
-        mean, variance = _moments(x)
-        return mean, variance + self._epsilons[name]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Moments]]:
         """Return the network's output, and for every layer mean and variance ``(C,)``, with the layer's epsilon.
@@ -73,12 +67,12 @@ class BatchNormMoments(nn.Module):
                 "(auxiliary heads for training?). Set the weight of StatisticsLoss to 0, on the command line "
                 "generator.objective.statistics.weight=0, or remove the heads."
             )
-        return output, [moments[name] for name in self._epsilons]
+        return output, [(moments[name][0], moments[name][1] + layer.eps) for name, layer in self.layers.items()]
 
     def stored(self) -> list[Moments]:
         """Return the running statistics of the layers, from the network's training data, with the layer's epsilon."""
         moments = []
-        for layer in self.layers:
+        for layer in self.layers.values():
             assert layer.running_mean is not None and layer.running_var is not None
             moments.append((layer.running_mean, layer.running_var + layer.eps))
         return moments
@@ -132,10 +126,7 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
         layer.weight.copy_(teacher_layer.weight * (variance + layer.eps).sqrt() / deviation)
         layer.bias.copy_(teacher_layer.bias + teacher_layer.weight * (mean - teacher_layer.running_mean) / deviation)
 
-    with (
-        LayerRecorder(teacher, tuple(layers), lambda _, inputs: _moments(inputs), source="input") as recorder,
-        eval_mode(teacher),
-    ):
+    with LayerRecorder(teacher, tuple(layers), _collect_moments, source="input") as recorder, eval_mode(teacher):
         _, teacher_moments = recorder.call(x)
     with LayerRecorder(student, tuple(layers), set_layer, source="input") as recorder, eval_mode(student):
         recorder.call(x)
@@ -178,3 +169,7 @@ def _moments(inputs: Tensor) -> Moments:
     """Return mean and variance of every channel of ``(N, C, ...)``, in float32 at least."""
     moments: Moments = _Moments.apply(inputs)
     return moments
+
+
+def _collect_moments(name: str, inputs: Tensor) -> Moments:  # noqa: ARG001
+    return _moments(inputs)
