@@ -97,17 +97,10 @@ class Fit(Protocol):
         epochs: int,
         callbacks: Sequence[Callback] = (),
     ) -> Metrics:
-        """Train a module.
+        """Train a module for at most ``epochs``, and return the metrics of the last one by name.
 
-        Args:
-            module: Module to train; on the CPU afterwards.
-            data: Its data; None for a module that draws its own.
-            name: Name of the fit in its stage.
-            epochs: Maximum of epochs.
-            callbacks: Callbacks of this fit.
-
-        Returns:
-            Metrics of the last epoch by name.
+        The module is on the CPU afterwards. Without data, it draws its own. ``name`` is the name of the fit in its
+        stage.
         """
 
 
