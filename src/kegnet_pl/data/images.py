@@ -161,7 +161,7 @@ class SVHN(ImageDataModule):
 
     @property
     def test_set(self) -> str:
-        """Description of the test data, which says if it is a subset."""
+        """Description of the test data; a subset is named as such."""
         count = len(self.splits["test"])
         return super().test_set if count == self.published else f"svhn: a subset of {count:,} test samples"
 

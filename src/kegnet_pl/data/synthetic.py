@@ -83,7 +83,7 @@ class SyntheticDataModule(LightningDataModule):
         return torch.cat([self.teacher(piece.to(self.device)) for piece in x.split(size)])
 
     def label_entropies(self) -> Tensor:
-        """Return the entropy of the teacher's label of every training sample ``(N,)``, in nats: 0 where it is sure."""
+        """Return the entropy of the teacher's label of every training sample ``(N,)``, in nats; 0 is certain."""
         logits = self.splits["train"][1].double()
         entropies: Tensor = torch.distributions.Categorical(logits=logits).entropy()
         return entropies.cpu()
@@ -108,7 +108,7 @@ class SyntheticDataModule(LightningDataModule):
             x = self.source.sample(count, seed).to(self.device)
             self._synchronize()
         with self.costs.measure("labelling"):
-            if not self.splits:  # once: it tries the network
+            if not self.splits:  # only once, as it calls the network
                 prefer_channels_last(self.teacher, x.shape[1:])
             logits = self.label(x)
             self._synchronize()
@@ -135,10 +135,10 @@ class SyntheticDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> TensorLoader:
-        """Training batches ``(x, teacher_logits)``."""
+        """Return training batches ``(x, teacher_logits)``."""
         refresh = self._draw_again if self.resample_each_epoch else None
         return self._loader("train", shuffle=self.shuffle, train=True, refresh=refresh)
 
     def val_dataloader(self) -> TensorLoader | list[Any]:
-        """Validation batches ``(x, teacher_logits)``, none where there are no validation samples."""
+        """Return validation batches ``(x, teacher_logits)``, or none without validation samples."""
         return self._loader("val") if "val" in self.splits else []

@@ -13,7 +13,7 @@ def first_line(error: BaseException) -> str:
 
 
 class UserError(Exception):
-    """An error that the user can fix; the message says what is wrong and what to do."""
+    """An error that the user can fix; the message names the problem and the remedy."""
 
 
 class ConfigError(UserError):

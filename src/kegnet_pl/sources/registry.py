@@ -1,4 +1,4 @@
-"""Finding sources by name, describing them, and building them."""
+"""Search of sources by name, their descriptions, and their construction."""
 
 import functools
 import importlib

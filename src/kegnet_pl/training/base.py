@@ -70,10 +70,10 @@ class TrainingModule(GraphedModule):
     """Index of the module among the modules of one seed."""
 
     networks = 1
-    """Number of networks that are trained together; metrics are ``(networks,)`` where it is more than one."""
+    """Number of networks that are trained together; metrics are ``(networks,)`` if it is more than one."""
 
     names: Sequence[str] | None = None
-    """Names of the networks where several are trained in one stage: loggers get ``NAME/train/loss``, callbacks the mean
+    """Names of the networks if a stage trains several: loggers get ``NAME/train/loss``, callbacks the mean
     ``train/loss``. None: both get ``train/loss``."""
 
     means: list[dict[str, float]]
@@ -124,7 +124,7 @@ class TrainingModule(GraphedModule):
         super().on_fit_start()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return an optimiser of the trained parameters, a fused one where torch has it."""
+        """Return an optimiser of the trained parameters, a fused one if torch has it."""
         return fused(self.optimizer_of, self.trainer.precision)(self.trained_parameters())
 
     def configure_optimizers(self) -> Any:
@@ -208,7 +208,7 @@ class TrainingModule(GraphedModule):
         names = [f"{phase}/{name}" for name in names]
         by_name = phase == "train" and self.names is not None
         mean = dict(zip(names, values.mean(dim=0), strict=True))
-        # Not True, which warns where there is no logger.
+        # Not True, which warns without a logger.
         self.log_dict(mean, logger=False if by_name else None, on_step=False, on_epoch=True, batch_size=1)
         if phase != "train" or self.global_rank != 0:
             return

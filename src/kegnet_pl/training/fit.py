@@ -51,7 +51,7 @@ def run_fit(
     try:
         with warnings.catch_warnings(), _quick_device_checks():
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
-            # Lightning 2.6 asks torch in an old way.
+            # Lightning 2.6 uses a deprecated check of torch.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             # A resumed fit starts from the checkpoints in that folder.
             warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")

@@ -1,4 +1,4 @@
-"""Training generators against a frozen teacher."""
+"""Training of generators against a frozen teacher."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,12 +21,12 @@ from kegnet_pl.training.base import TrainingModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
 
 Moments = list[tuple[Tensor, Tensor]]
-"""Mean and variance ``(C,)`` of what enters every batch-norm layer of the teacher."""
+"""Mean and variance ``(C,)`` of the input of every batch-norm layer of the teacher."""
 
 _ELEMENTWISE = frozenset(
     {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
 )
-"""Optimisers of torch that treat every weight by itself, so that stacked weights are trained as separate ones."""
+"""Elementwise optimisers of torch, which train stacked weights as separate ones."""
 
 
 class GeneratorModule(TrainingModule):
@@ -125,12 +125,12 @@ class GeneratorModule(TrainingModule):
         return batch[0].shape[-2]
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the generator, and of the decoder where a term uses it."""
+        """Return the parameters of the generator, and of the decoder if a term uses it."""
         trained = [*self.generator.parameters(), *self.decoder.parameters()]
         return [parameter for parameter in trained if parameter.requires_grad]
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return an optimiser of the generators, and of the decoders where a term uses them.
+        """Return an optimiser of the generators, and of the decoders if a term uses them.
 
         Raises:
             ValueError: If generators are stacked and the optimiser, or clipping by norm, looks at several weights.
@@ -141,12 +141,12 @@ class GeneratorModule(TrainingModule):
         return optimizer
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return everything but the teacher, which is not this module's to save."""
+        """Return the state without the teacher, which is stored elsewhere."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         return {key: value for key, value in state.items() if not key.startswith("teacher.")}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load everything but the teacher; other missing or unknown keys are errors."""
+        """Load a state without the teacher; other missing or unknown keys are errors."""
         frozen = {f"teacher.{key}": value for key, value in self.teacher.state_dict().items()}
         return super().load_state_dict({**state_dict, **frozen}, strict=strict, assign=assign)
 
@@ -223,22 +223,22 @@ class GeneratorAnswer(nn.Module):
         x = self.generator(z, y)
         logits, moments = self._teach(x)
         decoded = at_least_float32(self.decoder(x)) if self.objective.uses_decoder else None
-        # Exponentials and means of bfloat16 would lose what the losses differ in.
+        # Exponentials and means in bfloat16 would be too coarse for the losses.
         with torch.autocast(x.device.type, enabled=False):
-            seen = (z, y, at_least_float32(x), at_least_float32(logits), decoded, moments)
+            inputs = (z, y, at_least_float32(x), at_least_float32(logits), decoded, moments)
             judge = vmap(self._judge, in_dims=(0, 0, 0, 0, None if decoded is None else 0, 0))
-            loss, parts, right = judge(*seen) if self.stacked else self._judge(*seen)
+            loss, parts, right = judge(*inputs) if self.stacked else self._judge(*inputs)
         return loss, parts, right
 
     def _teach(self, x: Tensor) -> tuple[Tensor, Moments]:
-        """Return the teacher's answer, and what enters its batch norm if a term asks for it."""
+        """Return the teacher's logits, and the moments of the inputs of its batch norm if a term uses them."""
         if not self.stacked:
             return self._ask(x)
         if self.teacher.looks_at_the_batch or self.watch is not None:
             if torch.is_autocast_enabled(x.device.type):
-                # Half precision is in channels_last, which torch's vectorised layers do not know, or copy from and to.
-                answers = [self._ask(mine) for mine in x.unbind()]
-                return tree_map(lambda *each: torch.stack(each), *answers)  # type: ignore[no-any-return]
+                # Half precision is in channels_last, which torch's vectorised layers do not support, or copy.
+                outputs = [self._ask(samples) for samples in x.unbind()]
+                return tree_map(lambda *each: torch.stack(each), *outputs)  # type: ignore[no-any-return]
             return over_stack(self._ask, x)  # type: ignore[no-any-return]
         return self.teacher(x.flatten(0, 1)).unflatten(0, x.shape[:2]), []
 
@@ -249,6 +249,6 @@ class GeneratorAnswer(nn.Module):
         self, z: Tensor, y: Tensor, x: Tensor, logits: Tensor, decoded: Tensor | None, moments: Moments
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         stored = self.watch.stored() if self.watch is not None else []
-        statistics = [NormStatistics(*mine, *theirs) for mine, theirs in zip(moments, stored, strict=True)]
+        statistics = [NormStatistics(*batch, *running) for batch, running in zip(moments, stored, strict=True)]
         loss, parts = self.objective(GeneratedBatch(z, y, x, logits, decoded, statistics))
         return loss, parts, accuracy(logits, y.argmax(dim=1))

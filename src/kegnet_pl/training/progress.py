@@ -13,7 +13,7 @@ from rich.table import Column
 from kegnet_pl.runtime.distributed import rank
 
 _LINE_SECONDS = 10.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines without a terminal."""
 
 _BAR_SECONDS = 0.1
 """Seconds between two updates of a bar, which cost as much as a step of a small network."""
@@ -49,7 +49,7 @@ def make_console(job: int | None = None, quiet: bool = False) -> Console:
     if job is not None:
         stream = cast(TextIO, _Labelled(sys.stdout, f"[{job}] "))
         return Console(file=stream, quiet=quiet, highlight=False, markup=False, width=140)
-    # No markup: paths and settings may hold brackets. A notebook says that it is a terminal, and gets plain lines.
+    # No markup: paths and settings may hold brackets. A notebook claims to be a terminal, and gets plain lines.
     plain: dict[str, Any] = {"quiet": quiet, "highlight": False, "markup": False, "force_jupyter": False}
     console = Console(**plain, force_terminal=False if Console().is_jupyter else None)
     return console if console.is_terminal else Console(**plain, force_terminal=False, width=140)

@@ -1,4 +1,4 @@
-"""Training a teacher on real data."""
+"""Training of a teacher on real data."""
 
 import torch
 from torch import Tensor, nn
