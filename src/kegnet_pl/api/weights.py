@@ -143,15 +143,14 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """
     expected = network.state_dict()
     state = _strip_prefix(read_state_dict(path), expected)
-    missing = [key for key in expected if key not in state]
+    # Only the cumulative average of batch norm uses the count of batches, and old files lack it.
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in expected]
     shapes = [
         f"{key} is {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the network"
         for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
-    # Only the cumulative average of batch norm uses the count of batches, and old files lack it.
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     problems = [
         f"{title}: {', '.join(items[:8])}{f' and {len(items) - 8} more' if len(items) > 8 else ''}"
         for title, items in (("missing", missing), ("unknown", unknown), ("other shapes", shapes))

@@ -105,12 +105,11 @@ class RealDataModule(LightningDataModule):
         self.splits: dict[str, Split] = {}
 
     def prepare_data(self) -> None:
-        """Check that the files exist; download missing ones if that is allowed.
+        """Check that the files exist, and download missing ones if that is allowed; by default, do nothing.
 
         Raises:
             FileNotFoundError: If files are missing; the message names them, the searched paths and a way to get them.
         """
-        raise NotImplementedError
 
     def read(self) -> dict[str, Split]:
         """Read and normalise the splits ``train``, ``val`` and ``test``, or those that exist.

@@ -20,9 +20,6 @@ class DigitsDataModule(RealDataModule):
 
     name, input_shape, classes = "digits", (1, 32, 32), 10
 
-    def prepare_data(self) -> None:
-        """Do nothing: the data ships with scikit-learn."""
-
     def read(self) -> dict[str, Split]:
         """Read, resize, normalise and split the digits; the split does not depend on the seed."""
         bunch = load_digits()
