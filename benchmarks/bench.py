@@ -28,7 +28,7 @@ from benchmarks.cases import EXPERIMENTS, ROOT, make_case
 from benchmarks.turns import Worker, ratio, running, take_turns
 from benchmarks.worker import Task, count_operations, measure_rate
 from kegnet_pl.pipeline.provenance import command_line, versions
-from kegnet_pl.training.vectorization import should_vectorize
+from kegnet_pl.training.generator_module import should_vectorize
 
 STEPS = {"lenet5": 20, "resnet14": 10, "mlp": 100}
 """Generator steps of one measurement: some seconds."""

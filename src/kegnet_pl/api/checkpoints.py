@@ -23,12 +23,8 @@ def save_network(
 ) -> None:
     """Write ``NAME.safetensors`` and ``NAME.json``.
 
-    Args:
-        network: The network.
-        folder: Folder of the files.
-        name: Name of both files, without a suffix.
-        recipe: ``_target_`` and arguments of the uncompressed network.
-        ranks: ``(in_rank, out_rank)`` of its compressed layers, by name.
+    ``recipe`` holds ``_target_`` and arguments of the uncompressed network, ``ranks`` the pair ``(in_rank, out_rank)``
+    of each compressed layer by name.
     """
     # safetensors refuses tensors that share memory, such as tied weights, so they are copied.
     state = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}

@@ -18,14 +18,8 @@ def check_student(
 ) -> None:
     """Check that a student can be trained with its settings.
 
-    Args:
-        student: Returns logits.
-        teacher: Returns logits.
-        settings: Of the student.
-        input_shape: Shape of one sample.
-
     Raises:
-        ValueError: If the student fails in training mode or returns something else than logits.
+        ValueError: If the student fails in training mode or does not return logits.
         SettingsMismatchError: If the settings ask for batch norm, statistics or layers that a network does not have.
     """
     check_trainable(student, input_shape)
@@ -59,10 +53,7 @@ def check_student(
 
 
 def check_counts(**at_least: tuple[int, int]) -> None:
-    """Check whole numbers among the arguments of a function.
-
-    Args:
-        at_least: Name of an argument -> its value, and the smallest value that is allowed.
+    """Check whole numbers among the arguments of a function, given as ``name=(value, minimum)``.
 
     Raises:
         ValueError: If a value is too small, or no whole number.

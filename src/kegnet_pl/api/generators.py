@@ -1,4 +1,4 @@
-"""Training generators for a network."""
+"""Training of generators for a network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,11 +12,10 @@ from kegnet_pl.api.engine import GeneratorTask, adam, fit_generators
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, TeacherNorm, count_classes
-from kegnet_pl.networks.execution import frozen_copy
 from kegnet_pl.networks.validation import check_generator
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.settings import GeneratorTrainingSettings, LRSchedulerName, Parallel, Precision, read_arguments
-from kegnet_pl.training.fit import QuietFit, check_precision, to_shape
+from kegnet_pl.training.fit import QuietFit, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
 
 Terms = Mapping[str, float]
@@ -51,7 +50,7 @@ def train_generators(
     """Train generators against a frozen network until it recognises their samples (PAPER sections 1 and 2).
 
     Args:
-        teacher: Any network that returns logits ``(B, C)``. It stays as it is.
+        teacher: Any network that returns logits ``(B, C)``; it is not changed.
         input_shape: Shape of one sample: ``(channels, height, width)``, or the number of features; any other one needs
             ``make_generator``. Samples are standardised, as the teacher's own input should have been.
         count: Generators, trained independently; a student learns more from several.
@@ -66,18 +65,18 @@ def train_generators(
         make_generator: Returns a new generator with attributes ``noise_dim`` and ``classes``.
         make_decoder: Returns a new decoder from samples to noise.
         teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.
-        teacher_dropout: Whether the teacher's dropout is on, as in the paper's release.
+        teacher_dropout: True to keep the teacher's dropout on, as in the paper's release.
         parallel: ``"vmap"``, all generators as one batch of networks; ``"sequential"``; ``"auto"``: vmap on a GPU and
             for rows of features, where torch can vectorise the networks.
-        compile: Whether to compile the step with ``torch.compile``.
-        cuda_graphs: Whether one GPU records a step and replays it.
+        compile: True to compile the step with ``torch.compile``.
+        cuda_graphs: True to record a step on one GPU and replay it.
         seed: All random numbers derive from it.
-        device: Where to train; ``"auto"``: a GPU if there is one.
+        device: Device of the training; ``"auto"`` is a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers. With several generators, names of metrics begin with ``generator_0/``.
         callbacks: Further Lightning callbacks, or a function that returns new ones for each fit: a CPU trains
             generators of images one after another.
-        progress: Whether to show the progress.
+        progress: True to print the progress.
 
     Raises:
         ValueError: If an argument is out of range, the networks do not fit each other, or ``parallel="vmap"`` is set
@@ -88,80 +87,49 @@ def train_generators(
         steps_per_epoch=steps_per_epoch, batch_size=batch_size, lr_scheduler=lr_scheduler, teacher_norm=teacher_norm,
         teacher_dropout=teacher_dropout, parallel=parallel, compile=compile, cuda_graphs=cuda_graphs, seed=seed,
     )  # fmt: skip
-    where = find_device(device)
-    check_precision(precision, where)
-    task = make_task(teacher, input_shape, settings, lr, objective, make_generator, make_decoder, precision)
-    task, _ = task.choose_parallel(where)
-    bar = StageProgress("generators", make_console()) if progress else None
-    trained = fit_generators(
-        task,
-        QuietFit(where, precision, logger),
-        bar,
-        lambda names, network: callbacks() if callable(callbacks) else callbacks,  # noqa: ARG005
-    )
-    return Generators(
-        [one.generator for one in trained],
-        [one.decoder for one in trained],
-        frozen_copy(teacher),
-        task.input_shape,
-        int(trained[0].generator.classes),  # type: ignore[arg-type]
-        where,
-        [one.metrics for one in trained],
-    )
-
-
-def make_task(
-    teacher: nn.Module,
-    input_shape: int | Sequence[int],
-    settings: GeneratorTrainingSettings,
-    lr: float,
-    objective: GeneratorObjective | Terms | None,
-    make_generator: Callable[[], nn.Module] | None,
-    make_decoder: Callable[[], nn.Module] | None,
-    precision: str,
-) -> GeneratorTask:
-    """Return the task that the arguments of :func:`train_generators` describe.
-
-    Raises:
-        ValueError: If networks do not fit the samples or each other, or an argument is out of range.
-    """
+    fit = QuietFit(find_device(device), precision, logger)
     shape = to_shape(input_shape)
-    if not lr > 0:
-        raise ValueError(f"Expected `lr` to be a number above 0, but got {lr!r}.")
     classes = count_classes(teacher, shape, "teacher")
-    generator = make_generator or _default_generator(shape, classes, settings.noise_dim)
-    decoder = make_decoder or partial(Decoder, shape, settings.noise_dim, blocks=1 if len(shape) == 3 else 2)
     terms = make_objective(objective, shape)
+    default_decoder = partial(Decoder, shape, noise_dim, blocks=1 if len(shape) == 3 else 2)
     task = GeneratorTask(
         teacher,
         shape,
-        partial(_make, generator, "make_generator"),
-        partial(_make, decoder, "make_decoder"),
+        fit.device,
+        partial(_make, make_generator or _default_generator(shape, classes, noise_dim), "make_generator"),
+        partial(_make, make_decoder or default_decoder, "make_decoder"),
         lambda: terms,
         adam(lr),
         settings,
         precision,
     )
+    _check_networks(task, classes)
+    task, _ = task.choose_parallel()
+    return fit_generators(
+        task,
+        fit,
+        StageProgress("generators", make_console(quiet=not progress)),
+        lambda names, network: callbacks() if callable(callbacks) else callbacks,  # noqa: ARG005
+    )
+
+
+def _check_networks(task: GeneratorTask, classes: int) -> None:
+    """Raise a ValueError unless a task makes new networks, which fit the samples and each other."""
     first, second = task.make_pair(0), task.make_pair(1)
     if {id(network) for network in first} & {id(network) for network in second}:
         raise ValueError(
             "Expected `make_generator` and `make_decoder` to return a new module at every call, but got the same twice."
         )
     try:
-        check_generator(*first, shape, classes)
+        check_generator(*first, task.input_shape, classes)
     except ValueError as error:
         raise ValueError(
             f"{error} Give `make_generator` and `make_decoder` that fit, and `noise_dim` as your generator has."
         ) from error
-    return task
 
 
 def _make(make: Callable[[], Any], name: str) -> nn.Module:
-    """Call a function that the user has given.
-
-    Raises:
-        ValueError: If it is no function, or returns no module.
-    """
+    """Call a function of the user; raise a ValueError if it is none, or returns no module."""
     if isinstance(make, nn.Module):
         raise ValueError(f"Expected `{name}` to be a function that returns a new module, but got a module: lambda: ...")
     network = make()

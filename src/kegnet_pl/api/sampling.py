@@ -14,7 +14,6 @@ from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.api.checks import check_counts
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import count_classes
-from kegnet_pl.networks.confidence import class_confidence
 from kegnet_pl.networks.execution import frozen_copy
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.devices import Device, find_device
@@ -245,6 +244,19 @@ def _check_teacher(folder: Path, fingerprint: str) -> None:
             f"Expected the teacher of these generators, teacher-{fingerprint}, but {folder} holds {actual}. Use the "
             f"teacher in the results of the generators' run."
         )
+
+
+def class_confidence(logits: Tensor) -> Tensor:
+    """Return the teacher's mean probability of the intended class, for every class: ``(C,)``, in [0, 1].
+
+    The first dimension of ``logits (C, N, C)`` is the class that the ``N`` samples were generated for.
+
+    Raises:
+        ValueError: If the first and the last dimension differ.
+    """
+    if logits.ndim != 3 or logits.shape[0] != logits.shape[2]:
+        raise ValueError(f"Expected `logits` of shape (C, N, C), but got {tuple(logits.shape)}.")
+    return logits.softmax(dim=2).diagonal(dim1=0, dim2=2).mean(dim=0)
 
 
 def to_image(rows: Sequence[Sequence[Tensor]], scale: int = 2) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Compressing a network, and distilling the teacher's answers into a student."""
+"""Compression of a network, and distillation of the teacher into a student."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -14,24 +14,10 @@ from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import count_classes, prefer_channels_last
-from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.devices import Device, find_device
-from kegnet_pl.runtime.errors import first_line
-from kegnet_pl.settings import (
-    DistillationSettings,
-    LRSchedulerName,
-    Precision,
-    StudentNorm,
-    read_arguments,
-)
-from kegnet_pl.training.fit import QuietFit, check_precision, to_shape
+from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Precision, StudentNorm, read_arguments
+from kegnet_pl.training.fit import QuietFit, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
-
-_ARGUMENTS = {
-    "feature_distillation.weight": "feature_distillation",
-    "feature_distillation.layers": "feature_distillation_layers",
-}
-"""Name of a setting -> argument of :func:`distill`, where they differ."""
 
 
 def compress(
@@ -45,36 +31,26 @@ def compress(
     """Factorise the layers of a network (Tucker-2 for convolutions, PAPER section 4).
 
     Args:
-        network: Any network. It stays as it is.
+        network: Any network; it is not changed.
         input_shape: Shape of one sample.
         target: Compression ratio of the whole network, parameters before / after.
-        rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or
-            ``{"in": ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or
-            by EVBMF where there is none.
-        when_larger: What to do with a layer that its factorisation would enlarge.
+        rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or ``{"in":
+            ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or by EVBMF
+            if there is none.
+        when_larger: Treatment of a layer that its factorisation would enlarge: ``"keep"`` or ``"compress"`` it.
 
     Returns:
         ``network``, the smaller one, and ``report``, the size of every layer before and after.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
-            does not take such samples.
+            does not accept such samples.
     """
     if rules is None:
         rules = {"*": "evbmf" if target is None else "target"}
     if isinstance(rules, Mapping):
         rules = [Rule(layers, rank) for layers, rank in rules.items()]
-    input_shape = to_shape(input_shape)
-    plan = CompressionPlan(list(rules), target, when_larger)
-    try:
-        compressed: Compressed = plan.apply(network, input_shape)
-    except ValueError:  # the plan's own
-        raise
-    except FORWARD_ERRORS as error:
-        raise ValueError(
-            f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
-            f"failed: {first_line(error)}"
-        ) from error
+    compressed: Compressed = CompressionPlan(list(rules), target, when_larger).apply(network, to_shape(input_shape))
     return compressed
 
 
@@ -102,32 +78,32 @@ def distill(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> nn.Module:
-    """Train a student on the teacher's answers to synthetic samples (PAPER sections 1 and 5).
+    """Train a student on the teacher's logits of synthetic samples (PAPER sections 1 and 5).
 
     Args:
-        student: Returns logits ``(B, C)``: a compressed teacher, or any other network. It stays as it is.
+        student: Returns logits ``(B, C)``: a compressed teacher, or any other network. It is not changed.
         data: Samples and the teacher's logits.
         epochs: Passes over the samples.
         batch_size: Samples of an optimiser step; an epoch leaves out what does not fill one, with ``shuffle`` other
             ones every time.
         lr: Adam's learning rate.
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        temperature: Softens the answers of teacher and student.
+        temperature: Divides the logits of teacher and student.
         norm: Statistics of the student's batch norm: ``"batch"``, of synthetic samples; ``"frozen"``, those it has;
             ``"adapt"``, set before training so that layers return what the teacher's do (:func:`adapt_norm`).
-        dropout: Whether the student's dropout is on.
+        dropout: False to turn the student's dropout off.
         feature_distillation: Weight of the loss between layers of student and teacher that have the same names.
         feature_distillation_layers: Patterns of their names; None for all batch-norm layers.
-        resample_each_epoch: Whether to draw new samples for every epoch.
-        shuffle: Whether to shuffle every epoch.
-        compile: Whether to compile the student with ``torch.compile``.
-        cuda_graphs: Whether one GPU records a step and replays it.
+        resample_each_epoch: True to draw new samples for every epoch.
+        shuffle: True to shuffle every epoch.
+        compile: True to compile the student with ``torch.compile``.
+        cuda_graphs: True to record a step on one GPU and replay it.
         seed: Seed of the order, of dropout, and of new samples.
-        device: Where to train; ``"auto"``: a GPU if there is one.
+        device: Device of the training; ``"auto"`` is a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers.
         callbacks: Further Lightning callbacks.
-        progress: Whether to show the progress.
+        progress: True to print the progress.
 
     Returns:
         The trained student, a copy; on the CPU, in evaluation mode.
@@ -135,52 +111,34 @@ def distill(
     Raises:
         ValueError: If an argument is out of range, or the student does not fit the teacher or the settings.
     """
-    layers = None if feature_distillation_layers is None else list(feature_distillation_layers)
-    settings = read_arguments(
-        DistillationSettings, "student", samples=len(data) if isinstance(data, SyntheticDataset) else 1, epochs=epochs,
-        batch_size=batch_size, lr_scheduler=lr_scheduler, temperature=temperature, norm=norm, dropout=dropout,
-        feature_distillation={"weight": feature_distillation, "layers": layers}, shuffle=shuffle,
-        resample_each_epoch=resample_each_epoch, compile=compile, cuda_graphs=cuda_graphs, renamed=_ARGUMENTS,
-    )  # fmt: skip
-    where = find_device(device)
-    check_precision(precision, where)
-    if not lr > 0:
-        raise ValueError(f"Expected `lr` to be a number above 0, but got {lr!r}.")
-    module_data = _data_module(student, data, settings, seed, device)
-    check_student(student, module_data.teacher.network, settings, data.input_shape)
-    module, _ = fit_student(
-        copy.deepcopy(student).requires_grad_(True),
-        module_data,
-        settings,
-        adam(lr),
-        QuietFit(where, precision, logger, callbacks),
-        seed=seed,
-        progress=StageProgress("student", make_console()) if progress else None,
-    )
-    return module.network
-
-
-def _data_module(
-    student: nn.Module, data: SyntheticDataset, settings: DistillationSettings, seed: int, device: Device
-) -> SyntheticDataModule:
-    """Return the samples of a data set as a data module.
-
-    Raises:
-        ValueError: If ``data`` is something else, or the student has other classes than the teacher.
-    """
     if not isinstance(data, SyntheticDataset):
         raise ValueError(
             f"Expected `data` to be a SyntheticDataset, which `Generators.dataset` returns, but got {data!r}."
         )
+    layers = None if feature_distillation_layers is None else list(feature_distillation_layers)
+    settings = read_arguments(
+        DistillationSettings, "student", samples=len(data), epochs=epochs, batch_size=batch_size,
+        lr_scheduler=lr_scheduler, temperature=temperature, norm=norm, dropout=dropout,
+        feature_distillation={"weight": feature_distillation, "layers": layers}, shuffle=shuffle,
+        resample_each_epoch=resample_each_epoch, compile=compile, cuda_graphs=cuda_graphs, renamed={
+            "feature_distillation.weight": "feature_distillation",
+            "feature_distillation.layers": "feature_distillation_layers",
+        },
+    )  # fmt: skip
+    fit = QuietFit(find_device(device), precision, logger, callbacks)
+    optimizer = adam(lr)
     x, logits = data.tensors
     classes = count_classes(student, data.input_shape, "student")
     if classes != logits.shape[1]:
         raise ValueError(f"Expected a student of the teacher's {logits.shape[1]} classes, but got {classes}.")
-    where = find_device(device)
+    check_student(student, data.teacher, settings, data.input_shape)
     module_data = SyntheticDataModule(
-        data.source, data.teacher, samples=len(data), batch_size=settings.batch_size, shuffle=settings.shuffle,
-        resample_each_epoch=settings.resample_each_epoch, seed=seed, device=where,
+        data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle,
+        resample_each_epoch=resample_each_epoch, seed=seed, device=fit.device,
     )  # fmt: skip
-    module_data.splits["train"] = (x.to(where), logits.to(where))
+    module_data.splits["train"] = (x.to(fit.device), logits.to(fit.device))
     prefer_channels_last(module_data.teacher, data.input_shape)
-    return module_data
+    bar = StageProgress("student", make_console(quiet=not progress))
+    network = copy.deepcopy(student).requires_grad_(True)
+    module, _ = fit_student(network, module_data, settings, optimizer, fit, bar)
+    return module.network

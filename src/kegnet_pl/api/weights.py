@@ -68,9 +68,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = content[container]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        received = f"a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            received = f"a dict with the keys {', '.join(map(str, list(content)[:8])) or '(none)'}"
         raise WeightsError(
             f"Expected a state dict (tensors by name) in {path}, at the top level or under one of {_CONTAINERS}, but "
-            f"got {_describe(content)}. Save it with torch.save(model.state_dict(), FILE)."
+            f"got {received}. Save it with torch.save(model.state_dict(), FILE)."
         )
     return {str(key): value for key, value in content.items()}
 
@@ -107,12 +110,6 @@ def _is_program(path: Path) -> bool:
     return bool(parts & {"code", "constants.pkl", "models", "serialized_exported_program.json"})
 
 
-def _describe(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a dict with the keys {', '.join(map(str, list(content)[:8])) or '(none)'}"
-    return f"a {type(content).__name__}"
-
-
 def _strip_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the part of a state dict below the prefix that matches most of the expected keys.
 
@@ -146,15 +143,14 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """
     expected = network.state_dict()
     state = _strip_prefix(read_state_dict(path), expected)
-    missing = [key for key in expected if key not in state]
+    # Only the cumulative average of batch norm uses the count of batches, and old files lack it.
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in expected]
     shapes = [
         f"{key} is {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the network"
         for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
-    # Only the cumulative average of batch norm uses the count of batches, and old files lack it.
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     problems = [
         f"{title}: {', '.join(items[:8])}{f' and {len(items) - 8} more' if len(items) > 8 else ''}"
         for title, items in (("missing", missing), ("unknown", unknown), ("other shapes", shapes))

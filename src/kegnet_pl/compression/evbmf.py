@@ -38,18 +38,13 @@ class EVBMF:
     noise_variance: float
 
 
-def _tau(x: Array, alpha: float) -> Array:
-    """Return the larger root of ``tau + alpha / tau + 1 + alpha = x``, for x above the threshold."""
-    middle = x - (1 + alpha)
-    return 0.5 * (middle + np.sqrt(middle**2 - 4 * alpha))
-
-
 def _free_energy(noise_variance: float, squares: Array, rows: int, columns: int, threshold: float) -> float:
     """Return the free energy for a noise variance, up to a constant."""
     alpha = rows / columns
     x = squares / (columns * noise_variance)
     signal = x[x > threshold]
-    tau = _tau(signal, alpha)
+    middle = signal - (1 + alpha)
+    tau = 0.5 * (middle + np.sqrt(middle**2 - 4 * alpha))  # the larger root of tau + alpha / tau + 1 + alpha = x
     psi_0 = x - np.log(x)
     psi_1 = np.log1p(tau) + alpha * np.log1p(tau / alpha) - tau
     # A matrix with more rows than columns has further singular values, all zero.

@@ -1,5 +1,6 @@
 """The compression plan: choice of layers and ranks, and their factorisation."""
 
+import bisect
 import copy
 import fnmatch
 import math
@@ -13,10 +14,9 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from kegnet_pl.compression.candidates import Candidate, factorised_parameters
 from kegnet_pl.compression.report import CompressionReport, LayerReport, count_parameters, measure_size
-from kegnet_pl.compression.rules import Rule
-from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, replace_layer
+from kegnet_pl.compression.rules import Candidate, Rule
+from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, factorised_parameters, replace_layer
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 
@@ -91,7 +91,7 @@ class CompressionPlan:
 
         Raises:
             ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target cannot
-                be reached, or weights are not finite.
+                be reached, weights are not finite, or the network does not accept such samples.
         """
         invalid = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
         if invalid:
@@ -115,7 +115,13 @@ class CompressionPlan:
         self._check_patterns(layers)
         candidates, notes = self._find_candidates(network, layers)
         chosen = self._choose(candidates, count_parameters(network))
-        before = measure_size(network, input_shape)
+        try:
+            before = measure_size(network, input_shape)
+        except FORWARD_ERRORS as error:
+            raise ValueError(
+                f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
+                f"failed: {first_line(error)}"
+            ) from error
         parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
         self._replace_layers(network, candidates, chosen)
         notes |= {candidate.name: "; ".join(candidate.notes) for candidate in candidates}
@@ -227,7 +233,6 @@ class CompressionPlan:
             return at(1.0)
         # All shares at which a rank grows; the ratio decreases along them.
         shares = np.unique(np.concatenate([[0.0], *free.values()]))
-        low, high = 0, len(shares) - 1
         bound = ratio(at(shares[0]))
         if bound < self.target:
             if not free:
@@ -239,10 +244,8 @@ class CompressionPlan:
                 f"Expected `target` of at most {math.floor(100 * bound) / 100:.2f}, the ratio with every rank 'target' "
                 f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."
             )
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if ratio(at(shares[middle])) >= self.target else (low, middle - 1)
-        chosen = at(shares[low])
+        reached = bisect.bisect_right(shares, -self.target, key=lambda share: -ratio(at(share)))
+        chosen = at(shares[reached - 1])
         return chosen if ratio(chosen) <= _OVERSHOOT * self.target else self._spend(candidates, free, chosen, ratio)
 
     def _spend(

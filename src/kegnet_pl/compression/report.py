@@ -32,14 +32,9 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def measure_size(network: nn.Module, input_shape: Sequence[int]) -> ModelSize:
-    """Count parameters and multiply-accumulates of a network.
+    """Return the parameters of a network, and its multiply-accumulates for one sample of shape ``input_shape``.
 
-    Args:
-        network: Any network; its mode and statistics are not changed.
-        input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
-
-    Returns:
-        The size, with operations for one sample.
+    Mode and statistics of the network are not changed.
     """
     weight = next(network.parameters(), torch.empty(0))
     sample = torch.zeros(1, *input_shape, device=weight.device, dtype=weight.dtype)

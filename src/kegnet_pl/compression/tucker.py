@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import tensorly
@@ -57,28 +57,10 @@ def _decompose(weight: Tensor, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np
     return np.pad(core, padding), _complete(in_factor, in_rank), _complete(out_factor, out_rank)
 
 
-def _factorise_into(new: nn.Sequential, layer: Factorisable, ranks: Ranks) -> None:
-    """Write the factors of a layer's weight, and its bias, into the three layers that replace it."""
-    core, in_factor, out_factor = _decompose(layer.weight, ranks)
-    with torch.no_grad():
-        for part, values in zip(new, (in_factor.T, core, out_factor), strict=True):
-            weight = torch.from_numpy(np.ascontiguousarray(values)).reshape(part.weight.shape)  # type: ignore[arg-type]
-            part.weight.copy_(weight)  # type: ignore[operator]
-        if layer.bias is not None:
-            new[-1].bias.copy_(layer.bias)  # type: ignore[operator]
-
-
 class TuckerConv2d(nn.Sequential):
     """A ``k x k`` convolution as 1x1 (in -> r_in), k x k core (r_in -> r_out), 1x1 (r_out -> out, with the bias).
 
-    The core has the stride, padding and dilation.
-
-    Args:
-        conv: The convolution to replace; only its shape is used, not its weights (see :meth:`from_layer`).
-        ranks: ``(in_rank, out_rank)``.
-
-    Shapes:
-        Those of ``conv``.
+    The core has the stride, padding and dilation of ``conv``, whose weights are not used (see :func:`factorise`).
 
     Raises:
         ValueError: If a rank is out of range or the convolution is grouped.
@@ -110,23 +92,11 @@ class TuckerConv2d(nn.Sequential):
             nn.Conv2d(out_rank, conv.out_channels, 1, bias=conv.bias is not None, **like),
         )
 
-    @classmethod
-    def from_layer(cls, conv: nn.Conv2d, ranks: Ranks) -> Self:
-        """Factorise the weights of ``conv`` by a partial Tucker decomposition over its channel modes."""
-        new = cls(conv, ranks)
-        _factorise_into(new, conv, ranks)
-        return new
-
 
 class TuckerLinear(nn.Sequential):
     """A dense layer as Linear(in, r_in), Linear(r_in, r_out), Linear(r_out, out, with the bias).
 
-    Args:
-        linear: The layer to replace; only its shape is used, not its weights (see :meth:`from_layer`).
-        ranks: ``(in_rank, out_rank)``.
-
-    Shapes:
-        Those of ``linear``.
+    The weights of ``linear`` are not used (see :func:`factorise`).
 
     Raises:
         ValueError: If a rank is out of range.
@@ -145,30 +115,33 @@ class TuckerLinear(nn.Sequential):
             nn.Linear(out_rank, linear.out_features, bias=linear.bias is not None, **like),
         )
 
-    @classmethod
-    def from_layer(cls, linear: nn.Linear, ranks: Ranks) -> Self:
-        """Factorise the weights of ``linear`` by a Tucker decomposition of its matrix."""
-        new = cls(linear, ranks)
-        _factorise_into(new, linear, ranks)
-        return new
+
+def _empty_copy(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinear:
+    return TuckerConv2d(layer, ranks) if isinstance(layer, nn.Conv2d) else TuckerLinear(layer, ranks)
 
 
 def factorise(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinear:
-    """Return the Tucker factorisation of a convolution or dense layer.
-
-    Args:
-        layer: The layer; it is not changed.
-        ranks: ``(in_rank, out_rank)``.
-
-    Returns:
-        A new module with the same input and output shapes.
+    """Return the Tucker factorisation of a convolution (over its channel modes) or dense layer, a new module.
 
     Raises:
         ValueError: If a rank is out of range or a convolution is grouped.
     """
-    if isinstance(layer, nn.Conv2d):
-        return TuckerConv2d.from_layer(layer, ranks)
-    return TuckerLinear.from_layer(layer, ranks)
+    new = _empty_copy(layer, ranks)
+    core, in_factor, out_factor = _decompose(layer.weight, ranks)
+    with torch.no_grad():
+        for part, values in zip(new, (in_factor.T, core, out_factor), strict=True):
+            weight = torch.from_numpy(np.ascontiguousarray(values)).reshape(part.weight.shape)  # type: ignore[arg-type]
+            part.weight.copy_(weight)  # type: ignore[operator]
+        if layer.bias is not None:
+            new[-1].bias.copy_(layer.bias)  # type: ignore[operator]
+    return new
+
+
+def factorised_parameters(layer: Factorisable, ranks: Ranks) -> int:
+    """Return the number of parameters of a layer that is factorised at these ranks."""
+    (n_in, n_out), (r_in, r_out) = sides(layer), ranks
+    kernel = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
+    return n_in * r_in + r_in * r_out * kernel + r_out * n_out + (0 if layer.bias is None else n_out)
 
 
 def replace_layer(network: nn.Module, name: str, new: nn.Module) -> None:
@@ -179,20 +152,15 @@ def replace_layer(network: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def restore_structure(network: nn.Module, ranks: Mapping[str, Ranks]) -> nn.Module:
-    """Replace layers of a network by their compressed form, without weights.
+    """Replace layers of a network by their compressed form, without weights, and return the network.
 
     Args:
         network: The uncompressed network; changed in place.
         ranks: ``(in_rank, out_rank)`` by layer name, from a report.
 
-    Returns:
-        The same network.
-
     Raises:
         AttributeError: If a layer does not exist.
     """
     for name, pair in ranks.items():
-        layer = network.get_submodule(name)
-        compressed = TuckerConv2d(layer, pair) if isinstance(layer, nn.Conv2d) else TuckerLinear(layer, pair)  # type: ignore[arg-type]
-        replace_layer(network, name, compressed)
+        replace_layer(network, name, _empty_copy(network.get_submodule(name), pair))  # type: ignore[arg-type]
     return network

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,8 +46,9 @@ class Split:
     def __getitem__(self, rows: Tensor | slice) -> "Split":
         return Split(self.x[rows], self.y[rows])
 
+    @cached_property
     def digest(self) -> str:
-        """Return a hash of samples and classes, which identifies the data of a result."""
+        """Hash of samples and classes, which identifies the data of a result."""
         sha = hashlib.sha256(str(tuple(self.x.shape)).encode())
         for tensor in (self.x, self.y):
             sha.update(tensor.contiguous().numpy().data)
@@ -56,7 +58,8 @@ class Split:
 class RealDataModule(LightningDataModule):
     """Real data in memory, to train a teacher and to report accuracy, never to train a student.
 
-    Subclasses check their files in :meth:`prepare_data` and read them in :meth:`read`.
+    Subclasses check their files in :meth:`prepare_data` and read them in :meth:`read`. Those for one data set define
+    name, shape and classes as class attributes, which are the defaults of the arguments.
 
     Args:
         name: Name of the data set in tables.
@@ -74,38 +77,39 @@ class RealDataModule(LightningDataModule):
     """
 
     may_be_missing: ClassVar[bool] = True
+    name: str
+    input_shape: tuple[int, ...]
+    classes: int
 
     def __init__(
         self,
-        name: str,
-        input_shape: Sequence[int],
-        classes: int,
+        name: str | None = None,
+        input_shape: Sequence[int] | None = None,
+        classes: int | None = None,
         *,
         batch_size: int = 64,
         seed: int = 0,
         flip: bool = False,
     ) -> None:
         super().__init__()
-        if classes < 2:
-            raise ValueError(f"Expected `classes` of at least 2 for data set {name!r}, but got {classes}.")
+        self.name = self.name if name is None else name
+        self.input_shape = self.input_shape if input_shape is None else tuple(input_shape)
+        self.classes = self.classes if classes is None else classes
+        if self.classes < 2:
+            raise ValueError(f"Expected `classes` of at least 2 for data set {self.name!r}, but got {self.classes}.")
         if batch_size < 1:
             raise ValueError(f"Expected `batch_size` of at least 1, but got {batch_size}.")
-        self.name = name
-        self.input_shape = tuple(input_shape)
-        self.classes = classes
         self.batch_size = batch_size
         self.seed = seed
         self.flip = flip
         self.splits: dict[str, Split] = {}
-        self._digests: dict[str, str] = {}
 
     def prepare_data(self) -> None:
-        """Check that the files exist; download missing ones if that is allowed.
+        """Check that the files exist, and download missing ones if that is allowed; by default, do nothing.
 
         Raises:
             FileNotFoundError: If files are missing; the message names them, the searched paths and a way to get them.
         """
-        raise NotImplementedError
 
     def read(self) -> dict[str, Split]:
         """Read and normalise the splits ``train``, ``val`` and ``test``, or those that exist.
@@ -118,10 +122,7 @@ class RealDataModule(LightningDataModule):
 
     def digest(self, *parts: str) -> list[str]:
         """Return hashes of splits; read the data if necessary."""
-        for part in parts:
-            if part not in self._digests:
-                self._digests[part] = self.part(part).digest()
-        return [self._digests[part] for part in parts]
+        return [self.part(part).digest for part in parts]
 
     def part(self, name: str) -> Split:
         """Return a split; read the data if necessary.
@@ -197,15 +198,7 @@ class RealDataModule(LightningDataModule):
 
 
 def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
-    """Shuffle a split and hold out its last samples.
-
-    Args:
-        split: All samples.
-        size: Number of samples to hold out.
-        seed: Seed of the order.
-
-    Returns:
-        The rest, and the held-out samples.
+    """Shuffle a split, and return all but its last ``size`` samples, and these last ones.
 
     Raises:
         ValueError: If one of the two would be empty.
@@ -217,15 +210,9 @@ def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
 
 
 def stratified_folds(y: Tensor, shares: Sequence[float], seed: int) -> list[Tensor]:
-    """Split the indices of labels into parts with the given shares, which hold for each class.
+    """Split the indices of labels ``(N,)`` into parts with the given shares, which hold for each class.
 
-    Args:
-        y: Labels ``(N,)``.
-        shares: One share per part; they sum to 1.
-        seed: Seed of the order.
-
-    Returns:
-        Indices of every part, in random order.
+    The shares sum to 1. Indices of a part are in random order.
     """
     rng = stream(seed, "split")
     parts: list[list[Tensor]] = [[] for _ in shares]
@@ -239,13 +226,7 @@ def stratified_folds(y: Tensor, shares: Sequence[float], seed: int) -> list[Tens
 
 
 def find_file(root: str | Path, names: Sequence[str], description: str, advice: str) -> Path:
-    """Return the first path below a folder that exists.
-
-    Args:
-        root: The user's data folder.
-        names: Paths to try, relative to the folder.
-        description: Description of the file, for the message.
-        advice: A way to get the file, for the message.
+    """Return the first of several paths below a folder that exists; the other arguments are for the message.
 
     Raises:
         FileNotFoundError: If none exists.

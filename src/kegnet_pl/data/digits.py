@@ -1,8 +1,5 @@
 """scikit-learn's handwritten digits, which need no download."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from sklearn.datasets import load_digits
 from torchvision.transforms.v2 import functional as vision
@@ -15,20 +12,13 @@ class DigitsDataModule(RealDataModule):
 
     They are normalised by mean 0.3053 and standard deviation 0.3761 of their grey values in [0, 1].
 
-    Args:
-        options: ``batch_size``, ``seed``; see :class:`RealDataModule`.
+    The arguments are those of :class:`RealDataModule`.
 
     Source:
         E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998, in scikit-learn.
     """
 
-    def __init__(
-        self, name: str = "digits", input_shape: Sequence[int] = (1, 32, 32), classes: int = 10, **options: Any
-    ) -> None:
-        super().__init__(name, input_shape, classes, **options)
-
-    def prepare_data(self) -> None:
-        """Do nothing: the data ships with scikit-learn."""
+    name, input_shape, classes = "digits", (1, 32, 32), 10
 
     def read(self) -> dict[str, Split]:
         """Read, resize, normalise and split the digits; the split does not depend on the seed."""

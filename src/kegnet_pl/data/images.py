@@ -25,7 +25,7 @@ class ImageDataModule(RealDataModule):
         validation: Number of samples of the shuffled training set to hold out; a tenth of a set that has at most
             twice as many.
         download: True to download missing files.
-        name, input_shape, classes, options: See :class:`RealDataModule`.
+        args, options: See :class:`RealDataModule`.
 
     Raises:
         ValueError: If ``mean`` and ``std`` do not fit the channels.
@@ -33,10 +33,7 @@ class ImageDataModule(RealDataModule):
 
     def __init__(
         self,
-        name: str,
-        input_shape: Sequence[int],
-        classes: int,
-        *,
+        *args: Any,
         root: str | Path,
         mean: Sequence[float],
         std: Sequence[float],
@@ -44,7 +41,7 @@ class ImageDataModule(RealDataModule):
         download: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(name, input_shape, classes, **options)
+        super().__init__(*args, **options)
         if not len(mean) == len(std) == self.input_shape[0]:
             raise ValueError(
                 f"Expected one `mean` and `std` for each of {self.input_shape[0]} channels, but got {mean} and {std}."
@@ -57,6 +54,14 @@ class ImageDataModule(RealDataModule):
 
     def _read_part(self, train: bool) -> tuple[Tensor, Tensor]:
         """Return images ``(N, C, H, W)`` uint8 and labels ``(N,)`` int64."""
+        raise NotImplementedError
+
+    def _locate(self, train: bool) -> Path:
+        """Return the path of one part; raise a FileNotFoundError if its files are missing."""
+        raise NotImplementedError
+
+    def _fetch(self, train: bool) -> None:
+        """Download one part to ``root``."""
         raise NotImplementedError
 
     def prepare_data(self) -> None:
@@ -72,18 +77,6 @@ class ImageDataModule(RealDataModule):
                 except (OSError, RuntimeError, ValueError) as error:
                     reason = " ".join(str(error).split()).rstrip(":. ")
                     raise FileNotFoundError(f"{missing} (The download failed: {reason[:200]}.)") from error
-
-    def _fetch(self, train: bool) -> None:
-        """Download one part to ``root``."""
-        raise NotImplementedError
-
-    def _locate(self, train: bool) -> Path:
-        """Return the path of one part.
-
-        Raises:
-            FileNotFoundError: If its files are missing.
-        """
-        raise NotImplementedError
 
     def _prepare(self, part: tuple[Tensor, Tensor]) -> Split:
         images, labels = part
@@ -147,22 +140,14 @@ class MNIST(_IdxDataModule):
     """MNIST, handwritten digits (LeCun et al., 1998); see :class:`ImageDataModule`."""
 
     dataset = torchvision.datasets.MNIST
-
-    def __init__(
-        self, name: str = "mnist", input_shape: Sequence[int] = (1, 32, 32), classes: int = 10, **options: Any
-    ) -> None:
-        super().__init__(name, input_shape, classes, **options)
+    name, input_shape, classes = "mnist", (1, 32, 32), 10
 
 
 class FashionMNIST(_IdxDataModule):
     """Fashion-MNIST, images of clothing (Xiao, Rasul, Vollgraf, 2017); see :class:`ImageDataModule`."""
 
     dataset = torchvision.datasets.FashionMNIST
-
-    def __init__(
-        self, name: str = "fashion", input_shape: Sequence[int] = (1, 32, 32), classes: int = 10, **options: Any
-    ) -> None:
-        super().__init__(name, input_shape, classes, **options)
+    name, input_shape, classes = "fashion", (1, 32, 32), 10
 
 
 class SVHN(ImageDataModule):
@@ -171,16 +156,12 @@ class SVHN(ImageDataModule):
     A subset in the same layout is accepted. For non-commercial use. See :class:`ImageDataModule`.
     """
 
+    name, input_shape, classes = "svhn", (3, 32, 32), 10
     published = 26_032
-
-    def __init__(
-        self, name: str = "svhn", input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, **options: Any
-    ) -> None:
-        super().__init__(name, input_shape, classes, **options)
 
     @property
     def test_set(self) -> str:
-        """Description of the test data, which says if it is a subset."""
+        """Description of the test data; a subset is named as such."""
         count = len(self.splits["test"])
         return super().test_set if count == self.published else f"svhn: a subset of {count:,} test samples"
 

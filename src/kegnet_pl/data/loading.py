@@ -28,10 +28,10 @@ class TensorLoader(DataLoader[tuple[Tensor, ...]]):
         batch_size: Samples of one step, over all processes.
         trainer: The trainer whose processes share the rows; None without one.
         seed: Seed of the order.
-        shuffle: Whether to shuffle every epoch.
-        train: Whether steps must be of one size, and as many in every process: the last, smaller batch is left out if
-            there is another, as batch norm cannot normalise a batch of one.
-        refresh: Takes an epoch, returns its tensors, of the same lengths; None: they are the same in every epoch.
+        shuffle: True to shuffle every epoch.
+        train: True for steps of one size, and as many in every process: the last, smaller batch is left out if there is
+            another, as batch norm cannot normalise a batch of one.
+        refresh: Takes an epoch, returns its tensors, of the same lengths; None for the same tensors in every epoch.
 
     Raises:
         ValueError: If lengths differ, there are no rows, or a batch cannot be shared evenly.
@@ -59,14 +59,10 @@ class TensorLoader(DataLoader[tuple[Tensor, ...]]):
         dataset = TensorDataset(*tensors)
         # Every process needs a row, as its first forward synchronises buffers; and the other does not know a seed.
         once = not train and not shuffle and len(dataset) >= world
-        sampler: DistributedSampler[tuple[Tensor, ...]] = (
-            UnrepeatedDistributedSampler if once else DistributedSampler
-        )(
-            dataset,
-            num_replicas=world,
-            rank=rank,
-            shuffle=shuffle,
-            seed=derive_seed(seed, "order") % 2**32,  # the sampler adds the epoch to it
+        kind = UnrepeatedDistributedSampler if once else DistributedSampler
+        order_seed = derive_seed(seed, "order") % 2**32  # the sampler adds the epoch to it
+        sampler: DistributedSampler[tuple[Tensor, ...]] = kind(
+            dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=order_seed
         )
         super().__init__(dataset, batch_size=size, sampler=sampler, drop_last=train and len(sampler) > size)
         self.refresh = refresh
@@ -97,7 +93,7 @@ class NoiseLoader(DataLoader[tuple[Tensor, Tensor]]):
         noise_dim: Dimensions of the noise.
         classes: Number of classes.
         streams: Takes an epoch, returns the random generators of its noise, one for each of K networks.
-        stacked: Whether batches have a dimension of K in front; else K must be 1.
+        stacked: True for batches with a leading dimension of K; otherwise K must be 1.
 
     Shapes:
         Batches ``(z, y)`` of ``(B, Z)`` and ``(B, C)``; ``(K, B, Z)`` and ``(K, B, C)`` if stacked.
@@ -115,8 +111,8 @@ class NoiseLoader(DataLoader[tuple[Tensor, Tensor]]):
         stacked: bool = False,
     ) -> None:
         numbers: Sequence[int] = range(steps)
-        # Each process has noise of its own: a sampler of one process, which Lightning leaves in place and tells the
-        # epoch. (An IterableDataset with a length, which would need no sampler, makes Lightning warn.)
+        # Each process has noise of its own: Lightning keeps a sampler of one process, and sets its epoch. (Lightning
+        # warns about an IterableDataset with a length, which would need no sampler.)
         sampler = DistributedSampler(numbers, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type, var-annotated]
         super().__init__(numbers, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
         self.steps, self.samples, self.noise_dim, self.classes = steps, batch_size, noise_dim, classes
@@ -134,11 +130,7 @@ class NoiseLoader(DataLoader[tuple[Tensor, Tensor]]):
 
 
 def local_batch_size(batch_size: int, trainer: Trainer | None) -> int:
-    """Return the share of a batch that one process sees.
-
-    Args:
-        batch_size: Samples of one optimiser step, over all processes.
-        trainer: The trainer, None without one.
+    """Return the share of a batch that one process of a trainer sees; all of it without a trainer.
 
     Raises:
         ValueError: If the batch cannot be shared evenly.

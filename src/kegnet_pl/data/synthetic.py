@@ -11,28 +11,30 @@ from kegnet_pl.data.base import Split
 from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.networks import FrozenModule
 from kegnet_pl.networks.execution import chunk_size, prefer_channels_last
+from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.sources import SyntheticSource
 
 
 class SyntheticDataModule(LightningDataModule):
-    """Samples of a source with the teacher's logits as labels: all the student ever sees.
+    """Samples of a source with the teacher's logits as labels: the only training data of a student.
 
     Batches are ``(x, teacher_logits)`` of shapes ``(B, *input_shape)`` and ``(B, C)``. The validation split is drawn
     from the same source with another seed.
 
     Args:
-        source: Where samples come from.
+        source: Source of the samples.
         teacher: Labels them, in evaluation mode. It is copied and frozen.
         samples: Training samples.
         validation_samples: Validation samples; 0 for none.
-        real_validation: Real validation samples in place of synthetic ones: only to select an epoch as the authors'
+        real_validation: Real validation samples instead of synthetic ones: only to select an epoch as the authors'
             release does. Validation batches are then ``(x, y)`` with classes ``(B,)``.
         batch_size: Samples of one optimiser step, over all processes.
-        shuffle: Whether to shuffle every epoch; the paper's release visits them in their order.
-        resample_each_epoch: Whether to draw new training samples for every epoch.
+        shuffle: True to shuffle every epoch; the paper's release keeps the order.
+        resample_each_epoch: True to draw new training samples for every epoch.
         seed: Seed of the draw and of the order.
-        device: Where the teacher labels, and where samples and labels stay: where the student is trained.
+        device: Device of the student's training, which labels and stores the samples.
+        costs: Costs of a stage, to which drawing and labelling are added; between steps, they are no training.
 
     Raises:
         ValueError: If a count is out of range.
@@ -51,6 +53,7 @@ class SyntheticDataModule(LightningDataModule):
         resample_each_epoch: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        costs: StageCosts | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -70,10 +73,8 @@ class SyntheticDataModule(LightningDataModule):
         self.resample_each_epoch = resample_each_epoch
         self.seed = seed
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
-        self.made = 0
-        self.seconds = {"draw": 0.0, "label": 0.0}
-        self.seconds_between_steps = 0.0
         self.real_validation = real_validation
+        self.costs = costs or StageCosts()
 
     @torch.no_grad()
     def label(self, x: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class SyntheticDataModule(LightningDataModule):
         return torch.cat([self.teacher(piece.to(self.device)) for piece in x.split(size)])
 
     def label_entropies(self) -> Tensor:
-        """Return the entropy of the teacher's label of every training sample ``(N,)``, in nats: 0 where it is sure."""
+        """Return the entropy of the teacher's label of every training sample ``(N,)``, in nats; 0 is certain."""
         logits = self.splits["train"][1].double()
         entropies: Tensor = torch.distributions.Categorical(logits=logits).entropy()
         return entropies.cpu()
@@ -103,15 +104,16 @@ class SyntheticDataModule(LightningDataModule):
             self.splits["val"] = (self.real_validation.x.to(self.device), self.real_validation.y.to(self.device))
 
     def _draw(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        start = time.perf_counter()
-        x = self.source.sample(count, seed).to(self.device)
-        drawn = self._clock()
-        if not self.splits:  # once: it tries the network
-            prefer_channels_last(self.teacher, x.shape[1:])
-        logits = self.label(x)
-        self.made += count
-        self.seconds["draw"] += drawn - start
-        self.seconds["label"] += self._clock() - drawn
+        with self.costs.measure("drawing"):
+            x = self.source.sample(count, seed).to(self.device)
+            self._synchronize()
+        with self.costs.measure("labelling"):
+            if not self.splits:  # only once, as it calls the network
+                prefer_channels_last(self.teacher, x.shape[1:])
+            logits = self.label(x)
+            self._synchronize()
+        self.costs.samples_made += count
+        self.costs.teacher_forwards += count
         return x, logits
 
     def _draw_again(self, epoch: int) -> tuple[Tensor, Tensor]:
@@ -120,13 +122,12 @@ class SyntheticDataModule(LightningDataModule):
             return self.splits["train"]
         start = time.perf_counter()
         drawn = self._draw(self.samples, derive_seed(self.seed, "train", epoch))
-        self.seconds_between_steps += time.perf_counter() - start
+        self.costs.seconds["student_training"] -= time.perf_counter() - start
         return drawn
 
-    def _clock(self) -> float:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # twice a stage; else the work would count where it is waited for
-        return time.perf_counter()
+            torch.cuda.synchronize(self.device)  # otherwise the seconds would count at the next wait for the GPU
 
     def _loader(self, part: str, **options: Any) -> TensorLoader:
         return TensorLoader(
@@ -134,10 +135,10 @@ class SyntheticDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> TensorLoader:
-        """Training batches ``(x, teacher_logits)``."""
+        """Return training batches ``(x, teacher_logits)``."""
         refresh = self._draw_again if self.resample_each_epoch else None
         return self._loader("train", shuffle=self.shuffle, train=True, refresh=refresh)
 
     def val_dataloader(self) -> TensorLoader | list[Any]:
-        """Validation batches ``(x, teacher_logits)``, none where there are no validation samples."""
+        """Return validation batches ``(x, teacher_logits)``, or none without validation samples."""
         return self._loader("val") if "val" in self.splits else []

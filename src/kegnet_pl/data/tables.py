@@ -1,6 +1,5 @@
 """Tabular data sets: UCI Shuttle, Pendigits and Letter, from the original files."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,17 +17,15 @@ class TableDataModule(RealDataModule):
 
     Args:
         root: Folder with the files, or a folder above it.
-        name, input_shape, classes, options: See :class:`RealDataModule`.
+        args, options: See :class:`RealDataModule`.
     """
 
     train_file: ClassVar[str]
     test_file: ClassVar[str | None] = None
     delimiter: ClassVar[str | None] = None
 
-    def __init__(
-        self, name: str, input_shape: Sequence[int], classes: int, *, root: str | Path, **options: Any
-    ) -> None:
-        super().__init__(name, input_shape, classes, **options)
+    def __init__(self, *args: Any, root: str | Path, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.root = Path(root)
 
     def _locate(self, file: str) -> Path:
@@ -84,12 +81,8 @@ class TableDataModule(RealDataModule):
 class Shuttle(TableDataModule):
     """Statlog (Shuttle), UCI id 148: 9 features, 7 classes, ``shuttle.trn`` and ``shuttle.tst``."""
 
+    name, input_shape, classes = "shuttle", (9,), 7
     train_file, test_file = "shuttle.trn", "shuttle.tst"
-
-    def __init__(
-        self, name: str = "shuttle", input_shape: Sequence[int] = (9,), classes: int = 7, **options: Any
-    ) -> None:
-        super().__init__(name, input_shape, classes, **options)
 
     def _parse(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x, y = super()._parse(rows)
@@ -99,23 +92,15 @@ class Shuttle(TableDataModule):
 class Pendigits(TableDataModule):
     """Pen-Based Recognition of Handwritten Digits, UCI id 81: 16 features, 10 classes, ``pendigits.tra``, ``.tes``."""
 
+    name, input_shape, classes = "pendigits", (16,), 10
     train_file, test_file, delimiter = "pendigits.tra", "pendigits.tes", ","
-
-    def __init__(
-        self, name: str = "pendigits", input_shape: Sequence[int] = (16,), classes: int = 10, **options: Any
-    ) -> None:
-        super().__init__(name, input_shape, classes, **options)
 
 
 class Letter(TableDataModule):
     """Letter Recognition, UCI id 59: 16 features, 26 classes, ``letter-recognition.data``, no published split."""
 
+    name, input_shape, classes = "letter", (16,), 26
     train_file, delimiter = "letter-recognition.data", ","
-
-    def __init__(
-        self, name: str = "letter", input_shape: Sequence[int] = (16,), classes: int = 26, **options: Any
-    ) -> None:
-        super().__init__(name, input_shape, classes, **options)
 
     def _parse(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         letters = np.array([ord(letter) - ord("A") if len(letter) == 1 else -1 for letter in rows[:, 0]])

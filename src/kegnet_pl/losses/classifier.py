@@ -16,7 +16,7 @@ class ClassifierLoss(GeneratorLoss):
 
     For one-hot labels this is the cross-entropy. At T = 1, as in the paper, the loss is small once the teacher is
     confident. The gradient vanishes long before samples are typical of their class, and training takes tens of
-    thousands of steps on small gradients. A temperature of 10 asks for ten times the margin.
+    thousands of steps on small gradients. A temperature of 10 requires ten times the margin.
 
     Args:
         temperature: T, divides the teacher's logits.

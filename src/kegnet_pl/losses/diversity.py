@@ -67,10 +67,7 @@ class _WeightedL1(torch.autograd.Function):
 def _signed_sums(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
     r"""Return :math:`\sum_j w_{ij} sign(x_{id} - x_{jd})` for weights that are sums of products.
 
-    Args:
-        left: Factors of i, ``(..., B, R)``.
-        right: Factors of j, ``(..., B, R)``.
-        x: Values ``(..., B, D)``.
+    The factors of i and of j are ``left (..., B, R)`` and ``right (..., B, R)``; the values are ``x (..., B, D)``.
     """
     values, order = x.mT.contiguous().sort(dim=-1)
     below, above = _ends_of_equals(values)
@@ -91,12 +88,6 @@ def _ends_of_equals(values: Tensor) -> tuple[Tensor, Tensor]:
     return below, below + equals.gather(-1, below)
 
 
-def _l1(z: Tensor, x: Tensor) -> Tensor:
-    """Return the mean over pairs of squared noise difference times mean absolute sample difference."""
-    total: Tensor = _WeightedL1.apply(z, x)[0]
-    return total / (z.numel() * x.numel())
-
-
 def _mean_squared_difference(x: Tensor) -> Tensor:
     """Return the pairwise mean squared difference ``(B, B)`` of rows ``(B, D)``, without a ``(B, B, D)`` tensor.
 
@@ -112,19 +103,6 @@ def _cosine_distance(x: Tensor) -> Tensor:
     """Return the pairwise ``1 - cos`` ``(B, B)`` of rows ``(B, D)``."""
     unit = functional.normalize(x, dim=1)
     return 1 - unit @ unit.T
-
-
-def _l2(z: Tensor, x: Tensor) -> Tensor:
-    """Return the mean over pairs of squared noise difference times mean squared sample difference."""
-    return (_mean_squared_difference(z) * _mean_squared_difference(x)).mean()
-
-
-def _cosine(z: Tensor, x: Tensor) -> Tensor:
-    """Return the mean over pairs of squared noise difference times cosine distance of samples."""
-    return (_mean_squared_difference(z) * _cosine_distance(x)).mean()
-
-
-_MEAN_PRODUCTS = {"l1": _l1, "l2": _l2, "cosine": _cosine}
 
 
 class DiversityLoss(GeneratorLoss):
@@ -157,4 +135,10 @@ class DiversityLoss(GeneratorLoss):
 
     def forward(self, batch: GeneratedBatch) -> Tensor:
         """Return the loss; the mean includes the pairs i = j."""
-        return torch.exp(-_MEAN_PRODUCTS[self.distance](batch.z, batch.x.flatten(1)))
+        z, x = batch.z, batch.x.flatten(1)
+        if self.distance == "l1":
+            product = _WeightedL1.apply(z, x)[0] / (z.numel() * x.numel())
+        else:
+            distances = _mean_squared_difference(x) if self.distance == "l2" else _cosine_distance(x)
+            product = (_mean_squared_difference(z) * distances).mean()
+        return torch.exp(-product)

@@ -15,6 +15,10 @@ class GeneratorObjective(nn.Module):
         terms: name -> term.
         weights: name -> weight, zero or more, for the same names.
 
+    Attributes:
+        uses_decoder: True if one of the terms reads the decoded noise.
+        uses_statistics: True if one of the terms reads statistics of the teacher's batch-norm layers.
+
     Raises:
         ValueError: If names differ, a weight is negative or not finite, or all weights are zero.
     """
@@ -29,17 +33,10 @@ class GeneratorObjective(nn.Module):
         if not any(weights.values()):
             raise ValueError(f"Expected a positive weight for one of {sorted(terms)}, but got only zeros.")
         self.weights = {name: float(weight) for name, weight in weights.items() if weight > 0}
-        self.terms = nn.ModuleDict({name: terms[name] for name in self.weights})
-
-    @property
-    def uses_decoder(self) -> bool:
-        """True if one of the terms reads the decoded noise."""
-        return any(isinstance(term, GeneratorLoss) and term.uses_decoder for term in self.terms.values())
-
-    @property
-    def uses_statistics(self) -> bool:
-        """True if one of the terms reads statistics of the teacher's batch-norm layers."""
-        return any(isinstance(term, GeneratorLoss) and term.uses_statistics for term in self.terms.values())
+        used = {name: terms[name] for name in self.weights}
+        self.terms = nn.ModuleDict(used)
+        self.uses_decoder = any(getattr(term, "uses_decoder", False) for term in used.values())
+        self.uses_statistics = any(getattr(term, "uses_statistics", False) for term in used.values())
 
     def forward(self, batch: GeneratedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum, a scalar, and every term by name, unweighted."""

@@ -45,20 +45,14 @@ class BatchNormMoments(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        layers = norm_layers(network)
-        self.layers = tuple(layers.values())
-        if not self.layers or any(layer.running_mean is None for layer in self.layers):
+        self.layers = norm_layers(network)
+        if not self.layers or any(layer.running_mean is None for layer in self.layers.values()):
             raise ValueError(
                 "Expected a teacher whose batch-norm layers have stored statistics, but it has none. Set the weight of "
                 "StatisticsLoss to 0, on the command line generator.objective.statistics.weight=0."
             )
-        self._epsilons = {name: layer.eps for name, layer in layers.items()}
-        self._recorder = LayerRecorder(network, tuple(layers), self._moments, source="input")
+        self._recorder = LayerRecorder(network, tuple(self.layers), _collect_moments, source="input")
         self._recorder.open()
-
-    def _moments(self, name: str, x: Tensor) -> Moments:
-        mean, variance = _moments(x)
-        return mean, variance + self._epsilons[name]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Moments]]:
         """Return the network's output, and for every layer mean and variance ``(C,)``, with the layer's epsilon.
@@ -66,24 +60,19 @@ class BatchNormMoments(nn.Module):
         Raises:
             ValueError: If the network does not call one of the layers.
         """
-        recorder = self._recorder
-        recorder.recording = True
-        try:
-            output: Tensor = self.network(x)
-            if recorder.missing():
-                raise ValueError(
-                    "Expected a teacher that calls all its batch-norm layers in evaluation mode, but it skips some "
-                    "(auxiliary heads for training?). Set the weight of StatisticsLoss to 0, on the command line "
-                    "generator.objective.statistics.weight=0, or remove the heads."
-                )
-            return output, [recorder.values[name] for name in recorder.layers]
-        finally:
-            recorder.reset()
+        output, moments = self._recorder.call(x)
+        if len(moments) < len(self.layers):
+            raise ValueError(
+                "Expected a teacher that calls all its batch-norm layers in evaluation mode, but it skips some "
+                "(auxiliary heads for training?). Set the weight of StatisticsLoss to 0, on the command line "
+                "generator.objective.statistics.weight=0, or remove the heads."
+            )
+        return output, [(moments[name][0], moments[name][1] + layer.eps) for name, layer in self.layers.items()]
 
     def stored(self) -> list[Moments]:
         """Return the running statistics of the layers, from the network's training data, with the layer's epsilon."""
         moments = []
-        for layer in self.layers:
+        for layer in self.layers.values():
             assert layer.running_mean is not None and layer.running_var is not None
             moments.append((layer.running_mean, layer.running_var + layer.eps))
         return moments
@@ -127,9 +116,6 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
             f"student.norm=batch."
         )
 
-    def moments(name: str, inputs: Tensor) -> Moments:  # noqa: ARG001
-        return _moments(inputs)
-
     def set_layer(name: str, inputs: Tensor) -> None:
         layer, teacher_layer, (mean, variance) = layers[name], teacher_layers[name], teacher_moments[name]
         assert layer.running_mean is not None and layer.running_var is not None
@@ -140,11 +126,10 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
         layer.weight.copy_(teacher_layer.weight * (variance + layer.eps).sqrt() / deviation)
         layer.bias.copy_(teacher_layer.bias + teacher_layer.weight * (mean - teacher_layer.running_mean) / deviation)
 
-    with LayerRecorder(teacher, tuple(teacher_layers), moments, source="input") as recorder, eval_mode(teacher):
-        teacher(x)
-    teacher_moments = recorder.values
-    with LayerRecorder(student, tuple(layers), set_layer, source="input"), eval_mode(student):
-        student(x)
+    with LayerRecorder(teacher, tuple(layers), _collect_moments, source="input") as recorder, eval_mode(teacher):
+        _, teacher_moments = recorder.call(x)
+    with LayerRecorder(student, tuple(layers), set_layer, source="input") as recorder, eval_mode(student):
+        recorder.call(x)
 
 
 def _widths(layers: dict[str, _BatchNorm]) -> dict[str, int]:
@@ -184,3 +169,7 @@ def _moments(inputs: Tensor) -> Moments:
     """Return mean and variance of every channel of ``(N, C, ...)``, in float32 at least."""
     moments: Moments = _Moments.apply(inputs)
     return moments
+
+
+def _collect_moments(name: str, inputs: Tensor) -> Moments:  # noqa: ARG001
+    return _moments(inputs)

@@ -23,11 +23,7 @@ _AUTOCAST_FUNCTIONS = frozenset(
 
 
 class _HalfPrecision(TorchFunctionMode):
-    """Autocast for the layers of a vectorised network.
-
-    Args:
-        dtype: bfloat16 or float16.
-    """
+    """Autocast for the layers of a vectorised network, to bfloat16 or float16."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -53,12 +49,8 @@ class _HalfPrecision(TorchFunctionMode):
 def over_stack(function: Callable[..., Any], *inputs: Any) -> Any:
     """Map a function over the slices of its inputs with vmap, in half precision under autocast.
 
-    Args:
-        function: Called with one slice of every input; its random numbers differ between slices.
-        inputs: Tensors ``(K, ...)``, or dicts of such tensors.
-
-    Returns:
-        The results of the function, with a leading dimension of K.
+    Inputs are tensors ``(K, ...)``, or dicts of such tensors; results have a leading dimension of K. Random numbers of
+    the function differ between slices.
     """
     device = next(value.device for value in tree_leaves(inputs) if isinstance(value, Tensor)).type
     precision = _HalfPrecision(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else nullcontext()
@@ -126,15 +118,7 @@ class StackedModule(nn.Module):
 
     @torch.no_grad()
     def take(self, index: int, network: nn.Module) -> nn.Module:
-        """Copy the values of one network into a module of the same structure.
-
-        Args:
-            index: Index of the network, from 0.
-            network: The module; changed in place.
-
-        Returns:
-            The same module.
-        """
+        """Copy the values of one network into a module of the same structure, and return the module."""
         values = {**self.weights, **dict(self.statistics.named_buffers())}
         network.load_state_dict({name: values[_flat(name)][index] for name in network.state_dict()})
         return network

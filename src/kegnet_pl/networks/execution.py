@@ -22,16 +22,10 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
-    """Convert a convolutional network to channels-last memory if it accepts such tensors.
+    """Convert a convolutional network to channels-last memory if it accepts such tensors, and return it.
 
     Values and shapes are the same. Some networks fail in this layout (``x.view`` of a tensor that is not contiguous).
-
-    Args:
-        network: Any network; changed in place.
-        input_shape: Shape of one sample; only networks for samples ``(C, H, W)`` are converted.
-
-    Returns:
-        The same network.
+    Only networks for samples ``(C, H, W)`` are converted.
     """
     if len(input_shape) != 3:
         return network
@@ -51,13 +45,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def chunk_size(sample: Sequence[int], device: torch.device) -> int:
-    """Return the number of samples per forward pass if no batch size is given.
+    """Return the number of samples of one shape per forward pass if no batch size is given.
 
     The activations of a chunk fit into the cache of a CPU, or fill a GPU.
-
-    Args:
-        sample: Shape of one sample.
-        device: The device that computes.
     """
     values = 2**20 if device.type == "cpu" else 2**25
     return min(max(values // math.prod(sample), 64), 8192)

@@ -13,9 +13,7 @@ from kegnet_pl.networks.hooks import LayerRecorder
 def match_layers(network: nn.Module, patterns: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of layers that match shell patterns, in the order of the network.
 
-    Args:
-        network: The network.
-        patterns: Patterns such as ``conv3`` or ``layers3.*``; None for all batch-norm layers.
+    None stands for all batch-norm layers.
 
     Raises:
         ValueError: If a pattern matches no layer.
@@ -56,9 +54,8 @@ class FeatureExtractor(nn.Module):
             raise ValueError(f"Expected a network with layers {', '.join(sorted(missing))}, but it has no such layers.")
         self.network = network
         self.layers = tuple(layers)
-        self._copies: dict[str, Tensor] = {}
         self._overwritten: set[str] | None = None
-        self._recorder = LayerRecorder(network, self.layers, self._output, source="output", replace=self._copy)
+        self._recorder = LayerRecorder(network, self.layers, self._collect, source="output", replace=self._copy_of)
         self.open()
 
     def open(self) -> None:
@@ -69,15 +66,13 @@ class FeatureExtractor(nn.Module):
         """Remove the hooks from the network."""
         self._recorder.close()
 
-    def _output(self, name: str, output: Tensor) -> Tensor:  # noqa: ARG002
-        return output
+    def _collect(self, name: str, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return an output, and its copy for the network to work on if the network may overwrite it."""
+        copied = self._overwritten is None or name in self._overwritten
+        return output, output.clone() if copied else None
 
-    def _copy(self, name: str, output: Tensor) -> Tensor | None:
-        """Return the copy that the network works on; None where the network does not overwrite the output."""
-        if self._overwritten is not None and name not in self._overwritten:
-            return None
-        self._copies[name] = output.clone()
-        return self._copies[name]
+    def _copy_of(self, value: tuple[Tensor, Tensor | None]) -> Tensor | None:
+        return value[1]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the network's output, and the outputs of the layers in their order.
@@ -85,22 +80,15 @@ class FeatureExtractor(nn.Module):
         Raises:
             ValueError: If the network does not call one of the layers.
         """
-        recorder = self._recorder
-        recorder.recording = True
-        try:
-            output: Tensor = self.network(x)
-            if self._overwritten is None and not torch.compiler.is_compiling():
-                # The first call copies every output; the versions of the copies show which copies are needed.
-                self._overwritten = {name for name, copy in self._copies.items() if copy._version > 0}
-            missing = recorder.missing()
-            if missing:
-                raise ValueError(
-                    f"Expected a network that calls the layers for feature distillation, but it skips "
-                    f"{', '.join(missing)} (an auxiliary head for training?). Name other layers in "
-                    f"`feature_distillation_layers`, or on the command line in "
-                    f"student.feature_distillation.layers=[...]."
-                )
-            return output, [recorder.values[name] for name in self.layers]
-        finally:
-            recorder.reset()
-            self._copies.clear()
+        output, values = self._recorder.call(x)
+        if self._overwritten is None and not torch.compiler.is_compiling():
+            # The first call copies every output; the versions of the copies show which copies are needed.
+            self._overwritten = {name for name, (_, copy) in values.items() if copy._version > 0}
+        missing = [name for name in self.layers if name not in values]
+        if missing:
+            raise ValueError(
+                f"Expected a network that calls the layers for feature distillation, but it skips "
+                f"{', '.join(missing)} (an auxiliary head for training?). Name other layers in "
+                f"`feature_distillation_layers`, or on the command line in student.feature_distillation.layers=[...]."
+            )
+        return output, [values[name][0] for name in self.layers]

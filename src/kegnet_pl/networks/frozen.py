@@ -24,9 +24,6 @@ class FrozenModule(nn.Module):
             of the current batch, as the authors' release does while it trains generators (PAPER section 2).
         dropout: True for active dropout layers, as in the release, which leaves its teacher in training mode.
 
-    Shapes:
-        Those of ``network``.
-
     Raises:
         ValueError: If ``teacher_norm`` is unknown.
     """

@@ -18,15 +18,9 @@ Upsampling = Literal["transposed", "nearest"]
 
 
 def standardise_images(x: Tensor) -> Tensor:
-    """Give every image and channel zero mean and unit (unbiased) standard deviation.
+    """Give every image and channel of ``(B, C, H, W)`` zero mean and unit (unbiased) standard deviation.
 
     A flat image stays flat, with finite gradients.
-
-    Args:
-        x: Images ``(B, C, H, W)``.
-
-    Returns:
-        Images of the same shape.
     """
     variance, mean = torch.var_mean(x, dim=(2, 3), correction=1, keepdim=True)
     return (x - mean) * variance.clamp_min(1e-12).rsqrt()
@@ -127,10 +121,6 @@ class RepeatingConv2d(nn.Conv2d):
 
     The 3x3 convolution of repeated pixels equals a 4x4 transposed convolution of the original map, with sums of the
     weights. It has less than half the products, and does not store the upsampled map.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
 
     Shapes:
         Input ``(B, in_channels, H, W)``, output ``(B, out_channels, 2 H, 2 W)``.

@@ -9,23 +9,22 @@ from torch.utils.hooks import RemovableHandle
 
 
 class LayerRecorder:
-    """Collects a value from named layers each time a network is called.
+    """Collects a value from named layers when it calls a network.
 
-    The layers have hooks between :meth:`open` and :meth:`close`; the hooks do nothing unless ``recording`` is true.
-    For torch.compile, open the recorder before the first call and leave it open: it traces only hooks that exist. As a
-    context manager, the recorder opens its hooks and records, and closes them at the end; ``values`` remain.
+    The layers have hooks between :meth:`open` and :meth:`close`, or within the recorder as a context; the hooks do
+    nothing outside :meth:`call`. For torch.compile, open the recorder before the first call and leave it open: it
+    traces only hooks that exist.
 
     Args:
         network: The network; only its hooks are changed.
         layers: Names of its layers; each takes a tensor as its first input and returns a tensor.
         collect: Called with the layer's name and its tensor, in the order in which layers compute; returns the value.
         source: Tensor for ``collect``: the first input of a layer, before it computes, or its output.
-        replace: Called after ``collect`` with the same arguments. The tensor that it returns replaces the layer's
-            input or output; None keeps it.
+        replace: Takes a collected value, returns the tensor that replaces the layer's input or output; None keeps it.
 
     Attributes:
-        values: Results of ``collect`` by name of layer; those of the last call if a layer is called several times.
-        recording: True if calls of the network are recorded.
+        values: Values of the present call by name of layer, the last of a layer that is called several times; None
+            outside :meth:`call`.
     """
 
     def __init__(
@@ -35,12 +34,11 @@ class LayerRecorder:
         collect: Callable[[str, Tensor], Any],
         *,
         source: Literal["input", "output"],
-        replace: Callable[[str, Tensor], Tensor | None] | None = None,
+        replace: Callable[[Any], Tensor | None] | None = None,
     ) -> None:
         self.network = network
         self.layers = tuple(layers)
-        self.values: dict[str, Any] = {}
-        self.recording = False
+        self.values: dict[str, Any] | None = None
         self._collect = collect
         self._replace = replace
         self._source = source
@@ -63,22 +61,19 @@ class LayerRecorder:
             handle.remove()
         self._handles.clear()
 
-    def reset(self) -> None:
-        """Stop recording and drop the values."""
-        self.recording = False
-        self.values.clear()
-
-    def missing(self) -> list[str]:
-        """Return the names of layers without a value, in their order."""
-        return [name for name in self.layers if name not in self.values]
+    def call(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Return the network's output, and the values of the layers that it called."""
+        self.values = {}
+        try:
+            return self.network(x), self.values
+        finally:
+            self.values = None
 
     def __enter__(self) -> Self:
         self.open()
-        self.recording = True
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.recording = False
         self.close()
 
     def _before(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:  # noqa: ARG002
@@ -88,7 +83,7 @@ class LayerRecorder:
         return self._record(name, output)
 
     def _record(self, name: str, tensor: Tensor) -> Tensor | None:
-        if not self.recording:
+        if self.values is None:
             return None
         self.values[name] = self._collect(name, tensor)
-        return None if self._replace is None else self._replace(name, tensor)
+        return None if self._replace is None else self._replace(self.values[name])

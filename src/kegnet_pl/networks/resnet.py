@@ -7,13 +7,8 @@ from torch.nn import functional
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm around a parameter-free shortcut.
 
-    Where the width or the resolution changes, the shortcut takes every ``stride``-th pixel and fills the new channels,
-    at the end, with zeros (option A of He et al., 2016).
-
-    Args:
-        in_channels: Channels of the input.
-        channels: Channels of the output.
-        stride: Stride of the first convolution.
+    If the width or the resolution changes, the shortcut takes every ``stride``-th pixel and fills the new channels, at
+    the end, with zeros (option A of He et al., 2016).
 
     Shapes:
         Input ``(B, in_channels, H, W)``, output ``(B, channels, H / stride, W / stride)``.

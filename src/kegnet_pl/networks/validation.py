@@ -16,10 +16,7 @@ FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, 
 def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "network") -> int:
     """Check that a network returns logits for two samples, and return the number of its classes.
 
-    Args:
-        network: Called in evaluation mode, without gradients; its modes are restored.
-        input_shape: Shape of one sample.
-        name: Name of the network in messages.
+    It is called in evaluation mode, without gradients; its modes are restored. Messages have its ``name``.
 
     Raises:
         ValueError: If it does not accept such samples, or does not return logits ``(2, classes)`` of two or more
@@ -35,7 +32,7 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
         raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {network!r}.")
     called = f"{name} {type(network).__name__}"
     weight = next(network.parameters(), torch.empty(0))
-    x = torch.randn(2, *input_shape, generator=_rng())
+    x = _trial_input(input_shape)
     try:
         with torch.no_grad(), eval_mode(network):
             logits = network(x.to(weight.device))
@@ -64,34 +61,22 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
     return int(logits.shape[1])
 
 
-def check_trainable(network: nn.Module, input_shape: Sequence[int], name: str = "student") -> None:
-    """Check that a network returns only logits in training mode, without outputs of auxiliary heads.
-
-    Args:
-        network: A copy of it is called in training mode.
-        input_shape: Shape of one sample.
-        name: Name of the network in messages.
+def check_trainable(student: nn.Module, input_shape: Sequence[int]) -> None:
+    """Check that a copy of a student returns only logits in training mode, without outputs of auxiliary heads.
 
     Raises:
         ValueError: If it fails, or does not return only logits.
     """
-    logits = _trial_output(name, network, torch.randn(2, *input_shape, generator=_rng()), training=True)
+    logits = _trial_output("student", student, _trial_input(input_shape), training=True)
     if logits.ndim != 2:
         raise ValueError(
-            f"Expected the {name} {type(network).__name__} to return logits (2, classes) for 2 samples in training, "
+            f"Expected the student {type(student).__name__} to return logits (2, classes) for 2 samples in training, "
             f"too, but got {tuple(logits.shape)}."
         )
 
 
 def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Sequence[int], classes: int) -> None:
-    """Check that a generator and a decoder fit the data and each other.
-
-    Args:
-        generator: Has attributes ``noise_dim`` and ``classes``; called with noise ``(2, noise_dim)`` and one-hot labels
-            ``(2, classes)``. Neither network is changed.
-        decoder: Called with the samples.
-        input_shape: Shape of one sample.
-        classes: Number of classes.
+    """Check that a generator and a decoder fit the data and each other, by a call of copies of both.
 
     Raises:
         ValueError: If samples have another shape, the decoder does not return the noise, or a network fails.
@@ -116,11 +101,7 @@ def check_generator(generator: nn.Module, decoder: nn.Module, input_shape: Seque
 
 
 def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool = False) -> Tensor:
-    """Return the output of a copy of the network on the CPU.
-
-    Raises:
-        ValueError: If the call fails, or the output is not a tensor.
-    """
+    """Return the output of a copy of a network on the CPU; raise a ValueError if it fails or is no tensor."""
     called, when = f"{name} {type(network).__name__}", " in training" if training else ""
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
     try:
@@ -136,5 +117,5 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
     return output
 
 
-def _rng() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def _trial_input(input_shape: Sequence[int]) -> Tensor:
+    return torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))

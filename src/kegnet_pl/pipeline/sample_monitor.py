@@ -9,8 +9,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 
+from kegnet_pl.api.sampling import class_confidence
 from kegnet_pl.networks import FrozenModule, StackedModule
-from kegnet_pl.networks.confidence import class_confidence
 from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.reporting.images import grid, sheet_rows, write_grid
 from kegnet_pl.reporting.wandb import histogram, picture_of

@@ -4,12 +4,7 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, then rename it.
-
-    Args:
-        path: The file; an older one is replaced.
-        content: Text (written as UTF-8) or bytes.
-    """
+    """Write text (as UTF-8) or bytes under a temporary name, then rename the file; an older one is replaced."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_bytes(content.encode() if isinstance(content, str) else content)
     draft.replace(path)

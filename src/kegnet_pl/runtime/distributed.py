@@ -29,12 +29,7 @@ def barrier() -> None:
 
 
 def share_decision(key: str, hit: bool) -> None:
-    """Share from rank 0 if a stage is finished, with ranks that run or that start later.
-
-    Args:
-        key: Fingerprint of the stage.
-        hit: True if the stage is finished.
-    """
+    """Share from rank 0 if the stage with a fingerprint is finished, with ranks that run or that start later."""
     if distributed():
         torch.distributed.broadcast_object_list([hit], src=0)
     else:
@@ -45,9 +40,7 @@ def share_decision(key: str, hit: bool) -> None:
 def shared_decision(key: str, final: Path) -> bool:
     """Return, on another rank, the decision that rank 0 shared.
 
-    Args:
-        key: Fingerprint of the stage.
-        final: Folder of the finished stage, which decides if nothing was shared.
+    If nothing was shared, the stage is finished if its folder ``final`` exists.
     """
     decisions = json.loads(os.environ.get(_DECISIONS, "{}"))
     if key in decisions:

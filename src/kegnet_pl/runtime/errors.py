@@ -13,7 +13,7 @@ def first_line(error: BaseException) -> str:
 
 
 class UserError(Exception):
-    """An error that the user can fix; the message says what is wrong and what to do."""
+    """An error that the user can fix; the message names the problem and the remedy."""
 
 
 class ConfigError(UserError):
@@ -33,7 +33,7 @@ class StoreError(UserError):
 
 
 class SettingsMismatchError(ValueError):
-    """Settings do not fit a network; the error holds values that fit.
+    """Settings that do not fit a network.
 
     Args:
         message: Description of the problem, with a full stop.
@@ -50,10 +50,6 @@ class SettingsMismatchError(ValueError):
         return f"{self.message} Set {', '.join(f'{name}={value!r}' for name, value in self.remedy.items())}."
 
     def for_command_line(self, group: str) -> str:
-        """Return the message for the command line.
-
-        Args:
-            group: Group of the settings, such as ``student``.
-        """
+        """Return the message for the command line, with the group of the settings, such as ``student``."""
         overrides = " ".join(f"{group}.{name}={value}" for name, value in self.remedy.items())
         return f"{self.message} Set {overrides}."

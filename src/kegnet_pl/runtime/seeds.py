@@ -10,15 +10,12 @@ import torch
 
 
 def derive_seed(seed: int, purpose: str, *indices: int) -> int:
-    """Derive a seed by hashing, so that streams neither overlap nor depend on each other.
+    """Derive a seed in [0, 2**63) by hashing, so that streams neither overlap nor depend on each other.
 
     Args:
         seed: The run's seed.
         purpose: Purpose of the numbers, such as ``"noise"``.
         indices: Rank, epoch or index of a generator, to separate streams of one purpose.
-
-    Returns:
-        An integer in [0, 2**63).
     """
     digest = hashlib.sha256(":".join(map(str, (seed, purpose, *indices))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -31,14 +28,9 @@ def stream(seed: int, purpose: str, *indices: int, device: torch.device | str = 
 
 @contextmanager
 def seeded(seed: int, purpose: str, *indices: int) -> Iterator[None]:
-    """Seed the global streams of Python, NumPy and torch within the context; their states are restored.
+    """Seed the global streams of Python, NumPy and torch within the context (see :func:`derive_seed`).
 
-    Networks draw their initial weights from these streams.
-
-    Args:
-        seed: The run's seed.
-        purpose: See :func:`derive_seed`.
-        indices: See :func:`derive_seed`.
+    Networks draw their initial weights from these streams. The states are restored.
     """
     value = derive_seed(seed, purpose, *indices) % 2**32
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

@@ -34,12 +34,4 @@ class SyntheticSource(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, n: int, seed: int) -> Tensor:
-        """Draw samples.
-
-        Args:
-            n: Number of samples.
-            seed: The same seed gives the same samples.
-
-        Returns:
-            Samples ``(n, *input_shape)``, on the source's device.
-        """
+        """Return ``n`` samples ``(n, *input_shape)``, on the source's device; the same seed gives the same samples."""

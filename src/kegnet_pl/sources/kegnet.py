@@ -13,13 +13,7 @@ from kegnet_pl.sources.base import Prior, SyntheticSource
 
 
 def sample_labels_and_noise(n: int, classes: int, noise_dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw what a generator is fed with (PAPER section 2), on the device of ``generator``.
-
-    Args:
-        n: Number of pairs.
-        classes: Number of classes.
-        noise_dim: Dimensions of the noise.
-        generator: Where the random numbers come from.
+    """Draw ``n`` inputs of a generator (PAPER section 2), on the device of the random number generator.
 
     Returns:
         Noise ``(n, noise_dim)``, standard normal, and one-hot labels ``(n, classes)``, classes uniform.
@@ -35,13 +29,13 @@ class GeneratorSource(SyntheticSource):
 
     Args:
         generators: One or more, with attributes ``noise_dim`` and ``classes``. They are copied and frozen.
-        device: Where they compute.
-        chunk: Samples at a time; None for what suits the device.
-        norm: Statistics of the generators' batch norm: ``"running"``, or ``"batch"``, those of each chunk, as when they
-            were trained. The chunk, about as large as a batch of that training, must then be given.
+        device: Device of the generators.
+        chunk: Samples per forward pass; None to fit the device.
+        norm: Statistics of the generators' batch norm: ``"running"``, or ``"batch"``, those of each chunk, as in their
+            training. The chunk, about as large as a batch of that training, must then be given.
         noise_std: Standard deviation of Gaussian noise that is added to every sample (Bishop, "Training with Noise is
-            Equivalent to Tikhonov Regularization", 1995): samples crowd where the teacher is sure, and then cover what
-            lies between them.
+            Equivalent to Tikhonov Regularization", 1995): it spreads samples, which cluster where the teacher is
+            certain.
 
     Raises:
         ValueError: If there is no generator, the chunk is missing, or ``noise_std`` is negative.

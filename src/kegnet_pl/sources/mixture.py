@@ -71,15 +71,9 @@ def normalize_shares(shares: Mapping[str, float]) -> dict[str, float]:
 
 
 def divide(n: int, shares: Sequence[float], multiples: Sequence[int]) -> list[int]:
-    """Divide a number of samples by shares, with the largest-remainder method in steps of each source's multiple.
+    """Divide ``n`` samples by shares, with the largest-remainder method in steps of each source's multiple.
 
-    Args:
-        n: Number of samples.
-        shares: Share of every source; they sum to 1.
-        multiples: The number of samples of a source must be a multiple of this.
-
-    Returns:
-        A positive number of samples for every source; they sum to ``n``.
+    The shares sum to 1. The result is a positive multiple for every source; they sum to ``n``.
 
     Raises:
         ValueError: If there is no such division.

@@ -45,11 +45,7 @@ class NoiseSource(SyntheticSource):
 
 
 class UniformNoise(NoiseSource):
-    """Noise from U(-1, 1).
-
-    Args:
-        input_shape: Shape of one sample, or a number of features.
-    """
+    """Noise from U(-1, 1); see :class:`NoiseSource`."""
 
     title = "Uniform"
     color = "#d9730d"
@@ -60,11 +56,7 @@ class UniformNoise(NoiseSource):
 
 
 class NormalNoise(NoiseSource):
-    """Noise from N(0, 1).
-
-    Args:
-        input_shape: Shape of one sample, or a number of features.
-    """
+    """Noise from N(0, 1); see :class:`NoiseSource`."""
 
     title = "Normal"
     color = "#0a8f6a"

@@ -1,4 +1,4 @@
-"""Finding sources by name, describing them, and building them."""
+"""Search of sources by name, their descriptions, and their construction."""
 
 import functools
 import importlib
@@ -61,12 +61,8 @@ class SourceInfo:
 def find_source_class(name: str, specification: Specification | None = None) -> type[SyntheticSource]:
     """Find the class of a source by its name.
 
-    The class is that of the configuration entry ``source.NAME``, else of the package's own entry
+    The class is that of the configuration entry ``source.NAME`` (the specification), else of the package's own entry
     ``conf/source/NAME.yaml``, else of an entry point of the group ``kegnet_pl.sources``.
-
-    Args:
-        name: Name of the source.
-        specification: Configuration entry ``source.NAME``; None if there is none.
 
     Raises:
         ValueError: If there is no such source, it cannot be imported, or its class attributes are incomplete.
@@ -100,11 +96,7 @@ def describe_source(name: str, specification: Specification | None = None) -> So
 def describe_mixture(
     shares: Mapping[str, float], specifications: Mapping[str, Specification] | None = None
 ) -> SourceInfo:
-    """Describe a mixture of sources; a mixture of one source is that source.
-
-    Args:
-        shares: Name of each source -> its share, relative to the sum.
-        specifications: Configuration entries by name.
+    """Describe a mixture of sources, by the shares of their names; a mixture of one source is that source.
 
     Raises:
         ValueError: If a source cannot be found, or a share is not a positive number.
@@ -142,20 +134,11 @@ def build_source(
     sampling_norm: TeacherNorm = "running",
     noise_std: float = 0.0,
 ) -> SyntheticSource:
-    """Build a source, or a mixture of several.
+    """Build a source, or a mixture of several, from names with shares relative to their sum.
 
-    A class is given ``input_shape`` and ``device`` where its constructor takes them; if it needs generators, also
-    ``generators``, ``chunk``, ``norm`` and ``noise_std``. Arguments of its specification come first.
-
-    Args:
-        shares: Name of each source -> its share, relative to the sum.
-        specifications: Configuration entries by name.
-        input_shape: Shape of one sample.
-        generators: Trained generators; None if there are none.
-        device: Device of the generators.
-        chunk: Samples that the generators draw at a time; None for what suits the device.
-        sampling_norm: Statistics of the generators' batch norm.
-        noise_std: Standard deviation of the noise that is added to samples of generators.
+    A class is given ``input_shape`` and ``device`` if its constructor takes them; if it needs generators, also
+    ``generators``, ``chunk``, ``norm`` (here ``sampling_norm``) and ``noise_std``, which :class:`GeneratorSource`
+    describes. Arguments of its specification, the configuration entry ``source.NAME``, come first.
 
     Raises:
         ValueError: If a source cannot be found or built, or generators are missing.

@@ -1,6 +1,5 @@
 """The base class of the LightningModules: random streams, optimiser, training step, metrics."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -12,7 +11,6 @@ from kegnet_pl.runtime.errors import ConfigError, DivergedError
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.settings import LRSchedulerName
 from kegnet_pl.training.cuda_graphs import GraphedModule
-from kegnet_pl.training.metrics import MetricSums
 from kegnet_pl.training.optimizers import OptimizerFactory, compiled, fused, gradient_norm
 
 Phase = Literal["train", "val", "test"]
@@ -26,6 +24,33 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == labels).float().mean()
 
 
+class MetricSums(dict[str, tuple[Tensor, int]]):
+    """Name of a metric -> its weighted sum and its weight; a GPU is not waited for until means are taken.
+
+    Metrics are scalars, or ``(K,)`` if K networks are trained in one module.
+    """
+
+    @torch.no_grad()
+    def add(self, metrics: Mapping[str, Tensor], weight: int = 1) -> None:
+        """Add the metrics of one batch, which are means over ``weight`` samples."""
+        for name, value in metrics.items():
+            total, total_weight = self.get(name, (0, 0))
+            # The product is a copy: the next step may overwrite the metrics of a recorded one.
+            self[name] = (value * weight + total, total_weight + weight)
+
+    def take_means(self, networks: int, reduce: Callable[..., Any]) -> tuple[list[str], Tensor]:
+        """Return the names of the metrics and their means ``(networks, names)`` over all processes, and drop the sums.
+
+        A metric of all networks together counts for each. ``reduce`` is ``Strategy.reduce`` of Lightning.
+        """
+        names = list(self)
+        sums = torch.stack([total.expand(networks) for total, _ in self.values()]).T
+        weights = sums.new_tensor([weight for _, weight in self.values()])
+        self.clear()
+        # Processes may have had different numbers of samples: sums and weights are added up one by one.
+        return names, reduce(sums, reduce_op="sum") / reduce(weights, reduce_op="sum")
+
+
 class TrainingModule(GraphedModule):
     """A LightningModule with automatic optimisation whose metrics leave the device once an epoch.
 
@@ -37,18 +62,18 @@ class TrainingModule(GraphedModule):
         seed: Seed of the run.
         optimizer: Takes parameters, returns an optimiser.
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        compile: Whether the network given to :meth:`step_by` is trained compiled by ``torch.compile``.
-        cuda_graphs: Whether a single GPU records a step and replays it; see :class:`GraphedStep`.
+        compile: True to train the network of :meth:`step_by` compiled by ``torch.compile``.
+        cuda_graphs: True to record a step on a single GPU and replay it; see :class:`GraphedStep`.
     """
 
     index = 0
     """Index of the module among the modules of one seed."""
 
     networks = 1
-    """Number of networks that are trained together; metrics are ``(networks,)`` where it is more than one."""
+    """Number of networks that are trained together; metrics are ``(networks,)`` if it is more than one."""
 
     names: Sequence[str] | None = None
-    """Names of the networks where several are trained in one stage: loggers get ``NAME/train/loss``, callbacks the mean
+    """Names of the networks if a stage trains several: loggers get ``NAME/train/loss``, callbacks the mean
     ``train/loss``. None: both get ``train/loss``."""
 
     means: list[dict[str, float]]
@@ -99,7 +124,7 @@ class TrainingModule(GraphedModule):
         super().on_fit_start()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return an optimiser of the trained parameters, a fused one where torch has it."""
+        """Return an optimiser of the trained parameters, a fused one if torch has it."""
         return fused(self.optimizer_of, self.trainer.precision)(self.trained_parameters())
 
     def configure_optimizers(self) -> Any:
@@ -116,9 +141,9 @@ class TrainingModule(GraphedModule):
         scheduler = CosineAnnealingLR(optimizer, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
-    @abstractmethod
     def sample_count(self, batch: Any) -> int:
         """Return the number of samples of a training batch, of each network."""
+        return len(batch[0])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -179,11 +204,11 @@ class TrainingModule(GraphedModule):
     def _report(self, phase: Phase) -> None:
         if not self._sums[phase]:
             return
-        names, values = self._sums[phase].take_means(self.networks, self._add_up)
+        names, values = self._sums[phase].take_means(self.networks, self.trainer.strategy.reduce)
         names = [f"{phase}/{name}" for name in names]
         by_name = phase == "train" and self.names is not None
         mean = dict(zip(names, values.mean(dim=0), strict=True))
-        # Not True, which warns where there is no logger.
+        # Not True, which warns without a logger.
         self.log_dict(mean, logger=False if by_name else None, on_step=False, on_epoch=True, batch_size=1)
         if phase != "train" or self.global_rank != 0:
             return
@@ -195,6 +220,22 @@ class TrainingModule(GraphedModule):
                 logger.log_metrics(metrics | {"epoch": self.current_epoch}, step=self.global_step - 1)
                 logger.save()
 
-    def _add_up(self, values: Tensor) -> Tensor:
-        summed: Tensor = self.trainer.strategy.reduce(values, reduce_op="sum")
-        return summed
+
+class ClassifierModule(TrainingModule):
+    """A LightningModule that trains ``network``, which returns logits ``(B, C)``."""
+
+    network: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B, C)``."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the network's parameters."""
+        return list(self.network.parameters())
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count accuracy on the test split."""
+        x, y = batch
+        self.count("test", {"accuracy": accuracy(self(x), y)}, len(x))

@@ -1,4 +1,4 @@
-"""Callbacks of a fit: when it stops, its last metrics, its costs."""
+"""Callbacks of a fit: early stopping, last metrics, costs."""
 
 import time
 from typing import Any
@@ -11,15 +11,15 @@ from kegnet_pl.training.base import TrainingModule
 
 
 class Patience(Callback):
-    """Stops a fit so many epochs after the one with the highest ``val/accuracy``, but not before it made the least.
+    """Stops a fit after ``patience`` epochs without a higher ``val/accuracy``, but not before ``min_epochs``.
 
-    Lightning's own early stopping decides once and for all: patience that ran out before ``min_epochs`` stops there,
-    even if accuracy has risen since. Here both must hold at the same time; and a fit that is resumed after it stopped
-    makes no further epoch.
+    Lightning's early stopping decides only once: if patience runs out before ``min_epochs``, it stops there, even if
+    accuracy has risen since. Here both must hold at the same time. A fit that is resumed after it stopped makes no
+    further epoch.
 
     Args:
-        patience: Epochs without a better one.
-        min_epochs: Epochs at least.
+        patience: Epochs without a higher accuracy.
+        min_epochs: Minimum of epochs.
 
     Source:
         The authors' release: "stops 50 epochs after the best (100 at least)" (PAPER section 5).
@@ -33,7 +33,7 @@ class Patience(Callback):
         self.epochs_since_best = 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count an epoch, and decide."""
+        """Count an epoch, and stop if both conditions hold."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         accuracy = float(trainer.callback_metrics["val/accuracy"])
@@ -43,7 +43,7 @@ class Patience(Callback):
         self._decide(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decide again where a fit is resumed."""
+        """Stop a resumed fit that was finished."""
         self._decide(trainer)
 
     def _decide(self, trainer: Trainer) -> None:
@@ -51,20 +51,20 @@ class Patience(Callback):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed fit has to know."""
+        """Return the state for a checkpoint."""
         return {"best": self.best, "epochs": self.epochs, "epochs_since_best": self.epochs_since_best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from there."""
+        """Restore the state."""
         vars(self).update(state_dict)
 
 
 class LastEpoch(Callback):
-    """Keeps the metrics of the last epoch, also for a fit that is resumed with nothing left to do.
+    """Keeps the metrics of the last epoch, also of a fit that is resumed after its last epoch.
 
     Attributes:
-        metrics: All that was logged, by name.
-        means: The training metrics of each network; see :class:`TrainingModule`.
+        metrics: All logged metrics by name.
+        means: Training metrics of each network; see :class:`TrainingModule`.
     """
 
     def __init__(self) -> None:
@@ -77,21 +77,18 @@ class LastEpoch(Callback):
         self.means = pl_module.means if isinstance(pl_module, TrainingModule) else []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed fit has to know."""
+        """Return the state for a checkpoint."""
         return {"metrics": self.metrics, "means": self.means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from there."""
+        """Restore the state."""
         self.metrics, self.means = state_dict["metrics"], state_dict["means"]
 
 
 class Meter(Callback):
-    """Adds what a fit costs to the costs of a stage; validation counts as evaluation.
+    """Adds the costs of a fit to the costs of a stage; validation counts as evaluation.
 
-    Args:
-        costs: The costs.
-        work: What to count training as.
-        samples_per_step: Samples that a training batch makes and shows to the teacher.
+    Every training batch generates ``samples_per_step`` samples and passes them to the teacher.
     """
 
     def __init__(self, costs: StageCosts, work: Work, samples_per_step: int = 0) -> None:
@@ -99,31 +96,27 @@ class Meter(Callback):
         self.work = work
         self.samples_per_step = samples_per_step
         self._since: float | None = None
-        self._batches = 0
 
-    def _count(self, work: Work | None) -> None:
+    def _count(self, work: Work) -> None:
+        """Add the seconds since the last call."""
         now = time.perf_counter()
-        if work is not None and self._since is not None:
+        if self._since is not None:
             self.costs.seconds[work] += now - self._since
         self._since = now
-        made = self._batches * self.samples_per_step
-        self._batches = 0
-        self.costs.samples_made += made
-        self.costs.teacher_forwards += made
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._batches = 0
-        self._count(None)
+        self._since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count a batch."""
-        self._batches += 1
+        """Count the samples of a batch."""
+        self.costs.samples_made += self.samples_per_step
+        self.costs.teacher_forwards += self.samples_per_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what has been counted: an attempt that is killed has cost something, too."""
+        """Record the costs so far, which a killed attempt then keeps."""
         self._count(self.work)
         self.costs.keep()
 

@@ -99,8 +99,8 @@ class GraphedModule(LightningModule):
     ``optimizer_zero_grad``, which Lightning calls after it, then do nothing.
 
     Args:
-        cuda_graphs: Whether to record steps: on one GPU, without gradient accumulation, and not in float16, whose
-            scaled loss changes from step to step. Elsewhere steps are computed as usual.
+        cuda_graphs: True to record steps on one GPU, without gradient accumulation, and not in float16, whose scaled
+            loss changes from step to step. In all other cases steps are computed as usual.
     """
 
     def __init__(self, cuda_graphs: bool) -> None:
@@ -117,7 +117,7 @@ class GraphedModule(LightningModule):
         """Return the parameters that are optimised."""
 
     def can_record(self) -> bool:
-        """Return whether this trainer and device allow recorded steps."""
+        """Return True if this trainer and device allow recorded steps."""
         trainer = self.trainer
         single = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
         return self.device.type == "cuda" and single and trainer.precision != "16-mixed"
@@ -132,14 +132,14 @@ class GraphedModule(LightningModule):
         self._graphed = None
 
     def compute(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a batch and its metrics, detached; a recorded step writes the gradients, too."""
+        """Return the loss of a batch and its metrics, detached; a recorded step also writes the gradients."""
         if self._graphed is not None:
             return self._graphed(batch)
         loss, metrics = self.step(batch)
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def differentiate(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Write the gradients of a batch; return its loss and metrics, detached. This is what is recorded."""
+        """Write the gradients of a batch; return its loss and metrics, detached. A graph records this method."""
         for parameter in self.trained_parameters():
             parameter.grad = None
         loss, metrics = self.step(batch)

@@ -1,4 +1,4 @@
-"""Fits: the contract between the engine and whoever trains, and the quiet fit of the library."""
+"""Fits: the protocol by which the engine trains a module, and the quiet fit of the library."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric
 
 
 def quiet_lightning() -> None:
-    """Turn off what Lightning tells about features that are not in use, at its loggers; warnings still come through."""
+    """Turn off Lightning's messages below warnings, which are about features that are not in use."""
     for name in LIGHTNING_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -37,34 +37,31 @@ def quiet_lightning() -> None:
 def run_fit(
     trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None = None, begun: Path | None = None
 ) -> None:
-    """Run a trainer without the warnings that are about what we do on purpose.
+    """Run a trainer without Lightning's warnings about intended choices.
 
-    Args:
-        trainer: Runs the fit.
-        module: What to train; all that is not frozen is trained in training mode.
-        datamodule: Its data; None for a module that makes its own.
-        begun: Checkpoint of an interrupted fit.
+    All that is not frozen is trained in training mode. ``begun`` is the checkpoint of an interrupted fit. A module
+    without data draws its own.
 
     Raises:
         KeyboardInterrupt: If the user stopped it.
     """
-    # Lightning trains in whatever mode it is given, and networks come from disk in evaluation mode. What is in that
-    # mode after this stays in it on purpose: frozen networks, batch norm that keeps its statistics, idle dropout.
+    # Lightning keeps the mode of a module, and networks from disk are in evaluation mode. After this call, only frozen
+    # networks, batch norm that keeps its statistics and idle dropout are in evaluation mode.
     module.train()
     try:
         with warnings.catch_warnings(), _quick_device_checks():
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
-            # Lightning 2.6 asks torch in an old way.
+            # Lightning 2.6 uses a deprecated check of torch.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-            # Our own checkpoints are there on purpose: they are what a resumed fit starts from.
+            # A resumed fit starts from the checkpoints in that folder.
             warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
-            # Our data is in memory already: workers would only copy it.
+            # The data is in memory: workers would only copy it.
             warnings.filterwarnings("ignore", r"The '\w+' does not have many workers", PossibleUserWarning)
             trainer.fit(
                 module, datamodule=datamodule, ckpt_path=None if begun is None else str(begun), weights_only=True
             )
     except SystemExit as stop:
-        # Lightning answers Ctrl-C by leaving the program, deaf to a second one.
+        # Lightning exits at Ctrl-C, and ignores a second one.
         if isinstance(stop.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
@@ -73,24 +70,23 @@ def run_fit(
 
 @contextmanager
 def _quick_device_checks() -> Iterator[None]:
-    """Let torch look for a GPU through the CUDA runtime where there is none.
+    """Let torch look for a GPU through the CUDA runtime if there is none.
 
-    Lightning selects NVML, whose library torch then tries to load at every step of an optimiser: on a CPU that costs as
-    much as a layer of a small network.
+    Lightning selects NVML, whose library torch then tries to load at every optimiser step: on a CPU that costs as much
+    as a layer of a small network.
     """
     before = os.environ.get(_NVML)
-    if before is None or torch.cuda.is_available():
-        yield
-        return
-    os.environ[_NVML] = "0"
+    if before is not None and not torch.cuda.is_available():
+        os.environ[_NVML] = "0"
     try:
         yield
     finally:
-        os.environ[_NVML] = before
+        if before is not None:
+            os.environ[_NVML] = before
 
 
 class Fit(Protocol):
-    """Trains a module: the contract that joins the library and the command line."""
+    """A function that trains a module; the library and the command line each have one."""
 
     def __call__(
         self,
@@ -101,17 +97,10 @@ class Fit(Protocol):
         epochs: int,
         callbacks: Sequence[Callback] = (),
     ) -> Metrics:
-        """Train a module.
+        """Train a module for at most ``epochs``, and return the metrics of the last one by name.
 
-        Args:
-            module: What is trained; on the CPU afterwards.
-            data: Its data; None for a module that draws its own.
-            name: Name of the fit in its stage.
-            epochs: Epochs at most.
-            callbacks: Callbacks of this fit.
-
-        Returns:
-            Metrics of the last epoch by name.
+        The module is on the CPU afterwards. Without data, it draws its own. ``name`` is the name of the fit in its
+        stage.
         """
 
 
@@ -120,16 +109,26 @@ class QuietFit:
     """A fit with a Lightning trainer of its own that writes nothing and leaves log levels as they were.
 
     Attributes:
-        device: Where to train.
+        device: Device of the training.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers.
         callbacks: Further callbacks of every fit.
+
+    Raises:
+        ValueError: If the precision is unknown, or the device does not support it.
     """
 
     device: torch.device
     precision: Precision = "32-true"
     logger: Logger | Sequence[Logger] | bool = False
     callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self) -> None:
+        allowed = get_args(Precision)
+        if self.precision not in allowed:
+            raise ValueError(f"Expected `precision` to be one of {', '.join(allowed)}, but got {self.precision!r}.")
+        if self.precision == "16-mixed" and self.device.type == "cpu":
+            raise ValueError("Expected `precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed'.")
 
     def __call__(
         self,
@@ -141,19 +140,19 @@ class QuietFit:
         callbacks: Sequence[Callback] = (),
     ) -> Metrics:
         """Train a module; see :class:`Fit`."""
-        every = [*self.callbacks, *callbacks]
+        all_callbacks = [*self.callbacks, *callbacks]
         with seeded(0, "fit"), _quietly():
             trainer = Trainer(
                 max_epochs=epochs,
-                accelerator={"cuda": "gpu"}.get(self.device.type, self.device.type),
+                accelerator=self.device.type,
                 devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
                 precision=self.precision,
-                callbacks=every,
+                callbacks=all_callbacks,
                 logger=list(self.logger) if isinstance(self.logger, Sequence) else self.logger,
                 limit_val_batches=0,
                 log_every_n_steps=1,
                 num_sanity_val_steps=0,
-                enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in every),
+                enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in all_callbacks),
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,
@@ -172,18 +171,6 @@ def _quietly() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Check the precision of a training.
-
-    Raises:
-        ValueError: If it is unknown, or the device has no such arithmetic.
-    """
-    if precision not in get_args(Precision):
-        raise ValueError(f"Expected `precision` to be one of {', '.join(get_args(Precision))}, but got {precision!r}.")
-    if precision == "16-mixed" and device.type == "cpu":
-        raise ValueError("Expected `precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed'.")
 
 
 def to_shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:

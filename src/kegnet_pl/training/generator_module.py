@@ -1,6 +1,6 @@
-"""Training generators against a frozen teacher."""
+"""Training of generators against a frozen teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,50 +12,48 @@ from kegnet_pl.data.loading import NoiseLoader, local_batch_size
 from kegnet_pl.losses import GeneratedBatch, GeneratorObjective, NormStatistics
 from kegnet_pl.networks import BatchNormMoments, FrozenModule, StackedModule, TeacherNorm, over_stack
 from kegnet_pl.networks.execution import at_least_float32
+from kegnet_pl.networks.validation import FORWARD_ERRORS
+from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.settings import LRSchedulerName
+from kegnet_pl.sources import sample_labels_and_noise
 from kegnet_pl.training.base import TrainingModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
 
 Moments = list[tuple[Tensor, Tensor]]
-"""Mean and variance ``(C,)`` of what enters every batch-norm layer of the teacher."""
+"""Mean and variance ``(C,)`` of the input of every batch-norm layer of the teacher."""
 
 _ELEMENTWISE = frozenset(
     {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
 )
-"""Optimisers of torch that treat every weight by itself, so that stacked weights are trained as separate ones."""
+"""Elementwise optimisers of torch, which train stacked weights as separate ones."""
 
 
 class GeneratorModule(TrainingModule):
-    """Generators and their decoders, trained so that the teacher recognises what the generators make.
+    """Generators and their decoders, trained so that the teacher recognises the generated samples.
 
-    One generator, or K that are stacked (:class:`StackedModule`) and trained together: the same mathematics as K
-    modules of one generator each, with the same draws of noise and labels; where the teacher's dropout is on, masks are
-    other ones.
+    One generator, or K that are stacked (:class:`StackedModule`) and trained together: the same mathematics and the
+    same noise and labels as K modules of one generator each. Only active dropout of the teacher has other masks.
 
     Logs ``train/loss``, ``train/loss_<term>`` for every term of the objective (nats, unweighted) and
-    ``train/accuracy``, the share of samples that the teacher puts into the class they were made for. Where ``names`` is
-    set, loggers get the metrics of each generator, as ``NAME/train/loss``, and callbacks their means.
+    ``train/accuracy``, the share of samples that the teacher classifies as their label. If ``names`` is set, loggers
+    get the metrics of each generator, as ``NAME/train/loss``, and callbacks their means.
 
-    The module draws its own noise and labels, new ones for every step; a trainer may also be given a loader of them.
+    The module draws new noise and labels for every step; a trainer may also be given a loader of them.
 
     Args:
         generator: Called with noise ``(B, Z)`` and one-hot labels ``(B, C)``; has ``noise_dim`` and ``classes``; or K
             of them, stacked.
-        decoder: Reads the noise from samples; it is left untrained where no term uses it. Stacked like the generator.
+        decoder: Predicts the noise of samples; it is not trained if no term uses it. Stacked like the generator.
         teacher: Returns logits. It is copied and frozen.
         objective: The weighted sum of losses.
-        optimizer: Takes parameters, returns an optimiser.
         batch_size: Samples of one step and generator, over all processes.
         steps_per_epoch: Steps of an epoch.
-        teacher_norm: Whose statistics the teacher's batch norm uses; see :class:`FrozenModule`. With stacked
-            generators ``"batch"`` means each generator's own batch.
-        teacher_dropout: Whether the teacher's dropout stays on; see :class:`FrozenModule`.
-        lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        seed: The run's seed.
-        index: Tells the generators of one run apart; the first one's where they are stacked.
-        compile: Whether to train the networks compiled by ``torch.compile``.
-        cuda_graphs: Whether a single GPU records a step and replays it; see :class:`GraphedModule`.
+        teacher_norm: Statistics of the teacher's batch norm; see :class:`FrozenModule`. With stacked generators
+            ``"batch"`` means each generator's own batch.
+        teacher_dropout: True for active dropout of the teacher; see :class:`FrozenModule`.
+        index: Index of the generator among those of one seed; of the first one if they are stacked.
+        optimizer, lr_scheduler, seed, compile, cuda_graphs: See :class:`TrainingModule`.
 
     Raises:
         ValueError: If generators are stacked and decoders are not.
@@ -127,12 +125,12 @@ class GeneratorModule(TrainingModule):
         return batch[0].shape[-2]
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the generator, and of the decoder where a term uses it."""
+        """Return the parameters of the generator, and of the decoder if a term uses it."""
         trained = [*self.generator.parameters(), *self.decoder.parameters()]
         return [parameter for parameter in trained if parameter.requires_grad]
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return an optimiser of the generators, and of the decoders where a term uses them.
+        """Return an optimiser of the generators, and of the decoders if a term uses them.
 
         Raises:
             ValueError: If generators are stacked and the optimiser, or clipping by norm, looks at several weights.
@@ -143,26 +141,21 @@ class GeneratorModule(TrainingModule):
         return optimizer
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return everything but the teacher, which is not this module's to save."""
+        """Return the state without the teacher, which is stored elsewhere."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         return {key: value for key, value in state.items() if not key.startswith("teacher.")}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load everything but the teacher; other missing or unknown keys are errors."""
+        """Load a state without the teacher; other missing or unknown keys are errors."""
         frozen = {f"teacher.{key}": value for key, value in self.teacher.state_dict().items()}
         return super().load_state_dict({**state_dict, **frozen}, strict=strict, assign=assign)
 
 
 def check_separable(optimizer: torch.optim.Optimizer, clip: float | None, algorithm: str | None) -> None:
-    """Check that generators that are trained together do not depend on each other's weights.
-
-    Args:
-        optimizer: Of all of them.
-        clip: The trainer's ``gradient_clip_val``.
-        algorithm: Its ``gradient_clip_algorithm``.
+    """Check that training several generators together does not mix their weights.
 
     Raises:
-        ValueError: If the optimiser, or clipping by norm, looks at several weights.
+        ValueError: If the optimiser, or clipping by norm, reads several weights for the update of one.
     """
     name = type(optimizer).__name__
     if type(optimizer).__module__.split(".")[0] != "torch" or name not in _ELEMENTWISE:
@@ -177,18 +170,41 @@ def check_separable(optimizer: torch.optim.Optimizer, clip: float | None, algori
         )
 
 
-class GeneratorAnswer(nn.Module):
-    """What a batch of noise comes to: generator, teacher, decoder and losses as one function, to be compiled as one.
+def should_vectorize(training: str, count: int, device: torch.device, input_shape: Sequence[int]) -> bool:
+    """Return True if generators are to be trained together, provided that torch can vectorise them.
 
-    Args:
-        generator: One generator, or K that are stacked.
-        decoder: Its decoder, or K that are stacked.
-        teacher: The frozen teacher.
-        objective: The weighted sum of losses.
+    ``"auto"`` trains them together on a GPU and for feature rows: one generator of images occupies a CPU.
+    ``python -m benchmarks.bench --choices`` measures both on a device; a GPU has not been measured yet.
+    """
+    faster = device.type == "cuda" or len(input_shape) == 1
+    return count > 1 and (training == "vmap" or (training == "auto" and faster))
+
+
+def vectorization_error(
+    make_module: Callable[[], GeneratorModule], clip: float | None = None, algorithm: str | None = None
+) -> str | None:
+    """Return the reason why torch cannot make a step of two stacked generators on the CPU, None if it can.
+
+    ``clip`` and ``algorithm`` are the trainer's ``gradient_clip_val`` and ``gradient_clip_algorithm``.
+    """
+    try:
+        with torch.random.fork_rng([]):
+            module = make_module()
+            check_separable(module.optimizer_of(module.trained_parameters()), clip, algorithm)
+            draws = [sample_labels_and_noise(4, module.classes, module.noise_dim, stream(i, "trial")) for i in range(2)]
+            z, y = (torch.stack(part) for part in zip(*draws, strict=True))
+            module.step((z, y))[0].backward()
+    except FORWARD_ERRORS as error:
+        return first_line(error)
+    return None
+
+
+class GeneratorAnswer(nn.Module):
+    """Generator, teacher, decoder and losses as one function, which is compiled as one.
 
     Shapes:
-        Noise ``(B, Z)`` and labels ``(B, C)``; output the loss, its terms by name, and the accuracy, scalars. With K
-        stacked generators all of them have a dimension of K in front.
+        Noise ``(B, Z)`` and labels ``(B, C)``; output the loss, its terms by name, and the accuracy, scalars. All of
+        them have a leading dimension of K for K stacked generators.
     """
 
     def __init__(
@@ -207,22 +223,22 @@ class GeneratorAnswer(nn.Module):
         x = self.generator(z, y)
         logits, moments = self._teach(x)
         decoded = at_least_float32(self.decoder(x)) if self.objective.uses_decoder else None
-        # Exponentials and means of bfloat16 would lose what the losses differ in.
+        # Exponentials and means in bfloat16 would be too coarse for the losses.
         with torch.autocast(x.device.type, enabled=False):
-            seen = (z, y, at_least_float32(x), at_least_float32(logits), decoded, moments)
+            inputs = (z, y, at_least_float32(x), at_least_float32(logits), decoded, moments)
             judge = vmap(self._judge, in_dims=(0, 0, 0, 0, None if decoded is None else 0, 0))
-            loss, parts, right = judge(*seen) if self.stacked else self._judge(*seen)
+            loss, parts, right = judge(*inputs) if self.stacked else self._judge(*inputs)
         return loss, parts, right
 
     def _teach(self, x: Tensor) -> tuple[Tensor, Moments]:
-        """Return the teacher's answer, and what enters its batch norm if a term asks for it."""
+        """Return the teacher's logits, and the moments of the inputs of its batch norm if a term uses them."""
         if not self.stacked:
             return self._ask(x)
         if self.teacher.looks_at_the_batch or self.watch is not None:
             if torch.is_autocast_enabled(x.device.type):
-                # Half precision is in channels_last, which torch's vectorised layers do not know, or copy from and to.
-                answers = [self._ask(mine) for mine in x.unbind()]
-                return tree_map(lambda *each: torch.stack(each), *answers)  # type: ignore[no-any-return]
+                # Half precision is in channels_last, which torch's vectorised layers do not support, or copy.
+                outputs = [self._ask(samples) for samples in x.unbind()]
+                return tree_map(lambda *each: torch.stack(each), *outputs)  # type: ignore[no-any-return]
             return over_stack(self._ask, x)  # type: ignore[no-any-return]
         return self.teacher(x.flatten(0, 1)).unflatten(0, x.shape[:2]), []
 
@@ -233,6 +249,6 @@ class GeneratorAnswer(nn.Module):
         self, z: Tensor, y: Tensor, x: Tensor, logits: Tensor, decoded: Tensor | None, moments: Moments
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         stored = self.watch.stored() if self.watch is not None else []
-        statistics = [NormStatistics(*mine, *theirs) for mine, theirs in zip(moments, stored, strict=True)]
+        statistics = [NormStatistics(*batch, *running) for batch, running in zip(moments, stored, strict=True)]
         loss, parts = self.objective(GeneratedBatch(z, y, x, logits, decoded, statistics))
         return loss, parts, accuracy(logits, y.argmax(dim=1))

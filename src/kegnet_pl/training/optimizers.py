@@ -1,4 +1,4 @@
-"""What a step of training is made of, whichever network takes it: optimisers, gradients, compiled networks."""
+"""Optimisers, the norm of gradients, and compiled networks."""
 
 import functools
 import inspect
@@ -17,14 +17,9 @@ OptimizerFactory = Callable[[Iterator[nn.Parameter] | list[nn.Parameter]], torch
 
 
 def gradient_norm(gradients: Sequence[Tensor], networks: int = 1) -> Tensor:
-    """Return the Euclidean norm of all gradients together.
+    """Return the Euclidean norm of all gradients together, a scalar in float32 at least.
 
-    Args:
-        gradients: One a parameter; ``(K, ...)`` where K networks are stacked.
-        networks: How many networks they are of.
-
-    Returns:
-        A scalar, or ``(K,)``; in float32 at least.
+    If K ``networks`` are stacked, gradients are ``(K, ...)`` and the result is ``(K,)``.
     """
     dtype = torch.promote_types(gradients[0].dtype, torch.float32)
     if networks == 1:
@@ -58,13 +53,10 @@ def compiled(network: nn.Module, device: torch.device) -> Callable[..., Any]:
 
 
 def fused(factory: OptimizerFactory, precision: str) -> OptimizerFactory:
-    """Ask for an optimiser that updates all parameters in one call, where torch has one and the user said nothing.
+    """Return a factory of optimisers that update all parameters in one call, unless the user chose otherwise.
 
-    Not under float16, whose scaler Lightning cannot combine with it and gradient clipping.
-
-    Args:
-        factory: ``functools.partial`` of an optimiser's class; anything else is returned as it is.
-        precision: The trainer's.
+    A ``functools.partial`` of a class of torch that has such an implementation is changed; anything else is returned as
+    it is. Under float16, Lightning's scaler cannot combine a fused optimiser with gradient clipping.
     """
     if not isinstance(factory, functools.partial) or not inspect.isclass(factory.func) or precision == "16-mixed":
         return factory

@@ -1,19 +1,18 @@
-"""One live bar a stage on a terminal, a line now and then in a log file."""
+"""Progress of stages: one live bar on a terminal, occasional lines in a log file."""
 
 import sys
 import time
-from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from kegnet_pl.runtime.distributed import rank
 
 _LINE_SECONDS = 10.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines without a terminal."""
 
 _BAR_SECONDS = 0.1
 """Seconds between two updates of a bar, which cost as much as a step of a small network."""
@@ -37,18 +36,20 @@ class _Labelled:
         self._stream.flush()
 
 
-def make_console(job: int | None = None) -> Console:
-    """Return the console that everything is printed on; silent on all ranks but 0.
+def make_console(job: int | None = None, quiet: bool = False) -> Console:
+    """Return the console of a process, which is silent on other ranks than 0.
 
     Args:
-        job: Number of the job, where jobs of a sweep write to one terminal at the same time: lines begin with it, and
-            there are no live bars.
+        job: Number of a job of a parallel sweep, whose jobs share a terminal: its lines begin with the number, and it
+            has no live bars.
+        quiet: True to print nothing.
     """
+    quiet = quiet or rank() != 0
     if job is not None:
         stream = cast(TextIO, _Labelled(sys.stdout, f"[{job}] "))
-        return Console(file=stream, quiet=rank() != 0, highlight=False, markup=False, width=140)
-    # No markup: paths and settings may hold brackets. A notebook says that it is a terminal, and gets plain lines.
-    plain: dict[str, Any] = {"quiet": rank() != 0, "highlight": False, "markup": False, "force_jupyter": False}
+        return Console(file=stream, quiet=quiet, highlight=False, markup=False, width=140)
+    # No markup: paths and settings may hold brackets. A notebook claims to be a terminal, and gets plain lines.
+    plain: dict[str, Any] = {"quiet": quiet, "highlight": False, "markup": False, "force_jupyter": False}
     console = Console(**plain, force_terminal=False if Console().is_jupyter else None)
     return console if console.is_terminal else Console(**plain, force_terminal=False, width=140)
 
@@ -60,13 +61,9 @@ def _clock(seconds: float) -> str:
 
 
 class StageProgress(Callback):
-    """Shows how far a stage is, its losses, and the time left.
+    """Reports the progress of a stage, its losses, and the time left.
 
-    Use it as a context around the stage and as a callback of each of its fits.
-
-    Args:
-        title: Name of the stage.
-        console: Where to show it.
+    It is a context around the stage and a callback of each of its fits.
     """
 
     def __init__(self, title: str, console: Console) -> None:
@@ -75,51 +72,52 @@ class StageProgress(Callback):
         self.fits = 1
         self.fit = 0
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
         self._start = 0.0
         self._first: float | None = None
-        self._last_shown = 0.0
+        self._last_update = 0.0
         self._done = 0.0
         self._losses = ""
 
     def __enter__(self) -> Self:
-        self._start = self._last_shown = time.monotonic()
-        if self.console.is_terminal and not self.console.quiet:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description:<17}"),
-                BarColumn(bar_width=12),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn(
-                    "[dim]{task.fields[losses]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
-                ),
-                TextColumn("[dim]left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                console=self.console,
-                expand=True,  # losses give way on a narrow terminal, time left does not
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(self.title, total=1.0, losses="")
-        else:
+        self._start = self._last_update = time.monotonic()
+        if not self.console.is_terminal or self.console.quiet:
             self.console.print(f"{self.title}: started")
+            return self
+        losses = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        self._bar = Progress(
+            TextColumn("[bold]{task.description:<17}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("[dim]{task.fields[losses]}", table_column=losses),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            expand=True,  # losses give way on a narrow terminal, time left does not
+        )
+        self._bar.start()
+        self._bar.add_task(self.title, total=1.0, losses="")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        seconds = time.monotonic() - self._start
-        if self._bar is not None and self._task is not None:
-            if kind is None:
-                self._bar.update(self._task, completed=1.0)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._done = 1.0
+            self._move_bar()
+        if self._bar is not None:
             self._bar.stop()
         elif kind is None:
+            seconds = time.monotonic() - self._start
             self.console.print(f"{self.title}: finished in {_clock(seconds)}  {self._losses}")
+
+    def _move_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, losses=self._losses)
 
     def next_fit(self, index: int, fits: int) -> None:
         """Set which fit of the stage comes next, from 0, and how many there are."""
         self.fit, self.fits = index, fits
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting where a resumed stage goes on; later fits of the stage count on."""
+        """Start counting at the epoch where the first fit of the stage starts or resumes."""
         if self._first is None:
             if trainer.current_epoch:
                 self.console.print(f"{self.title}: goes on after epoch {trainer.current_epoch}")
@@ -136,14 +134,13 @@ class StageProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar."""
-        since, bar = time.monotonic() - self._last_shown, self._bar is not None
-        if since <= (_BAR_SECONDS if bar else _LINE_SECONDS):
+        seconds = _LINE_SECONDS if self._bar is None else _BAR_SECONDS
+        if time.monotonic() - self._last_update <= seconds:
             return
+        self._last_update = time.monotonic()
         self._done = self._share(trainer)
-        if self._bar is not None and self._task is not None:
-            self._last_shown = time.monotonic()
-            self._bar.update(self._task, completed=self._done)
-        else:
+        self._move_bar()
+        if self._bar is None:
             self._line()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,13 +155,13 @@ class StageProgress(Callback):
                 continue  # of use in a curve
             parts.append(f"{short} {float(value):.3f}")
         self._losses = "  ".join(parts)
-        if self._bar is not None and self._task is not None:
-            self._done = self._share(trainer)
-            self._bar.update(self._task, completed=self._done, losses=self._losses)
+        self._done = self._share(trainer)
+        self._move_bar()
 
     def _line(self) -> None:
-        self._last_shown = now = time.monotonic()
         gained = self._done - (self._first or 0.0)
-        left = (now - self._start) * (1 - self._done) / gained if gained > 0 else None
         text = f"{self.title}: {self._done:4.0%}  {self._losses}"
-        self.console.print(text + (f"  about {_clock(left)} left" if left is not None else ""))
+        if gained > 0:
+            left = (time.monotonic() - self._start) * (1 - self._done) / gained
+            text += f"  about {_clock(left)} left"
+        self.console.print(text)

@@ -1,4 +1,4 @@
-"""Training a student on the teacher's answers."""
+"""Training of a student on the teacher's logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from kegnet_pl.losses import DistillationLoss, FeatureLoss
 from kegnet_pl.networks import FeatureExtractor, norm_layers
 from kegnet_pl.settings import LRSchedulerName
-from kegnet_pl.training.base import TrainingModule, accuracy
+from kegnet_pl.training.base import ClassifierModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
 
 StudentNorm = Literal["batch", "frozen"]
@@ -19,12 +19,12 @@ StudentNorm = Literal["batch", "frozen"]
 
 @dataclass(frozen=True)
 class FeatureDistillation:
-    """What the student's layers learn from the teacher's.
+    """Layers of the student that learn from the teacher's.
 
     Attributes:
-        teacher: In evaluation mode, where the student is trained; it is called at every step.
+        teacher: In evaluation mode, on the student's device; it is called at every step.
         layers: Names of layers that both networks have, with outputs of the same shapes.
-        weight: Of :class:`FeatureLoss`, beside 1 of the distillation.
+        weight: Weight of :class:`FeatureLoss`; the distillation loss has weight 1.
     """
 
     teacher: nn.Module
@@ -32,29 +32,24 @@ class FeatureDistillation:
     weight: float
 
 
-class StudentModule(TrainingModule):
-    """A student that learns the teacher's answers to synthetic samples.
+class StudentModule(ClassifierModule):
+    """A student that learns the teacher's logits of synthetic samples.
 
-    Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and
-    ``val/accuracy`` on whatever the data module validates on (teacher's logits or true classes); ``test/accuracy``.
-    With feature distillation ``train/loss`` is the sum of both losses, and ``train/loss_features`` the second, without
-    its weight.
+    Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and ``val/accuracy``
+    on the validation data (teacher's logits or true classes); ``test/accuracy``. With feature distillation
+    ``train/loss`` is the sum of both losses, and ``train/loss_features`` the second, without its weight.
 
     Args:
         network: Returns logits ``(B, C)``.
         distillation: The loss.
-        optimizer: Takes parameters, returns an optimiser.
-        lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also move the
-            stored ones, as in the release; ``"frozen"``, the stored ones, which stay.
-        dropout: Whether the student's dropout is on while it trains, as in the release.
-        feature_distillation: What its layers learn; None for nothing.
-        seed: The run's seed.
-        compile: Whether to train the network compiled by ``torch.compile``.
-        cuda_graphs: Whether a single GPU records a step and replays it; see :class:`GraphedModule`.
+        norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also update the
+            stored ones, as in the release; ``"frozen"``, the stored ones, which never change.
+        dropout: False to turn the student's dropout off in training.
+        feature_distillation: Layers that learn from the teacher's; None for none.
+        optimizer, seed, lr_scheduler, compile, cuda_graphs: See :class:`TrainingModule`.
 
     Raises:
-        ValueError: If ``norm`` is unknown, or a network lacks a layer of the feature_distillation.
+        ValueError: If ``norm`` is unknown, or a network lacks a layer of the feature distillation.
 
     Shapes:
         Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``; validation batches the same,
@@ -85,31 +80,31 @@ class StudentModule(TrainingModule):
         self.distillation = distillation
         self.teacher_forwards = 0
         self.feature_distillation = feature_distillation
-        self._watched: tuple[FeatureExtractor, ...] = ()
+        self._extractors: tuple[FeatureExtractor, ...] = ()
         if feature_distillation is None:
             self.step_by(network)
         else:
             self.features = FeatureLoss()
             # Teacher and student, in a tuple, so that the teacher is not registered.
-            self._watched = (
+            self._extractors = (
                 FeatureExtractor(feature_distillation.teacher, feature_distillation.layers),
                 FeatureExtractor(network, feature_distillation.layers),
             )
-            self.step_by(self._watched[1])
+            self.step_by(self._extractors[1])
         self.train()
 
     def on_fit_start(self) -> None:
-        """Watch the layers as they are now: a trainer may have replaced some (``sync_batchnorm``)."""
+        """Register hooks on the present layers: a trainer may have replaced some (``sync_batchnorm``)."""
         if self.feature_distillation is not None:  # not registered, so that no trainer moves it
             self.feature_distillation.teacher.to(self.device)
-        for watched in self._watched:
-            watched.open()
+        for extractor in self._extractors:
+            extractor.open()
         super().on_fit_start()
 
     def on_fit_end(self) -> None:
-        """Leave student and teacher without anything that watches them."""
-        for watched in self._watched:
-            watched.close()
+        """Remove the hooks from student and teacher."""
+        for extractor in self._extractors:
+            extractor.close()
         super().on_fit_end()
 
     def train(self, mode: bool = True) -> Self:
@@ -124,11 +119,6 @@ class StudentModule(TrainingModule):
                     module.eval()
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(B, C)``."""
-        logits: Tensor = self.network(x)
-        return logits
-
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the distillation loss of a batch, and its metrics."""
         x, teacher_logits = batch
@@ -139,7 +129,7 @@ class StudentModule(TrainingModule):
         else:
             logits, outputs = self.run(x)
             with torch.no_grad():
-                targets = self._watched[0](x)[1]
+                targets = self._extractors[0](x)[1]
             metrics["loss_features"] = self.features(outputs, targets)
             loss = (
                 self.distillation(logits, teacher_logits) + self.feature_distillation.weight * metrics["loss_features"]
@@ -153,14 +143,6 @@ class StudentModule(TrainingModule):
             self.teacher_forwards += len(batch[0])
         return super().training_step(batch, batch_idx)
 
-    def sample_count(self, batch: tuple[Tensor, Tensor]) -> int:
-        """Return the number of samples of a batch."""
-        return len(batch[0])
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the network's parameters."""
-        return list(self.network.parameters())
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count accuracy, and the distillation loss where the batch has the teacher's logits."""
         x, target = batch
@@ -170,8 +152,3 @@ class StudentModule(TrainingModule):
             metrics["loss"] = self.distillation(logits, target)
             target = target.argmax(dim=1)
         self.count("val", metrics | {"accuracy": accuracy(logits, target)}, len(x))
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count accuracy on real test data."""
-        x, y = batch
-        self.count("test", {"accuracy": accuracy(self(x), y)}, len(x))

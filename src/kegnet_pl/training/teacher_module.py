@@ -1,22 +1,21 @@
-"""Training a teacher on real data."""
+"""Training of a teacher on real data."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kegnet_pl.training.base import TrainingModule, accuracy
+from kegnet_pl.training.base import ClassifierModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
 
 
-class TeacherModule(TrainingModule):
-    """An ordinary classifier trained by cross-entropy, for users who have no teacher yet.
+class TeacherModule(ClassifierModule):
+    """A classifier trained by cross-entropy on real data, for users who have no teacher yet.
 
     Logs ``train/loss`` (nats), ``train/accuracy``, ``val/loss``, ``val/accuracy``, ``test/accuracy`` (in [0, 1]).
 
     Args:
         network: Returns logits ``(B, C)``.
-        optimizer: Takes parameters, returns an optimiser.
-        seed: The run's seed.
+        optimizer, seed: See :class:`TrainingModule`.
 
     Shapes:
         Batches ``(x, y)`` of ``(B, *input_shape)`` and ``(B,)``.
@@ -28,25 +27,12 @@ class TeacherModule(TrainingModule):
         self.network = network
         self.step_by(network)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(B, C)``."""
-        logits: Tensor = self.network(x)
-        return logits
-
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the cross-entropy of a batch, and its metrics."""
         x, y = batch
         logits: Tensor = self.run(x)
         loss = functional.cross_entropy(logits.float(), y)
         return loss, {"loss": loss, "accuracy": accuracy(logits, y)}
-
-    def sample_count(self, batch: tuple[Tensor, Tensor]) -> int:
-        """Return the number of samples of a batch."""
-        return len(batch[0])
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the network's parameters."""
-        return list(self.network.parameters())
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser as the user makes it; not fused, so that trained teachers keep their last digits."""
@@ -58,8 +44,3 @@ class TeacherModule(TrainingModule):
         logits = self(x)
         loss = functional.cross_entropy(logits.float(), y)
         self.count("val", {"loss": loss, "accuracy": accuracy(logits, y)}, len(x))
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count accuracy on the test split."""
-        x, y = batch
-        self.count("test", {"accuracy": accuracy(self(x), y)}, len(x))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.compression import TuckerConv2d, TuckerLinear, factorise
+from kegnet_pl.compression import factorise
 from tests.unit.compression.networks import count, equal, storages, tensors
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
@@ -67,7 +67,7 @@ def test_full_rank_is_the_original(options: dict[str, Any]) -> None:
 @each_convolution
 def test_parts_of_a_convolution(options: dict[str, Any]) -> None:
     conv = _conv(options)
-    small = TuckerConv2d.from_layer(conv, (3, 4))
+    small = factorise(conv, (3, 4))
     kernel = int(np.prod(conv.kernel_size))
 
     assert count(small) == 6 * 3 + 3 * 4 * kernel + 4 * 8 + (8 if conv.bias is not None else 0)
@@ -110,7 +110,7 @@ def test_is_at_least_as_near_as_the_truncated_singular_vectors() -> None:
 def test_linear_equals_the_layer_with_the_reconstructed_weight(bias: bool, ranks: tuple[int, int]) -> None:
     linear = nn.Linear(7, 9, bias=bias, dtype=torch.float64)
     x = torch.randn(4, 7, dtype=torch.float64)
-    small = TuckerLinear.from_layer(linear, ranks)
+    small = factorise(linear, ranks)
 
     torch.testing.assert_close(small(x), _with_weight(linear, _weight(small))(x), rtol=1e-9, atol=1e-11)
     assert count(small) == 7 * ranks[0] + ranks[0] * ranks[1] + ranks[1] * 9 + 9 * bias

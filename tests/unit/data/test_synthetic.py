@@ -210,7 +210,8 @@ def test_drawn_once() -> None:
     first = data.splits["train"][0]
     data.setup("fit")
     assert data.splits["train"][0] is first
-    assert all(seconds > 0 for seconds in data.seconds.values())
+    assert data.costs.seconds["drawing"] > 0 and data.costs.seconds["labelling"] > 0
+    assert data.costs.samples_made == data.costs.teacher_forwards == sum(len(x) for x, _ in data.splits.values())
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -282,8 +283,9 @@ def test_fresh_samples_are_new_every_epoch_and_depend_on_it_alone() -> None:
     first, second = epoch(data, 0), epoch(data, 1)
     assert torch.equal(first, data.splits["train"][0])
     assert not torch.isin(second, first).any()
-    assert (data.made, len(second)) == (80, 40)
-    assert 0 < data.seconds_between_steps < sum(data.seconds.values())
+    seconds = data.costs.seconds
+    assert (data.costs.samples_made, len(second)) == (80, 40)
+    assert 0 < -seconds["student_training"] < seconds["drawing"] + seconds["labelling"]
     source = data.source
     resumed = SyntheticDataModule(
         source, data.teacher, samples=40, seed=3, resample_each_epoch=True, shuffle=False, batch_size=8

@@ -32,7 +32,7 @@ def test_nothing_is_kept_between_calls() -> None:
     network(torch.randn(2, 1, 32, 32))
     with pytest.raises(RuntimeError):
         watched(torch.randn(2, 3, 32, 32))
-    assert watched._recorder.values == {}
+    assert watched._recorder.values is None
     assert watched(torch.zeros(2, 1, 32, 32))[1][0].shape == (2, 6, 28, 28)
 
 
@@ -98,7 +98,7 @@ def test_what_is_not_overwritten_is_not_copied() -> None:
     watched = FeatureExtractor(network, ["conv1"])
     watched(x)
     assert watched._overwritten == set()
-    assert watched._copy("conv1", x) is None
+    assert watched._collect("conv1", x) == (x, None)
 
 
 def test_gradients_of_an_overwritten_output() -> None:

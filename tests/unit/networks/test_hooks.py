@@ -29,20 +29,21 @@ def _hooks(network: nn.Module) -> int:
 def test_collects_inputs_and_outputs_in_the_order_of_computation() -> None:
     network, x = _network(), torch.randn(5, 3)
     with LayerRecorder(network, ["2", "0"], _itself, source="input") as recorder:
-        network(x)
-    assert list(recorder.values) == ["0", "2"]
-    assert torch.equal(recorder.values["0"], x)
-    assert torch.equal(recorder.values["2"], network[1](network[0](x)))
+        output, values = recorder.call(x)
+    assert torch.equal(output, network(x))
+    assert list(values) == ["0", "2"]
+    assert torch.equal(values["0"], x)
+    assert torch.equal(values["2"], network[1](network[0](x)))
     with LayerRecorder(network, ["0"], _itself, source="output") as recorder:
-        network(x)
-    assert torch.equal(recorder.values["0"], network[0](x))
+        _, values = recorder.call(x)
+    assert torch.equal(values["0"], network[0](x))
 
 
 def test_the_network_itself_is_a_layer() -> None:
     network, x = nn.BatchNorm1d(3), torch.randn(5, 3)
     with LayerRecorder(network, [""], _itself, source="input") as recorder:
-        network(x)
-    assert torch.equal(recorder.values[""], x)
+        _, values = recorder.call(x)
+    assert torch.equal(values[""], x)
 
 
 @pytest.mark.parametrize("source", ["input", "output"])
@@ -50,9 +51,9 @@ def test_the_context_leaves_no_hook_even_after_an_error(source: Literal["input",
     network = _network()
     with pytest.raises(RuntimeError), LayerRecorder(network, ["0", "2"], _itself, source=source) as recorder:
         assert _hooks(network) == 2
-        network(torch.randn(5, 7))
+        recorder.call(torch.randn(5, 7))
     assert _hooks(network) == 0
-    assert not recorder.recording
+    assert recorder.values is None
 
 
 def test_open_hooks_record_only_on_request() -> None:
@@ -60,13 +61,11 @@ def test_open_hooks_record_only_on_request() -> None:
     recorder = LayerRecorder(network, ["0", "2"], _itself, source="output")
     recorder.open()
     network(x)
-    assert recorder.values == {} and recorder.missing() == ["0", "2"]
-    recorder.recording = True
-    network[0](x)
-    assert list(recorder.values) == ["0"] and recorder.missing() == ["2"]
-    recorder.reset()
+    assert recorder.values is None
+    recorder.network = network[0]  # calls one of the two layers
+    assert list(recorder.call(x)[1]) == ["0"]
     network(x)
-    assert recorder.values == {}
+    assert recorder.values is None
 
 
 def test_opened_again_it_follows_the_name_to_another_layer() -> None:
@@ -75,21 +74,20 @@ def test_opened_again_it_follows_the_name_to_another_layer() -> None:
     recorder.open()
     first, network[0] = network[0], nn.Linear(3, 4)
     recorder.open()
-    recorder.recording = True
-    network(x)
+    _, values = recorder.call(x)
     assert _hooks(first) == 0 and _hooks(network) == 1
-    assert torch.equal(recorder.values["0"], network[0](x))
+    assert torch.equal(values["0"], network[0](x))
 
 
 @pytest.mark.parametrize("source", ["input", "output"])
 def test_a_replacement_is_passed_on(source: Literal["input", "output"]) -> None:
     network, x = _network(), torch.randn(5, 3)
-    recorder = LayerRecorder(network, ["0"], _itself, source=source, replace=lambda _, tensor: 2 * tensor)
+    recorder = LayerRecorder(network, ["0"], _itself, source=source, replace=lambda tensor: 2 * tensor)
     with recorder:
-        output = network(x)
+        output, values = recorder.call(x)
     expected = network[0](2 * x) if source == "input" else 2 * network[0](x)
     torch.testing.assert_close(output, network[1:](expected))
-    assert torch.equal(recorder.values["0"], x if source == "input" else network[0](x))
+    assert torch.equal(values["0"], x if source == "input" else network[0](x))
 
 
 def test_an_unknown_layer() -> None:
@@ -102,10 +100,9 @@ def test_a_copy_records_the_copied_network(duplicate: Callable[[LayerRecorder], 
     recorder, x = LayerRecorder(_network(), ["0"], _itself, source="output"), torch.randn(5, 3)
     recorder.open()
     other = duplicate(recorder)
-    other.recording = True
-    other.network(x)
-    assert torch.equal(other.values["0"], other.network[0](x))
-    assert recorder.values == {}
+    _, values = other.call(x)
+    assert torch.equal(values["0"], other.network[0](x))
+    assert recorder.values is None
     other.close()
     assert _hooks(other.network) == 0 and _hooks(recorder.network) == 1
 
@@ -117,10 +114,7 @@ def test_records_under_vmap(source: Literal["input", "output"]) -> None:
     recorder.open()
 
     def record(inputs: Tensor) -> Tensor:
-        recorder.recording = True
-        network(inputs)
-        value: Tensor = recorder.values["2"]
-        recorder.reset()
+        value: Tensor = recorder.call(inputs)[1]["2"]
         return value
 
     hidden = network[1](network[0](x))

@@ -12,7 +12,7 @@ from torch import nn
 
 from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, ResNet14, StackedModule
 from kegnet_pl.training import GeneratorModule
-from kegnet_pl.training.vectorization import should_vectorize, vectorization_error
+from kegnet_pl.training.generator_module import should_vectorize, vectorization_error
 from tests.unit.training.tiny import (
     CLASSES,
     FEATURES,

@@ -8,7 +8,6 @@ from torch import nn
 
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.engine import GeneratorTask, fit_generators
-from kegnet_pl.api.sampling import Generators
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, build_objective, code_of
 from kegnet_pl.pipeline.sample_monitor import SampleMonitor
@@ -44,18 +43,14 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
             return [SampleMonitor(task.teacher, network, names, folder / SHEETS, seed, costs)]
 
         fit = ResumableFit(context.trainers, folder, "generators", costs, "generator_training")
-        trained = fit_generators(task, fit, StageProgress("generators", context.console), make_callbacks)
+        generators = fit_generators(task, fit, StageProgress("generators", context.console), make_callbacks)
         if rank() != 0:
             return {}
-        for index, one in enumerate(trained):
-            save_network(one.generator, folder, f"generator_{index}", generator.network)
-            save_network(one.decoder, folder, f"decoder_{index}", generator.decoder)
-        generators = Generators(
-            [one.generator for one in trained], [one.decoder for one in trained], context.network(teacher),
-            context.input_shape, context.classes, context.device,
-        )  # fmt: skip
+        for index, (network, decoder) in enumerate(zip(generators.networks, generators.decoders, strict=True)):
+            save_network(network, folder, f"generator_{index}", generator.network)
+            save_network(decoder, folder, f"decoder_{index}", generator.decoder)
         return {
-            "generators": {str(index): one.metrics for index, one in enumerate(trained)},
+            "generators": {str(index): metrics for index, metrics in enumerate(generators.metrics)},
             "confidence": draw_samples(context, generators, folder, costs),
             "walk": draw_walk(generators, generator.seed, folder, costs),
         }
@@ -74,6 +69,7 @@ def _make_task(context: RunContext, teacher: nn.Module) -> GeneratorTask:
     task = GeneratorTask(
         teacher,
         context.input_shape,
+        context.device,
         lambda: build(generator.network),
         lambda: build(generator.decoder),
         lambda: build_objective(objective),
@@ -83,7 +79,7 @@ def _make_task(context: RunContext, teacher: nn.Module) -> GeneratorTask:
         (trainer.gradient_clip_val, trainer.gradient_clip_algorithm),
     )
     try:
-        task, obstacle = task.choose_parallel(context.device)
+        task, obstacle = task.choose_parallel()
     except ValueError as error:
         raise ConfigError(str(error).replace("parallel='", "generator.parallel='")) from error
     if obstacle is not None:

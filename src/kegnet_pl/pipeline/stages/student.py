@@ -40,18 +40,14 @@ def student_stage(
     title = f"student ({source.name})"
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
-        data = _make_data(context, student, teacher, _make_source(context, source, student, generators))
+        data = _make_data(context, student, teacher, _make_source(context, source, student, generators), costs)
         selection = Selection(student.selection != "last", student.patience, student.min_epochs)
         fit = ResumableFit(context.trainers, folder, "student", costs, "student_training", selection)
-        forwards = 0
-        try:
-            module, metrics = fit_student(
-                load_network(initial.folder), data, student, build(student.optimizer), fit,
-                name=source.name, seed=context.seed, progress=StageProgress(title, context.console),
-            )  # fmt: skip
-            forwards = module.teacher_forwards
-        finally:
-            _count(costs, data, forwards)
+        module, metrics = fit_student(
+            load_network(initial.folder), data, student, build(student.optimizer), fit,
+            StageProgress(title, context.console), name=source.name,
+        )  # fmt: skip
+        costs.teacher_forwards += module.teacher_forwards
         if rank() == 0:
             recipe = json.loads((initial.folder / "network.json").read_text())
             save_network(module.network, folder, "network", recipe["network"], recipe["ranks"])
@@ -104,7 +100,7 @@ def _make_source(
 
 
 def _make_data(
-    context: RunContext, student: StudentSettings, teacher: Stage, source: SyntheticSource
+    context: RunContext, student: StudentSettings, teacher: Stage, source: SyntheticSource, costs: StageCosts
 ) -> SyntheticDataModule:
     real = context.data if student.selection == "real" else None
     return SyntheticDataModule(
@@ -118,13 +114,5 @@ def _make_data(
         resample_each_epoch=student.resample_each_epoch,
         seed=context.seed,
         device=context.device,
+        costs=costs,
     )
-
-
-def _count(costs: StageCosts, data: SyntheticDataModule, forwards: int) -> None:
-    """Add the costs of sampling and labelling; between steps they are subtracted from training."""
-    costs.seconds["student_training"] -= data.seconds_between_steps
-    costs.seconds["drawing"] += data.seconds["draw"]
-    costs.seconds["labelling"] += data.seconds["label"]
-    costs.samples_made += data.made
-    costs.teacher_forwards += data.made + forwards

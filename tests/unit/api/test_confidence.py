@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kegnet_pl.networks.confidence import class_confidence
+from kegnet_pl.api.sampling import class_confidence
 
 
 def test_mean_probability_of_the_intended_class() -> None:
