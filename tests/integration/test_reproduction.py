@@ -582,7 +582,8 @@ def test_page_of_a_study(tmp_path: Path) -> None:
     finished = {}
     for seed, accuracy in enumerate((0.5, 0.6)):
         command = (
-            "python -m kegnet_pl +experiment=svhn_resnet compression=option2 seed=0 student.norm=batch hydra.run.dir=x"
+            f"python -m kegnet_pl +experiment=svhn_resnet compression=option2 seed={seed} student.norm=batch "
+            "hydra.run.dir=x"
         )
         mine = row(seed=seed, accuracy=accuracy, label_entropy=0.25, seconds=10.0, command=command)
         finished[runs["as released", "option2", seed].name] = [mine]

@@ -15,7 +15,10 @@ from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.networks import Decoder, DenseGenerator, StackedModule
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
 from kegnet_pl.sources import NoiseSource
+from kegnet_pl.training.progress import StageProgress, make_console
 from tests.unit.training.tiny import CLASSES, FEATURES, NOISE, adam, make_classifier, make_objective
+
+BAR = StageProgress("test", make_console(quiet=True))
 
 
 @dataclass
@@ -38,6 +41,7 @@ def make_task(count: int, parallel: str) -> GeneratorTask:
     return GeneratorTask(
         make_classifier(),
         (FEATURES,),
+        torch.device("cpu"),
         lambda: DenseGenerator(FEATURES, CLASSES, NOISE, blocks=1, width=8),
         lambda: Decoder((FEATURES,), NOISE, blocks=1, width=8),
         make_objective,
@@ -51,13 +55,13 @@ def make_task(count: int, parallel: str) -> GeneratorTask:
 )
 def test_generators_are_fitted_together_or_one_after_another(parallel: str, names: list[str]) -> None:
     task, fit = make_task(2, parallel), FakeFit()
-    trained = fit_generators(task, fit, make_callbacks=lambda names, network: [f"callback of {names}"])
+    trained = fit_generators(task, fit, BAR, lambda names, network: [f"callback of {names}"])
     assert [call["name"] for call in fit.calls] == names
     assert all(call["epochs"] == 7 and call["data"] is None for call in fit.calls)
-    assert [len(call["callbacks"]) for call in fit.calls] == [1] * len(names)
+    assert [len(call["callbacks"]) for call in fit.calls] == [2] * len(names), "with the progress"
     assert [isinstance(module.generator, StackedModule) for module in fit.modules] == [parallel == "vmap"] * len(names)
-    for index, pair in enumerate(trained):
-        for network, initial in zip((pair.generator, pair.decoder), task.make_pair(index), strict=True):
+    for index, pair in enumerate(zip(trained.networks, trained.decoders, strict=True)):
+        for network, initial in zip(pair, task.make_pair(index), strict=True):
             for value, before in zip(network.parameters(), initial.parameters(), strict=True):
                 torch.testing.assert_close(value, before + 1.0)
             assert not network.training
@@ -68,7 +72,7 @@ def test_a_student_is_fitted_on_the_samples_that_the_teacher_labels() -> None:
     before = [value.clone() for value in student.parameters()]
     data = SyntheticDataModule(NoiseSource("normal", (FEATURES,)), teacher, samples=32, batch_size=8)
     settings = DistillationSettings(epochs=5, temperature=2.0)
-    module, metrics = fit_student(student, data, settings, partial(torch.optim.SGD, lr=0.1), fit, name="noise")
+    module, metrics = fit_student(student, data, settings, partial(torch.optim.SGD, lr=0.1), fit, BAR, "noise")
     (call,) = fit.calls
     assert (call["name"], call["epochs"], call["data"]) == ("noise", 5, data)
     assert metrics == {"train/loss": 0.5}
@@ -84,7 +88,7 @@ def test_layers_are_compared_only_where_they_have_a_weight() -> None:
         fit = FakeFit()
         data = SyntheticDataModule(NoiseSource("normal", (4,)), _NormNet(), samples=16, batch_size=8)
         settings = DistillationSettings.model_validate({"feature_distillation": {"weight": weight}})
-        module, _ = fit_student(_NormNet(), data, settings, adam, fit)
+        module, _ = fit_student(_NormNet(), data, settings, adam, fit, BAR)
         assert (module.feature_distillation is not None) is compared
 
 
