@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -151,7 +151,7 @@ _FORKS.set_forkserver_preload(
 )
 
 
-def _main(arguments: Sequence[str], folder: Path, environment: dict[str, str], output: Path) -> None:
+def _main(arguments: Sequence[str], folder: Path, environment: dict[str, str], output: Path, draw: bool) -> None:
     """Run the command line in a forked process: as ``python -m kegnet_pl``, but with everything imported already."""
     os.environ.clear()
     os.environ.update(environment)
@@ -163,12 +163,13 @@ def _main(arguments: Sequence[str], folder: Path, environment: dict[str, str], o
     sys.argv[:] = ["kegnet_pl", *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    main()
+    with nullcontext() if draw else no_pictures():
+        main()
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Command]:
-    """Run the command line in an empty folder, with no W&B key.
+    """Run the command line in an empty folder, with no W&B key, and without pictures of runs unless ``draw`` is set.
 
     ``new`` starts ``python -m kegnet_pl``, which takes the imports' five seconds more. Launchers of sweeps and DDP need
     it, as they start processes themselves.
@@ -178,14 +179,14 @@ def command(tmp_path: Path) -> Iterator[Command]:
     processes = []
 
     def run(
-        *arguments: str, expect: int | None = 0, new: bool = False, timeout: float = 300
+        *arguments: str, expect: int | None = 0, new: bool = False, draw: bool = False, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         name = [sys.executable, "-m", "kegnet_pl", *arguments]
         if new:
             done = subprocess.run(name, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
         else:
             with TemporaryDirectory() as output:
-                process = _FORKS.Process(target=_main, args=(arguments, tmp_path, environment, Path(output)))
+                process = _FORKS.Process(target=_main, args=(arguments, tmp_path, environment, Path(output), draw))
                 process.start()
                 processes.append(process)
                 process.join(timeout)

@@ -215,10 +215,10 @@ def test_metric_names(command: Command, tmp_path: Path) -> None:
 @pytest.mark.ddp
 def test_two_processes_through_the_command_line(command: Command, tmp_path: Path) -> None:
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    done = command(FAST, *ddp, new=True)
+    done = command(FAST, *ddp, "sources=[kegnet]", new=True)
     assert done.stdout.count("T+KegNet") >= 1 and done.stdout.count("teacher: finished") == 1
     (results,) = tmp_path.glob("outputs/runs/*/results.json")
-    assert len(json.loads(results.read_text())) == 5
+    assert len(json.loads(results.read_text())) == 3
     # Another run finds some stages, and both processes train the others.
     more = command(FAST, *ddp, "student.optimizer.lr=0.002", "sources=[kegnet]", new=True)
     assert "generators: found" in more.stdout and "student (kegnet): finished" in more.stdout
