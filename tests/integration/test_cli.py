@@ -21,7 +21,7 @@ Refused = Callable[..., str]
 
 
 def _seconds_of_processors() -> float:
-    """What ended children took: waiting for a processor that other tests keep busy is nobody's slowness."""
+    """CPU seconds of ended child processes: waiting for a busy core does not count."""
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     return spent.ru_utime + spent.ru_stime
 

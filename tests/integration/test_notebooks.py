@@ -26,7 +26,7 @@ SMALL = {
         "8 of 8 runs": "4 of 4 runs",
     },
 }
-"""What a test of a notebook replaces in its code, as training takes minutes."""
+"""Replacements in the code of a notebook, as training takes minutes."""
 
 
 def test_all_three_are_there() -> None:

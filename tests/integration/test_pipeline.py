@@ -691,7 +691,7 @@ def test_changed_code_of_ones_own_callback_builds_anew(tmp_path: Path, monkeypat
 
 
 def test_files_of_data_may_move(tmp_path: Path) -> None:
-    """What trains and selects is known by its content; test data that comes or goes trains nothing again."""
+    """Training data is identified by its content; new or missing test data causes no training."""
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         for part in ("train", "test"):

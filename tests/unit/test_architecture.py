@@ -26,7 +26,7 @@ ALLOWED = {
     "reporting": CORE | {"", "settings", "sources", "data", "training", "reporting"},
     "api": CORE | {"", "settings", "sources", "data", "training", "reporting", "api"},
 }
-"""What each package may import of ours; ``""`` is the root, with the version. The pipeline may import everything."""
+"""Packages that each package may import; ``""`` is the root, with the version. The pipeline may import everything."""
 
 
 def _parse(path: Path) -> ast.Module:

@@ -60,8 +60,8 @@ def train_generators(
         batch_size: Samples of a step and generator.
         lr: Adam's learning rate.
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
-        objective: Weights of the terms ``classifier``, ``decoder``, ``diversity`` and ``statistics``, or an objective
-            of your own; None: 1, 1 and 1 as in the paper, without diversity for rows of features.
+        objective: Weights of the terms ``classifier``, ``decoder``, ``diversity`` and ``statistics``, or another
+            objective; None: 1, 1 and 1 as in the paper, without diversity for rows of features.
         make_generator: Returns a new generator with attributes ``noise_dim`` and ``classes``.
         make_decoder: Returns a new decoder from samples to noise.
         teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.

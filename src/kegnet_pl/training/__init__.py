@@ -1,4 +1,4 @@
-"""LightningModules: they wire networks and losses, and hold no mathematics of their own."""
+"""LightningModules: they wire networks and losses, and hold no mathematics."""
 
 from kegnet_pl.training.generator_module import GeneratorModule
 from kegnet_pl.training.student_module import FeatureDistillation, StudentModule

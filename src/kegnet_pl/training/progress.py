@@ -120,7 +120,7 @@ class StageProgress(Callback):
         """Start counting at the epoch where the first fit of the stage starts or resumes."""
         if self._first is None:
             if trainer.current_epoch:
-                self.console.print(f"{self.title}: goes on after epoch {trainer.current_epoch}")
+                self.console.print(f"{self.title}: resumed after epoch {trainer.current_epoch}")
             self._first = (self.fit + trainer.current_epoch / max(trainer.max_epochs or 1, 1)) / self.fits
 
     def _share(self, trainer: Trainer) -> float:

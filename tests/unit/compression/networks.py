@@ -57,7 +57,7 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    """Whether two sets of tensors are bit-equal."""
+    """Return True if two sets of tensors are bit-equal."""
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 

@@ -1,4 +1,4 @@
-"""What all real data sets have in common."""
+"""Common behaviour of all real data sets."""
 
 from pathlib import Path
 from types import SimpleNamespace

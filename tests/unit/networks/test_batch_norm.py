@@ -22,7 +22,7 @@ def _teacher() -> ResNet14:
 
 
 def _seen(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What every batch-norm layer returns."""
+    """The outputs of all batch-norm layers."""
     outputs: dict[str, Tensor] = {}
     hooks = [
         layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))

@@ -92,7 +92,7 @@ def test_repeating_and_convolving_are_one_operation(size: tuple[int, int]) -> No
 
 
 def test_repeated_pixels_draw_smoother_images_than_transposed_convolutions() -> None:
-    """What new generators draw, as a share of the variance: the alternating half of every pair of pixels."""
+    """Samples of new generators: the variance of the difference in pairs of pixels, as a share."""
     roughness: dict[str, list[float]] = {"transposed": [], "nearest": []}
     for upsampling, found in roughness.items():
         for seed in range(8):

@@ -1,4 +1,4 @@
-"""What networks return: a classifier for a sample, a generator and a decoder for noise."""
+"""Checks of the outputs of classifiers, generators and decoders."""
 
 from typing import Any
 

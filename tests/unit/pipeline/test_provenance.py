@@ -1,4 +1,4 @@
-"""What made a result."""
+"""Provenance of results: command, versions, commit."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""What a run says of its results on the terminal."""
+"""Tables of results on the terminal."""
 
 import pytest
 

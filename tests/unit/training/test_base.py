@@ -1,4 +1,4 @@
-"""What all modules share: curves, clipping, optimisers, the norm of gradients."""
+"""Common behaviour of all modules: curves, clipping, optimisers, the norm of gradients."""
 
 import csv
 import functools

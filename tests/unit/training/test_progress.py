@@ -105,7 +105,7 @@ def test_a_resumed_fit_goes_on_from_where_it_was(tmp_path: Path) -> None:
     assert _shares(file.getvalue()) == [56, 62, 69, 75, 81, 88, 94, 100]
     assert progress._first == 0.5, "the time left must count from where this run began"
     lines = file.getvalue().splitlines()
-    assert lines[1] == "teacher: goes on after epoch 2"
+    assert lines[1] == "teacher: resumed after epoch 2"
     assert all(line.endswith(" left") for line in lines[2:-1])
 
 
