@@ -610,6 +610,8 @@ def test_own_sources_and_mixtures(tmp_path: Path, prepared: Prepared) -> None:
     louder = go(tmp_path, target, "+source.stripes.amplitude=3.0", sources, train=False)
     same = [first["fingerprint"] == second["fingerprint"] for first, second in zip(rows, louder, strict=True)]
     assert same == [True, True, False, False, True]
+    with pytest.raises(ConfigError, match=r"different titles, .* but got stripes \(Stripes\), again \(Stripes\)"):
+        go(tmp_path, target, target.replace("stripes", "again"), "sources=[stripes,again]", train=False)
 
 
 NETWORK = """

@@ -13,6 +13,7 @@ from kegnet_pl.pipeline.stages.generators import generators_stage
 from kegnet_pl.pipeline.stages.student import student_stage
 from kegnet_pl.pipeline.stages.teacher import teacher_stage
 from kegnet_pl.runtime.distributed import rank
+from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import describe_mixture
 
@@ -43,6 +44,12 @@ def run(
     """
     settings = settings or RunSettings.from_config(config)
     sources = [describe_mixture(shares, settings.source) for shares in settings.sources]
+    if len({source.title for source in sources}) < len(sources):
+        titles = ", ".join(f"{source.name} ({source.title})" for source in sources)
+        raise ConfigError(
+            f"Expected `sources` with different titles, which name the rows of tables, but got {titles}. Set the class "
+            f"attribute `title` of your source, or remove one."
+        )
     context = open_context(settings, config, folder, job, gpu)
     needs_generators = any(source.needs_generators for source in sources)
     check_before(context, generators=needs_generators)
