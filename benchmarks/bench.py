@@ -137,7 +137,9 @@ def compare_checkouts(task: Task, repeats: int, before: Path) -> dict[str, Any]:
         "commit_before": _commit(before),
         "commit_after": _commit(ROOT),
         "versions": versions(),
-        "command": command_line("benchmarks.bench").replace(str(before), os.path.relpath(before)),
+        "command": command_line("benchmarks.bench").replace(
+            f"--against {before}", f"--against {before.resolve().name}"
+        ),
     }
 
 
