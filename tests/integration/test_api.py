@@ -211,6 +211,17 @@ def test_rules_without_a_target() -> None:
     assert kegnet_pl.compress(network, SHAPE).report.compression_ratio > 1, "by EVBMF"
 
 
+def test_compression_by_function_and_by_weights() -> None:
+    network = _lenet()
+    by_weights = kegnet_pl.compress(network, SHAPE, 8.0, fit="weights")
+    by_function, again = (kegnet_pl.compress(network, SHAPE, 8.0, samples=300) for _ in range(2))
+    assert by_weights.fitted == () and by_function.fitted
+    assert by_function.report.compression_ratio == pytest.approx(8, rel=0.05)
+    assert _same(by_function.network, again.network)
+    other = kegnet_pl.compress(network, SHAPE, 8.0, samples=300, source=kegnet_pl.NoiseSource("uniform", SHAPE))
+    assert not _same(by_function.network, other.network)
+
+
 class _Wrong(nn.Module):
     """A generator that returns something else."""
 
@@ -277,6 +288,8 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, lr=-1, **TINY), "`lr` to be a number above 0"),
         (lambda: kegnet_pl.train_generators(_lenet(), "1,32,32", **TINY), "`input_shape` as .* but got '1,32,32'"),
         (lambda: kegnet_pl.compress(_lenet(), (1, -32, 32)), r"`input_shape` as .* but got \(1, -32, 32\)"),
+        (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, fit="logits"), "`fit` to be 'function' or 'weights'"),
+        (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, samples=1), "`samples` to be at least 10, but got 1"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="cuda:99", **TINY),
          "`device` to exist, but got 'cuda:99'"),
         (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.zeros(3).long()), "many samples as labels, but got 8 and 3"),

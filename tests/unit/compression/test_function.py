@@ -183,7 +183,7 @@ def test_a_fit_is_better_than_the_factors_of_the_weights(network: nn.Module, sam
     assert _error(network, student, samples) < 0.8 * plain
 
 
-def test_layers_after_a_compressed_one_make_up_for_it(network: nn.Module, samples: torch.Tensor) -> None:
+def test_layers_after_a_compressed_one_compensate_for_it(network: nn.Module, samples: torch.Tensor) -> None:
     student = copy.deepcopy(network)
     student.conv1 = factorise(student.conv1, (2, 3))  # type: ignore[arg-type]
     reconstruct(network, student, ["conv1"], Calibration(samples, samples))
