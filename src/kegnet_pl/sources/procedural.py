@@ -15,11 +15,16 @@ _COMPONENTS = 32
 """Gaussians of the mixture for rows of features."""
 
 
+_MOST_DIRECTIONS = 1024
+"""Most directions in which a Gaussian of the mixture varies; more would need a large matrix for each Gaussian."""
+
+
 class RandomFields(SyntheticSource):
     """Gaussian random fields of random smoothness; for rows of features, a mixture of correlated Gaussians.
 
     A field of an image or a signal has the power spectrum ``1 / f^a``, ``a`` from U(1, 4) for each sample. Its channels
-    are correlated, by a random amount for each sample. Each channel has mean 0 and variance 1. Rows are drawn from 32
+    are correlated, by a random amount for each sample. Each channel has mean 0 and variance 1. A field of one value is
+    drawn from N(0, 1). Rows are drawn from 32
     Gaussians with random means and covariances; features have mean 0 and variance 1 over all rows.
 
     Args:
@@ -57,6 +62,8 @@ class RandomFields(SyntheticSource):
         shared = torch.rand(n, 1, *ones, generator=rng)
         noise = (1 - shared).sqrt() * torch.randn(n, channels, *sizes, generator=rng)
         noise = noise + shared.sqrt() * torch.randn(n, 1, *sizes, generator=rng)
+        if noise[0, 0].numel() == 1:
+            return noise
         fields: Tensor = torch.fft.ifftn(
             torch.fft.fftn(noise, dim=axes) * frequencies ** (-exponents / 2), dim=axes
         ).real
@@ -66,13 +73,17 @@ class RandomFields(SyntheticSource):
 
 def _draw_rows(n: int, features: int, rng: torch.Generator) -> Tensor:
     """Return rows of a mixture of Gaussians whose covariances have spectra ``1 / i^a``, ``a`` from U(0, 2)."""
+    directions = min(features, max(_MOST_DIRECTIONS**2 // features, 1))
     exponents = 2 * torch.rand(_COMPONENTS, 1, generator=rng)
-    scales = torch.arange(1, features + 1) ** (-exponents / 2)
-    bases = torch.linalg.qr(torch.randn(_COMPONENTS, features, features, generator=rng))[0]
+    scales = torch.arange(1, directions + 1) ** (-exponents / 2)
+    bases = torch.linalg.qr(torch.randn(_COMPONENTS, features, directions, generator=rng))[0]
     factors = bases * scales[:, None]
     factors = factors / factors.square().sum(dim=2).mean(dim=1).sqrt()[:, None, None]
     component = torch.randint(_COMPONENTS, (n,), generator=rng)
     means = torch.randn(_COMPONENTS, features, generator=rng)
-    noise = torch.randn(n, features, generator=rng)
-    rows = means[component] + torch.einsum("nij,nj->ni", factors[component], noise)
+    noise = torch.randn(n, directions, generator=rng)
+    rows = means[component]
+    for index, factor in enumerate(factors):  # together, they would need a matrix for every row
+        chosen = component == index
+        rows[chosen] += noise[chosen] @ factor.T
     return rows / 2**0.5
