@@ -67,8 +67,9 @@ def compress(
     if fit not in ("function", "weights"):
         raise ValueError(f"Expected `fit` to be 'function' or 'weights', but got {fit!r}.")
     shape, plan = to_shape(input_shape), CompressionPlan(list(rules), target, when_larger)
-    calibration = _calibrate(network, shape, source, samples, seed) if fit == "function" else None
-    compressed: Compressed = plan.apply(network, shape, calibration)
+    with torch.inference_mode(mode=False):  # gradients by layers are needed
+        calibration = _calibrate(network, shape, source, samples, seed) if fit == "function" else None
+        compressed: Compressed = plan.apply(network, shape, calibration)
     return compressed
 
 
@@ -76,16 +77,31 @@ def _calibrate(
     network: nn.Module, shape: tuple[int, ...], source: SyntheticSource | None, samples: int, seed: int
 ) -> Calibration:
     """Return samples of a source; the held-out ones are of random fields and of noise."""
-    count_classes(network, shape)
-    if samples < 10:
-        raise ValueError(f"Expected `samples` to be at least 10, but got {samples}.")
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 10:
+        raise ValueError(f"Expected `samples` to be an integer, at least 10, but got {samples!r}.")
+    if source is not None and not isinstance(source, SyntheticSource):
+        raise ValueError(
+            f"Expected `source` to be a SyntheticSource, such as NoiseSource('normal', {shape}), or None, but got "
+            f"{source!r}."
+        )
+    weight = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
+    count_classes(network if weight.dtype == torch.float32 else copy.deepcopy(network).float(), shape)
     fields, noise = RandomFields(shape), NoiseSource("normal", shape)
     source = source or (fields if len(shape) > 1 else noise)
     held_out = torch.cat(
         [other.sample(max(samples // 8, 1), derive_seed(seed, "held out")) for other in (fields, noise)]
     )
-    weight = next(network.parameters())
-    return Calibration(source.sample(samples, seed).to(weight), held_out.to(weight), seed)
+    x = source.sample(samples, seed)
+    if not isinstance(x, torch.Tensor) or tuple(x.shape) != (samples, *shape):
+        received = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(
+            f"Expected `source` to return samples of shape {(samples, *shape)}, but got {received}. Check its method "
+            f"`sample`."
+        )
+    x = x.detach().to(weight)
+    if not bool(x.isfinite().all()):
+        raise ValueError("Expected `source` to return finite samples, but got NaN or infinite ones.")
+    return Calibration(x, held_out.to(weight), seed)
 
 
 def distill(
