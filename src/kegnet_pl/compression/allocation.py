@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.compression.activations import LayerMoments
-from kegnet_pl.compression.tucker import Factorisable, Ranks, factorised_parameters, sides
+from kegnet_pl.compression.tucker import Factorisable, Ranks, sides
 
 _DAMPING = 1e-3
 """Share of the mean that is added to the diagonal of moments, for directions that no sample has."""
@@ -31,60 +31,60 @@ def _tails(spectrum: Tensor, count: int) -> np.ndarray:
     return np.append(squares[::-1].cumsum()[::-1][1:], 0.0)
 
 
-def truncation_losses(layer: Factorisable, moments: LayerMoments) -> tuple[np.ndarray, np.ndarray]:
+def needs_inputs(layer: Factorisable, fixed: tuple[int | None, int | None]) -> bool:
+    """Return True if the choice of a layer's ranks needs the moments of its inputs."""
+    return not (isinstance(layer, nn.Linear) and fixed == (None, None))  # a matrix has one rank
+
+
+def truncation_losses(layer: Factorisable, moments: LayerMoments) -> tuple[np.ndarray | None, np.ndarray]:
     """Estimate the squared change of the logits by a truncation of one side of a layer to 1, 2, ... components.
 
     The output side loses the smallest directions of the outputs, weighted by the sensitivity of the logits; the input
     side those of the weights, weighted by the moments of the inputs and by that sensitivity.
 
     Returns:
-        Losses per sample, for the input side ``(in,)`` and for the output side ``(out,)``.
+        Losses per sample, for the input side ``(in,)``, None without moments of the inputs, and for the output side
+        ``(out,)``.
     """
     n_in, n_out = sides(layer)
-    weight = (
-        layer.weight.detach().cpu().double().flatten(2)
-        if layer.weight.dim() > 2
-        else layer.weight.detach().cpu().double()[..., None]
-    )
     root = square_root(moments.sensitivity, damping=0.0)
     outputs = torch.linalg.eigvalsh(root @ moments.outputs @ root)
+    out_losses = moments.positions * _tails(outputs, n_out)
+    if moments.inputs is None:
+        return None, out_losses
+    weight = layer.weight.detach().cpu().double().reshape(n_out, n_in, -1)
     inputs = square_root(moments.inputs)
     gram = torch.einsum("ock,op,pdk->cd", weight, moments.sensitivity, weight)
     in_spectrum = torch.linalg.eigvalsh(inputs @ gram @ inputs)
-    losses = _tails(in_spectrum, n_in), _tails(outputs, n_out)
-    return moments.positions * losses[0], moments.positions * losses[1]
+    return moments.positions * _tails(in_spectrum, n_in), out_losses
 
 
 @dataclass(frozen=True)
 class _Options:
-    """Pairs of ranks of a layer, their losses and their parameters; the last one is the layer as it is."""
+    """Pairs of ranks of a layer ``(n, 2)``, and losses and sizes ``(n + 1,)``; the last is the layer as it is."""
 
-    ranks: list[Ranks | None]
+    ranks: np.ndarray
     losses: np.ndarray
     sizes: np.ndarray
 
 
 def _options(layer: Factorisable, fixed: tuple[int | None, int | None], moments: LayerMoments) -> _Options:
-    losses = truncation_losses(layer, moments)
+    in_losses, out_losses = truncation_losses(layer, moments)
     choices = [range(1, full + 1) if rank is None else [rank] for rank, full in zip(fixed, sides(layer), strict=True)]
-    grid_in, grid_out = np.meshgrid(np.array(choices[0]), np.array(choices[1]), indexing="ij")
-    if isinstance(layer, nn.Linear) and fixed == (None, None):  # a matrix has one rank
+    if not needs_inputs(layer, fixed):
         grid_in = grid_out = np.arange(1, min(sides(layer)) + 1)
-        loss = losses[1][grid_out - 1]
+        loss = out_losses[grid_out - 1]
     else:
-        loss = losses[0][grid_in - 1] + losses[1][grid_out - 1]
+        assert in_losses is not None
+        grid_in, grid_out = np.meshgrid(np.array(choices[0]), np.array(choices[1]), indexing="ij")
+        loss = in_losses[grid_in - 1] + out_losses[grid_out - 1]
     (n_in, n_out), bias = sides(layer), 0 if layer.bias is None else sides(layer)[1]
     kernel = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
     size = n_in * grid_in + grid_in * grid_out * kernel + grid_out * n_out + bias
     whole = layer.weight.numel() + bias
-    smaller = size.ravel() < whole
-    pairs: list[Ranks | None] = [
-        (int(a), int(b)) for a, b in zip(grid_in.ravel()[smaller], grid_out.ravel()[smaller], strict=True)
-    ]
-    assert not pairs or factorised_parameters(layer, pairs[0]) == size.ravel()[smaller][0]  # type: ignore[arg-type]
-    return _Options(
-        [*pairs, None], np.append(loss.ravel()[smaller], 0.0), np.append(size.ravel()[smaller], whole).astype(float)
-    )
+    smaller = size < whole
+    pairs = np.stack([grid_in[smaller], grid_out[smaller]], axis=1)
+    return _Options(pairs, np.append(loss[smaller], 0.0), np.append(size[smaller], whole).astype(float))
 
 
 def allocate_ranks(
@@ -139,5 +139,5 @@ def allocate_ranks(
         if best[0] <= 0:
             break
         chosen[best[1]] = best[2]
-    found = {name: options[name].ranks[index] for name, index in chosen.items()}
-    return {name: ranks for name, ranks in found.items() if ranks is not None}
+    found = {name: options[name].ranks[index : index + 1] for name, index in chosen.items()}
+    return {name: (int(pair[0][0]), int(pair[0][1])) for name, pair in found.items() if len(pair)}

@@ -15,11 +15,18 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from kegnet_pl.compression.activations import Calibration, measure_layers
-from kegnet_pl.compression.allocation import allocate_ranks
+from kegnet_pl.compression.allocation import allocate_ranks, needs_inputs
 from kegnet_pl.compression.reconstruction import reconstruct
 from kegnet_pl.compression.report import CompressionReport, LayerReport, count_parameters, measure_size
 from kegnet_pl.compression.rules import Candidate, Rule
-from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, factorised_parameters, replace_layer
+from kegnet_pl.compression.tucker import (
+    Factorisable,
+    Ranks,
+    carry_hooks,
+    factorise,
+    factorised_parameters,
+    replace_layer,
+)
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 
@@ -66,6 +73,10 @@ def _find_obstacles(network: nn.Module, layers: Mapping[str, nn.Module]) -> dict
             obstacles[name] = f"{type(layer).__name__} cannot be factorised here"
         elif id(layer) in fused:
             obstacles[name] = "TransformerEncoderLayer reads its weight directly"
+        elif "weight" not in dict(layer.named_parameters(recurse=False)):
+            obstacles[name] = (
+                "its weight is computed from others (weight_norm, spectral_norm, pruning); remove that first"
+            )
         elif uses[id(layer.weight)] > 1:
             obstacles[name] = "its weight is shared with another layer"
         elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
@@ -127,7 +138,7 @@ class CompressionPlan:
             ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target cannot
                 be reached, weights are not finite, or the network does not accept such samples.
         """
-        invalid = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
+        invalid = [name for name, weight in network.named_parameters() if not bool(weight.detach().isfinite().all())]
         if invalid:
             raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
         devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
@@ -209,30 +220,48 @@ class CompressionPlan:
                 candidates.append(Candidate(name, cast(Factorisable, layer), rule.sides))
         return candidates, notes
 
+    def _no_candidates(self) -> str:
+        return (
+            f"Expected layers that can be factorised, to reach target={self.target}, but got none: plain convolutions "
+            f"(without groups) and dense layers can, if their weights are not shared."
+        )
+
     def _choose_by_function(
         self, network: nn.Module, candidates: Sequence[Candidate], parameters: int, calibration: Calibration
     ) -> dict[str, Ranks]:
         """Return the ranks of candidates that change the logits least; a candidate without ranks stays as it is."""
         assert self.target is not None
         fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
-        layers = {c.name: c.layer for c in candidates}
+        given = {name: (a, b) for name, (a, b) in fixed.items() if a is not None and b is not None}
+        layers = {c.name: c.layer for c in candidates if c.name not in given}
+        if not layers:
+            raise ValueError(self._no_candidates())
+        saved = sum(
+            count_parameters(c.layer) - factorised_parameters(c.layer, given[c.name])
+            for c in candidates
+            if c.name in given and not self._enlarges(c.layer, given[c.name])
+        )
         frozen = copy.deepcopy(network).requires_grad_(False)
-        moments = measure_layers(frozen, list(layers), calibration.samples, seed=calibration.seed)
+        of_inputs = {name for name, layer in layers.items() if needs_inputs(layer, fixed[name])}
+        moments = measure_layers(frozen, list(layers), calibration.samples, seed=calibration.seed, of_inputs=of_inputs)
         called = {name: layer for name, layer in layers.items() if name in moments}
         free = sum(count_parameters(layer) for layer in called.values())
+        rest = parameters - saved - free
         try:
-            chosen = allocate_ranks(called, fixed, moments, int(parameters / self.target) - (parameters - free))
+            chosen = allocate_ranks(called, fixed, moments, int(parameters / self.target) - rest)
         except ValueError as error:
+            unseen = [name for name in layers if name not in called]
+            without = f" Layers without gradients or a batch cannot be used: {', '.join(unseen)}." if unseen else ""
             raise ValueError(
-                f"Expected a `target` within reach, but {self.target} leaves too little: {error} Name more layers in "
-                f"`rules`, or lower the target."
+                f"Expected a `target` within reach, but {self.target} leaves too little: {error}{without} Name more "
+                f"layers in `rules`, or lower the target."
             ) from error
         for candidate in candidates:
-            if candidate.name not in moments:
-                candidate.notes.append("unchanged: the network does not call it")
-            elif candidate.name not in chosen:
+            if candidate.name in layers and candidate.name not in moments:
+                candidate.notes.append("unchanged: the network does not call it, or not with gradients and a batch")
+            elif candidate.name in layers and candidate.name not in chosen:
                 candidate.notes.append("unchanged: the same parameters cost the logits less elsewhere")
-        return chosen
+        return {**given, **chosen}
 
     def _replace_layers(self, network: nn.Module, candidates: Sequence[Candidate], chosen: dict[str, Ranks]) -> None:
         """Factorise the candidates; one that would grow gets a note and is removed from the chosen ranks."""
@@ -248,6 +277,7 @@ class CompressionPlan:
                 del chosen[candidate.name]
             else:
                 new = factorise(candidate.layer, ranks).train(candidate.layer.training)
+                carry_hooks(candidate.layer, new)
                 replace_layer(network, candidate.name, new)
 
     def _check_patterns(self, layers: Mapping[str, nn.Module]) -> None:
@@ -291,10 +321,7 @@ class CompressionPlan:
         bound = ratio(at(shares[0]))
         if bound < self.target:
             if not free:
-                raise ValueError(
-                    f"Expected layers that can be factorised, to reach target={self.target}, but got none: plain "
-                    f"convolutions (without groups) and dense layers can, if their weights are not shared."
-                )
+                raise ValueError(self._no_candidates())
             raise ValueError(
                 f"Expected `target` of at most {math.floor(100 * bound) / 100:.2f}, the ratio with every rank 'target' "
                 f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kegnet_pl.compression.activations import POSITIONS, Calibration, LayerMoments, measure_layers, patches, to_rows
+from kegnet_pl.compression.activations import (
+    POSITIONS,
+    Calibration,
+    LayerMoments,
+    measure_layers,
+    patches,
+    takes_batches,
+    to_rows,
+)
 from kegnet_pl.compression.allocation import square_root
 from kegnet_pl.compression.tucker import Factorisable, TuckerConv2d, TuckerLinear
 from kegnet_pl.networks.execution import eval_mode
@@ -34,6 +42,9 @@ RIDGE = 1e-3
 
 ALTERNATIONS = 10
 """Rounds of the fit of a convolution; the error hardly falls after the third."""
+
+MOST_INPUTS = 6_000
+"""Largest number of inputs (channels x kernel) of a layer that is fitted: a matrix of them squared is needed."""
 
 _CHUNK = 128
 _GRADIENT_STEPS = 30
@@ -60,8 +71,11 @@ class _Regression:
 
 def _collect(
     teacher: nn.Module, student: nn.Module, name: str, samples: Tensor, moments: LayerMoments, seed: int
-) -> _Regression:
-    """Return the regression of a layer; patches are of the student, outputs of the teacher."""
+) -> _Regression | None:
+    """Return the regression of a layer; patches are of the student, outputs of the teacher.
+
+    None if they do not belong together: a network may route its samples depending on their values.
+    """
     layer: Factorisable = teacher.get_submodule(name)  # type: ignore[assignment]
     is_conv = isinstance(layer, nn.Conv2d)
     rng = stream(seed, "positions")
@@ -71,11 +85,18 @@ def _collect(
     sums = torch.zeros(dimension, dtype=torch.float64), torch.zeros(len(layer.weight), dtype=torch.float64)
     count = 0
     of_teacher = LayerRecorder(teacher, [name], lambda _, y: y.clone(), source="output")
-    of_student = LayerRecorder(student, [name], lambda _, x: x, source="input")
+    of_student = LayerRecorder(student, [name], lambda _, x: x.clone(), source="input")
     with eval_mode(teacher), eval_mode(student), of_teacher, of_student, torch.no_grad():
         for x in samples.split(_CHUNK):
-            y = to_rows(of_teacher.call(x)[1][name], is_conv).reshape(len(x), -1, len(layer.weight))
-            p = patches(layer, of_student.call(x)[1][name])
+            target, value = (recorder.call(x.clone())[1].get(name) for recorder in (of_teacher, of_student))
+            if target is None and value is None:  # not called for these samples
+                continue
+            if target is None or value is None or not takes_batches(layer, value):
+                return None
+            p, y = patches(layer, value), to_rows(target, is_conv)
+            if p.shape[0] * p.shape[1] != len(y):
+                return None
+            y = y.reshape(*p.shape[:2], -1)  # batches of a layer are not always those of the network
             if p.shape[1] > POSITIONS:
                 chosen = torch.randperm(p.shape[1], generator=rng)[:POSITIONS]
                 p, y = p[:, chosen], y[:, chosen]
@@ -85,11 +106,14 @@ def _collect(
             sums[0].add_(p.sum(dim=0).double().cpu())
             sums[1].add_(y.sum(dim=0).double().cpu())
             count += len(p)
+    if not count:
+        return None
     square, product, (mean_p, mean_y) = square / count, product / count, (value / count for value in sums)
     if layer.bias is None:
         mean_p, mean_y = torch.zeros_like(mean_p), torch.zeros_like(mean_y)
     inputs = square - torch.outer(mean_p, mean_p)
-    damping = RIDGE * float(inputs.diagonal().mean())
+    # Where the inputs hardly vary, the rounding error of their mean square is larger than their variance.
+    damping = RIDGE * max(float(inputs.diagonal().mean()), 1e-3 * float(square.diagonal().mean()), 1e-20)
     weight = layer.weight.detach().cpu().double().flatten(1)
     metric = moments.sensitivity / moments.sensitivity.diagonal().mean().clamp_min(1e-30)
     return _Regression(
@@ -189,14 +213,34 @@ def _update_inputs(a: Tensor, left: Tensor, right: Tensor, regression: _Regressi
     return a
 
 
+@torch.no_grad()
+def _fit(layer: nn.Module, original: Factorisable, regression: _Regression) -> None:
+    """Fit a plain or factorised layer with its bias, in place."""
+    if isinstance(layer, TuckerConv2d):
+        weight = _fit_conv(layer, regression, original)  # type: ignore[arg-type]
+    elif isinstance(layer, TuckerLinear):
+        weight = _fit_linear(layer, regression)
+    else:
+        weight = torch.linalg.solve(regression.inputs, regression.cross.T).T
+        cast(Tensor, layer.weight).copy_(weight.reshape(original.weight.shape))
+    bias = layer[-1].bias if isinstance(layer, nn.Sequential) else layer.bias
+    if bias is not None:
+        bias.copy_(regression.mean_outputs - weight @ regression.mean_inputs)  # type: ignore[operator]
+
+
 def _disagreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -> float:
     """Return the mean Kullback-Leibler divergence of the student from the teacher, in nats."""
     total = 0.0
     with eval_mode(teacher), eval_mode(student), torch.no_grad():
         for x in samples.split(_CHUNK):
-            target, found = (network(x).double().log_softmax(dim=1) for network in (teacher, student))
+            target, found = (network(x.clone()).double().log_softmax(dim=1) for network in (teacher, student))
             total += float(functional.kl_div(found, target, reduction="sum", log_target=True))
     return total / len(samples)
+
+
+def _can_fit(layer: nn.Module) -> bool:
+    """Return False for a layer that is too large, or whose output a hook may change."""
+    return cast(Tensor, layer.weight)[0].numel() <= MOST_INPUTS and not layer._forward_hooks
 
 
 def reconstruct(
@@ -219,24 +263,20 @@ def reconstruct(
         The layers whose fit was kept.
     """
     frozen = copy.deepcopy(teacher).requires_grad_(False)
-    moments = measure_layers(frozen, layers, calibration.samples, seed=calibration.seed)
+    layers = [name for name in layers if _can_fit(frozen.get_submodule(name))]
+    moments = measure_layers(frozen, layers, calibration.samples, seed=calibration.seed, of_inputs=())
     kept, best = [], _disagreement(frozen, student, calibration.held_out)
     for name, measured in moments.items():
         layer, original = student.get_submodule(name), frozen.get_submodule(name)
         before = copy.deepcopy(layer.state_dict())
         regression = _collect(frozen, student, name, calibration.samples, measured, calibration.seed)
-        with torch.no_grad():
-            if isinstance(layer, TuckerConv2d):
-                weight = _fit_conv(layer, regression, original)  # type: ignore[arg-type]
-            elif isinstance(layer, TuckerLinear):
-                weight = _fit_linear(layer, regression)
-            else:
-                weight = torch.linalg.solve(regression.inputs, regression.cross.T).T
-                cast(Tensor, layer.weight).copy_(weight.reshape(original.weight.shape))
-            bias = layer[-1].bias if isinstance(layer, nn.Sequential) else layer.bias
-            if bias is not None:
-                bias.copy_(regression.mean_outputs - weight @ regression.mean_inputs)  # type: ignore[operator]
-        found = _disagreement(frozen, student, calibration.held_out)
+        if regression is None:
+            continue
+        try:
+            _fit(layer, original, regression)  # type: ignore[arg-type]
+            found = _disagreement(frozen, student, calibration.held_out)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no arithmetic of this precision solves it
+            found = math.inf
         if found < best:
             best = found
             kept.append(name)

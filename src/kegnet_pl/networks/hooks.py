@@ -17,7 +17,8 @@ class LayerRecorder:
 
     Args:
         network: The network; only its hooks are changed.
-        layers: Names of its layers; each takes a tensor as its first input and returns a tensor.
+        layers: Names of its layers; each takes a tensor as its first input and returns a tensor. An input that is given
+            by name is not seen.
         collect: Called with the layer's name and its tensor, in the order in which layers compute; returns the value.
         source: Tensor for ``collect``: the first input of a layer, before it computes, its output, or both as a pair.
         replace: Takes a collected value, returns the tensor that replaces the layer's input or output; None keeps it.
@@ -77,10 +78,12 @@ class LayerRecorder:
         self.close()
 
     def _before(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:  # noqa: ARG002
-        return self._record(name, inputs[0])
+        return self._record(name, inputs[0]) if inputs else None
 
     def _after(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:  # noqa: ARG002
-        return self._record(name, (inputs[0], output) if self._source == "both" else output)
+        if self._source == "output":
+            return self._record(name, output)
+        return self._record(name, (inputs[0], output)) if inputs else None
 
     def _record(self, name: str, value: Any) -> Tensor | None:
         if self.values is None:

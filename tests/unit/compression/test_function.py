@@ -234,3 +234,125 @@ def test_a_target_out_of_reach_is_named() -> None:
     calibration = Calibration(fields.sample(20, 0), fields.sample(10, 1))
     with pytest.raises(ValueError, match=r"`target` within reach, but 1000\.0 leaves too little: .*lower the target"):
         CompressionPlan([Rule("*", "target")], 1000.0).apply(LeNet5(), (1, 32, 32), calibration)
+
+
+class Call(nn.Module):
+    """Two dense layers, and a third whose use depends on the kind."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(16, 40), nn.Linear(40, 5), nn.Linear(16, 16)
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = len(x)
+        if self.kind == "works in place on its input":
+            x = x.clamp_(-1, 1)
+        elif self.kind == "input without gradients":
+            x = x.detach()
+        elif self.kind == "sometimes" and x.sum() > 0:
+            x = self.c(x)
+        elif self.kind == "without gradients":
+            with torch.no_grad():
+                x = self.c(x)
+        elif self.kind == "by name":
+            x = self.c(input=x)
+        elif self.kind == "twice":
+            x = self.c(self.c(x).relu())
+        elif self.kind == "tokens first":
+            x = x.reshape(n, -1, 16).transpose(0, 1)
+        elif self.kind == "windows":
+            x = x.reshape(-1, 2, 80, 16)
+        x = self.b(self.a(x).relu_())
+        if self.kind == "tokens first":
+            x = x.mean(dim=0)
+        return x if x.dim() == 2 else x.reshape(n, -1, 5).mean(dim=1)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["works in place on its input", "input without gradients", "sometimes", "without gradients", "by name", "twice"],
+)
+def test_layers_are_compressed_however_they_are_called(kind: str) -> None:
+    network = Call(kind)
+    rules = [Rule(["a", "b"] if kind in ("without gradients", "by name") else "*", "target")]
+    x = torch.randn(300, 16)
+    before = x.clone()
+    compressed = CompressionPlan(rules, 1.3).apply(network, (16,), Calibration(x, x[:100]))
+    assert compressed.report.compression_ratio >= 1.3 and compressed.fitted
+    assert torch.equal(x, before) or kind != "works in place on its input"
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("tokens first", (100, 16)), ("windows", (4, 80, 16))])
+def test_the_batch_of_a_layer_need_not_be_that_of_the_network(kind: str, shape: tuple[int, ...]) -> None:
+    network, x = Call(kind), torch.randn(150, *shape)
+    compressed = CompressionPlan([Rule("a", "target"), Rule("b", "target")], 1.3).apply(
+        network, shape, Calibration(x, x[:50])
+    )
+    assert compressed.report.compression_ratio >= 1.3 and compressed.fitted
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1.0])
+def test_layers_that_return_constants_are_no_obstacle(value: float) -> None:
+    network, x = Small(0).eval(), RandomFields(SHAPE).sample(150, 0)
+    nn.init.zeros_(network.conv1.weight)
+    nn.init.constant_(network.conv1.bias, value)  # type: ignore[arg-type]
+    compressed = CompressionPlan([Rule("*", "target")], 1.5).apply(network, SHAPE, Calibration(x, x[:50]))
+    assert all(bool(weight.isfinite().all()) for weight in compressed.network.parameters())
+    assert _error(network, compressed.network.eval(), x) < 1e-3
+
+
+def test_ranks_that_are_given_on_both_sides_are_used_whatever_the_budget() -> None:
+    network, x = Small(0).eval(), RandomFields(SHAPE).sample(150, 0)
+    plan = CompressionPlan([Rule("conv2", 5), Rule("*", "target")], 1.2)
+    compressed = plan.apply(network, SHAPE, Calibration(x, x[:50]))
+    assert compressed.report.ranks["conv2"] == (5, 5) and compressed.report.compression_ratio >= 1.2
+
+
+def test_moments_of_a_large_dense_layer_take_no_square_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "MOST_INPUTS", 100)
+    network, x = nn.Sequential(nn.Flatten(), nn.Linear(432, 20), nn.ReLU(), nn.Linear(20, 5)), torch.randn(150, *SHAPE)
+    assert measure_layers(network, ["1"], x, of_inputs=())["1"].inputs is None
+    compressed = CompressionPlan([Rule("*", "target")], 2.0).apply(network, SHAPE, Calibration(x, x[:50]))
+    assert compressed.report.compression_ratio >= 2 and "1" not in compressed.fitted
+
+
+def test_forward_hooks_stay_and_computed_weights_are_left() -> None:
+    network, x = Small(0).eval(), RandomFields(SHAPE).sample(150, 0)
+    network.conv1.register_forward_hook(lambda _, __, output: 2 * output)
+    network.conv2.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
+    plan = CompressionPlan([Rule("conv*", "full"), Rule("fc", "full")], when_larger="compress")
+    assert _error(network, plan.apply(network, SHAPE).network, x) < 1e-8
+    compressed = CompressionPlan([Rule("*", "target")], 1.5).apply(network, SHAPE, Calibration(x, x[:50]))
+    assert compressed.report.compression_ratio >= 1.5 and "conv1" not in compressed.fitted
+    nn.utils.spectral_norm(network.conv2)
+    with torch.no_grad():
+        network(x)
+    report = CompressionPlan([Rule("*", 0.2)]).apply(network, SHAPE).report
+    assert "remove that first" in next(row.note for row in report.rows if row.layer == "conv2")
+
+
+def test_a_network_without_gradients_or_finite_values_is_refused() -> None:
+    class Detached(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).detach()
+
+    x = RandomFields(SHAPE).sample(20, 0)
+    with pytest.raises(ValueError, match=r"have gradients .*Use fit='weights'"):
+        measure_layers(Detached().eval(), LAYERS, x)
+    with pytest.raises(ValueError, match="layer 'conv1' has finite values"):
+        measure_layers(Small().eval(), LAYERS, 1e30 * x)
+    plan = CompressionPlan([Rule("c", "target")], 1.5)
+    rows = torch.randn(20, 16)
+    with pytest.raises(ValueError, match="Layers without gradients or a batch cannot be used: c"):
+        plan.apply(Call("without gradients"), (16,), Calibration(rows, rows))
+    grouped = nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match="Expected layers that can be factorised"):
+        CompressionPlan([Rule("*", "target")], 1.5).apply(grouped, SHAPE, Calibration(x, x))
+
+
+def test_fields_of_one_value_and_of_many_features() -> None:
+    assert RandomFields((8, 1, 1)).sample(500, 0).std().item() == pytest.approx(1, abs=0.1)
+    rows = RandomFields(3000).sample(200, 0)
+    assert rows.shape == (200, 3000) and rows.std().item() == pytest.approx(1, abs=0.1)
