@@ -15,6 +15,7 @@ from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Calibration, Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import count_classes, prefer_channels_last
+from kegnet_pl.networks.execution import copy_network
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Precision, StudentNorm, read_arguments
@@ -85,7 +86,7 @@ def _calibrate(
             f"{source!r}."
         )
     weight = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
-    count_classes(network if weight.dtype == torch.float32 else copy.deepcopy(network).float(), shape)
+    count_classes(network if weight.dtype == torch.float32 else copy_network(network).float(), shape)
     fields, noise = RandomFields(shape), NoiseSource("normal", shape)
     source = source or (fields if len(shape) > 1 else noise)
     held_out = torch.cat(

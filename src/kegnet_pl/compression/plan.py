@@ -27,6 +27,7 @@ from kegnet_pl.compression.tucker import (
     factorised_parameters,
     replace_layer,
 )
+from kegnet_pl.networks.execution import copy_network
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 
@@ -143,7 +144,7 @@ class CompressionPlan:
             raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
         devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
         with torch.random.fork_rng([device.index for device in devices]):  # constructors draw weights to be overwritten
-            compressed = self._apply(copy.deepcopy(network).requires_grad_(True), input_shape, calibration)
+            compressed = self._apply(copy_network(network).requires_grad_(True), input_shape, calibration)
         if calibration is None:
             return compressed
         layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _LAYERS)}
@@ -252,9 +253,12 @@ class CompressionPlan:
         except ValueError as error:
             unseen = [name for name in layers if name not in called]
             without = f" Layers without gradients or a batch cannot be used: {', '.join(unseen)}." if unseen else ""
+            ones = {name: (fixed[name][0] or 1, fixed[name][1] or 1) for name in called}
+            smallest = sum(min(count_parameters(c), factorised_parameters(c, ones[name])) for name, c in called.items())
+            most = math.floor(100 * parameters / max(rest + smallest, 1)) / 100
             raise ValueError(
-                f"Expected a `target` within reach, but {self.target} leaves too little: {error}{without} Name more "
-                f"layers in `rules`, or lower the target."
+                f"Expected a `target` within reach, at most {most:.2f}, but {self.target} leaves too little: "
+                f"{error}{without} Name more layers in `rules`, lower the target, or use fit='weights'."
             ) from error
         for candidate in candidates:
             if candidate.name in layers and candidate.name not in moments:

@@ -43,6 +43,9 @@ RIDGE = 1e-3
 ALTERNATIONS = 10
 """Rounds of the fit of a convolution; the error hardly falls after the third."""
 
+_FEW_ALTERNATIONS, _MANY_INPUTS = 3, 2_048
+"""Rounds of a convolution of more inputs (channels x kernel), of which each takes many seconds."""
+
 MOST_INPUTS = 6_000
 """Largest number of inputs (channels x kernel) of a layer that is fitted: a matrix of them squared is needed."""
 
@@ -173,11 +176,12 @@ def _fit_conv(layer: TuckerConv2d, regression: _Regression, original: nn.Conv2d)
     a = torch.linalg.qr(torch.linalg.solve(root, directions))[0].T
     cross = regression.cross.reshape(-1, channels, kernel)
     rank = min(out_rank, in_rank * kernel)
-    for step in range(ALTERNATIONS):
+    rounds = ALTERNATIONS if channels * kernel <= _MANY_INPUTS else _FEW_ALTERNATIONS
+    for step in range(rounds):
         reduced = torch.einsum("rc,ckdl,sd->rksl", a, inputs, a).reshape(in_rank * kernel, -1)
         product = torch.einsum("ock,rc->ork", cross, a).flatten(1)
         left, right = _reduced_rank(reduced, product, regression.metric, rank)
-        if step < ALTERNATIONS - 1:
+        if step < rounds - 1:
             a = torch.linalg.qr(_update_inputs(a, left, right.reshape(rank, in_rank, kernel), regression, cross).T)[0].T
     q_out, r_out = torch.linalg.qr(left)
     core.zero_()
