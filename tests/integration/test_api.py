@@ -211,6 +211,41 @@ def test_rules_without_a_target() -> None:
     assert kegnet_pl.compress(network, SHAPE).report.compression_ratio > 1, "by EVBMF"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_compression_in_other_precisions(dtype: torch.dtype) -> None:
+    small = kegnet_pl.compress(_lenet().to(dtype), SHAPE, 4.0, samples=100)
+    assert {weight.dtype for weight in small.network.parameters()} == {dtype}
+    assert small.report.compression_ratio >= 4
+
+
+def test_compression_leaves_no_trace() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 8, 5), nn.Dropout(), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 28 * 28, 5))
+    network[1].eval()
+    network[0].requires_grad_(False)
+    state = torch.get_rng_state()
+    modes, flags = [m.training for m in network.modules()], [p.requires_grad for p in network.parameters()]
+    with torch.inference_mode():
+        small = kegnet_pl.compress(network, SHAPE, 1.5, samples=50)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in network.modules()] == modes
+    assert [p.requires_grad for p in network.parameters()] == flags and all(
+        p.grad is None for p in network.parameters()
+    )
+    assert not any(m._forward_hooks or m._forward_pre_hooks for n in (network, small.network) for m in n.modules())
+    assert not any(weight.is_inference() for weight in small.network.parameters())
+
+
+def test_compression_by_function_and_by_weights() -> None:
+    network = _lenet()
+    by_weights = kegnet_pl.compress(network, SHAPE, 8.0, fit="weights")
+    by_function, again = (kegnet_pl.compress(network, SHAPE, 8.0, samples=300) for _ in range(2))
+    assert by_weights.fitted == () and by_function.fitted
+    assert by_function.report.compression_ratio == pytest.approx(8, rel=0.05)
+    assert _same(by_function.network, again.network)
+    other = kegnet_pl.compress(network, SHAPE, 8.0, samples=300, source=kegnet_pl.NoiseSource("uniform", SHAPE))
+    assert not _same(by_function.network, other.network)
+
+
 class _Wrong(nn.Module):
     """A generator that returns something else."""
 
@@ -277,6 +312,14 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, lr=-1, **TINY), "`lr` to be a number above 0"),
         (lambda: kegnet_pl.train_generators(_lenet(), "1,32,32", **TINY), "`input_shape` as .* but got '1,32,32'"),
         (lambda: kegnet_pl.compress(_lenet(), (1, -32, 32)), r"`input_shape` as .* but got \(1, -32, 32\)"),
+        (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, fit="logits"), "`fit` to be 'function' or 'weights'"),
+        (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, samples=1), "`samples` to be an integer, at least 10"),
+        (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, samples=10.5), "`samples` to be an integer"),  # type: ignore[arg-type]
+        (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, source="fields"), "`source` to be a SyntheticSource"),  # type: ignore[arg-type]
+        (
+            lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, source=kegnet_pl.NoiseSource("normal", (1, 28, 28))),
+            r"`source` to return samples of shape \(2000, 1, 32, 32\), but got \(2000, 1, 28, 28\)",
+        ),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="cuda:99", **TINY),
          "`device` to exist, but got 'cuda:99'"),
         (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.zeros(3).long()), "many samples as labels, but got 8 and 3"),

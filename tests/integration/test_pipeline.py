@@ -24,6 +24,7 @@ from kegnet_pl.data import DigitsDataModule, Split
 from kegnet_pl.pipeline.context import run_fingerprint
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
 from kegnet_pl.reporting.figures import read_curves
+from kegnet_pl.reporting.results import Row
 from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, WeightsError
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SyntheticSource
@@ -612,6 +613,32 @@ def test_own_sources_and_mixtures(tmp_path: Path, prepared: Prepared) -> None:
     assert same == [True, True, False, False, True]
     with pytest.raises(ConfigError, match=r"different titles, .* but got stripes \(Stripes\), again \(Stripes\)"):
         go(tmp_path, target, target.replace("stripes", "again"), "sources=[stripes,again]", train=False)
+
+
+def test_a_compression_by_function_names_its_samples(tmp_path: Path, prepared: Prepared) -> None:
+    plain = read_rows(prepared("teacher.epochs=5", "sources=[kegnet]"))
+    copy_store(prepared("teacher.epochs=5", "sources=[kegnet]"), tmp_path)
+    common = ["teacher.epochs=5", "sources=[normal,kegnet]", "compression.fit=function", "compression.samples=500"]
+    rows = go(tmp_path, *common)
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+Normal", "T+KegNet"]
+    assert rows[0]["fingerprint"] == plain[0]["fingerprint"]
+    assert rows[0]["compression_source"] is None and rows[1]["source"] is None
+    assert all(row["compression_source"]["prior"] == "procedural" for row in rows[1:])
+    assert [Row.from_dict(row).prior for row in rows] == ["", "procedural", "procedural", "teacher + procedural"]
+    assert rows[1]["accuracy"] > plain[1]["accuracy"] + 0.05
+    assert rows[1]["compression_ratio"] == pytest.approx(8, rel=0.05)
+    before = stages(tmp_path)
+    go(tmp_path, *common, "resume=require")
+    assert stages(tmp_path) == before
+    with pytest.raises(ConfigError, match=r"`compression.source` to be a source without generators, .* got kegnet"):
+        go(tmp_path, *common, "compression.source=kegnet")
+    with pytest.raises(ConfigError, match=r"`compression.source` to be one of fields, kegnet, .*, but got dots"):
+        go(tmp_path, *common, "compression.source=dots")
+
+
+def test_samples_of_a_compression_by_weights_change_nothing(tmp_path: Path, prepared: Prepared) -> None:
+    copy_store(prepared("sources=[]", train=False), tmp_path)
+    go(tmp_path, "sources=[]", "compression.source=normal", "compression.samples=50", "resume=require", train=False)
 
 
 NETWORK = """

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
@@ -11,11 +12,14 @@ from torch import nn
 from kegnet_pl.api.checks import check_student
 from kegnet_pl.api.engine import adam, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
-from kegnet_pl.compression import Compressed, CompressionPlan, Rule
+from kegnet_pl.compression import Calibration, Compressed, CompressionPlan, Rule
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import count_classes, prefer_channels_last
+from kegnet_pl.networks.execution import copy_network
 from kegnet_pl.runtime.devices import Device, find_device
+from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Precision, StudentNorm, read_arguments
+from kegnet_pl.sources import NoiseSource, RandomFields, SyntheticSource
 from kegnet_pl.training.fit import QuietFit, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
 
@@ -27,8 +31,12 @@ def compress(
     *,
     rules: Mapping[str, Any] | Sequence[Rule] | None = None,
     when_larger: Literal["keep", "compress"] = "keep",
+    fit: Literal["function", "weights"] = "function",
+    source: SyntheticSource | None = None,
+    samples: int = 2_000,
+    seed: int = 0,
 ) -> Compressed:
-    """Factorise the layers of a network (Tucker-2 for convolutions, PAPER section 4).
+    """Factorise the layers of a network (Tucker-2 for convolutions, PAPER section 4), without real data or training.
 
     Args:
         network: Any network; it is not changed.
@@ -38,9 +46,16 @@ def compress(
             ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or by EVBMF
             if there is none.
         when_larger: Treatment of a layer that its factorisation would enlarge: ``"keep"`` or ``"compress"`` it.
+        fit: ``"function"``: ranks for the target are those that change the logits least on synthetic samples, and
+            layers are fitted one after another to what the network's layers do on them. ``"weights"``: both depend on
+            the weights alone, as in the paper.
+        source: Source of the samples; None: :class:`RandomFields` for images, noise from N(0, 1) for rows of features.
+        samples: Number of samples, at least 10.
+        seed: Seed of the samples.
 
     Returns:
-        ``network``, the smaller one, and ``report``, the size of every layer before and after.
+        ``network``, the smaller one, ``report``, the size of every layer before and after, and ``fitted``, the names of
+        the layers that were fitted: a fit that makes the network worse on other samples is undone.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
@@ -50,8 +65,44 @@ def compress(
         rules = {"*": "evbmf" if target is None else "target"}
     if isinstance(rules, Mapping):
         rules = [Rule(layers, rank) for layers, rank in rules.items()]
-    compressed: Compressed = CompressionPlan(list(rules), target, when_larger).apply(network, to_shape(input_shape))
+    if fit not in ("function", "weights"):
+        raise ValueError(f"Expected `fit` to be 'function' or 'weights', but got {fit!r}.")
+    shape, plan = to_shape(input_shape), CompressionPlan(list(rules), target, when_larger)
+    with torch.inference_mode(mode=False):  # gradients by layers are needed
+        calibration = _calibrate(network, shape, source, samples, seed) if fit == "function" else None
+        compressed: Compressed = plan.apply(network, shape, calibration)
     return compressed
+
+
+def _calibrate(
+    network: nn.Module, shape: tuple[int, ...], source: SyntheticSource | None, samples: int, seed: int
+) -> Calibration:
+    """Return samples of a source; the held-out ones are of random fields and of noise."""
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 10:
+        raise ValueError(f"Expected `samples` to be an integer, at least 10, but got {samples!r}.")
+    if source is not None and not isinstance(source, SyntheticSource):
+        raise ValueError(
+            f"Expected `source` to be a SyntheticSource, such as NoiseSource('normal', {shape}), or None, but got "
+            f"{source!r}."
+        )
+    weight = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
+    count_classes(network if weight.dtype == torch.float32 else copy_network(network).float(), shape)
+    fields, noise = RandomFields(shape), NoiseSource("normal", shape)
+    source = source or (fields if len(shape) > 1 else noise)
+    held_out = torch.cat(
+        [other.sample(max(samples // 8, 1), derive_seed(seed, "held out")) for other in (fields, noise)]
+    )
+    x = source.sample(samples, seed)
+    if not isinstance(x, torch.Tensor) or tuple(x.shape) != (samples, *shape):
+        received = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(
+            f"Expected `source` to return samples of shape {(samples, *shape)}, but got {received}. Check its method "
+            f"`sample`."
+        )
+    x = x.detach().to(weight)
+    if not bool(x.isfinite().all()):
+        raise ValueError("Expected `source` to return finite samples, but got NaN or infinite ones.")
+    return Calibration(x, held_out.to(weight), seed)
 
 
 def distill(

@@ -6,19 +6,32 @@ import fnmatch
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from kegnet_pl.compression.activations import Calibration, measure_layers
+from kegnet_pl.compression.allocation import allocate_ranks, needs_inputs
+from kegnet_pl.compression.reconstruction import reconstruct
 from kegnet_pl.compression.report import CompressionReport, LayerReport, count_parameters, measure_size
 from kegnet_pl.compression.rules import Candidate, Rule
-from kegnet_pl.compression.tucker import Factorisable, Ranks, factorise, factorised_parameters, replace_layer
+from kegnet_pl.compression.tucker import (
+    Factorisable,
+    Ranks,
+    carry_hooks,
+    factorise,
+    factorised_parameters,
+    replace_layer,
+)
+from kegnet_pl.networks.execution import copy_network
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
+
+_LAYERS = nn.Linear | nn.modules.conv._ConvNd
 
 WhenLarger = Literal["keep", "compress"]
 """Treatment of a layer that its factorisation would enlarge."""
@@ -34,14 +47,42 @@ class Compressed:
     Attributes:
         network: The smaller network, a copy; it shares no tensor with the original.
         report: Costs of every layer before and after.
+        fitted: Layers that were fitted to the function of the original (with a calibration).
     """
 
     network: nn.Module
     report: CompressionReport
+    fitted: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         before, after = self.report.parameters_before, self.report.parameters_after
         return f"Compressed({type(self.network).__name__}, {before:,} -> {after:,} parameters, {before / after:.2f}x)"
+
+
+def _find_obstacles(network: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return the layers whose weights cannot be replaced, with the reason."""
+    fused = {
+        id(layer)
+        for module in network.modules()
+        if isinstance(module, nn.TransformerEncoderLayer)
+        for layer in module.modules()
+    }
+    uses = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
+    obstacles: dict[str, str] = {}
+    for name, layer in layers.items():
+        if type(layer) not in (nn.Conv2d, nn.Linear):  # a subclass may use its weight outside of its call
+            obstacles[name] = f"{type(layer).__name__} cannot be factorised here"
+        elif id(layer) in fused:
+            obstacles[name] = "TransformerEncoderLayer reads its weight directly"
+        elif "weight" not in dict(layer.named_parameters(recurse=False)):
+            obstacles[name] = (
+                "its weight is computed from others (weight_norm, spectral_norm, pruning); remove that first"
+            )
+        elif uses[id(layer.weight)] > 1:
+            obstacles[name] = "its weight is shared with another layer"
+        elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
+            obstacles[name] = f"grouped convolution (groups={layer.groups})"
+    return obstacles
 
 
 class CompressionPlan:
@@ -79,12 +120,17 @@ class CompressionPlan:
         self.when_larger = when_larger
 
     @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # many small decompositions: threads only wait
-    def apply(self, network: nn.Module, input_shape: Sequence[int]) -> Compressed:
+    def apply(
+        self, network: nn.Module, input_shape: Sequence[int], calibration: Calibration | None = None
+    ) -> Compressed:
         """Compress a copy of a network.
 
         Args:
             network: Any network; it is not changed.
             input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
+            calibration: Samples. With them, ranks ``"target"`` are those that change the logits least
+                (:func:`allocate_ranks`), and layers are fitted to the function of the network
+                (:func:`reconstruct`). Without them, both depend on the weights alone.
 
         Returns:
             The smaller network and its report; all weights are trainable, even if the original's are frozen.
@@ -93,20 +139,24 @@ class CompressionPlan:
             ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target cannot
                 be reached, weights are not finite, or the network does not accept such samples.
         """
-        invalid = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
+        invalid = [name for name, weight in network.named_parameters() if not bool(weight.detach().isfinite().all())]
         if invalid:
             raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
         devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
         with torch.random.fork_rng([device.index for device in devices]):  # constructors draw weights to be overwritten
-            return self._apply(copy.deepcopy(network).requires_grad_(True), input_shape)
+            compressed = self._apply(copy_network(network).requires_grad_(True), input_shape, calibration)
+        if calibration is None:
+            return compressed
+        layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _LAYERS)}
+        obstacles = _find_obstacles(network, layers)
+        fitted = reconstruct(
+            network, compressed.network, [name for name in layers if name not in obstacles], calibration
+        )
+        return replace(compressed, fitted=tuple(fitted))
 
-    def _apply(self, network: nn.Module, input_shape: Sequence[int]) -> Compressed:
+    def _apply(self, network: nn.Module, input_shape: Sequence[int], calibration: Calibration | None) -> Compressed:
         """Compress a network in place."""
-        layers = {
-            name: layer
-            for name, layer in network.named_modules()
-            if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
-        }
+        layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _LAYERS)}
         if "" in layers:
             raise ValueError(
                 f"Expected a network with named layers, but got a single {type(network).__name__}. Wrap it in "
@@ -114,7 +164,6 @@ class CompressionPlan:
             )
         self._check_patterns(layers)
         candidates, notes = self._find_candidates(network, layers)
-        chosen = self._choose(candidates, count_parameters(network))
         try:
             before = measure_size(network, input_shape)
         except FORWARD_ERRORS as error:
@@ -122,6 +171,10 @@ class CompressionPlan:
                 f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
                 f"failed: {first_line(error)}"
             ) from error
+        if calibration is None or self.target is None:
+            chosen = self._choose(candidates, before.parameters)
+        else:
+            chosen = self._choose_by_function(network, candidates, before.parameters, calibration)
         parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
         self._replace_layers(network, candidates, chosen)
         notes |= {candidate.name: "; ".join(candidate.notes) for candidate in candidates}
@@ -155,35 +208,70 @@ class CompressionPlan:
         self, network: nn.Module, layers: Mapping[str, nn.Module]
     ) -> tuple[list[Candidate], dict[str, str]]:
         """Return the layers that can be factorised, and for the others by name the reason why not."""
-        fused = {
-            id(layer)
-            for module in network.modules()
-            if isinstance(module, nn.TransformerEncoderLayer)
-            for layer in module.modules()
-        }
-        uses = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
+        obstacles = _find_obstacles(network, layers)
         notes: dict[str, str] = {}
         candidates: list[Candidate] = []
         for name, layer in layers.items():
             rule = next((rule for rule in self.rules if rule.matches(name)), None)
             if rule is None:
                 notes[name] = "unchanged: no rule matches it"
-            elif not isinstance(layer, Factorisable) or type(layer) not in (nn.Conv2d, nn.Linear):
-                # A subclass may use its weight outside of its call.
-                notes[name] = f"unchanged: {type(layer).__name__} cannot be factorised here"
-            elif id(layer) in fused:
-                notes[name] = "unchanged: TransformerEncoderLayer reads its weight directly"
-            elif uses[id(layer.weight)] > 1:
-                notes[name] = "unchanged: its weight is shared with another layer"
-            elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
-                notes[name] = f"unchanged: grouped convolution (groups={layer.groups})"
+            elif name in obstacles:
+                notes[name] = f"unchanged: {obstacles[name]}"
             else:
-                candidates.append(Candidate(name, layer, rule.sides))
+                candidates.append(Candidate(name, cast(Factorisable, layer), rule.sides))
         return candidates, notes
+
+    def _no_candidates(self) -> str:
+        return (
+            f"Expected layers that can be factorised, to reach target={self.target}, but got none: plain convolutions "
+            f"(without groups) and dense layers can, if their weights are not shared."
+        )
+
+    def _choose_by_function(
+        self, network: nn.Module, candidates: Sequence[Candidate], parameters: int, calibration: Calibration
+    ) -> dict[str, Ranks]:
+        """Return the ranks of candidates that change the logits least; a candidate without ranks stays as it is."""
+        assert self.target is not None
+        fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
+        given = {name: (a, b) for name, (a, b) in fixed.items() if a is not None and b is not None}
+        layers = {c.name: c.layer for c in candidates if c.name not in given}
+        if not layers:
+            raise ValueError(self._no_candidates())
+        saved = sum(
+            count_parameters(c.layer) - factorised_parameters(c.layer, given[c.name])
+            for c in candidates
+            if c.name in given and not self._enlarges(c.layer, given[c.name])
+        )
+        frozen = copy.deepcopy(network).requires_grad_(False)
+        of_inputs = {name for name, layer in layers.items() if needs_inputs(layer, fixed[name])}
+        moments = measure_layers(frozen, list(layers), calibration.samples, seed=calibration.seed, of_inputs=of_inputs)
+        called = {name: layer for name, layer in layers.items() if name in moments}
+        free = sum(count_parameters(layer) for layer in called.values())
+        rest = parameters - saved - free
+        try:
+            chosen = allocate_ranks(called, fixed, moments, int(parameters / self.target) - rest)
+        except ValueError as error:
+            unseen = [name for name in layers if name not in called]
+            without = f" Layers without gradients or a batch cannot be used: {', '.join(unseen)}." if unseen else ""
+            ones = {name: (fixed[name][0] or 1, fixed[name][1] or 1) for name in called}
+            smallest = sum(min(count_parameters(c), factorised_parameters(c, ones[name])) for name, c in called.items())
+            most = math.floor(100 * parameters / max(rest + smallest, 1)) / 100
+            raise ValueError(
+                f"Expected a `target` within reach, at most {most:.2f}, but {self.target} leaves too little: "
+                f"{error}{without} Name more layers in `rules`, lower the target, or use fit='weights'."
+            ) from error
+        for candidate in candidates:
+            if candidate.name in layers and candidate.name not in moments:
+                candidate.notes.append("unchanged: the network does not call it, or not with gradients and a batch")
+            elif candidate.name in layers and candidate.name not in chosen:
+                candidate.notes.append("unchanged: the same parameters cost the logits less elsewhere")
+        return {**given, **chosen}
 
     def _replace_layers(self, network: nn.Module, candidates: Sequence[Candidate], chosen: dict[str, Ranks]) -> None:
         """Factorise the candidates; one that would grow gets a note and is removed from the chosen ranks."""
         for candidate in candidates:
+            if candidate.name not in chosen:
+                continue
             ranks = chosen[candidate.name]
             if self._enlarges(candidate.layer, ranks):
                 growth = factorised_parameters(candidate.layer, ranks) - count_parameters(candidate.layer)
@@ -193,6 +281,7 @@ class CompressionPlan:
                 del chosen[candidate.name]
             else:
                 new = factorise(candidate.layer, ranks).train(candidate.layer.training)
+                carry_hooks(candidate.layer, new)
                 replace_layer(network, candidate.name, new)
 
     def _check_patterns(self, layers: Mapping[str, nn.Module]) -> None:
@@ -236,10 +325,7 @@ class CompressionPlan:
         bound = ratio(at(shares[0]))
         if bound < self.target:
             if not free:
-                raise ValueError(
-                    f"Expected layers that can be factorised, to reach target={self.target}, but got none: plain "
-                    f"convolutions (without groups) and dense layers can, if their weights are not shared."
-                )
+                raise ValueError(self._no_candidates())
             raise ValueError(
                 f"Expected `target` of at most {math.floor(100 * bound) / 100:.2f}, the ratio with every rank 'target' "
                 f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."

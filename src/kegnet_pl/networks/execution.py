@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from kegnet_pl.runtime.errors import first_line
+
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
@@ -65,3 +67,19 @@ def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) 
 def frozen_copy(network: nn.Module) -> nn.Module:
     """Return a copy on the CPU, in evaluation mode, without gradients of its weights."""
     return copy.deepcopy(network).cpu().eval().requires_grad_(False)
+
+
+def copy_network(network: nn.Module) -> nn.Module:
+    """Return a copy of a network.
+
+    Raises:
+        ValueError: If it cannot be copied, as one whose weights are results of a computation.
+    """
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"Expected a network {type(network).__name__} that copy.deepcopy can copy, but it failed: "
+            f"{first_line(error).rstrip('.')}. Remove weight_norm or pruning (remove_weight_norm, prune.remove), and "
+            f"attributes such as locks or open files."
+        ) from error

@@ -17,9 +17,10 @@ class LayerRecorder:
 
     Args:
         network: The network; only its hooks are changed.
-        layers: Names of its layers; each takes a tensor as its first input and returns a tensor.
+        layers: Names of its layers; each takes a tensor as its first input and returns a tensor. An input that is given
+            by name is not seen.
         collect: Called with the layer's name and its tensor, in the order in which layers compute; returns the value.
-        source: Tensor for ``collect``: the first input of a layer, before it computes, or its output.
+        source: Tensor for ``collect``: the first input of a layer, before it computes, its output, or both as a pair.
         replace: Takes a collected value, returns the tensor that replaces the layer's input or output; None keeps it.
 
     Attributes:
@@ -31,9 +32,9 @@ class LayerRecorder:
         self,
         network: nn.Module,
         layers: Sequence[str],
-        collect: Callable[[str, Tensor], Any],
+        collect: Callable[[str, Any], Any],
         *,
-        source: Literal["input", "output"],
+        source: Literal["input", "output", "both"],
         replace: Callable[[Any], Tensor | None] | None = None,
     ) -> None:
         self.network = network
@@ -77,13 +78,15 @@ class LayerRecorder:
         self.close()
 
     def _before(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:  # noqa: ARG002
-        return self._record(name, inputs[0])
+        return self._record(name, inputs[0]) if inputs else None
 
     def _after(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:  # noqa: ARG002
-        return self._record(name, output)
+        if self._source == "output":
+            return self._record(name, output)
+        return self._record(name, (inputs[0], output)) if inputs else None
 
-    def _record(self, name: str, tensor: Tensor) -> Tensor | None:
+    def _record(self, name: str, value: Any) -> Tensor | None:
         if self.values is None:
             return None
-        self.values[name] = self._collect(name, tensor)
+        self.values[name] = self._collect(name, value)
         return None if self._replace is None else self._replace(self.values[name])

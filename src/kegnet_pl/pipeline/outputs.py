@@ -54,8 +54,8 @@ class Network:
         return [*self.stages, *([self.evaluation] if self.evaluation is not None else [])]
 
 
-def describe(context: RunContext, network: Network, teacher: Network) -> Row:
-    """Return the row of results of a network."""
+def describe(context: RunContext, network: Network, teacher: Network, compression_source: SourceInfo | None) -> Row:
+    """Return the row of results of a network; ``compression_source`` is that of the samples it was compressed with."""
     settings, last = context.settings, network.stages[-1]
     size = measure_size(context.network(teacher.stages[0]), context.input_shape)
     own = {"parameters": size.parameters, "macs": size.macs} if network is teacher else network.stages[1].metrics
@@ -67,6 +67,7 @@ def describe(context: RunContext, network: Network, teacher: Network) -> Row:
         student=None if network is teacher else student_name(settings),
         method=network.method,
         source=network.source.to_dict() if network.source is not None else None,
+        compression_source=compression_source.to_dict() if compression_source is not None else None,
         seed=context.seed,
         recipe=settings.recipe,
         selection=settings.student.selection if trained else None,

@@ -7,7 +7,7 @@ from typing import Any
 from kegnet_pl.pipeline.context import open_context
 from kegnet_pl.pipeline.outputs import Network, describe, write_outputs
 from kegnet_pl.pipeline.preflight import check_before, check_teacher_and_student
-from kegnet_pl.pipeline.stages.compression import compression_stage
+from kegnet_pl.pipeline.stages.compression import compression_stage, describe_compression_source
 from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
 from kegnet_pl.pipeline.stages.generators import generators_stage
 from kegnet_pl.pipeline.stages.student import student_stage
@@ -50,6 +50,7 @@ def run(
             f"Expected `sources` with different titles, which name the rows of tables, but got {titles}. Set the class "
             f"attribute `title` of your source, or remove one."
         )
+    compression_source = describe_compression_source(settings)
     context = open_context(settings, config, folder, job, gpu)
     needs_generators = any(source.needs_generators for source in sources)
     check_before(context, generators=needs_generators)
@@ -71,7 +72,10 @@ def run(
 
     for network in networks:
         network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
-    rows = [describe(context, network, networks[0]) for network in networks]
+    rows = [
+        describe(context, network, networks[0], compression_source if network.method != "teacher" else None)
+        for network in networks
+    ]
     if rank() == 0:
         write_outputs(context, rows, networks, folder, brief=job is not None)
     return rows[-1].accuracy

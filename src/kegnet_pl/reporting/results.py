@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from kegnet_pl.runtime.atomic_files import atomic_write
-from kegnet_pl.sources.registry import find_builtin
+from kegnet_pl.sources.registry import find_builtin, join_priors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One network of one run.
 
-    ``results.schema.json`` describes every field, its unit, and where it is None. ``source``, ``epochs`` and ``epoch``
-    are missing in rows of older versions.
+    ``results.schema.json`` describes every field, its unit, and where it is None. ``source``,
+    ``compression_source``, ``epochs`` and ``epoch`` are missing in rows of older versions.
     """
 
     dataset: str
@@ -24,6 +24,7 @@ class Row:
     student: str | None
     method: str
     source: dict[str, Any] | None = None
+    compression_source: dict[str, Any] | None = None
     seed: int
     recipe: str
     selection: str | None
@@ -62,8 +63,9 @@ class Row:
 
     @property
     def prior(self) -> str:
-        """Prior knowledge in the samples the network was trained on; empty without training on synthetic data."""
-        return "" if self.source is None else str(self.source["prior"])
+        """Prior knowledge in the samples that the network was compressed and trained with; empty without samples."""
+        found = [info["prior"] for info in (self.compression_source, self.source) if info is not None]
+        return join_priors(found) if found else ""
 
 
 def write_results(rows: Sequence[Row], path: Path) -> None:

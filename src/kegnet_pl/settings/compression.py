@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from kegnet_pl.settings.base import FREE, Settings, explained
+from kegnet_pl.settings.data import OneMixture
 
 
 class CompressionRule(Settings):
@@ -41,8 +42,22 @@ class CompressionSettings(CompressionPlan):
     """Name in tables."""
     rank: Any = Field(default=None, json_schema_extra=FREE)
     """For compression=fraction: the share of every side that is kept."""
+    fit: Literal["weights", "function"] = "weights"
+    """weights: ranks for the target and factors depend on weights alone; function: they preserve logits of samples."""
+    source: OneMixture = Field(
+        default={"fields": 1.0},
+        json_schema_extra=explained("the name of a source, or a mixture of sources with shares"),
+    )
+    """Source of the samples for fit=function, or a mixture; one that needs no generators."""
+    samples: Annotated[int, Field(ge=10)] = 2_000
+    """Samples for fit=function."""
     plans: dict[str, CompressionPlan] = Field(default={}, json_schema_extra=explained("plans by name") | FREE)
     """Name of a teacher -> the paper's plan for it."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that the result depends on, without those of samples that are not used."""
+        unused = {"fit", "source", "samples"} if self.fit == "weights" else set()
+        return {name: value for name, value in super().fingerprint().items() if name not in unused}
 
     def plan_for(self, teacher: str) -> Self:
         """Return the settings with the rules for a teacher; settings that are given win over those of the plan."""

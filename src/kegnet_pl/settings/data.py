@@ -62,12 +62,13 @@ def _check_distinct(mixtures: list[Mixture]) -> list[Mixture]:
     return mixtures
 
 
+OneMixture = Annotated[
+    dict[str, Positive], Field(min_length=1), BeforeValidator(_name_to_mixture), AfterValidator(_normalise)
+]
+"""Sources of samples with shares, relative to their sum; or the name of one source."""
+
 Mixtures = Annotated[
-    list[
-        Annotated[
-            dict[str, Positive], Field(min_length=1), BeforeValidator(_name_to_mixture), AfterValidator(_normalise)
-        ]
-    ],
+    list[OneMixture],
     BeforeValidator(_mixture_to_list),
     AfterValidator(_check_distinct),
     Field(

@@ -22,6 +22,9 @@ def _check_sources(run: "RunSettings") -> Iterator[str]:
     unknown = sorted({name for mixture in run.sources for name in mixture} - set(known))
     if unknown:
         yield f"Expected `sources` to be a list of some of {', '.join(known)}, but got {', '.join(unknown)}."
+    unknown = sorted(set(run.compression.source) - set(known)) if run.compression.fit == "function" else []
+    if unknown:
+        yield f"Expected `compression.source` to be one of {', '.join(known)}, but got {', '.join(unknown)}."
 
 
 def _check_teacher(run: "RunSettings") -> Iterator[str]:

@@ -4,6 +4,7 @@ from kegnet_pl.sources.base import Prior, SyntheticSource
 from kegnet_pl.sources.kegnet import GeneratorSource, sample_labels_and_noise
 from kegnet_pl.sources.mixture import MixtureSource
 from kegnet_pl.sources.noise import NoiseSource, NormalNoise, UniformNoise
+from kegnet_pl.sources.procedural import RandomFields
 from kegnet_pl.sources.registry import SourceInfo, build_source, describe_mixture, describe_source, find_source_class
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "NoiseSource",
     "NormalNoise",
     "Prior",
+    "RandomFields",
     "SourceInfo",
     "SyntheticSource",
     "UniformNoise",

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.resources
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -106,16 +106,21 @@ def describe_mixture(
     if len(members) == 1:
         return members[0]
     percents = [f"{100 * share:.4g}" for share in normalized.values()]
-    priors = {member.prior for member in members}
     return SourceInfo(
         name="_".join(f"{member.name}{percent}" for member, percent in zip(members, percents, strict=True)),
         title=" + ".join(f"{member.title} {percent} %" for member, percent in zip(members, percents, strict=True)),
-        prior=" + ".join(prior for prior in PRIORS[1:] if prior in priors) or "none",
+        prior=join_priors(member.prior for member in members),
         color=MixtureSource.color,
         marker=MixtureSource.marker,
         needs_generators=any(member.needs_generators for member in members),
         shares=normalized,
     )
+
+
+def join_priors(priors: Iterable[str]) -> str:
+    """Return the prior knowledge of several sources together, as tables show it: ``teacher + procedural``."""
+    parts = {part for prior in priors for part in prior.split(" + ")}
+    return " + ".join(prior for prior in PRIORS[1:] if prior in parts) or "none"
 
 
 def find_builtin(title: str) -> SourceInfo | None:

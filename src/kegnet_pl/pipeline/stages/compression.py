@@ -1,5 +1,6 @@
 """The stage of compression: the teacher compressed, or another network, before any training."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.reporting.wandb import compression_table
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.costs import StageCosts
+from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.seeds import seeded
+from kegnet_pl.settings import RunSettings
+from kegnet_pl.sources import SourceInfo, build_source, describe_mixture
 
 
 def compression_stage(context: RunContext, teacher: Stage) -> Stage:
@@ -24,6 +28,9 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
         settings: dict[str, Any] = {"network": other, "seed": context.seed, **code_of(other)}
     else:
         settings = {"compression": plan.fingerprint(), "input_shape": context.input_shape}
+        if plan.fit == "function":
+            definitions = {name: context.settings.source.get(name) for name in plan.source}
+            settings |= {"seed": context.seed, "definitions": definitions, **code_of(definitions)}
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
         with costs.measure("compression"):
@@ -40,11 +47,37 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
     return context.get_or_build("compression", settings, [teacher], make, title="compression")
 
 
+def describe_compression_source(settings: RunSettings) -> SourceInfo | None:
+    """Return the description of the samples that the compression uses, None where it depends on weights alone.
+
+    Raises:
+        ConfigError: If the source needs generators, which are trained later.
+    """
+    plan = settings.compression
+    if plan.fit == "weights" or settings.student.network is not None:
+        return None
+    info = describe_mixture(plan.source, settings.source)
+    if info.needs_generators:
+        raise ConfigError(
+            f"Expected `compression.source` to be a source without generators, as the compression comes before them, "
+            f"but got {info.name}. Use compression.source=fields or normal."
+        )
+    return info
+
+
 def _compress(context: RunContext, teacher: Stage, folder: Path) -> Any:
     plan = context.settings.compression
+    network, source = context.network(teacher), None
+    if plan.fit == "function":
+        network = copy.deepcopy(network).to(context.device)
+        source = build_source(
+            plan.source, context.settings.source, input_shape=context.input_shape, device=context.device
+        )
     compressed = compress(
-        context.network(teacher), context.input_shape, plan.target, rules=make_rules(plan), when_larger=plan.when_larger
-    )
+        network, context.input_shape, plan.target, rules=make_rules(plan), when_larger=plan.when_larger, fit=plan.fit,
+        source=source, samples=plan.samples, seed=context.seed,
+    )  # fmt: skip
+    compressed.network.cpu()
     save_network(compressed.network, folder, "network", context.settings.teacher.network, compressed.report.ranks)
     atomic_write(folder / "compression.json", json.dumps(compressed.report.to_dict(), indent=2))
     context.loggers.show("compression", folder, lambda: {"layers": compression_table(compressed.report)})

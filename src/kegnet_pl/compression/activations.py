@@ -1,0 +1,188 @@
+"""Moments of a network's layers on samples, and the sensitivity of its logits to them."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kegnet_pl.compression.tucker import Factorisable
+from kegnet_pl.networks.execution import at_least_float32, eval_mode
+from kegnet_pl.networks.hooks import LayerRecorder
+from kegnet_pl.runtime.errors import first_line
+from kegnet_pl.runtime.seeds import stream
+
+POSITIONS = 64
+"""Output positions of a convolution that are used per sample; positions of one sample are much alike."""
+
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Samples for a compression that looks at the function of a network, not only at its weights.
+
+    Attributes:
+        samples: ``(N, *input_shape)``, for the choice of ranks and for the fit of layers.
+        held_out: Samples for the decision whether the fit of a layer is kept.
+        seed: Seed of random directions and positions.
+    """
+
+    samples: Tensor
+    held_out: Tensor
+    seed: int = 0
+
+
+@dataclass
+class LayerMoments:
+    """Second moments of one layer, over samples and output positions, in float64.
+
+    Attributes:
+        positions: Output positions per sample; 1 for a dense layer of feature rows.
+        inputs: ``E[x x^T]`` of the input channels, ``(in, in)``; None if it was not measured.
+        outputs: Covariance of the outputs, ``(out, out)``.
+        sensitivity: ``E[J^T J]``, ``(out, out)``: J is the Jacobian of the centred logits by the output at a position,
+            so that ``positions * e^T sensitivity e`` estimates the squared change of the logits by an error ``e``.
+    """
+
+    positions: int
+    inputs: Tensor | None
+    outputs: Tensor
+    sensitivity: Tensor
+
+
+def to_rows(x: Tensor, channels_first: bool) -> Tensor:
+    """Return activations ``(B, C, *)`` if ``channels_first``, else ``(B, *, C)``, as rows of channels in float32."""
+    return at_least_float32(
+        (x.movedim(1, -1) if channels_first else x).reshape(-1, x.shape[1 if channels_first else -1])
+    )
+
+
+def patches(layer: Factorisable, x: Tensor) -> Tensor:
+    """Return the inputs of all output positions ``(B, positions, D)``, so that the output is ``patches @ W^T``."""
+    x = at_least_float32(x)
+    if isinstance(layer, nn.Linear):
+        return x.reshape(len(x), -1, x.shape[-1])
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        sides = layer._reversed_padding_repeated_twice  # of torch's own forward, for "same" and other modes
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = functional.pad(x, sides, mode=mode)
+        padding: int | tuple[int, ...] = 0
+    else:
+        padding = layer.padding
+    return functional.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride).transpose(1, 2)
+
+
+def takes_batches(layer: Factorisable, x: Tensor) -> bool:
+    """Return True for an input with a batch dimension; a layer also accepts a single sample."""
+    return x.dim() == 4 if isinstance(layer, nn.Conv2d) else x.dim() > 1
+
+
+def probe_gradients(
+    logits: Tensor, outputs: Sequence[Tensor], rng: torch.Generator, probes: int
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Yield gradients of random combinations of the centred logits by the outputs of layers; their mean is unbiased."""
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    for _ in range(probes):
+        direction = torch.randn(logits.shape, generator=rng).to(logits)
+        yield torch.autograd.grad((centred * direction).sum(), outputs, retain_graph=True, allow_unused=True)
+
+
+def _track(_: str, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return input and output of a layer, the output with a gradient; None where gradients are off."""
+    x, y = pair
+    if not torch.is_grad_enabled():
+        return x, None
+    return x.detach().clone(), y if y.requires_grad else y.detach().requires_grad_()
+
+
+def _call(
+    network: nn.Module, recorder: LayerRecorder, x: Tensor, rng: torch.Generator, probes: int
+) -> Iterator[tuple[str, Tensor, Tensor, list[Tensor]]]:
+    """Yield name, input, output and gradients of every layer that has them."""
+    try:
+        logits, values = recorder.call(x.detach().requires_grad_().clone())  # the network may work in place
+        layers = {name: network.get_submodule(name) for name in values}
+        values = {
+            name: pair
+            for name, pair in values.items()
+            if pair[1] is not None and takes_batches(layers[name], pair[0])  # type: ignore[arg-type]
+        }
+        if not values:
+            return
+        found = list(probe_gradients(logits, [output for _, output in values.values()], rng, probes))
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # out of memory
+            raise
+        raise ValueError(
+            f"Expected a network {type(network).__name__} whose logits have gradients by the outputs of its layers, "
+            f"but it failed: {first_line(error).rstrip('.')}. Use fit='weights', which needs none."
+        ) from error
+    for index, (name, (inputs, output)) in enumerate(values.items()):
+        gradients = [probe[index] for probe in found]
+        yield name, inputs, output.detach(), [value for value in gradients if value is not None]
+
+
+def measure_layers(
+    network: nn.Module,
+    layers: Sequence[str],
+    samples: Tensor,
+    *,
+    probes: int = 2,
+    seed: int = 0,
+    of_inputs: Collection[str] | None = None,
+) -> dict[str, LayerMoments]:
+    """Return the moments of the layers that a network calls, in the order in which it calls them.
+
+    Layers that it calls with gradients off, with named arguments or without a batch dimension are left out.
+
+    Args:
+        network: Returns logits ``(B, C)``; it is not changed.
+        layers: Names of convolutions and dense layers.
+        samples: Samples ``(N, *input_shape)``, on the network's device.
+        probes: Random directions in the logits per sample.
+        seed: Seed of the directions.
+        of_inputs: Layers whose moments of the inputs are measured; None for all.
+
+    Raises:
+        ValueError: If the logits have no gradients, or values of a layer are not finite.
+    """
+    rng = stream(seed, "probes")
+    sums: dict[str, tuple[int, int, list[Tensor]]] = {}
+    recorder = LayerRecorder(
+        network, layers, _track, source="both", replace=lambda pair: None if pair[1] is None else pair[1].clone()
+    )  # A clone, as the next module may work in place.
+    with eval_mode(network), recorder, torch.enable_grad():
+        for x in samples.split(_CHUNK):
+            for name, inputs, output, gradients in _call(network, recorder, x, rng, probes):
+                is_conv = isinstance(network.get_submodule(name), nn.Conv2d)
+                rows = to_rows(output, is_conv)
+                found = [torch.zeros(()), _square(rows), rows.sum(dim=0).double().cpu(), torch.zeros(rows.shape[1], 1)]
+                if of_inputs is None or name in of_inputs:
+                    rows_in = to_rows(inputs, is_conv)
+                    found[0] = _square(rows_in) / len(rows_in) * len(rows)
+                for gradient in gradients:
+                    found[3] = found[3] + _square(to_rows(gradient, is_conv)) / probes
+                count, _, before = sums.get(name, (0, 0, [torch.zeros(())] * 4))
+                total = [a + b for a, b in zip(before, found, strict=True)]
+                sums[name] = (count + len(rows), max(len(rows) // len(x), 1), total)
+    moments = {}
+    for name, (count, positions, total) in sums.items():
+        inputs, outputs, mean, sensitivity = (value.double() / count for value in total)
+        if not all(bool(value.isfinite().all()) for value in (inputs, outputs, sensitivity)):
+            raise ValueError(
+                f"Expected samples for which layer {name!r} has finite values and gradients, but it has NaN or "
+                f"infinite ones. Use another source of samples, or fit='weights'."
+            )
+        moments[name] = LayerMoments(
+            positions,
+            inputs if inputs.dim() else None,
+            outputs - torch.outer(mean, mean),
+            sensitivity.expand(len(mean), len(mean)),
+        )
+    return moments
+
+
+def _square(rows: Tensor) -> Tensor:
+    return (rows.T @ rows).double().cpu()

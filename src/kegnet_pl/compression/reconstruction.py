@@ -1,0 +1,289 @@
+"""Reconstruction: layers of a compressed network are fitted to what the teacher's layers do to its logits.
+
+For a layer with inputs p (patches, of the compressed network), the teacher's outputs y at the same positions, and the
+sensitivity G of the teacher's logits to y, the fit minimises ``E (y - W p - b)^T G (y - W p - b)`` in closed form. W
+has the ranks of the compressed layer, or any rank where the layer is not compressed.
+
+Source:
+    Asymmetric reconstruction after Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and
+    Detection", 2016; the metric G is the Gauss-Newton matrix of the divergence between the outputs.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kegnet_pl.compression.activations import (
+    POSITIONS,
+    Calibration,
+    LayerMoments,
+    measure_layers,
+    patches,
+    takes_batches,
+    to_rows,
+)
+from kegnet_pl.compression.allocation import square_root
+from kegnet_pl.compression.tucker import Factorisable, TuckerConv2d, TuckerLinear
+from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.hooks import LayerRecorder
+from kegnet_pl.runtime.seeds import stream
+
+IDENTITY_SHARE = 0.1
+"""Share of the identity in the metric: no direction of the outputs is without cost."""
+
+RIDGE = 1e-3
+"""Weight of the distance to the teacher's weights, relative to the mean square of the inputs."""
+
+ALTERNATIONS = 10
+"""Rounds of the fit of a convolution; the error hardly falls after the third."""
+
+_FEW_ALTERNATIONS, _MANY_INPUTS = 3, 2_048
+"""Rounds of a convolution of more inputs (channels x kernel), of which each takes many seconds."""
+
+MOST_INPUTS = 6_000
+"""Largest number of inputs (channels x kernel) of a layer that is fitted: a matrix of them squared is needed."""
+
+_CHUNK = 128
+_GRADIENT_STEPS = 30
+
+
+@dataclass
+class _Regression:
+    """Moments of a regression from patches to the teacher's outputs, and the metric of the outputs, in float64.
+
+    Attributes:
+        inputs: Second moments of the patches, ``(D, D)``, damped.
+        cross: Second moments of outputs and patches, ``(out, D)``, with the teacher's weights for the damping.
+        metric: ``(out, out)``.
+        mean_inputs: ``(D,)``; zero for a layer without a bias.
+        mean_outputs: ``(out,)``; zero for a layer without a bias.
+    """
+
+    inputs: Tensor
+    cross: Tensor
+    metric: Tensor
+    mean_inputs: Tensor
+    mean_outputs: Tensor
+
+
+def _collect(
+    teacher: nn.Module, student: nn.Module, name: str, samples: Tensor, moments: LayerMoments, seed: int
+) -> _Regression | None:
+    """Return the regression of a layer; patches are of the student, outputs of the teacher.
+
+    None if they do not belong together: a network may route its samples depending on their values.
+    """
+    layer: Factorisable = teacher.get_submodule(name)  # type: ignore[assignment]
+    is_conv = isinstance(layer, nn.Conv2d)
+    rng = stream(seed, "positions")
+    dimension = layer.weight[0].numel()
+    square = torch.zeros(dimension, dimension, dtype=torch.float64)
+    product = torch.zeros(len(layer.weight), dimension, dtype=torch.float64)
+    sums = torch.zeros(dimension, dtype=torch.float64), torch.zeros(len(layer.weight), dtype=torch.float64)
+    count = 0
+    of_teacher = LayerRecorder(teacher, [name], lambda _, y: y.clone(), source="output")
+    of_student = LayerRecorder(student, [name], lambda _, x: x.clone(), source="input")
+    with eval_mode(teacher), eval_mode(student), of_teacher, of_student, torch.no_grad():
+        for x in samples.split(_CHUNK):
+            target, value = (recorder.call(x.clone())[1].get(name) for recorder in (of_teacher, of_student))
+            if target is None and value is None:  # not called for these samples
+                continue
+            if target is None or value is None or not takes_batches(layer, value):
+                return None
+            p, y = patches(layer, value), to_rows(target, is_conv)
+            if p.shape[0] * p.shape[1] != len(y):
+                return None
+            y = y.reshape(*p.shape[:2], -1)  # batches of a layer are not always those of the network
+            if p.shape[1] > POSITIONS:
+                chosen = torch.randperm(p.shape[1], generator=rng)[:POSITIONS]
+                p, y = p[:, chosen], y[:, chosen]
+            p, y = p.reshape(-1, dimension), y.reshape(-1, y.shape[-1])
+            square += (p.T @ p).double().cpu()
+            product += (y.T @ p).double().cpu()
+            sums[0].add_(p.sum(dim=0).double().cpu())
+            sums[1].add_(y.sum(dim=0).double().cpu())
+            count += len(p)
+    if not count:
+        return None
+    square, product, (mean_p, mean_y) = square / count, product / count, (value / count for value in sums)
+    if layer.bias is None:
+        mean_p, mean_y = torch.zeros_like(mean_p), torch.zeros_like(mean_y)
+    inputs = square - torch.outer(mean_p, mean_p)
+    # Where the inputs hardly vary, the rounding error of their mean square is larger than their variance.
+    damping = RIDGE * max(float(inputs.diagonal().mean()), 1e-3 * float(square.diagonal().mean()), 1e-20)
+    weight = layer.weight.detach().cpu().double().flatten(1)
+    metric = moments.sensitivity / moments.sensitivity.diagonal().mean().clamp_min(1e-30)
+    return _Regression(
+        inputs + damping * torch.eye(dimension, dtype=torch.float64),
+        product - torch.outer(mean_y, mean_p) + damping * weight,
+        (1 - IDENTITY_SHARE) * metric + IDENTITY_SHARE * torch.eye(len(metric), dtype=torch.float64),
+        mean_p,
+        mean_y,
+    )
+
+
+def _reduced_rank(inputs: Tensor, cross: Tensor, metric: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return ``B`` (out, rank) and ``C`` (rank, D) that minimise the error of ``B C`` in the metric."""
+    root = square_root(metric, damping=0.0)
+    factor = torch.linalg.cholesky(inputs + 1e-12 * inputs.diagonal().mean() * torch.eye(len(inputs)).to(inputs))
+    whitened = root @ torch.linalg.solve_triangular(factor, cross.T, upper=False).T
+    values, vectors = torch.linalg.eigh(whitened @ whitened.T)
+    kept = vectors[:, len(values) - rank :]
+    solution = torch.cholesky_solve(cross.T, factor).T  # the regression without a limit of rank
+    return torch.linalg.solve(root, kept), kept.T @ root @ solution
+
+
+def _weights(layer: TuckerLinear | TuckerConv2d) -> list[Tensor]:
+    return [cast(Tensor, part.weight) for part in layer]
+
+
+def _fit_linear(layer: TuckerLinear, regression: _Regression) -> Tensor:
+    """Fit a factorised dense layer; return its weight ``(out, in)``."""
+    first, core, last = _weights(layer)
+    rank = min(core.shape)
+    left, right = _reduced_rank(regression.inputs, regression.cross, regression.metric, rank)
+    # Orthonormal outer factors, as those of Tucker: the core holds the scale.
+    q_in, r_in = torch.linalg.qr(right.T)
+    q_out, r_out = torch.linalg.qr(left)
+    for weight in (first, core, last):
+        weight.zero_()
+    first[:rank] = q_in.T.to(first)
+    core[:rank, :rank] = (r_out @ r_in.T).to(core)
+    last[:, :rank] = q_out.to(last)
+    return left @ right
+
+
+def _fit_conv(layer: TuckerConv2d, regression: _Regression, original: nn.Conv2d) -> Tensor:
+    """Fit a factorised convolution; return its weight ``(out, in * kernel)``.
+
+    The input factor starts from the directions of the channels that matter most to the logits. Then the output factor
+    with the core, in closed form, and the input factor, by conjugate gradients, alternate.
+    """
+    first, core, last = _weights(layer)
+    out_rank, in_rank = core.shape[:2]
+    channels, kernel = original.in_channels, math.prod(original.kernel_size)
+    inputs = regression.inputs.reshape(channels, kernel, channels, kernel)
+    weight = original.weight.detach().cpu().double().flatten(2)
+    root = square_root(torch.einsum("ckdk->cd", inputs) / kernel)
+    gram = root @ torch.einsum("ock,op,pdk->cd", weight, regression.metric, weight) @ root
+    directions = torch.linalg.eigh(gram)[1][:, channels - in_rank :]
+    a = torch.linalg.qr(torch.linalg.solve(root, directions))[0].T
+    cross = regression.cross.reshape(-1, channels, kernel)
+    rank = min(out_rank, in_rank * kernel)
+    rounds = ALTERNATIONS if channels * kernel <= _MANY_INPUTS else _FEW_ALTERNATIONS
+    for step in range(rounds):
+        reduced = torch.einsum("rc,ckdl,sd->rksl", a, inputs, a).reshape(in_rank * kernel, -1)
+        product = torch.einsum("ock,rc->ork", cross, a).flatten(1)
+        left, right = _reduced_rank(reduced, product, regression.metric, rank)
+        if step < rounds - 1:
+            a = torch.linalg.qr(_update_inputs(a, left, right.reshape(rank, in_rank, kernel), regression, cross).T)[0].T
+    q_out, r_out = torch.linalg.qr(left)
+    core.zero_()
+    last.zero_()
+    first.copy_(a.reshape(first.shape))
+    core[:rank] = (r_out @ right).reshape(rank, *core.shape[1:]).to(core)
+    last[:, :rank] = q_out.reshape(-1, rank, 1, 1).to(last)
+    return torch.einsum("or,rsk,sc->ock", left, right.reshape(rank, in_rank, kernel), a).flatten(1)
+
+
+def _update_inputs(a: Tensor, left: Tensor, right: Tensor, regression: _Regression, cross: Tensor) -> Tensor:
+    """Return the input factor (r, in) that fits best to the other factors, by conjugate gradients from ``a``."""
+    channels, kernel = a.shape[1], right.shape[2]
+    metric = left.T @ regression.metric @ left
+
+    def apply(value: Tensor) -> Tensor:
+        weight = torch.einsum("qsk,sc->qck", right, value).flatten(1)
+        error = (metric @ weight @ regression.inputs).reshape(-1, channels, kernel)
+        return torch.einsum("qsk,qck->sc", right, error)
+
+    target = torch.einsum("qsk,qck->sc", right, torch.einsum("oq,op,pck->qck", left, regression.metric, cross))
+    residual = target - apply(a)
+    direction, size = residual.clone(), residual.square().sum()
+    start = size.clone()
+    for _ in range(_GRADIENT_STEPS):
+        if size <= 1e-12 * start or size == 0:
+            break
+        applied = apply(direction)
+        rate = size / (direction * applied).sum().clamp_min(1e-300)
+        a, residual = a + rate * direction, residual - rate * applied
+        new = residual.square().sum()
+        direction, size = residual + new / size * direction, new
+    return a
+
+
+@torch.no_grad()
+def _fit(layer: nn.Module, original: Factorisable, regression: _Regression) -> None:
+    """Fit a plain or factorised layer with its bias, in place."""
+    if isinstance(layer, TuckerConv2d):
+        weight = _fit_conv(layer, regression, original)  # type: ignore[arg-type]
+    elif isinstance(layer, TuckerLinear):
+        weight = _fit_linear(layer, regression)
+    else:
+        weight = torch.linalg.solve(regression.inputs, regression.cross.T).T
+        cast(Tensor, layer.weight).copy_(weight.reshape(original.weight.shape))
+    bias = layer[-1].bias if isinstance(layer, nn.Sequential) else layer.bias
+    if bias is not None:
+        bias.copy_(regression.mean_outputs - weight @ regression.mean_inputs)  # type: ignore[operator]
+
+
+def _disagreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -> float:
+    """Return the mean Kullback-Leibler divergence of the student from the teacher, in nats."""
+    total = 0.0
+    with eval_mode(teacher), eval_mode(student), torch.no_grad():
+        for x in samples.split(_CHUNK):
+            target, found = (network(x.clone()).double().log_softmax(dim=1) for network in (teacher, student))
+            total += float(functional.kl_div(found, target, reduction="sum", log_target=True))
+    return total / len(samples)
+
+
+def _can_fit(layer: nn.Module) -> bool:
+    """Return False for a layer that is too large, or whose output a hook may change."""
+    return cast(Tensor, layer.weight)[0].numel() <= MOST_INPUTS and not layer._forward_hooks
+
+
+def reconstruct(
+    teacher: nn.Module,
+    student: nn.Module,
+    layers: Sequence[str],
+    calibration: Calibration,
+) -> list[str]:
+    """Fit the layers of a compressed network one after another to the teacher's function; no gradient step is made.
+
+    A fit is kept if it lowers the divergence from the teacher on samples that were not used to fit.
+
+    Args:
+        teacher: Returns logits ``(B, C)``; it is not changed.
+        student: The compressed teacher, of the same structure but for factorised layers; changed in place.
+        layers: Names of its plain or factorised layers.
+        calibration: Samples, on the device of both networks.
+
+    Returns:
+        The layers whose fit was kept.
+    """
+    frozen = copy.deepcopy(teacher).requires_grad_(False)
+    layers = [name for name in layers if _can_fit(frozen.get_submodule(name))]
+    moments = measure_layers(frozen, layers, calibration.samples, seed=calibration.seed, of_inputs=())
+    kept, best = [], _disagreement(frozen, student, calibration.held_out)
+    for name, measured in moments.items():
+        layer, original = student.get_submodule(name), frozen.get_submodule(name)
+        before = copy.deepcopy(layer.state_dict())
+        regression = _collect(frozen, student, name, calibration.samples, measured, calibration.seed)
+        if regression is None:
+            continue
+        try:
+            _fit(layer, original, regression)  # type: ignore[arg-type]
+            found = _disagreement(frozen, student, calibration.held_out)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no arithmetic of this precision solves it
+            found = math.inf
+        if found < best:
+            best = found
+            kept.append(name)
+        else:
+            layer.load_state_dict(before)
+    return kept

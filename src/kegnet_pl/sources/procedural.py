@@ -1,0 +1,89 @@
+"""Procedural sources: samples with properties that most images, signals or tables have in common."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kegnet_pl.runtime.seeds import stream
+from kegnet_pl.sources.base import Prior, SyntheticSource
+
+_ROUGHEST, _SMOOTHEST = 1.0, 4.0
+"""Range of the exponents of the spectra; natural images have about 2."""
+
+_COMPONENTS = 32
+"""Gaussians of the mixture for rows of features."""
+
+
+_MOST_DIRECTIONS = 1024
+"""Most directions in which a Gaussian of the mixture varies; more would need a large matrix for each Gaussian."""
+
+
+class RandomFields(SyntheticSource):
+    """Gaussian random fields of random smoothness; for rows of features, a mixture of correlated Gaussians.
+
+    A field of an image or a signal has the power spectrum ``1 / f^a``, ``a`` from U(1, 4) for each sample. Its channels
+    are correlated, by a random amount for each sample. Each channel has mean 0 and variance 1. A field of one value is
+    drawn from N(0, 1). Rows are drawn from 32
+    Gaussians with random means and covariances; features have mean 0 and variance 1 over all rows.
+
+    Args:
+        input_shape: Shape of one sample: channels and sizes, or a number of features.
+        device: Device of the samples.
+    """
+
+    title = "Fields"
+    color = "#7a5195"
+    marker = "D"
+    prior: Prior = "procedural"
+
+    def __init__(self, input_shape: int | Sequence[int], device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+        self.device = torch.device(device)
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """Draw ``n`` samples ``(n, *input_shape)``."""
+        rng = stream(seed, "synthetic")
+        samples = _draw_rows(n, self.input_shape[0], rng) if len(self.input_shape) == 1 else self._draw_fields(n, rng)
+        return samples.to(self.device)
+
+    def _draw_fields(self, n: int, rng: torch.Generator) -> Tensor:
+        channels, *sizes = self.input_shape
+        axes = tuple(range(2, 2 + len(sizes)))
+        ones = (1,) * len(sizes)
+        squares = torch.zeros(sizes)
+        for axis, size in enumerate(sizes):
+            along = [1] * len(sizes)
+            along[axis] = size
+            squares = squares + torch.fft.fftfreq(size).square().reshape(along)
+        frequencies = squares.sqrt().clamp_min(1 / max(sizes))
+        exponents = _ROUGHEST + (_SMOOTHEST - _ROUGHEST) * torch.rand(n, 1, *ones, generator=rng)
+        shared = torch.rand(n, 1, *ones, generator=rng)
+        noise = (1 - shared).sqrt() * torch.randn(n, channels, *sizes, generator=rng)
+        noise = noise + shared.sqrt() * torch.randn(n, 1, *sizes, generator=rng)
+        if noise[0, 0].numel() == 1:
+            return noise
+        fields: Tensor = torch.fft.ifftn(
+            torch.fft.fftn(noise, dim=axes) * frequencies ** (-exponents / 2), dim=axes
+        ).real
+        fields = fields - fields.mean(axes, keepdim=True)
+        return fields / fields.std(axes, keepdim=True).clamp_min(1e-12)
+
+
+def _draw_rows(n: int, features: int, rng: torch.Generator) -> Tensor:
+    """Return rows of a mixture of Gaussians whose covariances have spectra ``1 / i^a``, ``a`` from U(0, 2)."""
+    directions = min(features, max(_MOST_DIRECTIONS**2 // features, 1))
+    exponents = 2 * torch.rand(_COMPONENTS, 1, generator=rng)
+    scales = torch.arange(1, directions + 1) ** (-exponents / 2)
+    bases = torch.linalg.qr(torch.randn(_COMPONENTS, features, directions, generator=rng))[0]
+    factors = bases * scales[:, None]
+    factors = factors / factors.square().sum(dim=2).mean(dim=1).sqrt()[:, None, None]
+    component = torch.randint(_COMPONENTS, (n,), generator=rng)
+    means = torch.randn(_COMPONENTS, features, generator=rng)
+    noise = torch.randn(n, directions, generator=rng)
+    rows = means[component]
+    for index, factor in enumerate(factors):  # together, they would need a matrix for every row
+        chosen = component == index
+        rows[chosen] += noise[chosen] @ factor.T
+    return rows / 2**0.5
