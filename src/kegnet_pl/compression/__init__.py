@@ -3,9 +3,9 @@
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import allocate_ranks
 from kegnet_pl.compression.evbmf import EVBMF, evbmf
-from kegnet_pl.compression.plan import Compressed, CompressionPlan
+from kegnet_pl.compression.plan import CompressionPlan
 from kegnet_pl.compression.reconstruction import reconstruct
-from kegnet_pl.compression.report import CompressionReport, LayerReport, ModelSize, measure_size
+from kegnet_pl.compression.report import Compressed, CompressionReport, LayerReport, ModelSize, measure_size
 from kegnet_pl.compression.rules import Rule
 from kegnet_pl.compression.tucker import TuckerConv2d, TuckerLinear, factorise, restore_structure
 

@@ -2,11 +2,9 @@
 
 import bisect
 import copy
-import fnmatch
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -17,8 +15,8 @@ from torch import nn
 from kegnet_pl.compression.activations import Calibration, measure_layers
 from kegnet_pl.compression.allocation import allocate_ranks, needs_inputs
 from kegnet_pl.compression.reconstruction import reconstruct
-from kegnet_pl.compression.report import CompressionReport, LayerReport, count_parameters, measure_size
-from kegnet_pl.compression.rules import Candidate, Rule
+from kegnet_pl.compression.report import Compressed, CompressionReport, LayerReport, count_parameters, measure_size
+from kegnet_pl.compression.rules import LAYERS, Candidate, Rule, check_patterns, find_obstacles
 from kegnet_pl.compression.tucker import (
     Factorisable,
     Ranks,
@@ -31,58 +29,16 @@ from kegnet_pl.networks.execution import copy_network
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 
-_LAYERS = nn.Linear | nn.modules.conv._ConvNd
-
 WhenLarger = Literal["keep", "compress"]
 """Treatment of a layer that its factorisation would enlarge."""
 
+_NO_CANDIDATES = (
+    "Expected layers that can be factorised, to reach target={}, but got none: plain convolutions (without groups) and "
+    "dense layers can, if their weights are not shared."
+)
+
 _OVERSHOOT = 1.05
 """Ratio to the target above which the remaining parameters are assigned to other layers."""
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """A compressed network and its report.
-
-    Attributes:
-        network: The smaller network, a copy; it shares no tensor with the original.
-        report: Costs of every layer before and after.
-        fitted: Layers that were fitted to the function of the original (with a calibration).
-    """
-
-    network: nn.Module
-    report: CompressionReport
-    fitted: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        before, after = self.report.parameters_before, self.report.parameters_after
-        return f"Compressed({type(self.network).__name__}, {before:,} -> {after:,} parameters, {before / after:.2f}x)"
-
-
-def _find_obstacles(network: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Return the layers whose weights cannot be replaced, with the reason."""
-    fused = {
-        id(layer)
-        for module in network.modules()
-        if isinstance(module, nn.TransformerEncoderLayer)
-        for layer in module.modules()
-    }
-    uses = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
-    obstacles: dict[str, str] = {}
-    for name, layer in layers.items():
-        if type(layer) not in (nn.Conv2d, nn.Linear):  # a subclass may use its weight outside of its call
-            obstacles[name] = f"{type(layer).__name__} cannot be factorised here"
-        elif id(layer) in fused:
-            obstacles[name] = "TransformerEncoderLayer reads its weight directly"
-        elif "weight" not in dict(layer.named_parameters(recurse=False)):
-            obstacles[name] = (
-                "its weight is computed from others (weight_norm, spectral_norm, pruning); remove that first"
-            )
-        elif uses[id(layer.weight)] > 1:
-            obstacles[name] = "its weight is shared with another layer"
-        elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
-            obstacles[name] = f"grouped convolution (groups={layer.groups})"
-    return obstacles
 
 
 class CompressionPlan:
@@ -128,9 +84,8 @@ class CompressionPlan:
         Args:
             network: Any network; it is not changed.
             input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
-            calibration: Samples. With them, ranks ``"target"`` are those that change the logits least
-                (:func:`allocate_ranks`), and layers are fitted to the function of the network
-                (:func:`reconstruct`). Without them, both depend on the weights alone.
+            calibration: Samples. With them, ranks ``"target"`` change the logits least (:func:`allocate_ranks`), and
+                layers are fitted to the network's function (:func:`reconstruct`); else weights alone decide.
 
         Returns:
             The smaller network and its report; all weights are trainable, even if the original's are frozen.
@@ -147,22 +102,20 @@ class CompressionPlan:
             compressed = self._apply(copy_network(network).requires_grad_(True), input_shape, calibration)
         if calibration is None:
             return compressed
-        layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _LAYERS)}
-        obstacles = _find_obstacles(network, layers)
-        fitted = reconstruct(
-            network, compressed.network, [name for name in layers if name not in obstacles], calibration
-        )
-        return replace(compressed, fitted=tuple(fitted))
+        layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
+        obstacles = find_obstacles(network, layers)
+        fittable = [name for name in layers if name not in obstacles]
+        return replace(compressed, fitted=tuple(reconstruct(network, compressed.network, fittable, calibration)))
 
     def _apply(self, network: nn.Module, input_shape: Sequence[int], calibration: Calibration | None) -> Compressed:
         """Compress a network in place."""
-        layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _LAYERS)}
+        layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
         if "" in layers:
             raise ValueError(
                 f"Expected a network with named layers, but got a single {type(network).__name__}. Wrap it in "
                 f"nn.Sequential."
             )
-        self._check_patterns(layers)
+        check_patterns(self.rules, layers)
         candidates, notes = self._find_candidates(network, layers)
         try:
             before = measure_size(network, input_shape)
@@ -208,7 +161,7 @@ class CompressionPlan:
         self, network: nn.Module, layers: Mapping[str, nn.Module]
     ) -> tuple[list[Candidate], dict[str, str]]:
         """Return the layers that can be factorised, and for the others by name the reason why not."""
-        obstacles = _find_obstacles(network, layers)
+        obstacles = find_obstacles(network, layers)
         notes: dict[str, str] = {}
         candidates: list[Candidate] = []
         for name, layer in layers.items():
@@ -221,12 +174,6 @@ class CompressionPlan:
                 candidates.append(Candidate(name, cast(Factorisable, layer), rule.sides))
         return candidates, notes
 
-    def _no_candidates(self) -> str:
-        return (
-            f"Expected layers that can be factorised, to reach target={self.target}, but got none: plain convolutions "
-            f"(without groups) and dense layers can, if their weights are not shared."
-        )
-
     def _choose_by_function(
         self, network: nn.Module, candidates: Sequence[Candidate], parameters: int, calibration: Calibration
     ) -> dict[str, Ranks]:
@@ -236,7 +183,7 @@ class CompressionPlan:
         given = {name: (a, b) for name, (a, b) in fixed.items() if a is not None and b is not None}
         layers = {c.name: c.layer for c in candidates if c.name not in given}
         if not layers:
-            raise ValueError(self._no_candidates())
+            raise ValueError(_NO_CANDIDATES.format(self.target))
         saved = sum(
             count_parameters(c.layer) - factorised_parameters(c.layer, given[c.name])
             for c in candidates
@@ -284,17 +231,6 @@ class CompressionPlan:
                 carry_hooks(candidate.layer, new)
                 replace_layer(network, candidate.name, new)
 
-    def _check_patterns(self, layers: Mapping[str, nn.Module]) -> None:
-        if not layers:
-            raise ValueError("Expected a network with convolutions or dense layers, but it has none.")
-        for rule in self.rules:
-            for pattern in rule.patterns:
-                if not fnmatch.filter(layers, pattern):
-                    raise ValueError(
-                        f"Expected `layers` to name layers of the network, but {pattern!r} matches none of: "
-                        f"{', '.join(layers)}."
-                    )
-
     def _enlarges(self, layer: Factorisable, ranks: Ranks) -> bool:
         return self.when_larger == "keep" and factorised_parameters(layer, ranks) >= count_parameters(layer)
 
@@ -325,7 +261,7 @@ class CompressionPlan:
         bound = ratio(at(shares[0]))
         if bound < self.target:
             if not free:
-                raise ValueError(self._no_candidates())
+                raise ValueError(_NO_CANDIDATES.format(self.target))
             raise ValueError(
                 f"Expected `target` of at most {math.floor(100 * bound) / 100:.2f}, the ratio with every rank 'target' "
                 f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."

@@ -120,3 +120,22 @@ class CompressionReport:
         rows = tuple(LayerReport(**row) for row in content["rows"])
         totals = {key: value for key, value in content.items() if key not in ("rows", "compression_ratio")}
         return cls(rows=rows, **totals)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed network and its report.
+
+    Attributes:
+        network: The smaller network, a copy; it shares no tensor with the original.
+        report: Costs of every layer before and after.
+        fitted: Layers that were fitted to the function of the original (with a calibration).
+    """
+
+    network: nn.Module
+    report: CompressionReport
+    fitted: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        before, after = self.report.parameters_before, self.report.parameters_after
+        return f"Compressed({type(self.network).__name__}, {before:,} -> {after:,} parameters, {before / after:.2f}x)"

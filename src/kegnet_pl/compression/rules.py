@@ -1,6 +1,7 @@
 """Rules of a compression plan: patterns of layer names, and the ranks that they give to layers."""
 
 import fnmatch
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,9 @@ from torch import nn
 
 from kegnet_pl.compression.evbmf import evbmf
 from kegnet_pl.compression.tucker import Factorisable, sides
+
+LAYERS = nn.Linear | nn.modules.conv._ConvNd
+"""Layers of a report: dense layers and convolutions."""
 
 SideRank = int | float | str
 """Rank of one side: a number of components, a fraction in (0, 1], ``"evbmf"``, ``"full"`` or ``"target"``."""
@@ -117,3 +121,46 @@ class Candidate:
         total = squares.sum()
         # Rounded, so that equal spectra give equal ranks on any machine.
         return np.cumsum(squares / total).round(12) if total > 0 else np.ones_like(squares)
+
+
+def find_obstacles(network: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return the layers whose weights cannot be replaced, with the reason."""
+    fused = {
+        id(layer)
+        for module in network.modules()
+        if isinstance(module, nn.TransformerEncoderLayer)
+        for layer in module.modules()
+    }
+    uses = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
+    obstacles: dict[str, str] = {}
+    for name, layer in layers.items():
+        if type(layer) not in (nn.Conv2d, nn.Linear):  # a subclass may use its weight outside of its call
+            obstacles[name] = f"{type(layer).__name__} cannot be factorised here"
+        elif id(layer) in fused:
+            obstacles[name] = "TransformerEncoderLayer reads its weight directly"
+        elif "weight" not in dict(layer.named_parameters(recurse=False)):
+            obstacles[name] = (
+                "its weight is computed from others (weight_norm, spectral_norm, pruning); remove that first"
+            )
+        elif uses[id(layer.weight)] > 1:
+            obstacles[name] = "its weight is shared with another layer"
+        elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
+            obstacles[name] = f"grouped convolution (groups={layer.groups})"
+    return obstacles
+
+
+def check_patterns(rules: Sequence[Rule], layers: Mapping[str, nn.Module]) -> None:
+    """Check that every pattern of the rules matches a layer.
+
+    Raises:
+        ValueError: If one matches none, or there are no layers.
+    """
+    if not layers:
+        raise ValueError("Expected a network with convolutions or dense layers, but it has none.")
+    for rule in rules:
+        for pattern in rule.patterns:
+            if not fnmatch.filter(layers, pattern):
+                raise ValueError(
+                    f"Expected `layers` to name layers of the network, but {pattern!r} matches none of: "
+                    f"{', '.join(layers)}."
+                )
