@@ -20,12 +20,12 @@ from kegnet_pl.compression.rules import LAYERS, Candidate, Rule, check_patterns,
 from kegnet_pl.compression.tucker import (
     Factorisable,
     Ranks,
-    carry_hooks,
     factorise,
     factorised_parameters,
     replace_layer,
 )
 from kegnet_pl.networks.execution import copy_network
+from kegnet_pl.networks.hooks import carry_hooks
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 

@@ -151,15 +151,6 @@ def replace_layer(network: nn.Module, name: str, new: nn.Module) -> None:
         network.set_submodule(path, new)
 
 
-def carry_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Give a new layer the forward hooks of the old one, which are part of what the network computes."""
-    for key, hook in old._forward_pre_hooks.items():
-        new.register_forward_pre_hook(hook, with_kwargs=key in old._forward_pre_hooks_with_kwargs)
-    for key, hook in old._forward_hooks.items():
-        with_kwargs, always = key in old._forward_hooks_with_kwargs, key in old._forward_hooks_always_called
-        new.register_forward_hook(hook, with_kwargs=with_kwargs, always_call=always)
-
-
 def restore_structure(network: nn.Module, ranks: Mapping[str, Ranks]) -> nn.Module:
     """Replace layers of a network by their compressed form, without weights, and return the network.
 

@@ -90,3 +90,12 @@ class LayerRecorder:
             return None
         self.values[name] = self._collect(name, value)
         return None if self._replace is None else self._replace(self.values[name])
+
+
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Give a new layer the forward hooks of the old one, which are part of what the network computes."""
+    for key, hook in old._forward_pre_hooks.items():
+        new.register_forward_pre_hook(hook, with_kwargs=key in old._forward_pre_hooks_with_kwargs)
+    for key, hook in old._forward_hooks.items():
+        with_kwargs, always = key in old._forward_hooks_with_kwargs, key in old._forward_hooks_always_called
+        new.register_forward_hook(hook, with_kwargs=with_kwargs, always_call=always)
