@@ -67,6 +67,7 @@ def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]
         "network": task.network,
         "device": _device_name(task.device),
         "precision": task.precision,
+        "samples": task.samples if task.work != "generator_step" else None,
         "seconds": ours_seconds,
         "direct_seconds": statistics.median(seconds[1]),
         "floor_seconds": floor,

@@ -6,12 +6,16 @@ from typing import Any
 
 from benchmarks.cases import ROOT
 
-_WORKS = {"generator_step": "generator step", "student_epoch": "student epoch", "draw": "drawing 32,000"}
+_WORKS = {"generator_step": "generator step", "student_epoch": "student epoch", "draw": "drawing"}
 _NETWORKS = {"lenet5": "MNIST, LeNet5", "resnet14": "SVHN, ResNet14", "mlp": "Letter, MLP"}
 
 
 def _seconds(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def _work(row: dict[str, Any]) -> str:
+    return _WORKS[row["work"]] + (f" of {row['samples']:,} samples" if row["samples"] else "")
 
 
 def _lines(head: list[str], rows: Iterable[list[str]], left: int) -> str:
@@ -26,7 +30,7 @@ def speed_table(rows: list[dict[str, Any]]) -> str:
         head,
         (
             [
-                _NETWORKS[row["network"]], _WORKS[row["work"]], row["precision"], _seconds(row["seconds"]),
+                _NETWORKS[row["network"]], _work(row), row["precision"], _seconds(row["seconds"]),
                 _seconds(row["direct_seconds"]), f"{row['times_faster_than_direct']:.1f}x", f"{row['times_floor']:.1f}",
                 f"{row['peak_mb']:,.0f}", f"{row['direct_peak_mb']:,.0f}",
                 "" if row["lightning_share"] is None else f"{max(row['lightning_share'], 0):.0%}",
