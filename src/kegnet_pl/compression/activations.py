@@ -16,7 +16,8 @@ from kegnet_pl.runtime.seeds import stream
 POSITIONS = 64
 """Output positions of a convolution that are used per sample; positions of one sample are much alike."""
 
-_CHUNK = 128
+CHUNK = 128
+"""Samples per forward pass."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def measure_layers(
         network, layers, _track, source="both", replace=lambda pair: None if pair[1] is None else pair[1].clone()
     )  # A clone, as the next module may work in place.
     with eval_mode(network), recorder, torch.enable_grad():
-        for x in samples.split(_CHUNK):
+        for x in samples.split(CHUNK):
             for name, inputs, output, gradients in _call(network, recorder, x, rng, probes):
                 is_conv = isinstance(network.get_submodule(name), nn.Conv2d)
                 rows = to_rows(output, is_conv)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.compression.activations import LayerMoments
-from kegnet_pl.compression.tucker import Factorisable, Ranks, sides
+from kegnet_pl.compression.report import count_parameters
+from kegnet_pl.compression.tucker import Factorisable, Ranks, factorised_parameters, sides
 
 _DAMPING = 1e-3
 """Share of the mean that is added to the diagonal of moments, for directions that no sample has."""
@@ -21,6 +22,22 @@ def square_root(moments: Tensor, damping: float = _DAMPING) -> Tensor:
     values, vectors = torch.linalg.eigh(damped)
     root: Tensor = vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T
     return root
+
+
+def weighted_inputs(layer: Factorisable, inputs: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how much the input channels of a layer matter to its outputs.
+
+    Args:
+        layer: Its weights connect the channels with the outputs.
+        inputs: Second moments of the channels ``(in, in)``.
+        metric: Of the outputs, ``(out, out)``.
+
+    Returns:
+        The square root R of the moments, and ``R E R``: E sums ``W_k^T metric W_k`` over the positions k of the kernel.
+    """
+    weight = layer.weight.detach().cpu().double().reshape(*layer.weight.shape[:2], -1)
+    root = square_root(inputs)
+    return root, root @ torch.einsum("ock,op,pdk->cd", weight, metric, weight) @ root
 
 
 def _tails(spectrum: Tensor, count: int) -> np.ndarray:
@@ -52,10 +69,7 @@ def truncation_losses(layer: Factorisable, moments: LayerMoments) -> tuple[np.nd
     out_losses = moments.positions * _tails(outputs, n_out)
     if moments.inputs is None:
         return None, out_losses
-    weight = layer.weight.detach().cpu().double().reshape(n_out, n_in, -1)
-    inputs = square_root(moments.inputs)
-    gram = torch.einsum("ock,op,pdk->cd", weight, moments.sensitivity, weight)
-    in_spectrum = torch.linalg.eigvalsh(inputs @ gram @ inputs)
+    in_spectrum = torch.linalg.eigvalsh(weighted_inputs(layer, moments.inputs, moments.sensitivity)[1])
     return moments.positions * _tails(in_spectrum, n_in), out_losses
 
 
@@ -78,10 +92,8 @@ def _options(layer: Factorisable, fixed: tuple[int | None, int | None], moments:
         assert in_losses is not None
         grid_in, grid_out = np.meshgrid(np.array(choices[0]), np.array(choices[1]), indexing="ij")
         loss = in_losses[grid_in - 1] + out_losses[grid_out - 1]
-    (n_in, n_out), bias = sides(layer), 0 if layer.bias is None else sides(layer)[1]
-    kernel = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
-    size = n_in * grid_in + grid_in * grid_out * kernel + grid_out * n_out + bias
-    whole = layer.weight.numel() + bias
+    size: np.ndarray = factorised_parameters(layer, (grid_in, grid_out))  # type: ignore[assignment, arg-type]
+    whole = count_parameters(layer)
     smaller = size < whole
     pairs = np.stack([grid_in[smaller], grid_out[smaller]], axis=1)
     return _Options(pairs, np.append(loss[smaller], 0.0), np.append(size[smaller], whole).astype(float))

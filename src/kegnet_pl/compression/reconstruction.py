@@ -10,6 +10,7 @@ Source:
 """
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kegnet_pl.compression.activations import (
+    CHUNK,
     POSITIONS,
     Calibration,
     LayerMoments,
@@ -28,7 +30,7 @@ from kegnet_pl.compression.activations import (
     takes_batches,
     to_rows,
 )
-from kegnet_pl.compression.allocation import square_root
+from kegnet_pl.compression.allocation import square_root, weighted_inputs
 from kegnet_pl.compression.tucker import Factorisable, TuckerConv2d, TuckerLinear
 from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.networks.hooks import LayerRecorder
@@ -49,7 +51,6 @@ _FEW_ALTERNATIONS, _MANY_INPUTS = 3, 2_048
 MOST_INPUTS = 6_000
 """Largest number of inputs (channels x kernel) of a layer that is fitted: a matrix of them squared is needed."""
 
-_CHUNK = 128
 _GRADIENT_STEPS = 30
 
 
@@ -71,6 +72,11 @@ class _Regression:
     mean_inputs: Tensor
     mean_outputs: Tensor
 
+    @functools.cached_property
+    def metric_root(self) -> Tensor:
+        """The symmetric square root of the metric."""
+        return square_root(self.metric, damping=0.0)
+
 
 def _collect(
     teacher: nn.Module, student: nn.Module, name: str, samples: Tensor, moments: LayerMoments, seed: int
@@ -90,7 +96,7 @@ def _collect(
     of_teacher = LayerRecorder(teacher, [name], lambda _, y: y.clone(), source="output")
     of_student = LayerRecorder(student, [name], lambda _, x: x.clone(), source="input")
     with eval_mode(teacher), eval_mode(student), of_teacher, of_student, torch.no_grad():
-        for x in samples.split(_CHUNK):
+        for x in samples.split(CHUNK):
             target, value = (recorder.call(x.clone())[1].get(name) for recorder in (of_teacher, of_student))
             if target is None and value is None:  # not called for these samples
                 continue
@@ -128,9 +134,8 @@ def _collect(
     )
 
 
-def _reduced_rank(inputs: Tensor, cross: Tensor, metric: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return ``B`` (out, rank) and ``C`` (rank, D) that minimise the error of ``B C`` in the metric."""
-    root = square_root(metric, damping=0.0)
+def _reduced_rank(inputs: Tensor, cross: Tensor, root: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return ``B`` (out, rank) and ``C`` (rank, D) that minimise the error of ``B C`` in the metric ``root @ root``."""
     factor = torch.linalg.cholesky(inputs + 1e-12 * inputs.diagonal().mean() * torch.eye(len(inputs)).to(inputs))
     whitened = root @ torch.linalg.solve_triangular(factor, cross.T, upper=False).T
     values, vectors = torch.linalg.eigh(whitened @ whitened.T)
@@ -147,7 +152,7 @@ def _fit_linear(layer: TuckerLinear, regression: _Regression) -> Tensor:
     """Fit a factorised dense layer; return its weight ``(out, in)``."""
     first, core, last = _weights(layer)
     rank = min(core.shape)
-    left, right = _reduced_rank(regression.inputs, regression.cross, regression.metric, rank)
+    left, right = _reduced_rank(regression.inputs, regression.cross, regression.metric_root, rank)
     # Orthonormal outer factors, as those of Tucker: the core holds the scale.
     q_in, r_in = torch.linalg.qr(right.T)
     q_out, r_out = torch.linalg.qr(left)
@@ -169,9 +174,7 @@ def _fit_conv(layer: TuckerConv2d, regression: _Regression, original: nn.Conv2d)
     out_rank, in_rank = core.shape[:2]
     channels, kernel = original.in_channels, math.prod(original.kernel_size)
     inputs = regression.inputs.reshape(channels, kernel, channels, kernel)
-    weight = original.weight.detach().cpu().double().flatten(2)
-    root = square_root(torch.einsum("ckdk->cd", inputs) / kernel)
-    gram = root @ torch.einsum("ock,op,pdk->cd", weight, regression.metric, weight) @ root
+    root, gram = weighted_inputs(original, torch.einsum("ckdk->cd", inputs) / kernel, regression.metric)
     directions = torch.linalg.eigh(gram)[1][:, channels - in_rank :]
     a = torch.linalg.qr(torch.linalg.solve(root, directions))[0].T
     cross = regression.cross.reshape(-1, channels, kernel)
@@ -180,7 +183,7 @@ def _fit_conv(layer: TuckerConv2d, regression: _Regression, original: nn.Conv2d)
     for step in range(rounds):
         reduced = torch.einsum("rc,ckdl,sd->rksl", a, inputs, a).reshape(in_rank * kernel, -1)
         product = torch.einsum("ock,rc->ork", cross, a).flatten(1)
-        left, right = _reduced_rank(reduced, product, regression.metric, rank)
+        left, right = _reduced_rank(reduced, product, regression.metric_root, rank)
         if step < rounds - 1:
             a = torch.linalg.qr(_update_inputs(a, left, right.reshape(rank, in_rank, kernel), regression, cross).T)[0].T
     q_out, r_out = torch.linalg.qr(left)
@@ -236,7 +239,7 @@ def _disagreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -> fl
     """Return the mean Kullback-Leibler divergence of the student from the teacher, in nats."""
     total = 0.0
     with eval_mode(teacher), eval_mode(student), torch.no_grad():
-        for x in samples.split(_CHUNK):
+        for x in samples.split(CHUNK):
             target, found = (network(x.clone()).double().log_softmax(dim=1) for network in (teacher, student))
             total += float(functional.kl_div(found, target, reduction="sum", log_target=True))
     return total / len(samples)
