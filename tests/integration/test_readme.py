@@ -117,7 +117,7 @@ def test_the_lines_of_python_run() -> None:
 def test_the_lines_of_python_for_batch_norm_run() -> None:
     code = next(block for block in blocks("python") if "upsampling" in block)
     small = {"epochs=5, steps_per_epoch=100": "epochs=1, steps_per_epoch=2, batch_size=8", "6_400": "64",
-             "epochs=10": "epochs=1"}  # fmt: skip
+             "epochs=10": "epochs=1", "target=3.0": "target=3.0, samples=50"}  # fmt: skip
     for before, after in small.items():
         assert before in code
         code = code.replace(before, after, 1)

@@ -1,5 +1,8 @@
 """Moments of a network's layers on samples, and the sensitivity of its logits to them."""
 
+import functools
+import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +43,7 @@ class LayerMoments:
     """Second moments of one layer, over samples and output positions, in float64.
 
     Attributes:
+        calls: Calls of the layer in a forward pass.
         positions: Output positions per sample; 1 for a dense layer of feature rows.
         inputs: ``E[x x^T]`` of the input channels, ``(in, in)``; None if it was not measured.
         outputs: Covariance of the outputs, ``(out, out)``.
@@ -47,6 +51,7 @@ class LayerMoments:
             so that ``positions * e^T sensitivity e`` estimates the squared change of the logits by an error ``e``.
     """
 
+    calls: int
     positions: int
     inputs: Tensor | None
     outputs: Tensor
@@ -90,9 +95,10 @@ def probe_gradients(
         yield torch.autograd.grad((centred * direction).sum(), outputs, retain_graph=True, allow_unused=True)
 
 
-def _track(_: str, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return input and output of a layer, the output with a gradient; None where gradients are off."""
+def _track(calls: Counter[str], name: str, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return input and output of a layer, the output with a gradient; None where gradients are off. Count the call."""
     x, y = pair
+    calls[name] += 1
     if not torch.is_grad_enabled():
         return x, None
     return x.detach().clone(), y if y.requires_grad else y.detach().requires_grad_()
@@ -151,9 +157,14 @@ def measure_layers(
     """
     rng = stream(seed, "probes")
     sums: dict[str, tuple[int, int, list[Tensor]]] = {}
+    calls: Counter[str] = Counter()
     recorder = LayerRecorder(
-        network, layers, _track, source="both", replace=lambda pair: None if pair[1] is None else pair[1].clone()
-    )  # A clone, as the next module may work in place.
+        network,
+        layers,
+        functools.partial(_track, calls),
+        source="both",
+        replace=lambda pair: None if pair[1] is None else pair[1].clone(),  # the next module may work in place
+    )
     with eval_mode(network), recorder, torch.enable_grad():
         for x in samples.split(CHUNK):
             for name, inputs, output, gradients in _call(network, recorder, x, rng, probes):
@@ -177,6 +188,7 @@ def measure_layers(
                 f"infinite ones. Use another source of samples, or fit='weights'."
             )
         moments[name] = LayerMoments(
+            math.ceil(calls[name] / math.ceil(len(samples) / CHUNK)),
             positions,
             inputs if inputs.dim() else None,
             outputs - torch.outer(mean, mean),

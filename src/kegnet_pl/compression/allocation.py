@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.compression.activations import LayerMoments
 from kegnet_pl.compression.report import count_parameters
+from kegnet_pl.compression.rules import SideRank
 from kegnet_pl.compression.tucker import Factorisable, Ranks, factorised_parameters, sides
 
 _DAMPING = 1e-3
@@ -48,9 +49,9 @@ def _tails(spectrum: Tensor, count: int) -> np.ndarray:
     return np.append(squares[::-1].cumsum()[::-1][1:], 0.0)
 
 
-def needs_inputs(layer: Factorisable, fixed: tuple[int | None, int | None]) -> bool:
+def needs_inputs(layer: Factorisable, ranks: tuple[SideRank, SideRank]) -> bool:
     """Return True if the choice of a layer's ranks needs the moments of its inputs."""
-    return not (isinstance(layer, nn.Linear) and fixed == (None, None))  # a matrix has one rank
+    return not (isinstance(layer, nn.Linear) and ranks == ("target", "target"))  # a matrix has one rank
 
 
 def truncation_losses(layer: Factorisable, moments: LayerMoments) -> tuple[np.ndarray | None, np.ndarray]:
@@ -85,7 +86,7 @@ class _Options:
 def _options(layer: Factorisable, fixed: tuple[int | None, int | None], moments: LayerMoments) -> _Options:
     in_losses, out_losses = truncation_losses(layer, moments)
     choices = [range(1, full + 1) if rank is None else [rank] for rank, full in zip(fixed, sides(layer), strict=True)]
-    if not needs_inputs(layer, fixed):
+    if isinstance(layer, nn.Linear) and fixed == (None, None):  # a matrix has one rank
         grid_in = grid_out = np.arange(1, min(sides(layer)) + 1)
         loss = out_losses[grid_out - 1]
     else:

@@ -4,7 +4,6 @@ import bisect
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from kegnet_pl.compression.activations import Calibration, measure_layers
+from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import allocate_ranks, needs_inputs
 from kegnet_pl.compression.reconstruction import reconstruct
 from kegnet_pl.compression.report import Compressed, CompressionReport, LayerReport, count_parameters, measure_size
@@ -99,13 +98,7 @@ class CompressionPlan:
             raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
         devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
         with torch.random.fork_rng([device.index for device in devices]):  # constructors draw weights to be overwritten
-            compressed = self._apply(copy_network(network).requires_grad_(True), input_shape, calibration)
-        if calibration is None:
-            return compressed
-        layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
-        obstacles = find_obstacles(network, layers)
-        fittable = [name for name in layers if name not in obstacles]
-        return replace(compressed, fitted=tuple(reconstruct(network, compressed.network, fittable, calibration)))
+            return self._apply(copy_network(network).requires_grad_(True), input_shape, calibration)
 
     def _apply(self, network: nn.Module, input_shape: Sequence[int], calibration: Calibration | None) -> Compressed:
         """Compress a network in place."""
@@ -116,7 +109,8 @@ class CompressionPlan:
                 f"nn.Sequential."
             )
         check_patterns(self.rules, layers)
-        candidates, notes = self._find_candidates(network, layers)
+        obstacles = find_obstacles(network, layers)
+        candidates, notes = self._find_candidates(layers, obstacles)
         try:
             before = measure_size(network, input_shape)
         except FORWARD_ERRORS as error:
@@ -124,10 +118,17 @@ class CompressionPlan:
                 f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
                 f"failed: {first_line(error)}"
             ) from error
+        if calibration is not None:
+            teacher = copy.deepcopy(network).requires_grad_(False)
+            of_inputs = {c.name for c in candidates if "target" in c.ranks and needs_inputs(c.layer, c.ranks)}
+            moments = measure_layers(
+                teacher, [name for name in layers if name not in obstacles], calibration.samples, seed=calibration.seed,
+                of_inputs=of_inputs,
+            )  # fmt: skip
         if calibration is None or self.target is None:
             chosen = self._choose(candidates, before.parameters)
         else:
-            chosen = self._choose_by_function(network, candidates, before.parameters, calibration)
+            chosen = self._choose_by_function(candidates, before.parameters, moments)
         parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
         self._replace_layers(network, candidates, chosen)
         notes |= {candidate.name: "; ".join(candidate.notes) for candidate in candidates}
@@ -153,15 +154,14 @@ class CompressionPlan:
             )
             for name, layer in layers.items()
         )
-        return Compressed(
-            network, CompressionReport(rows, before.parameters, after.parameters, before.macs, after.macs)
-        )
+        report = CompressionReport(rows, before.parameters, after.parameters, before.macs, after.macs)
+        fitted = () if calibration is None else reconstruct(teacher, network, moments, calibration)
+        return Compressed(network, report, tuple(fitted))
 
     def _find_candidates(
-        self, network: nn.Module, layers: Mapping[str, nn.Module]
+        self, layers: Mapping[str, nn.Module], obstacles: Mapping[str, str]
     ) -> tuple[list[Candidate], dict[str, str]]:
         """Return the layers that can be factorised, and for the others by name the reason why not."""
-        obstacles = find_obstacles(network, layers)
         notes: dict[str, str] = {}
         candidates: list[Candidate] = []
         for name, layer in layers.items():
@@ -175,7 +175,7 @@ class CompressionPlan:
         return candidates, notes
 
     def _choose_by_function(
-        self, network: nn.Module, candidates: Sequence[Candidate], parameters: int, calibration: Calibration
+        self, candidates: Sequence[Candidate], parameters: int, moments: Mapping[str, LayerMoments]
     ) -> dict[str, Ranks]:
         """Return the ranks of candidates that change the logits least; a candidate without ranks stays as it is."""
         assert self.target is not None
@@ -189,9 +189,6 @@ class CompressionPlan:
             for c in candidates
             if c.name in given and not self._enlarges(c.layer, given[c.name])
         )
-        frozen = copy.deepcopy(network).requires_grad_(False)
-        of_inputs = {name for name, layer in layers.items() if needs_inputs(layer, fixed[name])}
-        moments = measure_layers(frozen, list(layers), calibration.samples, seed=calibration.seed, of_inputs=of_inputs)
         called = {name: layer for name, layer in layers.items() if name in moments}
         free = sum(count_parameters(layer) for layer in called.values())
         rest = parameters - saved - free

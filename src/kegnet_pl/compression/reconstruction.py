@@ -12,7 +12,7 @@ Source:
 import copy
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,7 +25,6 @@ from kegnet_pl.compression.activations import (
     POSITIONS,
     Calibration,
     LayerMoments,
-    measure_layers,
     patches,
     takes_batches,
     to_rows,
@@ -79,7 +78,7 @@ class _Regression:
 
 
 def _collect(
-    teacher: nn.Module, student: nn.Module, name: str, samples: Tensor, moments: LayerMoments, seed: int
+    teacher: nn.Module, student: nn.Module, name: str, calibration: Calibration, moments: LayerMoments
 ) -> _Regression | None:
     """Return the regression of a layer; patches are of the student, outputs of the teacher.
 
@@ -87,7 +86,7 @@ def _collect(
     """
     layer: Factorisable = teacher.get_submodule(name)  # type: ignore[assignment]
     is_conv = isinstance(layer, nn.Conv2d)
-    rng = stream(seed, "positions")
+    rng = stream(calibration.seed, "positions")
     dimension = layer.weight[0].numel()
     square = torch.zeros(dimension, dimension, dtype=torch.float64)
     product = torch.zeros(len(layer.weight), dimension, dtype=torch.float64)
@@ -96,8 +95,11 @@ def _collect(
     of_teacher = LayerRecorder(teacher, [name], lambda _, y: y.clone(), source="output")
     of_student = LayerRecorder(student, [name], lambda _, x: x.clone(), source="input")
     with eval_mode(teacher), eval_mode(student), of_teacher, of_student, torch.no_grad():
-        for x in samples.split(CHUNK):
-            target, value = (recorder.call(x.clone())[1].get(name) for recorder in (of_teacher, of_student))
+        for x in calibration.samples.split(CHUNK):
+            target, value = (
+                recorder.call_first(x.clone()) if moments.calls == 1 else recorder.call(x.clone())[1].get(name)
+                for recorder in (of_teacher, of_student)
+            )
             if target is None and value is None:  # not called for these samples
                 continue
             if target is None or value is None or not takes_batches(layer, value):
@@ -235,14 +237,16 @@ def _fit(layer: nn.Module, original: Factorisable, regression: _Regression) -> N
         bias.copy_(regression.mean_outputs - weight @ regression.mean_inputs)  # type: ignore[operator]
 
 
-def _disagreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -> float:
-    """Return the mean Kullback-Leibler divergence of the student from the teacher, in nats."""
-    total = 0.0
-    with eval_mode(teacher), eval_mode(student), torch.no_grad():
-        for x in samples.split(CHUNK):
-            target, found = (network(x.clone()).double().log_softmax(dim=1) for network in (teacher, student))
-            total += float(functional.kl_div(found, target, reduction="sum", log_target=True))
-    return total / len(samples)
+@torch.no_grad()
+def _log_probabilities(network: nn.Module, samples: Tensor) -> Tensor:
+    with eval_mode(network):
+        return torch.cat([network(x.clone()).double().log_softmax(dim=1) for x in samples.split(CHUNK)])
+
+
+def _divergence(student: nn.Module, samples: Tensor, target: Tensor) -> float:
+    """Return the mean Kullback-Leibler divergence of a student from the teacher's log-probabilities, in nats."""
+    found = _log_probabilities(student, samples)
+    return float(functional.kl_div(found, target, reduction="batchmean", log_target=True))
 
 
 def _can_fit(layer: nn.Module) -> bool:
@@ -251,10 +255,7 @@ def _can_fit(layer: nn.Module) -> bool:
 
 
 def reconstruct(
-    teacher: nn.Module,
-    student: nn.Module,
-    layers: Sequence[str],
-    calibration: Calibration,
+    teacher: nn.Module, student: nn.Module, moments: Mapping[str, LayerMoments], calibration: Calibration
 ) -> list[str]:
     """Fit the layers of a compressed network one after another to the teacher's function; no gradient step is made.
 
@@ -263,25 +264,23 @@ def reconstruct(
     Args:
         teacher: Returns logits ``(B, C)``; it is not changed.
         student: The compressed teacher, of the same structure but for factorised layers; changed in place.
-        layers: Names of its plain or factorised layers.
+        moments: Moments of the teacher's layers, in the order of the fit (:func:`measure_layers`).
         calibration: Samples, on the device of both networks.
 
     Returns:
         The layers whose fit was kept.
     """
-    frozen = copy.deepcopy(teacher).requires_grad_(False)
-    layers = [name for name in layers if _can_fit(frozen.get_submodule(name))]
-    moments = measure_layers(frozen, layers, calibration.samples, seed=calibration.seed, of_inputs=())
-    kept, best = [], _disagreement(frozen, student, calibration.held_out)
+    target = _log_probabilities(teacher, calibration.held_out)
+    kept, best = [], _divergence(student, calibration.held_out, target)
     for name, measured in moments.items():
-        layer, original = student.get_submodule(name), frozen.get_submodule(name)
-        before = copy.deepcopy(layer.state_dict())
-        regression = _collect(frozen, student, name, calibration.samples, measured, calibration.seed)
+        layer, original = student.get_submodule(name), teacher.get_submodule(name)
+        regression = _collect(teacher, student, name, calibration, measured) if _can_fit(original) else None
         if regression is None:
             continue
+        before = copy.deepcopy(layer.state_dict())
         try:
             _fit(layer, original, regression)  # type: ignore[arg-type]
-            found = _disagreement(frozen, student, calibration.held_out)
+            found = _divergence(student, calibration.held_out, target)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no arithmetic of this precision solves it
             found = math.inf
         if found < best:

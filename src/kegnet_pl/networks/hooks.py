@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
+class _Stop(BaseException):
+    """Ends a forward pass; not an Exception, so that no network catches it."""
+
+
 class LayerRecorder:
     """Collects a value from named layers when it calls a network.
 
@@ -43,6 +47,7 @@ class LayerRecorder:
         self._collect = collect
         self._replace = replace
         self._source = source
+        self._stop = False
         self._handles: list[RemovableHandle] = []
 
     def open(self) -> None:
@@ -70,6 +75,17 @@ class LayerRecorder:
         finally:
             self.values = None
 
+    def call_first(self, x: Tensor) -> Any:
+        """Return the value of the first call of a layer, None if there is none; the network computes no further."""
+        self.values, self._stop = {}, True
+        try:
+            self.network(x)
+        except _Stop:
+            return next(iter(self.values.values()))
+        finally:
+            self.values, self._stop = None, False
+        return None
+
     def __enter__(self) -> Self:
         self.open()
         return self
@@ -89,6 +105,8 @@ class LayerRecorder:
         if self.values is None:
             return None
         self.values[name] = self._collect(name, value)
+        if self._stop:
+            raise _Stop
         return None if self._replace is None else self._replace(self.values[name])
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -107,7 +108,7 @@ def _moments(layer: nn.Module, seed: int) -> LayerMoments:
     n_in, n_out = layer.weight.shape[1], layer.weight.shape[0]  # type: ignore[union-attr, index]
     matrices = [torch.randn(2 * n, n, dtype=torch.float64) for n in (n_in, n_out, n_out)]
     inputs, outputs, sensitivity = (matrix.T @ matrix for matrix in matrices)
-    return LayerMoments(seed + 1, inputs, outputs, sensitivity)
+    return LayerMoments(1, seed + 1, inputs, outputs, sensitivity)
 
 
 def test_losses_fall_to_zero_and_those_of_a_dense_layer_are_its_error() -> None:
@@ -172,13 +173,17 @@ def _error(teacher: nn.Module, student: nn.Module, x: torch.Tensor) -> float:
         return float((teacher(x) - student(x)).square().mean())
 
 
+def _reconstruct(teacher: nn.Module, student: nn.Module, layers: Sequence[str], x: torch.Tensor) -> list[str]:
+    return reconstruct(teacher, student, measure_layers(teacher, layers, x), Calibration(x, x))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_fit_is_better_than_the_factors_of_the_weights(network: nn.Module, samples: torch.Tensor, name: str) -> None:
     ranks = {"conv1": (3, 3), "conv2": (4, 3), "fc": (2, 2)}
     student = copy.deepcopy(network)
     setattr(student, name, factorise(getattr(student, name), ranks[name]))
     plain = _error(network, student, samples)
-    kept = reconstruct(network, student, [name], Calibration(samples, samples))
+    kept = _reconstruct(network, student, [name], samples)
     assert kept == [name]
     assert _error(network, student, samples) < 0.8 * plain
 
@@ -186,15 +191,15 @@ def test_a_fit_is_better_than_the_factors_of_the_weights(network: nn.Module, sam
 def test_layers_after_a_compressed_one_compensate_for_it(network: nn.Module, samples: torch.Tensor) -> None:
     student = copy.deepcopy(network)
     student.conv1 = factorise(student.conv1, (2, 3))  # type: ignore[arg-type]
-    reconstruct(network, student, ["conv1"], Calibration(samples, samples))
+    _reconstruct(network, student, ["conv1"], samples)
     alone = _error(network, student, samples)
-    kept = reconstruct(network, student, ["conv2", "fc"], Calibration(samples, samples))
+    kept = _reconstruct(network, student, ["conv2", "fc"], samples)
     assert kept and _error(network, student, samples) < alone
 
 
 def test_the_fit_of_a_network_that_is_equal_changes_nothing(network: nn.Module, samples: torch.Tensor) -> None:
     student = copy.deepcopy(network)
-    assert reconstruct(network, student, LAYERS, Calibration(samples, samples)) == []
+    assert _reconstruct(network, student, LAYERS, samples) == []
     for name, value in student.state_dict().items():
         assert torch.equal(value, network.state_dict()[name])
 
@@ -206,8 +211,8 @@ def test_a_fit_that_fails_on_held_out_samples_is_undone(
     student.conv2 = factorise(student.conv2, (6, 6))  # type: ignore[arg-type]
     before = copy.deepcopy(student.state_dict())
     divergences = itertools.count(1.0)
-    monkeypatch.setattr(reconstruction, "_disagreement", lambda *_: next(divergences))
-    assert reconstruct(network, student, LAYERS, Calibration(samples, samples)) == []
+    monkeypatch.setattr(reconstruction, "_divergence", lambda *_: next(divergences))
+    assert _reconstruct(network, student, LAYERS, samples) == []
     for name, value in student.state_dict().items():
         assert torch.equal(value, before[name])
 

@@ -119,3 +119,15 @@ def test_records_under_vmap(source: Literal["input", "output"]) -> None:
 
     hidden = network[1](network[0](x))
     torch.testing.assert_close(torch.func.vmap(record)(x), hidden if source == "input" else network[2](hidden))
+
+
+def test_the_first_value_of_a_layer_ends_the_forward_pass() -> None:
+    network, x, later = _network(), torch.randn(5, 3), []
+    network[2].register_forward_hook(lambda *_: later.append(1))
+    with LayerRecorder(network, ["0"], _itself, source="output") as recorder:
+        assert torch.equal(recorder.call_first(x), network[0](x))
+        assert not later
+        recorder.call(x)
+    assert later == [1]
+    with LayerRecorder(nn.Sequential(network[1]), [], _itself, source="output") as recorder:
+        assert recorder.call_first(x) is None
