@@ -23,6 +23,7 @@ import kegnet_pl
 from kegnet_pl import api
 from kegnet_pl.networks import MLP, ImageGenerator, LeNet5, ResNet14
 from kegnet_pl.runtime.errors import DivergedError
+from kegnet_pl.sources import RandomFields
 from tests.integration.conftest import configure, go
 from tests.unit.training.tiny import FEATURES, Branching
 
@@ -178,6 +179,27 @@ def test_batch_norm_adapts_and_layers_learn() -> None:
     assert not any(_same(plain, other) for other in others)
     frozen = dict(others[1].named_buffers())
     assert all(torch.equal(frozen[name], value) for name, value in teacher.named_buffers())
+
+
+def test_a_student_is_reconstructed_before_its_training() -> None:
+    teacher = _lenet()
+    source = RandomFields(SHAPE)
+    data = kegnet_pl.SyntheticDataset(source, teacher, 256)
+    small = kegnet_pl.compress(teacher, SHAPE, target=3.0, fit="weights").network
+    options: dict[str, Any] = {"epochs": 1, "lr": 1e-12, "dropout": False, "progress": False}
+    x = source.sample(300, 9)
+
+    def error(network: nn.Module) -> float:
+        with torch.no_grad():
+            return float((network(x) - teacher(x)).square().mean())
+
+    plain = kegnet_pl.distill(small, data, **options)
+    fitted = kegnet_pl.distill(small, data, reconstruct=True, **options)
+    assert error(plain) == pytest.approx(error(small), rel=1e-3)
+    assert error(fitted) < 0.5 * error(small)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    with pytest.raises(ValueError, match=r"Expected the compressed teacher as a student with reconstruct.*for conv1"):
+        kegnet_pl.distill(other, data, reconstruct=True, **options)
 
 
 def test_what_cannot_be_trained_together_is_trained_one_by_one() -> None:

@@ -32,7 +32,8 @@ FOLDERS = ["", "paper/", "strict/"]
 GROUPS = ["callbacks", "compression", "data", "generator", "logger", "source", "student", "teacher", "trainer"]
 SNAPSHOT = json.loads((Path(__file__).parent / "snapshots" / "presets.json").read_text())
 DATA = {"custom/table": ["data=letter", "teacher=mlp"]}  # the others are of the default data
-NEW = ("source.", "compression.plans.", "compression.fit", "compression.source", "compression.samples")
+NEW = ("source.", "compression.plans.", "compression.fit", "compression.source", "compression.samples",
+       "student.reconstruct", "student.oversampling", "student.mixing")  # fmt: skip
 """Settings that are not in the snapshot, which was made before they were."""
 
 

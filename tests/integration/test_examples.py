@@ -1,10 +1,12 @@
 """The examples run as they are, and the method in plain torch does what its comments say."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from examples import kegnet_plain
@@ -25,6 +27,14 @@ def test_plain_kegnet_recovers_accuracy_without_data(
     assert list(percent) == ["teacher", "compressed", "distilled"]
     assert percent["teacher"] > 90
     assert percent["compressed"] + 5 < percent["distilled"] < percent["teacher"]
+
+
+def test_a_picture_of_the_procedural_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ROOT / "examples" / "procedural_sources.py"
+    monkeypatch.setattr(sys, "argv", [str(file), str(tmp_path / "sources.png")])
+    runpy.run_path(str(file), run_name="__main__")
+    with Image.open(tmp_path / "sources.png") as drawn, Image.open(ROOT / "docs" / "procedural_sources.png") as stored:
+        assert drawn.size == stored.size
 
 
 def test_plain_kegnet_returns_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -632,8 +632,40 @@ def test_a_compression_by_function_names_its_samples(tmp_path: Path, prepared: P
     assert stages(tmp_path) == before
     with pytest.raises(ConfigError, match=r"`compression.source` to be a source without generators, .* got kegnet"):
         go(tmp_path, *common, "compression.source=kegnet")
-    with pytest.raises(ConfigError, match=r"`compression.source` to be one of fields, kegnet, .*, but got dots"):
+    with pytest.raises(ConfigError, match=r"`compression.source` to be one of blobs, fields, kegnet, .*, but got dots"):
         go(tmp_path, *common, "compression.source=dots")
+
+
+def test_samples_are_selected_and_mixed_and_the_student_is_reconstructed(tmp_path: Path, prepared: Prepared) -> None:
+    common = ["teacher.epochs=5", "sources=[normal,leaves]"]
+    plain = prepared(*common)
+    copy_store(plain, tmp_path)
+    options = ["student.oversampling=2", "student.mixing=0.5", "student.reconstruct=true", "student.optimizer.lr=1e-9"]
+    rows = read_rows(plain)
+    assert [Row.from_dict(row).prior for row in rows] == ["", "", "none", "procedural"]
+    students = {}
+    for count in range(4):  # each option makes another student of leaves; noise stays as it is drawn
+        found = go(tmp_path, *common, *options[-1:], *options[:count])
+        students[count] = {row["method"]: row for row in found}
+        assert Row.from_dict(found[-1]).prior == ("teacher + procedural" if count else "procedural")
+    assert len({found["T+Leaves"]["fingerprint"] for found in students.values()}) == 4
+    assert len({found["T+Normal"]["fingerprint"] for found in students.values()}) == 2  # with and without the fit
+    # No step is made at this rate: the fit alone brings the student nearer to the teacher.
+    assert students[0]["T+Leaves"]["accuracy"] == pytest.approx(rows[1]["accuracy"], abs=0.02)
+    assert students[3]["T+Leaves"]["accuracy"] > rows[1]["accuracy"] + 0.05
+    before = stages(tmp_path)
+    go(tmp_path, *common, *options, "resume=require")
+    assert stages(tmp_path) == before
+
+
+def test_images_of_sources_have_the_range_of_the_data(tmp_path: Path, prepared: Prepared) -> None:
+    common = ["sources=[leaves]", "student.epochs=1", "student.samples=64"]
+    first = read_rows(prepared(*common))
+    copy_store(prepared(*common), tmp_path)
+    manifest = json.loads(next(tmp_path.glob("store/student-*/manifest.json")).read_text())
+    assert manifest["config"]["source"]["definitions"]["leaves"]["mean"] == [0.3053]
+    (again,) = (row for row in go(tmp_path, *common, "+source.leaves.mean=0.5") if row["method"] == "T+Leaves")
+    assert again["fingerprint"] != first[-1]["fingerprint"]
 
 
 def test_samples_of_a_compression_by_weights_change_nothing(tmp_path: Path, prepared: Prepared) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from kegnet_pl.compression import TuckerConv2d, TuckerLinear, fittable_layers
 from kegnet_pl.networks import lacks_statistics, match_layers
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_trainable
@@ -29,6 +30,8 @@ def check_student(
             f"{type(student).__name__} has never seen a sample.",
             {"norm": "batch"},
         )
+    if settings.reconstruct:
+        _check_compressed(student, teacher)
     features = settings.feature_distillation
     remedy: dict[str, Any] = {"norm": "batch"} if settings.norm == "adapt" else {}
     if features.weight and features.layers is None:
@@ -49,6 +52,21 @@ def check_student(
             f"Expected a student with the teacher's layers for {', '.join(remedy)}, but {type(student).__name__} has "
             f"no {', '.join(missing)}.",
             remedy,
+        )
+
+
+def _check_compressed(student: nn.Module, teacher: nn.Module) -> None:
+    """Check that every layer of a student computes what the teacher's layer of this name computes, of any ranks."""
+    modules, others = dict(student.named_modules()), []
+    for name in fittable_layers(teacher):
+        own, layer = modules.get(name), teacher.get_submodule(name)
+        if not (isinstance(own, TuckerConv2d | TuckerLinear) or (type(own) is type(layer) and str(own) == str(layer))):
+            others.append(name)
+    if others:
+        raise SettingsMismatchError(
+            f"Expected the compressed teacher as a student with reconstruct, but {type(student).__name__} has other "
+            f"layers, or none, for {', '.join(others[:8])}.",
+            {"reconstruct": False},
         )
 
 

@@ -9,6 +9,7 @@ from pytorch_lightning import Callback
 from torch import nn
 
 from kegnet_pl.api.sampling import Generators
+from kegnet_pl.compression import Calibration, fittable_layers, measure_layers, reconstruct
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss, GeneratorObjective
 from kegnet_pl.networks import StackedModule, adapt_norm, match_layers, prefer_channels_last
@@ -21,6 +22,8 @@ from kegnet_pl.training.fit import Fit, Metrics
 from kegnet_pl.training.generator_module import should_vectorize, vectorization_error
 from kegnet_pl.training.optimizers import OptimizerFactory
 from kegnet_pl.training.progress import StageProgress
+
+_RECONSTRUCTION_SAMPLES = 2_500
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,8 @@ def fit_student(
     data.setup()
     shape = tuple(data.splits["train"][0].shape[1:])
     network = prefer_channels_last(network, shape).to(data.device)
+    if settings.reconstruct:
+        reconstruct_student(network, data)
     if settings.norm == "adapt":
         adapt_norm(network, data.teacher.network, data.subset(ADAPTING_SAMPLES))
     features = None
@@ -175,6 +180,20 @@ def fit_student(
         metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
     module.network.cpu().eval()
     return module, metrics
+
+
+def reconstruct_student(network: nn.Module, data: SyntheticDataModule) -> list[str]:
+    """Fit the layers of a compressed teacher to the teacher's function on training samples; see :func:`reconstruct`.
+
+    One sample in five is held out to decide whether the fit of a layer is kept.
+
+    Returns:
+        The layers whose fit was kept.
+    """
+    x, teacher = data.subset(_RECONSTRUCTION_SAMPLES), data.teacher.network
+    held_out = torch.arange(len(x), device=x.device) % 5 == 0
+    moments = measure_layers(teacher, fittable_layers(teacher), x[~held_out], seed=data.seed, of_inputs=())
+    return reconstruct(teacher, network, moments, Calibration(x[~held_out], x[held_out], data.seed))
 
 
 def adam(lr: float) -> OptimizerFactory:

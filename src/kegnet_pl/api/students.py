@@ -55,7 +55,7 @@ def compress(
 
     Returns:
         ``network``, the smaller one, ``report``, the size of every layer before and after, and ``fitted``, the names of
-        the layers that were fitted: a fit that makes the network worse on other samples is undone.
+        the layers that were fitted: a fit that makes the network worse on further samples is undone.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
@@ -77,7 +77,7 @@ def compress(
 def _calibrate(
     network: nn.Module, shape: tuple[int, ...], source: SyntheticSource | None, samples: int, seed: int
 ) -> Calibration:
-    """Return samples of a source; the held-out ones are of random fields and of noise."""
+    """Return samples of a source, and further ones to decide whether the fit of a layer is kept."""
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 10:
         raise ValueError(f"Expected `samples` to be an integer, at least 10, but got {samples!r}.")
     if source is not None and not isinstance(source, SyntheticSource):
@@ -87,11 +87,7 @@ def _calibrate(
         )
     weight = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
     count_classes(network if weight.dtype == torch.float32 else copy_network(network).float(), shape)
-    fields, noise = RandomFields(shape), NoiseSource("normal", shape)
-    source = source or (fields if len(shape) > 1 else noise)
-    held_out = torch.cat(
-        [other.sample(max(samples // 8, 1), derive_seed(seed, "held out")) for other in (fields, noise)]
-    )
+    source = source or (RandomFields(shape) if len(shape) > 1 else NoiseSource("normal", shape))
     x = source.sample(samples, seed)
     if not isinstance(x, torch.Tensor) or tuple(x.shape) != (samples, *shape):
         received = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
@@ -102,7 +98,8 @@ def _calibrate(
     x = x.detach().to(weight)
     if not bool(x.isfinite().all()):
         raise ValueError("Expected `source` to return finite samples, but got NaN or infinite ones.")
-    return Calibration(x, held_out.to(weight), seed)
+    held_out = source.sample(-(-samples // 4 // source.multiple) * source.multiple, derive_seed(seed, "held out"))
+    return Calibration(x, held_out.detach().to(weight), seed)
 
 
 def distill(
@@ -116,6 +113,7 @@ def distill(
     temperature: float = 4.0,
     norm: StudentNorm = "batch",
     dropout: bool = True,
+    reconstruct: bool = False,
     feature_distillation: float = 0.0,
     feature_distillation_layers: Sequence[str] | None = None,
     resample_each_epoch: bool = False,
@@ -143,6 +141,8 @@ def distill(
         norm: Statistics of the student's batch norm: ``"batch"``, of synthetic samples; ``"frozen"``, those it has;
             ``"adapt"``, set before training so that layers return what the teacher's do (:func:`adapt_norm`).
         dropout: False to turn the student's dropout off.
+        reconstruct: True to fit the layers of a compressed teacher to the teacher's function on the samples, in closed
+            form, before training, as :func:`compress` does with its own samples.
         feature_distillation: Weight of the loss between layers of student and teacher that have the same names.
         feature_distillation_layers: Patterns of their names; None for all batch-norm layers.
         resample_each_epoch: True to draw new samples for every epoch.
@@ -169,7 +169,7 @@ def distill(
     layers = None if feature_distillation_layers is None else list(feature_distillation_layers)
     settings = read_arguments(
         DistillationSettings, "student", samples=len(data), epochs=epochs, batch_size=batch_size,
-        lr_scheduler=lr_scheduler, temperature=temperature, norm=norm, dropout=dropout,
+        lr_scheduler=lr_scheduler, temperature=temperature, norm=norm, dropout=dropout, reconstruct=reconstruct,
         feature_distillation={"weight": feature_distillation, "layers": layers}, shuffle=shuffle,
         resample_each_epoch=resample_each_epoch, compile=compile, cuda_graphs=cuda_graphs, renamed={
             "feature_distillation.weight": "feature_distillation",

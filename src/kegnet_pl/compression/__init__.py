@@ -6,7 +6,7 @@ from kegnet_pl.compression.evbmf import EVBMF, evbmf
 from kegnet_pl.compression.plan import CompressionPlan
 from kegnet_pl.compression.reconstruction import reconstruct
 from kegnet_pl.compression.report import Compressed, CompressionReport, LayerReport, ModelSize, measure_size
-from kegnet_pl.compression.rules import Rule
+from kegnet_pl.compression.rules import Rule, fittable_layers
 from kegnet_pl.compression.tucker import TuckerConv2d, TuckerLinear, factorise, restore_structure
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "allocate_ranks",
     "evbmf",
     "factorise",
+    "fittable_layers",
     "measure_layers",
     "measure_size",
     "reconstruct",

@@ -149,6 +149,13 @@ def find_obstacles(network: nn.Module, layers: Mapping[str, nn.Module]) -> dict[
     return obstacles
 
 
+def fittable_layers(network: nn.Module) -> list[str]:
+    """Return the names of the layers whose weights can be replaced."""
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
+    obstacles = find_obstacles(network, layers)
+    return [name for name in layers if name not in obstacles]
+
+
 def check_patterns(rules: Sequence[Rule], layers: Mapping[str, nn.Module]) -> None:
     """Check that every pattern of the rules matches a layer.
 

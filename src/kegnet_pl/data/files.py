@@ -26,6 +26,9 @@ class FilesDataModule(RealDataModule):
         train: File of the training split of a teacher, None if there is none.
         val: File of the validation split.
         test: File of the test split, to measure accuracy.
+        mean: Mean of the pixels in [0, 1] by which ``x`` was normalised, for procedural sources of images; ``x`` itself
+            is not changed.
+        std: Standard deviation of the pixels.
     """
 
     may_be_missing = False  # the user has named the files
@@ -39,9 +42,12 @@ class FilesDataModule(RealDataModule):
         train: str | Path | None = None,
         val: str | Path | None = None,
         test: str | Path | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(name, input_shape, classes, **options)
+        self.mean, self.std = mean, std
         paths = dict(zip(_PARTS, (train, val, test), strict=True))
         self.files = {part: Path(path) for part, path in paths.items() if path is not None}
         if not self.files:

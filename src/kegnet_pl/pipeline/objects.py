@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import kegnet_pl
 from kegnet_pl.compression import Rule
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.runtime.errors import ConfigError
-from kegnet_pl.settings import CompressionSettings, ObjectiveTerm, Settings
+from kegnet_pl.settings import CompressionSettings, ObjectiveTerm, RunSettings, Settings
+from kegnet_pl.sources import find_source_class
 
 
 def plain(specification: Settings | Mapping[str, Any]) -> dict[str, Any]:
@@ -51,6 +52,22 @@ def make_rules(settings: CompressionSettings) -> list[Rule]:
         ValueError: If a rank is out of range.
     """
     return [Rule(rule.layers, rule.rank) for rule in settings.rules or []]
+
+
+def source_definitions(settings: RunSettings, names: Iterable[str]) -> dict[str, Mapping[str, Any] | None]:
+    """Return the entries ``source.NAME`` of sources, None where there is none.
+
+    Sources of images whose class takes them also get ``data.mean`` and ``data.std``, by which inputs are normalised.
+    """
+    data = settings.data.model_extra or {}
+    pixels = {key: data[key] for key in ("mean", "std") if data.get(key) is not None}
+    definitions: dict[str, Mapping[str, Any] | None] = {}
+    for name in names:
+        entry = settings.source.get(name)
+        taken = inspect.signature(find_source_class(name, entry)).parameters
+        given = {key: value for key, value in pixels.items() if key in taken and len(settings.data.input_shape) > 1}
+        definitions[name] = {**given, **(entry or {})} if given else entry
+    return definitions
 
 
 def code_of(*specifications: Any) -> dict[str, Any]:

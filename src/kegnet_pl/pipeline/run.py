@@ -10,12 +10,11 @@ from kegnet_pl.pipeline.preflight import check_before, check_teacher_and_student
 from kegnet_pl.pipeline.stages.compression import compression_stage, describe_compression_source
 from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
 from kegnet_pl.pipeline.stages.generators import generators_stage
-from kegnet_pl.pipeline.stages.student import student_stage
+from kegnet_pl.pipeline.stages.student import describe_student_source, student_stage
 from kegnet_pl.pipeline.stages.teacher import teacher_stage
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings import RunSettings
-from kegnet_pl.sources import describe_mixture
 
 
 def run(
@@ -43,7 +42,7 @@ def run(
         ValueError: If a source cannot be found, or networks and data do not fit.
     """
     settings = settings or RunSettings.from_config(config)
-    sources = [describe_mixture(shares, settings.source) for shares in settings.sources]
+    sources = [describe_student_source(settings, shares) for shares in settings.sources]
     if len({source.title for source in sources}) < len(sources):
         titles = ", ".join(f"{source.name} ({source.title})" for source in sources)
         raise ConfigError(

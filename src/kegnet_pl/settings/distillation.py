@@ -133,6 +133,8 @@ class DistillationSettings(TrainingSettings):
     """Statistics of the student's batch norm: batch (of synthetic samples), frozen (the teacher's), or adapt."""
     dropout: bool = True
     """False: the student's dropout is off while it trains."""
+    reconstruct: bool = False
+    """True: before training, layers of a compressed teacher are fitted to the teacher's function on the samples."""
     temperature: Positive = 4.0
     """Softens the answers of teacher and student; 1 in the paper."""
     feature_distillation: FeatureDistillationSettings = FeatureDistillationSettings()
@@ -165,6 +167,10 @@ class StudentSettings(DistillationSettings):
     """Another network than the compressed teacher, trained from scratch; null: the compressed teacher."""
     sampling_norm: BatchNormStatistics = "running"
     """Statistics of the generators' batch norm while samples are drawn."""
+    oversampling: Count = 1
+    """Candidates for each sample; above 1 the teacher selects: balanced classes, nearest to its batch norm."""
+    mixing: Annotated[float, Field(ge=0, le=1, json_schema_extra=explained("a number from 0 to 1"))] = 0.0
+    """Share of the samples that are mixed with each other: averages, for images also composed by a mask."""
     selection: Selection = "last"
     """Epoch to keep: last, best on further synthetic samples, or best on real validation data."""
     validation_samples: Count = 2000

@@ -1,25 +1,44 @@
 """Sources of synthetic samples: generators, noise, mixtures, and those of other packages."""
 
 from kegnet_pl.sources.base import Prior, SyntheticSource
+from kegnet_pl.sources.images import Blobs, Leaves, Procedural, ProceduralImages, Strokes, Waves
 from kegnet_pl.sources.kegnet import GeneratorSource, sample_labels_and_noise
 from kegnet_pl.sources.mixture import MixtureSource
 from kegnet_pl.sources.noise import NoiseSource, NormalNoise, UniformNoise
-from kegnet_pl.sources.procedural import RandomFields
-from kegnet_pl.sources.registry import SourceInfo, build_source, describe_mixture, describe_source, find_source_class
+from kegnet_pl.sources.procedural import RandomFields, RandomRows
+from kegnet_pl.sources.registry import (
+    SourceInfo,
+    build_source,
+    describe_mixture,
+    describe_source,
+    find_source_class,
+    join_priors,
+)
+from kegnet_pl.sources.transforms import MixedSource, SelectedSource
 
 __all__ = [
+    "Blobs",
     "GeneratorSource",
+    "Leaves",
+    "MixedSource",
     "MixtureSource",
     "NoiseSource",
     "NormalNoise",
     "Prior",
+    "Procedural",
+    "ProceduralImages",
     "RandomFields",
+    "RandomRows",
+    "SelectedSource",
     "SourceInfo",
+    "Strokes",
     "SyntheticSource",
     "UniformNoise",
+    "Waves",
     "build_source",
     "describe_mixture",
     "describe_source",
     "find_source_class",
+    "join_priors",
     "sample_labels_and_noise",
 ]

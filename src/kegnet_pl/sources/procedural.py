@@ -8,7 +8,7 @@ from torch import Tensor
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources.base import Prior, SyntheticSource
 
-_ROUGHEST, _SMOOTHEST = 1.0, 4.0
+_EXPONENTS = 1.0, 4.0
 """Range of the exponents of the spectra; natural images have about 2."""
 
 _COMPONENTS = 32
@@ -45,30 +45,39 @@ class RandomFields(SyntheticSource):
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)``."""
         rng = stream(seed, "synthetic")
-        samples = _draw_rows(n, self.input_shape[0], rng) if len(self.input_shape) == 1 else self._draw_fields(n, rng)
-        return samples.to(self.device)
+        shape = self.input_shape
+        x = _draw_rows(n, shape[0], rng) if len(shape) == 1 else draw_fields(n, shape, rng, _EXPONENTS)
+        return x.to(self.device)
 
-    def _draw_fields(self, n: int, rng: torch.Generator) -> Tensor:
-        channels, *sizes = self.input_shape
-        axes = tuple(range(2, 2 + len(sizes)))
-        ones = (1,) * len(sizes)
-        squares = torch.zeros(sizes)
-        for axis, size in enumerate(sizes):
-            along = [1] * len(sizes)
-            along[axis] = size
-            squares = squares + torch.fft.fftfreq(size).square().reshape(along)
-        frequencies = squares.sqrt().clamp_min(1 / max(sizes))
-        exponents = _ROUGHEST + (_SMOOTHEST - _ROUGHEST) * torch.rand(n, 1, *ones, generator=rng)
-        shared = torch.rand(n, 1, *ones, generator=rng)
-        noise = (1 - shared).sqrt() * torch.randn(n, channels, *sizes, generator=rng)
-        noise = noise + shared.sqrt() * torch.randn(n, 1, *sizes, generator=rng)
-        if noise[0, 0].numel() == 1:
-            return noise
-        fields: Tensor = torch.fft.ifftn(
-            torch.fft.fftn(noise, dim=axes) * frequencies ** (-exponents / 2), dim=axes
-        ).real
-        fields = fields - fields.mean(axes, keepdim=True)
-        return fields / fields.std(axes, keepdim=True).clamp_min(1e-12)
+
+def draw_fields(n: int, shape: Sequence[int], rng: torch.Generator, exponents: tuple[float, float]) -> Tensor:
+    """Return random fields ``(n, *shape)`` of channels with mean 0 and variance 1.
+
+    Args:
+        n: Number of samples.
+        shape: Channels and sizes.
+        rng: Random numbers.
+        exponents: Range of the exponents a of the power spectra ``1 / f^a``; each sample has one.
+    """
+    channels, *sizes = shape
+    axes = tuple(range(2, 2 + len(sizes)))
+    ones = (1,) * len(sizes)
+    squares = torch.zeros(sizes)
+    for axis, size in enumerate(sizes):
+        along = [1] * len(sizes)
+        along[axis] = size
+        squares = squares + torch.fft.fftfreq(size).square().reshape(along)
+    frequencies = squares.sqrt().clamp_min(1 / max(sizes))
+    low, high = exponents
+    exponent = low + (high - low) * torch.rand(n, 1, *ones, generator=rng)
+    shared = torch.rand(n, 1, *ones, generator=rng)
+    noise = (1 - shared).sqrt() * torch.randn(n, channels, *sizes, generator=rng)
+    noise = noise + shared.sqrt() * torch.randn(n, 1, *sizes, generator=rng)
+    if noise[0, 0].numel() == 1:
+        return noise
+    fields: Tensor = torch.fft.ifftn(torch.fft.fftn(noise, dim=axes) * frequencies ** (-exponent / 2), dim=axes).real
+    fields = fields - fields.mean(axes, keepdim=True)
+    return fields / fields.std(axes, keepdim=True).clamp_min(1e-12)
 
 
 def _draw_rows(n: int, features: int, rng: torch.Generator) -> Tensor:
@@ -87,3 +96,41 @@ def _draw_rows(n: int, features: int, rng: torch.Generator) -> Tensor:
         chosen = component == index
         rows[chosen] += noise[chosen] @ factor.T
     return rows / 2**0.5
+
+
+class RandomRows(SyntheticSource):
+    """Rows of features of several kinds, a quarter each; features have mean 0 and about variance 1.
+
+    Independent values from N(0, 1), correlated Gaussians (:class:`RandomFields`), the same with heavy tails (Student's
+    t with 3 degrees of freedom), and the same in a bounded range, in steps for half of them.
+
+    Args:
+        input_shape: Number of features.
+        device: Device of the samples.
+    """
+
+    title = "Rows"
+    color = "#be185d"
+    marker = "p"
+    prior: Prior = "procedural"
+
+    def __init__(self, input_shape: int | Sequence[int], device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        (self.features,) = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+        self.device = torch.device(device)
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """Draw ``n`` samples ``(n, features)``."""
+        rng = stream(seed, "synthetic")
+        count = -(-n // 4)
+        plain = torch.randn(count, self.features, generator=rng)
+        correlated, tails, bounded = _draw_rows(3 * count, self.features, rng).split(count)
+        chi_squared = torch.randn(count, 3, generator=rng).square().sum(dim=1, keepdim=True)
+        tails = tails * chi_squared.clamp_min(0.05).rsqrt()
+        bounded = torch.special.ndtr(bounded)
+        levels = torch.randint(2, 17, (count, 1), generator=rng)
+        stepped = (bounded * levels).floor().clamp_max(levels - 1) / (levels - 1)
+        bounded = torch.where(torch.rand(count, 1, generator=rng) < 0.5, stepped, bounded)
+        bounded = (bounded - 0.5) * 12**0.5
+        rows = torch.cat([plain, correlated, tails, bounded])
+        return rows[torch.randperm(len(rows), generator=rng)[:n]].to(self.device)

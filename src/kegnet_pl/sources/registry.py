@@ -130,7 +130,7 @@ def find_builtin(title: str) -> SourceInfo | None:
 
 def build_source(
     shares: Mapping[str, float],
-    specifications: Mapping[str, Specification] | None = None,
+    specifications: Mapping[str, Specification | None] | None = None,
     *,
     input_shape: Sequence[int],
     generators: Sequence[nn.Module] | None = None,

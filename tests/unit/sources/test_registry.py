@@ -39,7 +39,7 @@ def test_own_sources_are_found_with_and_without_their_entry(name: str, kind: typ
 def test_an_entry_point_offers_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     offer_as_entry_point(monkeypatch, "stripes")
     assert find_source_class("stripes") is Stripes
-    with pytest.raises(ValueError, match="Use one of fields, kegnet, normal, stripes, uniform, or set"):
+    with pytest.raises(ValueError, match=r"Use one of blobs, .*, stripes, .*, waves, or set"):
         find_source_class("dots")
 
 

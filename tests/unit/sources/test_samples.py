@@ -1,16 +1,25 @@
-"""Mixtures of sources and random fields: shares, seeds, statistics of samples."""
+"""Mixtures, procedural sources, selected and mixed samples: shares, seeds, statistics."""
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.sources import (
+    Blobs,
+    Leaves,
+    MixedSource,
     MixtureSource,
     NormalNoise,
+    Procedural,
+    ProceduralImages,
     RandomFields,
+    RandomRows,
+    SelectedSource,
+    Strokes,
     SyntheticSource,
     UniformNoise,
+    Waves,
     describe_source,
 )
 from kegnet_pl.sources.mixture import divide
@@ -130,3 +139,118 @@ def test_features_of_rows_are_correlated_and_have_mean_0_and_variance_1() -> Non
 def test_the_prior_is_procedural() -> None:
     info = describe_source("fields")
     assert (info.title, info.prior, info.needs_generators) == ("Fields", "procedural", False)
+
+
+IMAGES = [Leaves, Strokes, Blobs, Waves]
+
+
+@pytest.mark.parametrize("kind", [*IMAGES, Procedural])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 24), (2, 50), (1, 1, 1)], ids=str)
+def test_images_and_signals_have_their_shape_and_depend_on_the_seed(kind: type, shape: tuple[int, ...]) -> None:
+    source = kind(shape)
+    x = source.sample(10, 3)
+    assert x.shape == (10, *shape) and x.dtype == torch.float32 and x.isfinite().all()
+    assert torch.equal(x, source.sample(10, 3))
+    assert not torch.equal(x, source.sample(10, 4))
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize(("mean", "std"), [(0.13, 0.31), (0.45, 0.25)])
+def test_images_are_normalised_pixels_with_about_the_given_mean(
+    kind: type[ProceduralImages], mean: float, std: float
+) -> None:
+    x = kind((1, 32, 32), mean=mean, std=std).sample(600, 0)
+    pixels = x * std + mean
+    assert pixels.min() >= -1e-5 and pixels.max() <= 1 + 1e-5
+    assert abs(float(pixels.mean()) - mean) < 0.2
+    assert 0.5 * std < float(pixels.std()) < 1.4 * std
+
+
+def test_the_colours_of_channels_follow_their_own_mean() -> None:
+    x = Blobs((2, 16, 16), mean=[0.2, 0.7], std=[0.2, 0.2]).sample(400, 0)
+    red, green = x.mean(dim=(0, 2, 3)) * 0.2 + torch.tensor([0.2, 0.7])
+    assert red < 0.3 and green > 0.6
+
+
+def test_kinds_of_images_differ_as_their_names_say() -> None:
+    def roughness(source: SyntheticSource) -> Tensor:
+        x = source.sample(300, 0)
+        return (x[:, :, 1:] - x[:, :, :-1]).abs().median()
+
+    shape = (1, 32, 32)
+    assert roughness(Leaves(shape)) < 0.5 * roughness(Blobs(shape))  # areas of one colour
+    strokes = Strokes(shape, mean=0.13, std=0.31).sample(300, 0) * 0.31 + 0.13
+    assert 0.02 < (strokes > 0.5).float().mean() < 0.25  # thin lines on black
+
+
+@pytest.mark.parametrize("arguments", [{"mean": 0.5}, {"mean": 0.0, "std": 0.1}, {"mean": 0.5, "std": 0.5}])
+def test_what_cannot_be_the_mean_of_pixels_is_named(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"of pixels in .0, 1., but got mean=.*set both to None"):
+        Leaves((1, 8, 8), **arguments)
+
+
+def test_images_need_a_shape_of_images() -> None:
+    with pytest.raises(ValueError, match="Expected `input_shape` of an image"):
+        Leaves((8,))
+
+
+def test_rows_have_several_kinds_of_distributions() -> None:
+    x = RandomRows(8).sample(20_000, 0)
+    assert torch.equal(x, Procedural(8).sample(20_000, 0))
+    torch.testing.assert_close(x.mean(dim=0), torch.zeros(8), atol=0.35, rtol=0)
+    assert (x.var(dim=0) > 0.6).all() and (x.var(dim=0) < 2.5).all()
+    assert x.abs().max() > 8  # heavy tails
+    bounds = (x.abs() <= 3**0.5 + 1e-5).all(dim=1)
+    levels = torch.stack([row.unique().numel() < 8 * torch.ones(()) for row in x[bounds][:2000]])
+    assert 0.02 < levels.float().mean() < 0.5  # steps
+
+
+class _Norms(nn.Module):
+    """Its class is the sign of the mean; batch norm has seen inputs of mean 1 and variance 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.norm.running_mean.fill_(1.0)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.norm(x).mean(dim=1, keepdim=True)
+        return torch.cat([mean, -mean], dim=1)
+
+
+def test_selected_samples_are_balanced_and_nearest_to_batch_norm() -> None:
+    teacher, plain = _Norms(), NormalNoise(4)
+    x = SelectedSource(plain, teacher, 8).sample(200, 0)
+    assert x.shape == (200, 4)
+    candidates = plain.sample(1600, 0)
+    share = teacher.eval()(candidates).argmax(dim=1).bincount() / 1600
+    assert share.max() > 0.9  # of one class
+    counts = teacher(x).argmax(dim=1).bincount()
+    assert counts.tolist() == [min(100, int(1600 * share[0])), 200 - min(100, int(1600 * share[0]))]
+    assert (x.mean() - 1).abs() < 0.6 * (candidates.mean() - 1).abs()
+    assert {tuple(row) for row in x.tolist()} <= {tuple(row) for row in candidates.tolist()}
+    assert torch.equal(x, SelectedSource(plain, teacher, 8).sample(200, 0))
+
+
+def test_selection_without_batch_norm_balances_classes() -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    x = SelectedSource(RandomFields((1, 32, 32)), teacher, 2).sample(100, 0)
+    before = teacher(RandomFields((1, 32, 32)).sample(200, 0)).argmax(dim=1).bincount(minlength=10)
+    after = teacher(x).argmax(dim=1).bincount(minlength=10)
+    assert (after >= before.clamp_max(10)).all()
+    assert after.max() / 100 < before.max() / 200
+    with pytest.raises(ValueError, match="`oversampling` of at least 1"):
+        SelectedSource(RandomFields((1, 32, 32)), teacher, 0)
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 12, 12), (2, 20)], ids=str)
+def test_a_share_of_the_samples_is_mixed(shape: tuple[int, ...]) -> None:
+    plain = NormalNoise(shape)
+    x, mixed = plain.sample(200, 0), MixedSource(plain, 0.25).sample(200, 0)
+    changed = (x != mixed).flatten(1).any(dim=1)
+    assert changed.sum() == 50
+    assert mixed[changed].var() < 0.8 * x.var()  # averages
+    assert torch.equal(MixedSource(plain, 0.0).sample(200, 0), x)
+    with pytest.raises(ValueError, match="`share` of mixed samples from 0 to 1"):
+        MixedSource(plain, 1.5)

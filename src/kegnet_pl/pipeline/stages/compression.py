@@ -9,7 +9,7 @@ from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.students import compress
 from kegnet_pl.compression import measure_size
 from kegnet_pl.pipeline.context import RunContext
-from kegnet_pl.pipeline.objects import build, code_of, make_rules
+from kegnet_pl.pipeline.objects import build, code_of, make_rules, source_definitions
 from kegnet_pl.pipeline.preflight import check_network
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.reporting.wandb import compression_table
@@ -29,7 +29,7 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
     else:
         settings = {"compression": plan.fingerprint(), "input_shape": context.input_shape}
         if plan.fit == "function":
-            definitions = {name: context.settings.source.get(name) for name in plan.source}
+            definitions = source_definitions(context.settings, plan.source)
             settings |= {"seed": context.seed, "definitions": definitions, **code_of(definitions)}
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
@@ -71,8 +71,9 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Any:
     if plan.fit == "function":
         network = copy.deepcopy(network).to(context.device)
         source = build_source(
-            plan.source, context.settings.source, input_shape=context.input_shape, device=context.device
-        )
+            plan.source, source_definitions(context.settings, plan.source), input_shape=context.input_shape,
+            device=context.device,
+        )  # fmt: skip
     compressed = compress(
         network, context.input_shape, plan.target, rules=make_rules(plan), when_larger=plan.when_larger, fit=plan.fit,
         source=source, samples=plan.samples, seed=context.seed,

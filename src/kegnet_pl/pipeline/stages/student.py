@@ -1,22 +1,38 @@
 """The stage of a student: trained on the samples of a source."""
 
+import copy
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from kegnet_pl.api.checkpoints import load_network, save_network
 from kegnet_pl.api.engine import fit_student
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
-from kegnet_pl.pipeline.objects import build, code_of
+from kegnet_pl.pipeline.objects import build, code_of, source_definitions
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.trainer import ResumableFit, Selection
 from kegnet_pl.reporting.wandb import histogram
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
-from kegnet_pl.settings import StudentSettings
-from kegnet_pl.sources import SourceInfo, SyntheticSource, build_source
+from kegnet_pl.settings import RunSettings, StudentSettings
+from kegnet_pl.sources import (
+    MixedSource,
+    SelectedSource,
+    SourceInfo,
+    SyntheticSource,
+    build_source,
+    describe_mixture,
+    join_priors,
+)
 from kegnet_pl.training.progress import StageProgress
+
+_OFF = {"reconstruct": False, "oversampling": 1, "mixing": 0.0}
+"""Values of settings that change nothing; stages of earlier versions lack these settings."""
 
 
 def student_stage(
@@ -27,7 +43,7 @@ def student_stage(
     ``generators`` is None where the source needs none.
     """
     student = settings_for(context.settings.student, source)
-    definitions = {name: context.settings.source.get(name) for name in source.shares}
+    definitions = source_definitions(context.settings, source.shares)
     settings = {
         "student": _deciding(student, source),
         "source": {"shares": source.shares, "definitions": definitions, **code_of(definitions)},
@@ -40,7 +56,9 @@ def student_stage(
     title = f"student ({source.name})"
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
-        data = _make_data(context, student, teacher, _make_source(context, source, student, generators), costs)
+        network = context.network(teacher)
+        drawn = _make_source(context, source, student, generators, network)
+        data = _make_data(context, student, network, drawn, costs)
         selection = Selection(student.selection != "last", student.patience, student.min_epochs)
         fit = ResumableFit(context.trainers, folder, "student", costs, "student_training", selection)
         module, metrics = fit_student(
@@ -59,13 +77,24 @@ def student_stage(
     return context.get_or_build("student", settings, parents, make, title=title, collective=True)
 
 
+def describe_student_source(settings: RunSettings, shares: Mapping[str, float]) -> SourceInfo:
+    """Return the description of a student's samples; the teacher's knowledge is in them if it selects them."""
+    info = describe_mixture(shares, settings.source)
+    if settings_for(settings.student, info).oversampling > 1:
+        info = replace(info, prior=join_priors([info.prior, "teacher"]))
+    return info
+
+
 def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettings:
-    """Return the settings of a student: students that learn from noise alone have ``baselines``."""
+    """Return the settings of a student: students of noise have ``baselines``, and their samples stay as drawn."""
     if source.prior != "none":
         return settings
     own = settings.baselines
     optimizer = settings.optimizer.model_copy(update={"lr": own.lr})
-    changes = {"samples": own.samples, "epochs": own.epochs, "temperature": own.temperature, "optimizer": optimizer}
+    changes = {
+        "samples": own.samples, "epochs": own.epochs, "temperature": own.temperature, "optimizer": optimizer,
+        "oversampling": 1, "mixing": 0.0,
+    }  # fmt: skip
     return settings.model_copy(update=changes)
 
 
@@ -76,20 +105,21 @@ def _deciding(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
         idle |= {"sampling_norm", "noise_std"}
     if settings.selection != "synthetic":
         idle.add("validation_samples")
+    idle |= {name for name, off in _OFF.items() if getattr(settings, name) == off}
     if not settings.feature_distillation.weight:
         idle.add("feature_distillation")
     return {name: value for name, value in settings.fingerprint().items() if name not in idle}
 
 
 def _make_source(
-    context: RunContext, source: SourceInfo, student: StudentSettings, generators: Stage | None
+    context: RunContext, info: SourceInfo, student: StudentSettings, generators: Stage | None, teacher: nn.Module
 ) -> SyntheticSource:
     generator, networks = context.settings.generator, None
     if generators is not None:
         networks = [load_network(generators.folder, f"generator_{index}") for index in range(generator.count)]
-    return build_source(
-        source.shares,
-        context.settings.source,
+    source = build_source(
+        info.shares,
+        source_definitions(context.settings, info.shares),
         input_shape=context.input_shape,
         generators=networks,
         device=context.device,
@@ -97,15 +127,18 @@ def _make_source(
         sampling_norm=student.sampling_norm,
         noise_std=student.noise_std,
     )
+    if student.oversampling > 1:
+        source = SelectedSource(source, copy.deepcopy(teacher).to(context.device), student.oversampling)
+    return MixedSource(source, student.mixing) if student.mixing else source
 
 
 def _make_data(
-    context: RunContext, student: StudentSettings, teacher: Stage, source: SyntheticSource, costs: StageCosts
+    context: RunContext, student: StudentSettings, teacher: nn.Module, source: SyntheticSource, costs: StageCosts
 ) -> SyntheticDataModule:
     real = context.data if student.selection == "real" else None
     return SyntheticDataModule(
         source,
-        context.network(teacher),
+        teacher,
         samples=student.samples,
         validation_samples=student.validation_samples if student.selection == "synthetic" else 0,
         real_validation=real.part("val") if real is not None else None,
