@@ -28,6 +28,7 @@ def student_stage(
     """
     student = settings_for(context.settings.student, source)
     definitions = {name: context.settings.source.get(name) for name in source.shares}
+    real = [*(["train"] if source.needs_data else []), *(["val"] if student.selection == "real" else [])]
     settings = {
         "student": _deciding(student, source),
         "source": {"shares": source.shares, "definitions": definitions, **code_of(definitions)},
@@ -35,7 +36,7 @@ def student_stage(
         "input_shape": context.input_shape,
         "seed": context.seed,
         **training_fingerprint(context.settings),
-        **({"data": context.data_fingerprint("val")} if student.selection == "real" else {}),
+        **({"data": context.data_fingerprint(*real)} if real else {}),
     }
     title = f"student ({source.name})"
 
@@ -92,6 +93,7 @@ def _make_source(
         context.settings.source,
         input_shape=context.input_shape,
         generators=networks,
+        inputs=context.data.part("train").x if source.needs_data and context.data is not None else None,
         device=context.device,
         chunk=generator.batch_size if student.sampling_norm == "batch" else None,
         sampling_norm=student.sampling_norm,
