@@ -23,7 +23,7 @@ import kegnet_pl
 from kegnet_pl import api
 from kegnet_pl.networks import MLP, ImageGenerator, LeNet5, ResNet14
 from kegnet_pl.runtime.errors import DivergedError
-from kegnet_pl.sources import RandomFields
+from kegnet_pl.sources import RandomFields, RealSource
 from tests.integration.conftest import configure, go
 from tests.unit.training.tiny import FEATURES, Branching
 
@@ -136,6 +136,16 @@ def test_noise_is_a_source_too() -> None:
     data = kegnet_pl.SyntheticDataset(kegnet_pl.NoiseSource("uniform", SHAPE), _lenet(), 12)
     assert data.tensors[0].abs().max() <= 1 and data.tensors[1].shape == (12, 10)
     assert kegnet_pl.NoiseSource("normal", 7).sample(3, seed=0).shape == (3, 7)
+
+
+def test_real_data_is_a_source_too() -> None:
+    x = torch.randn(10, *SHAPE, generator=torch.Generator().manual_seed(0))
+    teacher = _lenet()
+    data = kegnet_pl.SyntheticDataset(RealSource(x), teacher, 20)
+    drawn = {tuple(row) for row in data.tensors[0].flatten(1).tolist()}
+    assert drawn == {tuple(row) for row in x.flatten(1).tolist()}
+    student = kegnet_pl.distill(teacher, data, epochs=1, batch_size=10, progress=False)
+    assert not _same(student, teacher)
 
 
 def test_looking_inside(generators: kegnet_pl.Generators) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.data import DigitsDataModule, Split
 from kegnet_pl.pipeline.context import run_fingerprint
+from kegnet_pl.pipeline.run import run
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
 from kegnet_pl.reporting.figures import read_curves
 from kegnet_pl.reporting.results import Row
@@ -30,7 +31,7 @@ from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SyntheticSource
 from kegnet_pl.training import GeneratorModule
 from kegnet_pl.training.base import TrainingModule
-from tests.integration.conftest import FAST, Prepared, configure, copy_store, go, kinds, stages
+from tests.integration.conftest import FAST, Prepared, configure, copy_store, go, kinds, no_pictures, stages
 
 
 class NormNet(nn.Module):
@@ -613,6 +614,104 @@ def test_own_sources_and_mixtures(tmp_path: Path, prepared: Prepared) -> None:
     assert same == [True, True, False, False, True]
     with pytest.raises(ConfigError, match=r"different titles, .* but got stripes \(Stripes\), again \(Stripes\)"):
         go(tmp_path, target, target.replace("stripes", "again"), "sources=[stripes,again]", train=False)
+
+
+REAL = "sources=[uniform,normal,kegnet,real]"
+
+
+def test_the_ceiling_is_one_student_more(
+    tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = read_rows(prepared())
+    copy_store(prepared(), tmp_path)
+    before = stages(tmp_path)
+    rows = go(tmp_path, REAL)
+    assert "T+Real is no data-free result" in capsys.readouterr().out
+    assert [row["fingerprint"] for row in rows[:-1]] == [row["fingerprint"] for row in plain]
+    assert kinds(set(stages(tmp_path)) - set(before)) == ["evaluation", "student"]
+    ceiling = Row.from_dict(rows[-1])
+    assert (ceiling.method, ceiling.prior, ceiling.is_ceiling) == ("T+Real", "real data", True)
+    assert [ceiling.samples, ceiling.epochs, ceiling.selection] == [
+        rows[-2][key] for key in ("samples", "epochs", "selection")
+    ]
+    assert ceiling.costs["samples_made"] == 0 and "generators" not in ceiling.stage_seconds
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a trainer was started")
+
+    monkeypatch.setattr(Trainer, "fit", refuse)
+    after = stages(tmp_path)
+    config = configure(FAST, f"store={tmp_path / 'store'}", REAL, "resume=require")
+    with no_pictures():
+        assert run(config, tmp_path / "run") == rows[-2]["accuracy"], "a sweep compares what is data-free"
+    assert stages(tmp_path) == after
+    assert f"student       {tmp_path}/store/student-{rows[-2]['fingerprint']}" in capsys.readouterr().out
+
+
+def test_the_ceiling_depends_on_the_training_data_which_no_other_student_reads(
+    tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["sources=[normal,real]", f"teacher.weights={teacher_file(prepared())}"]
+    first = go(tmp_path, *more, train=False)
+    read, part = DigitsDataModule.read, DigitsDataModule.part
+
+    def fewer(self: DigitsDataModule) -> dict[str, Split]:
+        return {name: split[: len(split) // 2] if name == "train" else split for name, split in read(self).items()}
+
+    monkeypatch.setattr(DigitsDataModule, "read", fewer)
+    second = go(tmp_path, *more, train=False)
+    same = [one["fingerprint"] == other["fingerprint"] for one, other in zip(first, second, strict=True)]
+    assert same == [True, True, True, False]
+
+    def refuse(self: DigitsDataModule, name: str) -> Split:
+        assert name == "test", f"{name} was read"
+        return part(self, name)
+
+    monkeypatch.setattr(DigitsDataModule, "part", refuse)
+    go(tmp_path / "other", "sources=[normal]", more[1], train=False)
+    with pytest.raises(AssertionError, match="train was read"):
+        go(tmp_path / "other", *more, train=False)
+
+
+def test_the_ceiling_may_be_alone_and_is_not_the_student_of_the_run(
+    tmp_path: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = go(copy_store(prepared(train=False), tmp_path), "sources=[real]", train=False, draw=True)
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+Real"]
+    assert f"student       {tmp_path}/store/compression-{rows[1]['fingerprint']}" in capsys.readouterr().out
+    assert "T+Real is no data-free result" in (tmp_path / "run" / "report.html").read_text()
+    (row,) = go(tmp_path, "sources=[real]", "student.selection=real", train=False)[2:]
+    manifest = tmp_path / "store" / f"student-{row['fingerprint']}" / "manifest.json"
+    digits = DigitsDataModule()
+    assert json.loads(manifest.read_text())["config"]["data"]["content"] == digits.digest("train", "val")
+
+
+FILES = ["data=files", "data.input_shape=[1,32,32]", "data.classes=10"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=none", *FILES[1:]], r"real training data for the source real, but got data=none\. Choose data="),
+        ([*FILES, "data.test=test.npz"], r"a split 'train' of .* for the source real, but got test\. Set data\.train="),
+        (["sources=[{real: 1, kegnet: 1}]"], r"mixture without real data, .* got kegnet, real\. Use real as"),
+        (["student.selection=synthetic"], r"`student.selection` to be last or real .* but got synthetic\. Set"),
+        (
+            ["compression.fit=function", "compression.source=real"],
+            r"without real data, .* but got real\. Use compression",
+        ),
+    ],
+    ids=["no data", "no training data", "mixture", "selection", "compression"],
+)
+def test_where_real_data_has_no_place_it_is_refused_at_once(
+    tmp_path: Path, prepared: Prepared, overrides: list[str], message: str
+) -> None:
+    if "data.test=test.npz" in overrides:
+        overrides = [*FILES, f"data.test={write_digits(tmp_path / 'test.npz', 'test')}"]
+    sources = [] if any("sources" in override for override in overrides) else ["sources=[real]"]
+    with pytest.raises((ConfigError, ValueError), match=message):
+        go(tmp_path, *sources, f"teacher.weights={teacher_file(prepared())}", *overrides)
+    assert not stages(tmp_path)
 
 
 def test_a_compression_by_function_names_its_samples(tmp_path: Path, prepared: Prepared) -> None:

@@ -112,7 +112,7 @@ class SyntheticDataModule(LightningDataModule):
                 prefer_channels_last(self.teacher, x.shape[1:])
             logits = self.label(x)
             self._synchronize()
-        self.costs.samples_made += count
+        self.costs.samples_made += 0 if self.source.needs_data else count
         self.costs.teacher_forwards += count
         return x, logits
 

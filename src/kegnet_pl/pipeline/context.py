@@ -120,9 +120,18 @@ class RunContext:
 
 
 def open_context(
-    settings: RunSettings, config: Mapping[str, Any], run_folder: Path, job: int | None = None, gpu: int | None = None
+    settings: RunSettings,
+    config: Mapping[str, Any],
+    run_folder: Path,
+    job: int | None = None,
+    gpu: int | None = None,
+    *,
+    needs_data: bool = False,
 ) -> RunContext:
-    """Return the context of a run; see :func:`kegnet_pl.pipeline.run.run`."""
+    """Return the context of a run; see :func:`kegnet_pl.pipeline.run.run`.
+
+    ``needs_data`` is True if a source needs the real training data.
+    """
     quiet_lightning()
     if settings.trainer.accelerator == "cpu":
         keep_freed_memory()
@@ -142,7 +151,7 @@ def open_context(
         trainers,
         console,
         find_run_device(settings.trainer, gpu),
-        _open_data(settings, console.print),
+        _open_data(settings, needs_data, console.print),
     )
 
 
@@ -163,7 +172,7 @@ def find_run_device(trainer: TrainerSettings, gpu: int | None) -> torch.device:
         ) from error
 
 
-def _open_data(settings: RunSettings, notify: Callable[[str], object]) -> RealDataModule | None:
+def _open_data(settings: RunSettings, needs_data: bool, notify: Callable[[str], object]) -> RealDataModule | None:
     """Return the real data, None where there is none and none is needed.
 
     Raises:
@@ -175,7 +184,7 @@ def _open_data(settings: RunSettings, notify: Callable[[str], object]) -> RealDa
     try:
         data.prepare_data()
     except FileNotFoundError as error:
-        needed = settings.teacher.weights is None or settings.student.selection == "real"
+        needed = needs_data or settings.teacher.weights is None or settings.student.selection == "real"
         if needed or not data.may_be_missing:
             raise
         notify(f"Accuracy will not be measured: {error}")

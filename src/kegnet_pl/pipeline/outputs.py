@@ -11,7 +11,7 @@ from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.pipeline.context import RunContext, student_name
 from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.pipeline.store import Stage
-from kegnet_pl.reporting.results import Row, write_results
+from kegnet_pl.reporting.results import Row, explain_ceilings, find_last, write_results
 from kegnet_pl.reporting.run_page import StageFolders, read_compression_report, write_run_page
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.tables import (
@@ -111,10 +111,10 @@ def write_outputs(
     context.loggers.finish(None, done=True)
     if brief:
         accuracies = ", ".join(f"{row.method} {format_accuracy(row)}" for row in rows)
-        context.console.print(f"results: {accuracies}", soft_wrap=True)
+        context.console.print(" ".join([f"results: {accuracies}", *explain_ceilings(rows)]), soft_wrap=True)
         return
     _print_tables(context, rows, networks)
-    _print_paths(context, networks, generators, page)
+    _print_paths(context, networks, find_last(rows).method, generators, page)
 
 
 def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[Network]) -> None:
@@ -128,7 +128,7 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     say(describe_results(rows))
     context.console.print(make_results_table(rows))
     batch_norm = bool(norm_layers(context.network(networks[0].stages[0])))
-    for line in explain_losses(rows, context.settings.student.norm, batch_norm):
+    for line in [*explain_ceilings(rows), *explain_losses(rows, context.settings.student.norm, batch_norm)]:
         say(line)
     spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}
     spent |= {row.method: row.seconds for row in rows if row.samples is not None}
@@ -136,12 +136,16 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
 
 
-def _print_paths(context: RunContext, networks: Sequence[Network], generators: Stage | None, page: Path) -> None:
+def _print_paths(
+    context: RunContext, networks: Sequence[Network], last: str, generators: Stage | None, page: Path
+) -> None:
+    """Print where everything is; ``last`` is the method of the student that is printed."""
     folder = page.parent
+    (student,) = (one.stages[-1].folder for one in networks if one.method == last)
     lines = [
         "",
         f"teacher       {display_path(networks[0].stages[0].folder)}",
-        f"student       {display_path(networks[-1].stages[-1].folder)}  (kegnet_pl.load_network reads it)",
+        f"student       {display_path(student)}  (kegnet_pl.load_network reads it)",
         f"results       {display_path(folder / 'results.json')}",
         f"report        {display_path(page)}  (open it in a browser)",
     ]

@@ -1,5 +1,7 @@
 """Checks before the first stage: everything that a later stage builds from its settings is built once."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -12,16 +14,42 @@ from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, make_rules
 from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
 from kegnet_pl.runtime.seeds import seeded
-from kegnet_pl.settings import GeneratorSettings, OptimizerSettings
+from kegnet_pl.settings import GeneratorSettings, OptimizerSettings, RunSettings
+from kegnet_pl.sources import SourceInfo
 
 
-def check_before(context: RunContext, *, generators: bool) -> None:
-    """Check what needs no trained teacher.
-
-    ``generators`` is True if the run trains some.
+def check_sources(settings: RunSettings, sources: Sequence[SourceInfo]) -> None:
+    """Check the sources of a run against each other and against its settings.
 
     Raises:
-        ConfigError: If an optimiser, a plan of compression or a generator cannot be built or does not fit the data.
+        ConfigError: If two have one title, or a source of real data has none, or would select an epoch.
+    """
+    if len({source.title for source in sources}) < len(sources):
+        titles = ", ".join(f"{source.name} ({source.title})" for source in sources)
+        raise ConfigError(
+            f"Expected `sources` with different titles, which name the rows of tables, but got {titles}. Set the class "
+            f"attribute `title` of your source, or remove one."
+        )
+    real = ", ".join(source.name for source in sources if source.needs_data)
+    if real and settings.data.target is None:
+        raise ConfigError(
+            f"Expected real training data for the source {real}, but got data=none. Choose data=..., or remove {real} "
+            f"from `sources`."
+        )
+    ceilings = ", ".join(source.name for source in sources if source.is_ceiling)
+    if ceilings and settings.student.selection == "synthetic":
+        raise ConfigError(
+            f"Expected `student.selection` to be last or real with the source {ceilings}, as no synthetic samples can "
+            f"be drawn from it, but got synthetic. Set student.selection=last, or remove {ceilings} from `sources`."
+        )
+
+
+def check_before(context: RunContext, sources: Sequence[SourceInfo]) -> None:
+    """Check what needs no trained teacher, for the sources of a run.
+
+    Raises:
+        ConfigError: If an optimiser, a plan of compression or a generator cannot be built or does not fit the data, or
+            a source needs training data that is not there.
         ValueError: If the data is damaged, or has no split to select by.
     """
     settings = context.settings
@@ -29,6 +57,12 @@ def check_before(context: RunContext, *, generators: bool) -> None:
         context.data.setup()
         if settings.student.selection == "real" and settings.sources:
             context.data.part("val")
+        real = ", ".join(source.name for source in sources if source.needs_data)
+        if real and "train" not in context.data.splits:
+            raise ConfigError(
+                f"Expected a split 'train' of the data set {settings.data.name!r} for the source {real}, but got "
+                f"{', '.join(context.data.splits)}. Set data.train=FILE (data=files), or remove {real} from `sources`."
+            )
     if settings.student.network is None:
         try:
             CompressionPlan(make_rules(settings.compression), settings.compression.target)
@@ -36,9 +70,9 @@ def check_before(context: RunContext, *, generators: bool) -> None:
             raise ConfigError(f"{error} See compression=...") from error
     if settings.teacher.weights is None:
         _check_optimizer("teacher", settings.teacher.optimizer)
-    if settings.sources:
+    if sources:
         _check_optimizer("student", settings.student.optimizer)
-    if generators:
+    if any(source.needs_generators for source in sources):
         _check_optimizer("generator", settings.generator.optimizer)
         _check_generator(settings.generator, context.input_shape, context.classes)
 

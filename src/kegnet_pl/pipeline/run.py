@@ -6,14 +6,14 @@ from typing import Any
 
 from kegnet_pl.pipeline.context import open_context
 from kegnet_pl.pipeline.outputs import Network, describe, write_outputs
-from kegnet_pl.pipeline.preflight import check_before, check_teacher_and_student
+from kegnet_pl.pipeline.preflight import check_before, check_sources, check_teacher_and_student
 from kegnet_pl.pipeline.stages.compression import compression_stage, describe_compression_source
 from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
 from kegnet_pl.pipeline.stages.generators import generators_stage
 from kegnet_pl.pipeline.stages.student import describe_student_source, student_stage
 from kegnet_pl.pipeline.stages.teacher import teacher_stage
+from kegnet_pl.reporting.results import find_last
 from kegnet_pl.runtime.distributed import rank
-from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings import RunSettings
 
 
@@ -35,7 +35,8 @@ def run(
         gpu: Index of the GPU that is reserved for this run; None for the first.
 
     Returns:
-        Test accuracy of the last student in [0, 1], which a sweep compares; None where there is no test data.
+        Test accuracy of the last student that is no ceiling, in [0, 1], which a sweep compares; None where there is no
+        test data.
 
     Raises:
         UserError: If something is wrong that the user can repair.
@@ -43,16 +44,12 @@ def run(
     """
     settings = settings or RunSettings.from_config(config)
     sources = [describe_student_source(settings, shares) for shares in settings.sources]
-    if len({source.title for source in sources}) < len(sources):
-        titles = ", ".join(f"{source.name} ({source.title})" for source in sources)
-        raise ConfigError(
-            f"Expected `sources` with different titles, which name the rows of tables, but got {titles}. Set the class "
-            f"attribute `title` of your source, or remove one."
-        )
+    check_sources(settings, sources)
     compression_source = describe_compression_source(settings)
-    context = open_context(settings, config, folder, job, gpu)
+    needs_data = any(source.needs_data for source in sources)
+    context = open_context(settings, config, folder, job, gpu, needs_data=needs_data)
     needs_generators = any(source.needs_generators for source in sources)
-    check_before(context, generators=needs_generators)
+    check_before(context, sources)
 
     teacher = teacher_stage(context)
     initial = compression_stage(context, teacher)
@@ -77,4 +74,4 @@ def run(
     ]
     if rank() == 0:
         write_outputs(context, rows, networks, folder, brief=job is not None)
-    return rows[-1].accuracy
+    return find_last(rows).accuracy

@@ -1,7 +1,7 @@
 """Plots of one run: curves, layers, classes, costs. ``narrow`` is True for the shape that fits a phone."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +89,22 @@ def draw_student_curves(
         panels["val/accuracy"] = "validation accuracy"
     figure = new_figure(2.4 * len(panels) if narrow else 2.9, narrow)
     shape = (len(panels), 1) if narrow else (1, len(panels))
-    colors = {method: looks[method].color for method in curves}
-    _draw_panels(figure.subplots(*shape, squeeze=False), panels, curves, colors)
-    columns = legend_columns(list(curves), narrow)
+    named = {looks[method].name: of_one for method, of_one in curves.items()}
+    of_curves = [looks[method] for method in curves]
+    colors = {look.name: look.color for look in of_curves}
+    dashed = {look.name for look in of_curves if look.ceiling}
+    _draw_panels(figure.subplots(*shape, squeeze=False), panels, named, colors, dashed)
+    columns = legend_columns(list(named), narrow)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 
 def _draw_panels(
-    axes: np.ndarray, panels: Mapping[str, str], curves: Mapping[str, Mapping[str, Curve]], colors: Mapping[str, str]
+    axes: np.ndarray,
+    panels: Mapping[str, str],
+    curves: Mapping[str, Mapping[str, Curve]],
+    colors: Mapping[str, str],
+    dashed: Collection[str] = (),
 ) -> None:
     """Draw a panel for each metric (name -> title), with a line for each network; remove the other axes."""
     free = list(axes.flatten())
@@ -106,7 +113,10 @@ def _draw_panels(
         for network, of_one in curves.items():
             if curve := of_one.get(name):
                 marker = "o" if len(curve) < 8 else None
-                axis.plot(*zip(*curve, strict=True), color=colors[network], label=network, marker=marker, markersize=4)
+                axis.plot(
+                    *zip(*curve, strict=True), color=colors[network], label=network, marker=marker, markersize=4,
+                    linestyle="--" if network in dashed else "-",
+                )  # fmt: skip
         axis.set_title(title)
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -155,14 +165,14 @@ def draw_classes(
         shares = counts.diagonal() / np.maximum(counts.sum(axis=1), 1)
         size, edge = (12 if narrow else 20, 2.2) if is_teacher else (4.5 if narrow else 6.5, 1.2)
         axis.plot(
-            np.arange(count) + offset, shares, linestyle="none", marker=look.marker, color=look.color, label=method,
-            markersize=size, markeredgewidth=edge,
+            np.arange(count) + offset, shares, linestyle="none", marker=look.marker, color=look.color, label=look.name,
+            markersize=size, markeredgewidth=edge, fillstyle="none" if look.ceiling else "full",
         )  # fmt: skip
     axis.set_xticks(range(count))
     axis.set_xlabel("class")
     axis.set_ylabel("accuracy")
     percent_axis(axis)
-    longest = max(map(len, confusions))
+    longest = max(len(looks[method].name) for method in confusions)
     figure.legend(loc="outside lower center", ncols=max(1, (42 if narrow else 100) // (longest + 4)))
     return figure
 

@@ -1,12 +1,13 @@
 """Rows of ``results.json``."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.sources.base import REAL_DATA
 from kegnet_pl.sources.registry import find_builtin, join_priors
 
 
@@ -66,6 +67,25 @@ class Row:
         """Prior knowledge in the samples that the network was compressed and trained with; empty without samples."""
         found = [info["prior"] for info in (self.compression_source, self.source) if info is not None]
         return join_priors(found) if found else ""
+
+    @property
+    def is_ceiling(self) -> bool:
+        """True if the network was trained on real data: a ceiling for the others, no data-free result."""
+        return REAL_DATA in self.prior.split(" + ")
+
+
+def find_last(rows: Sequence[Row]) -> Row:
+    """Return the last row that is no ceiling: the result of a run. The first row is the teacher's."""
+    return next(row for row in reversed(rows) if not row.is_ceiling)
+
+
+def explain_ceilings(rows: Iterable[Row]) -> list[str]:
+    """Return a sentence for each method that is a ceiling: every table, plot and page of it has them."""
+    methods = dict.fromkeys(row.method for row in rows if row.is_ceiling)
+    return [
+        f"{method} is no data-free result: it was trained on real data, as a ceiling for the others."
+        for method in methods
+    ]
 
 
 def write_results(rows: Sequence[Row], path: Path) -> None:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting import figures
 from kegnet_pl.reporting.html import draw, embed, write_page
-from kegnet_pl.reporting.results import Row
+from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.reporting.run_story import write_story
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.style import looks_of
@@ -107,7 +107,7 @@ def write_run_page(run: FinishedRun) -> Path:
         "run.html",
         run.folder / PAGE,
         f"{first.teacher}{'' if first.dataset == 'none' else f' on {first.dataset}'}: "
-        f"{rows[-1].compression_ratio:.2f} times smaller, without its data",
+        f"{find_last(rows).compression_ratio:.2f} times smaller, without its data",
         [(key, name) for key, name in sections.items() if name],
         rows=rows,
         best=best,
@@ -120,7 +120,7 @@ def write_run_page(run: FinishedRun) -> Path:
 
 
 def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    last, teacher = rows[-1], rows[0]
+    last, teacher = find_last(rows), rows[0]
     facts = [
         (f"{100 * row.accuracy:.2f} %", f"accuracy of {name}")
         for row, name in ((last, last.method), (teacher, "the teacher"))
@@ -192,7 +192,7 @@ def _classes(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
     }
     if not confusions:
         return {"confusion": None}
-    last = rows[-1].method
+    last = find_last(rows).method
     return {
         "confusion": [[(count, count / max(sum(line), 1)) for count in line] for line in confusions[last]],
         "confused": last,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kegnet_pl.reporting.results import Row
+from kegnet_pl.reporting.results import Row, explain_ceilings, find_last
 from kegnet_pl.sources.registry import PRIORS
 
 
@@ -12,7 +12,7 @@ def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
 
     The first row is the teacher's; the resolved configuration is empty if it is not known.
     """
-    teacher, last = rows[0], rows[-1]
+    teacher, last = rows[0], find_last(rows)
     small = next((row for row in rows if row.method in ("T", "S")), last)
     known = "" if teacher.accuracy is None else f"; accuracy {100 * teacher.accuracy:.2f} % on {teacher.test_set}"
     action = "compressed" if small.method.startswith("T") else "replaced by another network"
@@ -31,12 +31,12 @@ def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
             text.append(_compare(rows, student, teacher))
     if teacher.accuracy is None:
         text.append("There was no test data: accuracy was not measured.")
-    return text
+    return text + explain_ceilings(rows)
 
 
 def find_main_student(rows: Sequence[Row]) -> Row | None:
-    """Return the last of the students with the most prior knowledge in their samples, None if none was trained."""
-    students = [row for row in rows if row.source is not None]
+    """Return the last of the students with the most prior knowledge, None if none was trained; ceilings are none."""
+    students = [row for row in rows if row.source is not None and not row.is_ceiling]
     # The prior of a mixture names several, joined by " + ".
     return max(reversed(students), key=lambda row: max(map(PRIORS.index, row.prior.split(" + "))), default=None)
 
@@ -58,7 +58,7 @@ def _compare(rows: Sequence[Row], student: Row, teacher: Row) -> str:
     difference = f"{abs(points):.2f} points {'below' if points >= 0 else 'above'} the teacher"
     others = []
     for row in rows:
-        if row is not student and row is not teacher and row.accuracy is not None:
+        if row is not student and row is not teacher and row.accuracy is not None and not row.is_ceiling:
             training = "untrained" if row.source is None else f"trained on samples of {row.source['title']}"
             others.append(f"{100 * row.accuracy:.2f} % {training}")
     compared = f" (the same network: {', '.join(others)})" if others else ""

@@ -64,10 +64,12 @@ def house_style() -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Look:
-    """Colour and marker of a network in plots."""
+    """Colour and marker of a network in plots, and its name there; a ceiling is outlined or dashed."""
 
     color: str
     marker: str
+    name: str
+    ceiling: bool = False
 
 
 def looks_of(rows: Sequence[Row]) -> dict[str, Look]:
@@ -76,10 +78,15 @@ def looks_of(rows: Sequence[Row]) -> dict[str, Look]:
     preferred = [COLOURS["compressed"] if row.source is None else row.source["color"] for row in students.values()]
     colors = distinct_colors(preferred)
     looks = {
-        method: Look(color, "x" if row.source is None else row.source["marker"])
+        method: Look(color, "x" if row.source is None else row.source["marker"], name_of(row, method), row.is_ceiling)
         for (method, row), color in zip(students.items(), colors, strict=True)
     }
-    return {"teacher": Look(COLOURS["teacher"], "_")} | looks
+    return {"teacher": Look(COLOURS["teacher"], "_", "teacher")} | looks
+
+
+def name_of(row: Row, name: str) -> str:
+    """Return the name of a row in a legend; that of a ceiling says that it is no data-free result."""
+    return f"{name} (ceiling on real data, not data-free)" if row.is_ceiling else name
 
 
 def distinct_colors(preferred: Sequence[str | None]) -> list[str]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kegnet_pl.reporting.html import draw, write_page
+from kegnet_pl.reporting.results import explain_ceilings
 from kegnet_pl.reporting.run_page import PAGE
 from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
 from kegnet_pl.reporting.style import house_style
@@ -79,6 +80,8 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
     console.print()
     console.print(f"{len(finished)} of {len(runs)} runs finished, {describe(runs)}", soft_wrap=True)
     console.print(make_summary_table(points))
+    for line in explain_ceilings(point.row for point in points):
+        console.print(line, soft_wrap=True)
     print_failures(runs, console)
     for path in files:
         console.print(f"{path.name:<14}{display_path(path)}", soft_wrap=True)
@@ -160,7 +163,8 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         f"{describe(runs)[0].upper()}{describe(runs)[1:]}."
     ]
     for dataset in dict.fromkeys(point.row.dataset for point in points):
-        measured = [point for point in points if point.row.dataset == dataset and point.accuracies]
+        of_dataset = [point for point in points if point.row.dataset == dataset and not point.row.is_ceiling]
+        measured = [point for point in of_dataset if point.accuracies]
         students = [point for point in measured if point.row.prior not in ("", "none")]
         teachers = [point for point in measured if point.row.method == "teacher"]
         if not students or not teachers:
@@ -179,7 +183,7 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         better = [f"{point.row.method} {format_mean(point)}" for point in same if point.mean > best.mean]
         if better:
             text.append(f"Without prior knowledge in the samples the same network is better: {', '.join(better)}.")
-    return text
+    return text + explain_ceilings(point.row for point in points)
 
 
 def _network(point: Point) -> tuple[str, str | None]:

@@ -23,8 +23,8 @@ def number_columns(*headings: str) -> list[Column]:
 
 
 def find_best(rows: Sequence[Row]) -> Row | None:
-    """Return the student with the highest accuracy; None where no accuracy was measured."""
-    measured = [row for row in rows if row.accuracy is not None and row.method != "teacher"]
+    """Return the student with the highest accuracy, which is no ceiling; None where no accuracy was measured."""
+    measured = [row for row in rows if row.accuracy is not None and row.method != "teacher" and not row.is_ceiling]
     return max(measured, key=lambda row: row.accuracy or 0.0, default=None)
 
 
@@ -42,6 +42,7 @@ def make_results_table(rows: Sequence[Row]) -> Table:
             f"{row.macs:,}",
             f"{row.seconds:.1f}",
             end_section=row.method == "teacher",
+            style="dim italic" if row.is_ceiling else "",
         )
     return table
 
@@ -65,7 +66,9 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
     for row in rows:
         if initial is not None and row.accuracy is not None and row.source is not None and row.accuracy < initial:
             lost = 100 * (initial - row.accuracy)
-            lines.append(f"{row.method} ends {lost:.1f} points below T, from which it began.{advice}")
+            lines.append(
+                f"{row.method} ends {lost:.1f} points below T, from which it began.{'' if row.is_ceiling else advice}"
+            )
     return lines
 
 

@@ -9,7 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kegnet_pl.reporting.style import COLOURS, distinct_colors, legend_columns, new_figure, percent_axis, short_number
+from kegnet_pl.reporting.style import (
+    COLOURS,
+    distinct_colors,
+    legend_columns,
+    name_of,
+    new_figure,
+    percent_axis,
+    short_number,
+)
 from kegnet_pl.reporting.summary import Point
 
 _LABEL_WIDTH = 90
@@ -28,7 +36,8 @@ def draw_tradeoff(points: Sequence[Point], narrow: bool = False) -> Figure:
     """Draw accuracy against compression ratio and against MACs; a pair of panels for each data set.
 
     The teacher is a line; means over seeds are markers, their standard deviation a bar; markers of one source are
-    joined. ``narrow`` puts panels below each other, for a phone.
+    joined, those of a ceiling are outlined and its line is dashed. ``narrow`` puts panels below each other, for a
+    phone.
     """
     measured = [point for point in points if point.accuracies]
     datasets = list(dict.fromkeys(point.row.dataset for point in measured))
@@ -73,7 +82,7 @@ def _draw_panel(axis: Axes, points: Sequence[Point], size: str, colors: Mapping[
         source = line[0].row.source
         title = _UNTRAINED if source is None else source["title"]
         recipe = series.recipe if sources.count(series.source) > 1 else ""
-        informed = line[0].row.prior not in ("", "none")
+        ceiling, informed = line[0].row.is_ceiling, line[0].row.prior not in ("", "none")
         axis.errorbar(
             [point.average(size) for point in line],
             [point.mean for point in line],
@@ -81,10 +90,11 @@ def _draw_panel(axis: Axes, points: Sequence[Point], size: str, colors: Mapping[
             color=colors[series],
             marker="x" if source is None else source["marker"],
             markersize=6,
-            linestyle="-" if informed else ":",
+            linestyle="--" if ceiling else "-" if informed else ":",
             linewidth=1.8 if informed else 1.1,
+            fillstyle="none" if ceiling else "full",
             capsize=2.5,
-            label=" ".join(part for part in (title, recipe, series.settings) if part),
+            label=name_of(line[0].row, " ".join(part for part in (title, recipe, series.settings) if part)),
             zorder=3 if informed else 2,
         )
     axis.xaxis.set_major_locator(MaxNLocator(5))
@@ -96,9 +106,9 @@ def _series(point: Point) -> _Series:
     return _Series("" if point.row.source is None else point.row.source["name"], point.recipe, point.settings)
 
 
-def _order(point: Point) -> tuple[bool, bool, _Series]:
-    """Sort students: informed sources first, untrained networks last."""
-    return point.row.source is None, point.row.prior == "none", _series(point)
+def _order(point: Point) -> tuple[bool, bool, bool, _Series]:
+    """Sort students: informed sources first, then noise, untrained networks and ceilings."""
+    return point.row.is_ceiling, point.row.source is None, point.row.prior == "none", _series(point)
 
 
 def _series_colors(points: Sequence[Point]) -> dict[_Series, str]:

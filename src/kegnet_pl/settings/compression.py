@@ -48,7 +48,7 @@ class CompressionSettings(CompressionPlan):
         default={"fields": 1.0},
         json_schema_extra=explained("the name of a source, or a mixture of sources with shares"),
     )
-    """Source of the samples for fit=function, or a mixture; one that needs no generators."""
+    """Source of the samples for fit=function, or a mixture; one without generators and without real data."""
     samples: Annotated[int, Field(ge=10)] = 2_000
     """Samples for fit=function."""
     plans: dict[str, CompressionPlan] = Field(default={}, json_schema_extra=explained("plans by name") | FREE)

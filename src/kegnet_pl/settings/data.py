@@ -22,7 +22,7 @@ def _check_shape(shape: list[int]) -> list[int]:
 
 
 class DataSettings(Settings):
-    """Real data: to train a teacher and to report accuracy. Further settings are arguments of the data module."""
+    """Real data for a teacher, for accuracy and for the source real. Further settings are arguments of the module."""
 
     model_config = ConfigDict(extra="allow")
 

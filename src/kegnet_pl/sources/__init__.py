@@ -1,11 +1,12 @@
-"""Sources of synthetic samples: generators, noise, mixtures, and those of other packages."""
+"""Sources of samples: generators, noise, mixtures, real data for a ceiling, and those of other packages."""
 
-from kegnet_pl.sources.base import Prior, SyntheticSource
+from kegnet_pl.sources.base import REAL_DATA, Prior, SyntheticSource
 from kegnet_pl.sources.images import Blobs, Leaves, Procedural, ProceduralImages, Strokes, Waves
 from kegnet_pl.sources.kegnet import GeneratorSource, sample_labels_and_noise
 from kegnet_pl.sources.mixture import MixtureSource
 from kegnet_pl.sources.noise import NoiseSource, NormalNoise, UniformNoise
 from kegnet_pl.sources.procedural import RandomFields, RandomRows
+from kegnet_pl.sources.real import RealSource
 from kegnet_pl.sources.registry import (
     SourceInfo,
     build_source,
@@ -17,6 +18,7 @@ from kegnet_pl.sources.registry import (
 from kegnet_pl.sources.transforms import MixedSource, SelectedSource
 
 __all__ = [
+    "REAL_DATA",
     "Blobs",
     "GeneratorSource",
     "Leaves",
@@ -29,6 +31,7 @@ __all__ = [
     "ProceduralImages",
     "RandomFields",
     "RandomRows",
+    "RealSource",
     "SelectedSource",
     "SourceInfo",
     "Strokes",

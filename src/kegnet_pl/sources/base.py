@@ -5,8 +5,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-Prior = Literal["none", "teacher", "procedural"]
-"""Prior knowledge in the samples of a source: nothing, the teacher's weights, or common properties of such data."""
+Prior = Literal["none", "teacher", "procedural", "real data"]
+"""Prior knowledge in the samples of a source: nothing, the teacher's weights, common properties of such data, or the
+data itself."""
+
+REAL_DATA: Prior = "real data"
+"""Prior knowledge of a ceiling, which is no data-free result: its samples are real."""
 
 
 class SyntheticSource(nn.Module, ABC):
@@ -19,9 +23,11 @@ class SyntheticSource(nn.Module, ABC):
         title: Name in tables and plots.
         color: Color in plots, ``#rrggbb``.
         marker: Marker in plots, one letter of matplotlib.
-        prior: Prior knowledge in the samples: ``"none"``, ``"teacher"`` (its weights are used) or ``"procedural"``
-            (common properties of such data: edges, smooth areas, correlations).
+        prior: Prior knowledge in the samples: ``"none"``, ``"teacher"`` (its weights are used), ``"procedural"``
+            (common properties of such data: edges, smooth areas, correlations) or ``"real data"`` (the samples are
+            real: a ceiling for other sources, never the best result, never part of a mixture).
         needs_generators: True: the constructor takes the trained generators (see :func:`build_source`).
+        needs_data: True: the constructor takes the inputs of the real training data; the prior is ``"real data"``.
         multiple: The number of samples must be a multiple of this.
     """
 
@@ -30,6 +36,7 @@ class SyntheticSource(nn.Module, ABC):
     marker: str
     prior: Prior
     needs_generators: bool = False
+    needs_data: bool = False
     multiple: int = 1
 
     @abstractmethod

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.runtime.seeds import derive_seed, stream
-from kegnet_pl.sources.base import SyntheticSource
+from kegnet_pl.sources.base import REAL_DATA, SyntheticSource
 
 
 class MixtureSource(SyntheticSource):
@@ -20,7 +20,7 @@ class MixtureSource(SyntheticSource):
         components: Name -> source and share; shares are relative to their sum.
 
     Raises:
-        ValueError: If there is no component, or a share is not a positive number.
+        ValueError: If there is no component, a share is not a positive number, or real data is one of several.
     """
 
     color = "#c2356b"
@@ -30,6 +30,7 @@ class MixtureSource(SyntheticSource):
         super().__init__()
         self.shares = normalize_shares({name: share for name, (_, share) in components.items()})
         members = [components[name][0] for name in self.shares]
+        refuse_real_data({name: getattr(source, "prior", None) for name, (source, _) in components.items()})
         self.sources = nn.ModuleList(members)
         self.multiple = math.gcd(*(source.multiple for source in members))
         self.needs_generators = any(source.needs_generators for source in members)
@@ -68,6 +69,20 @@ def normalize_shares(shares: Mapping[str, float]) -> dict[str, float]:
             raise ValueError(f"Expected the share of {name} to be a positive number, but got {share!r}.")
     total = math.fsum(shares.values())
     return {name: shares[name] / total for name in sorted(shares)}
+
+
+def refuse_real_data(priors: Mapping[str, str | None]) -> None:
+    """Check that none of several sources (name -> prior knowledge) is real data.
+
+    Raises:
+        ValueError: If one is.
+    """
+    real = [name for name, prior in priors.items() if prior == REAL_DATA]
+    if real and len(priors) > 1:
+        raise ValueError(
+            f"Expected a mixture without real data, as a ceiling is of real data alone, but got {', '.join(priors)}. "
+            f"Use {real[0]} as a source of its own: sources=[{real[0]},...]."
+        )
 
 
 def divide(n: int, shares: Sequence[float], multiples: Sequence[int]) -> list[int]:

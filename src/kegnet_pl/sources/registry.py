@@ -12,11 +12,11 @@ from typing import Any, get_args
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from kegnet_pl.networks import TeacherNorm
-from kegnet_pl.sources.base import Prior, SyntheticSource
-from kegnet_pl.sources.mixture import MixtureSource, normalize_shares
+from kegnet_pl.sources.base import REAL_DATA, Prior, SyntheticSource
+from kegnet_pl.sources.mixture import MixtureSource, normalize_shares, refuse_real_data
 
 ENTRY_POINTS = "kegnet_pl.sources"
 """Group of entry points by which a package offers sources."""
@@ -38,11 +38,13 @@ class SourceInfo:
     Attributes:
         name: Name in the configuration; of a mixture, the names with their shares in percent: ``kegnet50_normal50``.
         title: Name in tables and plots.
-        prior: Prior knowledge in the samples: ``none``, ``teacher``, ``procedural`` or ``teacher + procedural``.
+        prior: Prior knowledge in the samples: ``none``, ``teacher``, ``procedural``, ``teacher + procedural`` or
+            ``real data``.
         color: Color in plots, ``#rrggbb``.
         marker: Marker in plots, one letter of matplotlib.
         needs_generators: True if the source needs trained generators.
         shares: Name of each source -> its share; the shares sum to 1.
+        needs_data: True if the source needs the real training data.
     """
 
     name: str
@@ -52,6 +54,12 @@ class SourceInfo:
     marker: str
     needs_generators: bool
     shares: dict[str, float]
+    needs_data: bool = False
+
+    @property
+    def is_ceiling(self) -> bool:
+        """True if the samples are real data: the student is a ceiling, no data-free result."""
+        return self.prior == REAL_DATA
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as ``results.json`` has it."""
@@ -90,7 +98,9 @@ def find_source_class(name: str, specification: Specification | None = None) -> 
 def describe_source(name: str, specification: Specification | None = None) -> SourceInfo:
     """Describe a single source; see :func:`find_source_class`."""
     found = find_source_class(name, specification)
-    return SourceInfo(name, found.title, found.prior, found.color, found.marker, found.needs_generators, {name: 1.0})
+    return SourceInfo(
+        name, found.title, found.prior, found.color, found.marker, found.needs_generators, {name: 1.0}, found.needs_data
+    )
 
 
 def describe_mixture(
@@ -99,12 +109,13 @@ def describe_mixture(
     """Describe a mixture of sources, by the shares of their names; a mixture of one source is that source.
 
     Raises:
-        ValueError: If a source cannot be found, or a share is not a positive number.
+        ValueError: If a source cannot be found, a share is not a positive number, or real data is one of several.
     """
     normalized = normalize_shares(shares)
     members = [describe_source(name, (specifications or {}).get(name)) for name in normalized]
     if len(members) == 1:
         return members[0]
+    refuse_real_data({member.name: member.prior for member in members})
     percents = [f"{100 * share:.4g}" for share in normalized.values()]
     return SourceInfo(
         name="_".join(f"{member.name}{percent}" for member, percent in zip(members, percents, strict=True)),
@@ -134,6 +145,7 @@ def build_source(
     *,
     input_shape: Sequence[int],
     generators: Sequence[nn.Module] | None = None,
+    inputs: Tensor | None = None,
     device: torch.device | str = "cpu",
     chunk: int | None = None,
     sampling_norm: TeacherNorm = "running",
@@ -143,12 +155,13 @@ def build_source(
 
     A class is given ``input_shape`` and ``device`` if its constructor takes them; if it needs generators, also
     ``generators``, ``chunk``, ``norm`` (here ``sampling_norm``) and ``noise_std``, which :class:`GeneratorSource`
-    describes. Arguments of its specification, the configuration entry ``source.NAME``, come first.
+    describes; if it needs data, also ``inputs``, those of the real training data. Arguments of its specification, the
+    configuration entry ``source.NAME``, come first.
 
     Raises:
-        ValueError: If a source cannot be found or built, or generators are missing.
+        ValueError: If a source cannot be found or built, or generators or inputs are missing.
     """
-    common = {"input_shape": tuple(input_shape), "device": device}
+    common: dict[str, Any] = {"input_shape": tuple(input_shape), "device": device}
     of_generators = {"generators": generators, "chunk": chunk, "norm": sampling_norm, "noise_std": noise_std}
     sources = {}
     for name in shares:
@@ -156,7 +169,10 @@ def build_source(
         found = find_source_class(name, specification)
         if found.needs_generators and not generators:
             raise ValueError(f"Expected trained generators for the source {name}, but got none.")
+        if found.needs_data and inputs is None:
+            raise ValueError(f"Expected inputs of the real training data for the source {name}, but got none.")
         offered = common | (of_generators if found.needs_generators else {})
+        offered |= {"inputs": inputs} if found.needs_data else {}
         taken = inspect.signature(found).parameters
         arguments = {key: value for key, value in offered.items() if key in taken}
         arguments |= {key: value for key, value in (specification or {}).items() if key not in _RESERVED}
@@ -201,6 +217,8 @@ def _check(name: str, found: Any) -> type[SyntheticSource]:
         "marker": (f"one letter of {_MARKERS}", lambda value: value in tuple(_MARKERS)),
         "prior": (f"one of {', '.join(PRIORS)}", lambda value: value in PRIORS),
     }
+    if getattr(found, "needs_data", False):
+        valid["prior"] = (f"{REAL_DATA!r}, as it needs real data", lambda value: value == REAL_DATA)
     for attribute, (allowed, is_valid) in valid.items():
         value = getattr(found, attribute, None)
         if not is_valid(value):

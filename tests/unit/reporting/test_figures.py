@@ -7,7 +7,7 @@ import pytest
 from kegnet_pl.compression import CompressionReport, LayerReport
 from kegnet_pl.reporting import figures
 from kegnet_pl.reporting.style import looks_of, short_number
-from kegnet_pl.sources import GeneratorSource
+from kegnet_pl.sources import GeneratorSource, RealSource
 from tests.unit.reporting.rows import TEACHER, student
 
 
@@ -78,6 +78,20 @@ def test_accuracy_of_classes() -> None:
     assert list(of_teacher.get_ydata()) == pytest.approx([0.9, 1.0])
     assert list(of_student.get_ydata()) == pytest.approx([0.5, 0.8])
     assert (of_student.get_color(), of_student.get_marker()) == (GeneratorSource.color, GeneratorSource.marker)
+
+
+def test_a_ceiling_is_dashed_outlined_and_named() -> None:
+    looks = looks_of([TEACHER, student(0.8), student(0.9, method="T+Real")])
+    label = "T+Real (ceiling on real data, not data-free)"
+    confusion = [[9, 1], [0, 5]]
+    classes = figures.draw_classes(dict.fromkeys(("teacher", "T+KegNet", "T+Real"), confusion), looks)
+    assert [line.get_label() for line in classes.axes[0].lines] == ["teacher", "T+KegNet", label]
+    assert [line.get_fillstyle() for line in classes.axes[0].lines] == ["full", "full", "none"]
+    train = {"train/loss": [(1.0, 1.0)], "train/accuracy": [(1.0, 0.5)]}
+    curves = {"T+KegNet": train, "T+Real": train}
+    kegnet, ceiling = figures.draw_student_curves(curves, looks).axes[0].lines
+    assert (kegnet.get_label(), kegnet.get_linestyle()) == ("T+KegNet", "-")
+    assert (ceiling.get_label(), ceiling.get_linestyle(), ceiling.get_color()) == (label, "--", RealSource.color)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from kegnet_pl.reporting.run_page import _spent
+from kegnet_pl.reporting.run_page import _facts, _spent
 from kegnet_pl.reporting.run_story import find_main_student, write_story
 from kegnet_pl.runtime.costs import KINDS
 from tests.unit.reporting.rows import TEACHER, student
@@ -58,3 +58,19 @@ def test_the_story_is_about_the_student_with_the_most_prior_knowledge() -> None:
 def test_the_main_student_is_the_last_of_equal_prior_knowledge() -> None:
     first, second = student(0.5, method="T+Uniform"), student(0.4, method="T+Normal")
     assert find_main_student([TEACHER, first, second]) is second
+
+
+def test_a_ceiling_is_told_and_the_story_is_about_another_student() -> None:
+    untrained, kegnet = student(0.3, method="T", samples=None), student(0.8)
+    ceiling = student(0.85, method="T+Real")
+    rows = [TEACHER, untrained, kegnet, ceiling]
+    told = "T+Real is no data-free result: it was trained on real data, as a ceiling for the others."
+    story = write_story(rows, {})
+    assert find_main_student(rows) is kegnet
+    assert story == [*write_story(rows[:3], {}), told]
+    alone = [TEACHER, untrained, ceiling]
+    assert find_main_student(alone) is None
+    assert write_story(alone, {}) == [*write_story(alone[:2], {}), told]
+    costs = _costs(student_training=1.0)
+    rows = [dataclasses.replace(row, costs=costs) for row in rows]
+    assert ("80.00 %", "accuracy of T+KegNet") in _facts(rows) and "T+Real" not in str(_facts(rows))

@@ -127,6 +127,26 @@ def test_the_report_needs_results_alone(
     assert sum(",procedural," in line for line in lines) == 2
 
 
+def test_every_page_tells_a_ceiling_and_highlights_another_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [TEACHER, student(0.3, method="T"), student(0.6), student(0.8, method="T+Real")]
+    rows = [dataclasses.replace(row, costs=COSTS, fingerprint=f"{index:016x}") for index, row in enumerate(rows)]
+    run = tmp_path / "run"
+    run.mkdir()
+    write_results(rows, run / "results.json")
+    jsonschema.validate(json.loads((run / "results.json").read_text()), SCHEMA)
+    assert main([str(run), "--out", str(tmp_path / "out")]) == 0
+    told = "T+Real is no data-free result: it was trained on real data, as a ceiling for the others."
+    assert told in capsys.readouterr().out
+    for page in (run / "report.html", tmp_path / "out" / "report.html"):
+        text = page.read_text()
+        assert told in text and "<td>T+Real</td><td>real data</td>" in text
+        assert "Real (ceiling on real data, not data-free)" in text, "the legend of the plot"
+    assert '<tr class="best"><td>T+KegNet</td>' in (run / "report.html").read_text()
+    assert make_results_table(rows).rows[3].style == "dim italic"
+
+
 def test_wandb_shows_the_prior_knowledge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setattr(wandb, "Html", str)

@@ -10,6 +10,7 @@ from kegnet_pl.reporting.style import house_style, to_svg
 from kegnet_pl.reporting.summary import Point, summarize
 from kegnet_pl.reporting.sweep import describe_sweep
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
+from kegnet_pl.sources import RealSource
 from tests.unit.reporting.rows import TEACHER, student
 
 HERE = Path()
@@ -125,3 +126,24 @@ def test_a_sweep_says_where_noise_is_better() -> None:
     )
     runs = [FinishedRun(HERE, {}, (*rows[:3], student(0.8)))]
     assert "Without prior" not in " ".join(describe_sweep(runs, summarize(runs)))
+
+
+def test_a_sweep_names_a_ceiling_and_compares_nothing_with_it() -> None:
+    rows = (TEACHER, student(0.5, method="T"), student(0.6), student(0.85, method="T+Real", compression_ratio=9.0))
+    runs = [FinishedRun(HERE, {}, rows)]
+    plain = [FinishedRun(HERE, {}, rows[:3])]
+    *sentences, told = describe_sweep(runs, summarize(runs))
+    assert sentences == describe_sweep(plain, summarize(plain))
+    assert told == "T+Real is no data-free result: it was trained on real data, as a ceiling for the others."
+
+
+def test_the_picture_shows_a_ceiling_dashed_outlined_and_named() -> None:
+    rows = (TEACHER, student(0.6), student(0.85, method="T+Real"))
+    figure = draw_tradeoff(summarize([FinishedRun(HERE, {}, rows)]))
+    kegnet, ceiling = (container.lines[0] for container in figure.axes[0].containers)
+    assert (kegnet.get_linestyle(), kegnet.get_fillstyle()) == ("-", "full")
+    assert (ceiling.get_linestyle(), ceiling.get_fillstyle()) == ("--", "none")
+    assert ceiling.get_color() == RealSource.color
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "teacher", "KegNet", "Real (ceiling on real data, not data-free)",
+    ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kegnet_pl.reporting.tables import explain_losses
+from kegnet_pl.reporting.results import explain_ceilings, find_last
+from kegnet_pl.reporting.tables import explain_losses, find_best
 from tests.unit.reporting.rows import TEACHER, student
 
 
@@ -24,3 +25,25 @@ def test_nothing_is_said_where_nothing_is_lost_or_known(name: str) -> None:
     untrained = student(0.65 if name == "S" else None, method=name, samples=None)
     assert explain_losses([TEACHER, untrained, student(0.25, method=f"{name}+KegNet")], "batch", batch_norm=True) == []
     assert explain_losses([TEACHER, student(0.6, method="T"), student(0.6)], "batch", batch_norm=True) == []
+
+
+def test_a_ceiling_is_never_the_best_and_never_the_result_of_a_run() -> None:
+    untrained, kegnet, ceiling = student(0.65, method="T"), student(0.7), student(0.85, method="T+Real")
+    rows = [TEACHER, untrained, kegnet, ceiling]
+    assert [row.is_ceiling for row in rows] == [False, False, False, True]
+    assert find_best(rows) is find_last(rows) is kegnet
+    alone = [TEACHER, untrained, ceiling]
+    assert find_best(alone) is find_last(alone) is untrained
+    assert explain_ceilings(rows[:3]) == [] and len(explain_ceilings([*rows, ceiling])) == 1
+
+
+def test_a_ceiling_is_one_with_any_compression() -> None:
+    fields = {"compression_source": {"prior": "procedural"}}
+    ceiling = student(0.85, method="T+Real", **fields)
+    assert ceiling.prior == "procedural + real data" and ceiling.is_ceiling
+    assert not student(0.85, method="T", **fields).is_ceiling
+
+
+def test_a_ceiling_that_loses_gets_no_advice_on_synthetic_samples() -> None:
+    rows = [TEACHER, student(0.65, method="T", samples=None), student(0.25, method="T+Real")]
+    assert explain_losses(rows, "batch", batch_norm=True) == ["T+Real ends 40.0 points below T, from which it began."]

@@ -12,6 +12,7 @@ from kegnet_pl.sources import (
     MixtureSource,
     NoiseSource,
     NormalNoise,
+    RealSource,
     UniformNoise,
     build_source,
     describe_mixture,
@@ -28,7 +29,8 @@ def _generators(count: int = 2) -> list[torch.nn.Module]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("kegnet", GeneratorSource), ("uniform", UniformNoise), ("normal", NormalNoise)]
+    ("name", "kind"),
+    [("kegnet", GeneratorSource), ("uniform", UniformNoise), ("normal", NormalNoise), ("real", RealSource)],
 )
 def test_own_sources_are_found_with_and_without_their_entry(name: str, kind: type) -> None:
     file = importlib.resources.files("kegnet_pl.conf") / "source" / f"{name}.yaml"
@@ -69,7 +71,7 @@ def test_an_entry_that_is_no_source_is_an_error(target: str, message: str) -> No
     [
         ("color", "blue", "'#rrggbb'"),
         ("marker", "oo", "one letter of"),
-        ("prior", "some", "one of none, teacher, procedural"),
+        ("prior", "some", "one of none, teacher, procedural, real data"),
     ],
 )
 def test_class_attributes_are_checked(
@@ -78,6 +80,25 @@ def test_class_attributes_are_checked(
     monkeypatch.setattr(Stripes, attribute, value)
     with pytest.raises(ValueError, match=f"Expected Stripes.{attribute} to be {allowed}.*, but got '{value}'"):
         describe_source("mine", {"_target_": TARGET})
+
+
+def test_a_source_that_needs_data_says_that_it_is_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stripes, "needs_data", True)
+    with pytest.raises(ValueError, match=r"prior to be 'real data', as it needs real data, but got 'procedural'\."):
+        describe_source("mine", {"_target_": TARGET})
+
+
+def test_real_data_is_a_ceiling_and_no_part_of_a_mixture() -> None:
+    info = describe_source("real")
+    assert (info.title, info.prior, info.needs_data, info.is_ceiling) == ("Real", "real data", True, True)
+    assert describe_mixture({"real": 0.5}) == info
+    assert not any(describe_source(name).is_ceiling for name in ("kegnet", "uniform", "normal", "fields"))
+    with pytest.raises(
+        ValueError, match=r"mixture without real data, .* but got kegnet, real\. Use real as a source of"
+    ):
+        describe_mixture({"real": 0.5, "kegnet": 0.5})
+    with pytest.raises(ValueError, match=r"mixture without real data, .* but got real, normal"):
+        build_source({"real": 0.5, "normal": 0.5}, input_shape=(8,), inputs=torch.zeros(4, 8))
 
 
 def test_a_broken_entry_point_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +152,9 @@ def test_building_passes_what_a_class_takes() -> None:
         noise_std=9.0,
     )  # fmt: skip
     assert isinstance(bent, Bent) and bent.count == 2 and bent.noise_std == 9.0
+    inputs = torch.randn(5, 8)
+    real = build_source({"real": 1}, input_shape=(8,), generators=generators, inputs=inputs)
+    assert isinstance(real, RealSource) and real.inputs is inputs
 
 
 def test_a_built_mixture_is_that_of_its_sources() -> None:
@@ -143,5 +167,7 @@ def test_a_built_mixture_is_that_of_its_sources() -> None:
 def test_what_is_missing_or_unknown_is_named() -> None:
     with pytest.raises(ValueError, match="Expected trained generators for the source kegnet, but got none"):
         build_source({"kegnet": 0.5, "normal": 0.5}, input_shape=(8,))
+    with pytest.raises(ValueError, match="Expected inputs of the real training data for the source real, but got none"):
+        build_source({"real": 1}, input_shape=(8,))
     with pytest.raises(ValueError, match=r"Expected `source.mine` to have the arguments of Stripes, but: .*'width'"):
         build_source({"mine": 1}, {"mine": {"_target_": TARGET, "width": 3}}, input_shape=(8,))

@@ -1,4 +1,4 @@
-"""Mixtures, procedural sources, selected and mixed samples: shares, seeds, statistics."""
+"""Mixtures, procedural sources, real data, selected and mixed samples: shares, seeds, statistics."""
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from kegnet_pl.sources import (
     ProceduralImages,
     RandomFields,
     RandomRows,
+    RealSource,
     SelectedSource,
     Strokes,
     SyntheticSource,
@@ -254,3 +255,39 @@ def test_a_share_of_the_samples_is_mixed(shape: tuple[int, ...]) -> None:
     assert torch.equal(MixedSource(plain, 0.0).sample(200, 0), x)
     with pytest.raises(ValueError, match="`share` of mixed samples from 0 to 1"):
         MixedSource(plain, 1.5)
+
+
+@pytest.mark.parametrize(("n", "least", "most"), [(4, 0, 1), (7, 1, 1), (10, 1, 2), (21, 3, 3)])
+def test_real_samples_are_drawn_without_replacement(n: int, least: int, most: int) -> None:
+    inputs = torch.arange(7.0)[:, None]
+    source = RealSource(inputs)
+    x = source.sample(n, 0)
+    counts = x.flatten().long().bincount(minlength=7)
+    assert x.shape == (n, 1) and (int(counts.min()), int(counts.max())) == (least, most)
+    assert torch.equal(x, source.sample(n, 0)) and not torch.equal(x, source.sample(n, 1))
+
+
+def test_real_samples_of_one_pass_are_a_new_order_in_the_next() -> None:
+    first, second = RealSource(torch.arange(100.0)[:, None]).sample(200, 3).split(100)
+    assert not torch.equal(first, second) and torch.equal(first.sort(dim=0)[0], second.sort(dim=0)[0])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([1.0], "a tensor, but got list"),
+        (torch.zeros(0, 3), r"samples \(N, \*input_shape\) in floating point, but got torch.float32 \(0, 3\)"),
+        (torch.zeros(3), r"but got torch.float32 \(3,\)"),
+        (torch.zeros(3, 2, dtype=torch.uint8), "but got torch.uint8"),
+    ],
+)
+def test_what_is_no_real_data_is_an_error(inputs: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"Expected `inputs` to be .*{message}"):
+        RealSource(inputs)  # type: ignore[arg-type]
+
+
+def test_real_data_is_refused_in_a_mixture() -> None:
+    real = RealSource(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="mixture without real data"):
+        MixtureSource({"real": (real, 1), "normal": (NormalNoise(2), 1)})
+    assert MixtureSource({"real": (real, 1)}).sample(2, 0).shape == (2, 2)

@@ -51,7 +51,7 @@ def describe_compression_source(settings: RunSettings) -> SourceInfo | None:
     """Return the description of the samples that the compression uses, None where it depends on weights alone.
 
     Raises:
-        ConfigError: If the source needs generators, which are trained later.
+        ConfigError: If the source needs generators, which are trained later, or is real data.
     """
     plan = settings.compression
     if plan.fit == "weights" or settings.student.network is not None:
@@ -61,6 +61,11 @@ def describe_compression_source(settings: RunSettings) -> SourceInfo | None:
         raise ConfigError(
             f"Expected `compression.source` to be a source without generators, as the compression comes before them, "
             f"but got {info.name}. Use compression.source=fields or normal."
+        )
+    if info.is_ceiling:
+        raise ConfigError(
+            f"Expected `compression.source` to be a source without real data, which trains only a ceiling, but got "
+            f"{info.name}. Use compression.source=fields or normal."
         )
     return info
 

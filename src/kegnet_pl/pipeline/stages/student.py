@@ -44,6 +44,7 @@ def student_stage(
     """
     student = settings_for(context.settings.student, source)
     definitions = source_definitions(context.settings, source.shares)
+    real = [*(["train"] if source.needs_data else []), *(["val"] if student.selection == "real" else [])]
     settings = {
         "student": _deciding(student, source),
         "source": {"shares": source.shares, "definitions": definitions, **code_of(definitions)},
@@ -51,7 +52,7 @@ def student_stage(
         "input_shape": context.input_shape,
         "seed": context.seed,
         **training_fingerprint(context.settings),
-        **({"data": context.data_fingerprint("val")} if student.selection == "real" else {}),
+        **({"data": context.data_fingerprint(*real)} if real else {}),
     }
     title = f"student ({source.name})"
 
@@ -86,15 +87,16 @@ def describe_student_source(settings: RunSettings, shares: Mapping[str, float]) 
 
 
 def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettings:
-    """Return the settings of a student: students of noise have ``baselines``, and their samples stay as drawn."""
-    if source.prior != "none":
+    """Return the settings of a student: samples of noise and of real data stay as they are; noise has ``baselines``."""
+    if source.prior != "none" and not source.is_ceiling:
         return settings
-    own = settings.baselines
-    optimizer = settings.optimizer.model_copy(update={"lr": own.lr})
-    changes = {
-        "samples": own.samples, "epochs": own.epochs, "temperature": own.temperature, "optimizer": optimizer,
-        "oversampling": 1, "mixing": 0.0,
-    }  # fmt: skip
+    changes: dict[str, Any] = {"oversampling": 1, "mixing": 0.0}
+    if source.prior == "none":
+        own = settings.baselines
+        optimizer = settings.optimizer.model_copy(update={"lr": own.lr})
+        changes |= {
+            "samples": own.samples, "epochs": own.epochs, "temperature": own.temperature, "optimizer": optimizer
+        }  # fmt: skip
     return settings.model_copy(update=changes)
 
 
@@ -122,6 +124,7 @@ def _make_source(
         source_definitions(context.settings, info.shares),
         input_shape=context.input_shape,
         generators=networks,
+        inputs=context.data.part("train").x if info.needs_data and context.data is not None else None,
         device=context.device,
         chunk=generator.batch_size if student.sampling_norm == "batch" else None,
         sampling_norm=student.sampling_norm,
