@@ -25,13 +25,13 @@ def _folder(variable: str) -> Path:
 
 @pytest.fixture
 def data_dir() -> Path:
-    """Folder with real data: mnist/, fashion/, svhn/, uci/, unpacked."""
+    """Folder with real data: mnist/, fashion/, svhn/, cifar10/, uci/, unpacked."""
     return _folder("KEGNET_DATA_DIR")
 
 
 @pytest.fixture
 def reference_dir() -> Path:
-    """Folder with golden/ (reference numbers) and teachers/ (the authors' released weights)."""
+    """Folder with golden/ (reference numbers) and teachers/ (released weights of the authors and of CIFAR-10)."""
     return _folder("KEGNET_REFERENCE_DIR")
 
 

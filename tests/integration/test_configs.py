@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 
 from kegnet_pl.data import RealDataModule
+from kegnet_pl.networks import CifarResNet
 from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.context import open_context
 from kegnet_pl.pipeline.objects import build
+from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings import RunSettings
 from tests.integration.conftest import FAST, configure, go
 
@@ -31,9 +34,14 @@ PAPER = {
 FOLDERS = ["", "paper/", "strict/"]
 GROUPS = ["callbacks", "compression", "data", "generator", "logger", "source", "student", "teacher", "trainer"]
 SNAPSHOT = json.loads((Path(__file__).parent / "snapshots" / "presets.json").read_text())
-DATA = {"custom/table": ["data=letter", "teacher=mlp"]}  # the others are of the default data
-NEW = ("source.", "compression.plans.", "compression.fit", "compression.source", "compression.samples",
-       "student.reconstruct", "student.oversampling", "student.mixing")  # fmt: skip
+PUBLIC = {"cifar10_resnet20": 20, "cifar10_resnet56": 56}
+"""Preset whose teacher has public weights, which the user names -> depth of the teacher."""
+NEEDED = {"custom/table": ["data=letter", "teacher=mlp"], **{name: ["teacher.weights=w"] for name in PUBLIC}}
+"""Preset -> settings that its user adds; the others run with the default data."""
+NEW = (
+    "source.", "compression.plans.", "compression.fit", "compression.source", "compression.samples",
+    "student.reconstruct", "student.oversampling", "student.mixing", "teacher.weights_url",
+)  # fmt: skip
 """Settings that are not in the snapshot, which was made before they were."""
 
 
@@ -50,7 +58,12 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def test_each_experiment_of_the_paper_has_a_preset_for_each_recipe() -> None:
     expected = {folder + name for folder in FOLDERS for name in PAPER}
-    assert set(PRESETS) == expected | {"digits_lenet", "custom/batch_norm", "custom/image", "custom/table"}
+    assert set(PRESETS) == expected | set(PUBLIC) | {
+        "digits_lenet",
+        "custom/batch_norm",
+        "custom/image",
+        "custom/table",
+    }
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -58,7 +71,7 @@ def test_presets_keep_their_numbers(name: str, monkeypatch: pytest.MonkeyPatch) 
     """The resolved configuration is that of the schedules and recipes before presets."""
     for variable in ("KEGNET_DATA_DIR", "KEGNET_SWEEP"):
         monkeypatch.delenv(variable, raising=False)
-    config = configure(f"experiment={name}", *DATA.get(name, []))
+    config = configure(f"experiment={name}", *NEEDED.get(name, []))
     resolved = RunSettings.from_config(config).compression.model_dump(include={"rules", "target", "when_larger"})
     config["compression"] |= resolved
     found = {key: value for key, value in _flat(config).items() if not key.startswith(NEW)}
@@ -127,7 +140,7 @@ def test_debug_is_next_to_nothing_for_every_student(name: str, folder: str) -> N
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_only_presets_of_the_paper_touch_real_data(name: str) -> None:
-    config = configure(f"experiment={name}")
+    config = configure(f"experiment={name}", *NEEDED.get(name, []))
     assert (config["student"]["selection"] == "real") == name.startswith("paper/") == (config["recipe"] == "paper")
 
 
@@ -182,6 +195,50 @@ def test_experiments_start_on_real_data(
     assert all(row["accuracy"] is not None for row in rows)
     if name in released:
         assert rows[0]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_presets_with_public_teachers_build_and_ask_for_the_weights(name: str) -> None:
+    config = configure(f"experiment={name}", "teacher.weights=w")
+    assert build(config["teacher"]["network"]).state_dict().keys() == CifarResNet(PUBLIC[name]).state_dict().keys()
+    assert build(config["data"]).input_shape == (3, 32, 32)
+    assert (config["compression"]["name"], config["compression"]["target"]) == ("ratio2", 2)
+    with pytest.raises(ConfigError, match=r"the preset trains no teacher.*Download it from https://github\.com/.*FILE"):
+        configure(f"experiment={name}")
+    configure(f"experiment={name}", "teacher.weights_url=null")
+
+
+def _write_public_teacher(folder: Path, depth: int) -> list[str]:
+    """Write a checkpoint like the public ones and test images; return the settings that name them."""
+    teacher = CifarResNet(depth)
+    teacher(torch.randn(8, 3, 32, 32))  # statistics of batch norm
+    state = {f"module.{name}": value for name, value in teacher.state_dict().items()}
+    torch.save({"state_dict": state, "best_prec1": 91.7}, folder / "teacher.th")
+    torch.save({"x": torch.randn(12, 3, 32, 32), "y": torch.arange(12) % 10}, folder / "test.pt")
+    return [
+        f"teacher.weights={folder / 'teacher.th'}", "data=files", f"data.test={folder / 'test.pt'}",
+        "data.input_shape=[3,32,32]", "data.classes=10", "student.samples=64",
+    ]  # fmt: skip
+
+
+def test_a_public_teacher_is_compressed_and_its_student_trained(tmp_path: Path) -> None:
+    rows = go(tmp_path, "experiment=cifar10_resnet20", *_write_public_teacher(tmp_path, 20), "sources=[kegnet]",
+              "generator.count=1")  # fmt: skip
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+KegNet"]
+    assert rows[0]["parameters"] == 269_722 and rows[0]["teacher"] == "resnet20"
+    assert all(2 <= row["compression_ratio"] < 2.02 for row in rows[1:])
+    assert all(row["accuracy"] is not None for row in rows)
+
+
+def test_a_public_teacher_has_a_student_from_scratch(tmp_path: Path) -> None:
+    """By the settings that the preset names."""
+    lines = (ROOT / "experiment" / "cifar10_resnet56.yaml").read_text().splitlines()
+    said = next(line.split(": ")[1].split() for line in lines if line.startswith("# Another student: "))
+    assert said[0] == "student=resnet20"
+    given = ["experiment=cifar10_resnet56", *_write_public_teacher(tmp_path, 56), "sources=[normal]", *said]
+    rows = go(tmp_path, *given, "student.baselines.samples=64", "student.epochs=1")
+    assert [row["method"] for row in rows] == ["teacher", "S", "S+Normal"]
+    assert [row["parameters"] for row in rows] == [853_018, 269_722, 269_722]
 
 
 def test_missing_test_data_is_said_and_does_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,18 @@
-"""Accuracy on real data: the teachers and the T rows of the paper's table."""
+"""Accuracy on real data: teachers and the T rows of the paper's table, and the published teachers of CIFAR-10."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.api.evaluation import measure_accuracy
+from kegnet_pl.api.weights import load_weights
 from kegnet_pl.data import RealDataModule, Split
 from reproduction.jobs import ROOT, read_cells
 from tests.parity.conftest import Teachers, shipped, shipped_plan
@@ -79,6 +83,22 @@ def test_svhn(data_dir: Path, teacher: Teachers, record_property: Record) -> Non
 
     assert len(split) >= 5_000
     assert accuracy > 92
+
+
+@pytest.mark.parametrize(("depth", "count", "accuracy"), [(20, 2_000, 91.70), (56, 500, 94.00)])
+def test_cifar10(depth: int, count: int, accuracy: float, data_dir: Path, reference_dir: Path) -> None:
+    """The first of 10,000 test images, all of which give 91.73 % (ResNet20) and 93.39 % (ResNet56)."""
+    weights = reference_dir / "teachers" / f"cifar10_resnet{depth}.th"
+    with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
+        config = compose("config", overrides=[f"experiment=cifar10_resnet{depth}", f"teacher.weights={weights}"])
+    network = instantiate(config.teacher.network)
+    load_weights(network, weights)
+    with np.load(data_dir / "cifar10" / "cifar10_test.npz") as stored:
+        images, labels = (torch.from_numpy(stored[name][:count]) for name in ("x", "y"))
+    split = instantiate(config.data)._prepare((images.permute(0, 3, 1, 2), labels))
+
+    one_sample = 100 / count  # which may tip over where sums are added up in another order
+    assert 100 * measure_accuracy(network, split, batch_size=100) == pytest.approx(accuracy, abs=one_sample + 0.001)
 
 
 TRAINED = [

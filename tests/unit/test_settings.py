@@ -317,11 +317,11 @@ def test_arguments_of_the_library_have_no_group_in_their_names() -> None:
 @pytest.mark.parametrize(
     ("group", "option", "more"),
     [
-        *[("teacher", name, []) for name in ("lenet5", "resnet14", "mlp")],
+        *[("teacher", name, []) for name in ("lenet5", "resnet14", "resnet20", "resnet56", "mlp")],
         ("teacher", "custom", ["teacher.network._target_=torch.nn.Identity"]),
         *[("generator", name, []) for name in ("image", "dense")],
         ("generator", "custom", ["generator.network._target_=torch.nn.Identity"]),
-        *[("student", name, []) for name in ("tucker", "lenet5", "resnet14", "mlp")],
+        *[("student", name, []) for name in ("tucker", "lenet5", "resnet14", "resnet20", "mlp")],
         ("trainer", "cpu", []),
         *[("compression", name, []) for name in ("ratio", "evbmf", "fraction", "option1", "option2", "option3")],
     ],

@@ -3,11 +3,12 @@
 from kegnet_pl.data.base import RealDataModule, Split
 from kegnet_pl.data.digits import DigitsDataModule
 from kegnet_pl.data.files import FilesDataModule
-from kegnet_pl.data.images import MNIST, SVHN, FashionMNIST, ImageDataModule
+from kegnet_pl.data.images import CIFAR10, MNIST, SVHN, FashionMNIST, ImageDataModule
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.data.tables import Letter, Pendigits, Shuttle, TableDataModule
 
 __all__ = [
+    "CIFAR10",
     "MNIST",
     "SVHN",
     "DigitsDataModule",

@@ -1,4 +1,4 @@
-"""Image data sets: MNIST, Fashion-MNIST and SVHN in their published layouts."""
+"""Image data sets: MNIST, Fashion-MNIST, SVHN and CIFAR-10 in their published layouts."""
 
 import struct
 from collections.abc import Sequence
@@ -94,44 +94,60 @@ class ImageDataModule(RealDataModule):
         return {"train": train, "val": val, "test": test}
 
 
-class _IdxDataModule(ImageDataModule):
-    """Grey 28x28 images in IDX files, the format of MNIST and Fashion-MNIST, read by torchvision.
+class _TorchvisionDataModule(ImageDataModule):
+    """Images in files that torchvision reads."""
 
-    A subset with a matching header is accepted.
-    """
+    dataset: ClassVar[Any]
 
-    dataset: ClassVar[type[torchvision.datasets.MNIST]]
+    def _files(self, train: bool) -> list[str]:
+        """Return the paths of the files of one part, below the folder that torchvision takes."""
+        raise NotImplementedError
 
     def _locate(self, train: bool) -> Path:
-        part = f"{self.dataset.__name__}/raw/{'train' if train else 't10k'}"
-        for kind in ("images-idx3", "labels-idx1"):
+        for file in self._files(train):
             path = find_file(
                 self.root,
-                [f"{folder}/{part}-{kind}-ubyte" for folder in (".", self.name)],
+                [f"{folder}/{file}" for folder in (".", self.name)],
                 f"the {self.name} files",
                 "Get them with data.download=true.",
             )
-        return path.parents[2]
+        return path.parents[file.count("/")]
 
     def _fetch(self, train: bool) -> None:
         self.dataset(str(self.root), train=train, download=True)
 
-    def _read_part(self, train: bool) -> tuple[Tensor, Tensor]:
+    def _open(self, train: bool) -> Any:
+        """Return torchvision's data set of one part, with attributes ``data`` and ``targets``."""
         folder = self._locate(train)
         try:
-            data = self.dataset(str(folder), train=train, download=False)
+            return self.dataset(str(folder), train=train, download=False)
         except (ValueError, RuntimeError, OSError, AssertionError, struct.error) as error:
             raise ValueError(
                 f"Expected complete {self.name} files below {folder}, but they cannot be read ({error}). Delete them "
                 f"and run again with data.download=true."
             ) from error
+
+
+class _IdxDataModule(_TorchvisionDataModule):
+    """Grey 28x28 images in IDX files, the format of MNIST and Fashion-MNIST.
+
+    A subset with a matching header is accepted.
+    """
+
+    def _files(self, train: bool) -> list[str]:
+        part = f"{self.dataset.__name__}/raw/{'train' if train else 't10k'}"
+        return [f"{part}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+
+    def _read_part(self, train: bool) -> tuple[Tensor, Tensor]:
+        data = self._open(train)
         if self.input_shape[0] != 1:
             raise ValueError(
                 f"Expected data.input_shape=[1, ...] for the grey images of {self.name!r}, but got {self.input_shape}."
             )
         if len(data.data) != len(data.targets):
             raise ValueError(
-                f"Expected as many images as labels below {folder}, but got {len(data.data)} and {len(data.targets)}."
+                f"Expected as many images as labels below {self._locate(train)}, but got {len(data.data)} and "
+                f"{len(data.targets)}."
             )
         return data.data[:, None], data.targets.long()
 
@@ -148,6 +164,26 @@ class FashionMNIST(_IdxDataModule):
 
     dataset = torchvision.datasets.FashionMNIST
     name, input_shape, classes = "fashion", (1, 32, 32), 10
+
+
+class CIFAR10(_TorchvisionDataModule):
+    """CIFAR-10, small photographs (Krizhevsky, 2009), in the layout for Python: ``cifar-10-batches-py``.
+
+    The files are pickled. torchvision compares each with the publisher's checksum before it reads it, so that it cannot
+    hold other objects. A subset is therefore refused; :class:`~kegnet_pl.data.FilesDataModule` reads one. The publisher
+    names no licence. See :class:`ImageDataModule`.
+    """
+
+    dataset = torchvision.datasets.CIFAR10
+    name, input_shape, classes = "cifar10", (3, 32, 32), 10
+
+    def _files(self, train: bool) -> list[str]:
+        batches = self.dataset.train_list if train else self.dataset.test_list
+        return [f"{self.dataset.base_folder}/{name}" for name, _ in batches]
+
+    def _read_part(self, train: bool) -> tuple[Tensor, Tensor]:
+        data = self._open(train)
+        return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
 
 
 class SVHN(ImageDataModule):

@@ -1,4 +1,4 @@
-"""Networks of the paper (PAPER section 3) and the wrappers that freeze, stack, observe and check networks."""
+"""Networks of the paper (PAPER section 3) and of CIFAR-10, and wrappers that freeze, stack, observe and check them."""
 
 from kegnet_pl.networks.batch_norm import BatchNormMoments, adapt_norm, lacks_statistics, norm_layers
 from kegnet_pl.networks.decoder import Decoder
@@ -9,12 +9,13 @@ from kegnet_pl.networks.frozen import FrozenModule, TeacherNorm
 from kegnet_pl.networks.generator import DenseGenerator, ImageGenerator
 from kegnet_pl.networks.lenet import LeNet5
 from kegnet_pl.networks.mlp import MLP
-from kegnet_pl.networks.resnet import ResNet14
+from kegnet_pl.networks.resnet import CifarResNet, ResNet14
 from kegnet_pl.networks.validation import count_classes
 
 __all__ = [
     "MLP",
     "BatchNormMoments",
+    "CifarResNet",
     "Decoder",
     "DenseGenerator",
     "FeatureExtractor",

@@ -67,7 +67,7 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo]) -> None:
         try:
             CompressionPlan(make_rules(settings.compression), settings.compression.target)
         except ValueError as error:
-            raise ConfigError(f"{error} See compression=...") from error
+            raise ConfigError(f"{error} See compression=... and compression.target.") from error
     if settings.teacher.weights is None:
         _check_optimizer("teacher", settings.teacher.optimizer)
     if sources:

@@ -33,6 +33,12 @@ def _check_teacher(run: "RunSettings") -> Iterator[str]:
             "Expected `teacher.weights`, a file of trained weights, since data=none leaves nothing to train a teacher "
             "on, but got null. Add teacher.weights=FILE, or choose data=..."
         )
+    elif run.teacher.weights_url is not None and run.teacher.weights is None:
+        yield (
+            f"Expected `teacher.weights`, a file of trained weights, since the preset trains no teacher, but got null. "
+            f"Download it from {run.teacher.weights_url} and add teacher.weights=FILE. To train a teacher on the real "
+            f"data, set teacher.weights_url=null."
+        )
 
 
 def _check_selection(run: "RunSettings") -> Iterator[str]:

@@ -1,11 +1,14 @@
 """Tiny data files in the published layouts, and a real data set in memory."""
 
+import hashlib
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from scipy.io import savemat
 
 from kegnet_pl.data import RealDataModule, Split
@@ -45,6 +48,31 @@ def write_svhn(folder: Path, train: int = 30, test: int = 10) -> None:
     for part, count in (("train", train), ("test", test)):
         labels = (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]
         savemat(folder / f"{part}_32x32.mat", {"X": svhn_images(count), "y": labels})
+
+
+def cifar10_images(count: int) -> np.ndarray:
+    """Return images ``(N, 3, 32, 32)`` whose every pixel tells its row, column, channel and number."""
+    return np.ascontiguousarray(svhn_images(count).transpose(3, 2, 0, 1))
+
+
+def write_cifar10(folder: Path, train: int = 30, test: int = 10) -> list[tuple[str, str]]:
+    """Write ``cifar-10-batches-py`` below a folder: label i of the training and of the test images is ``i % 10``.
+
+    Returns:
+        Name and checksum of every file; the batches of training, the test batch, the names of classes.
+    """
+    folder = folder / torchvision.datasets.CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    contents: dict[str, Any] = {}
+    names = [f"data_batch_{number}" for number in range(1, 6)]
+    for part, count in ((names, train), (["test_batch"], test)):
+        rows = cifar10_images(count).reshape(count, -1)
+        for name, numbers in zip(part, np.array_split(np.arange(count), len(part)), strict=True):
+            contents[name] = {"data": rows[numbers], "labels": (numbers % 10).tolist()}
+    contents["batches.meta"] = {"label_names": [str(label) for label in range(10)]}
+    for name, content in contents.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+    return [(name, hashlib.md5((folder / name).read_bytes()).hexdigest()) for name in contents]
 
 
 class Memory(RealDataModule):

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.networks import ResNet14
+from kegnet_pl.compression import CompressionPlan, Rule
+from kegnet_pl.networks import CifarResNet, ResNet14
 from kegnet_pl.networks.resnet import BasicBlock
 
 
@@ -75,3 +76,62 @@ def test_pools_the_mean_of_the_last_stage() -> None:
     logits = network(torch.randn(2, 3, 32, 32))
 
     torch.testing.assert_close(logits, network.linear(seen[0].mean(dim=(2, 3))))
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(8, 75_290), (20, 269_722), (56, 853_018)])
+def test_depth_of_a_cifar_resnet(depth: int, parameters: int) -> None:
+    network = CifarResNet(depth)
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert len(layers) == depth
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("depth", [2, 14 + 1, 18, 0, -4])
+def test_a_depth_that_does_not_exist_is_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=rf"`depth` to be 6n \+ 2 .*but got {depth}\."):
+        CifarResNet(depth)
+
+
+def test_names_of_a_cifar_resnet_are_those_of_published_weights() -> None:
+    block = [f"{name}.{kind}" for name in ("conv1", "bn1", "conv2", "bn2") for kind in ("weight", "bias")]
+    block = [name for name in block if name not in ("conv1.bias", "conv2.bias")]
+    stages = [f"layer{stage}.{index}.{name}" for stage in (1, 2, 3) for index in (0, 1, 2) for name in block]
+
+    assert [name for name, _ in CifarResNet(20).named_parameters()] == [
+        "conv1.weight", "bn1.weight", "bn1.bias", *stages, "linear.weight", "linear.bias",
+    ]  # fmt: skip
+
+
+def test_centered_shortcut_adds_zero_channels_on_both_sides() -> None:
+    for network, first in ((CifarResNet(8), 8), (ResNet14(), 0)):
+        stage = network.layer2 if isinstance(network, CifarResNet) else network.layers2
+        block = _without_residual(stage[0])
+        x = torch.rand(2, 16, 8, 8) + 0.1
+        out = block(x)
+
+        assert torch.equal(out[:, first : first + 16], x[:, :, ::2, ::2])
+        assert int((out != 0).any(dim=(0, 2, 3)).sum()) == 16
+
+
+def test_a_cifar_resnet_takes_the_mean_of_the_last_stage_at_any_size() -> None:
+    network = CifarResNet(8, channels=1, classes=4).eval()
+    seen: list[Tensor] = []
+    network.layer3.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    logits = network(torch.randn(2, 1, 20, 24))
+
+    assert seen[0].shape == (2, 64, 5, 6)
+    torch.testing.assert_close(logits, network.linear(seen[0].mean(dim=(2, 3))))
+
+
+def test_a_cifar_resnet_is_compressed_to_half_of_its_parameters() -> None:
+    """Blocks with shortcuts keep their shapes, and a plan without savings keeps the function."""
+    network = CifarResNet(20).eval()
+    half = CompressionPlan([Rule("*", "target")], 2.0).apply(network, (3, 32, 32))
+    whole = CompressionPlan([Rule("*", "full")], when_larger="compress").apply(network, (3, 32, 32)).network
+    x = torch.randn(2, 3, 32, 32)
+
+    assert half.report.compression_ratio == pytest.approx(2, abs=0.02) and half.report.compression_ratio >= 2
+    assert half.network(x).shape == (2, 10)
+    torch.testing.assert_close(whole(x), network(x), rtol=1e-3, atol=1e-4)
