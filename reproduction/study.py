@@ -21,6 +21,7 @@ from reproduction.jobs import released_teacher, store_of, weights
 from reproduction.paths import ROOT
 from reproduction.records import Rows, read_runs
 from reproduction.runner import Run, run_missing, say
+from reproduction.tables import read_remarks
 from reproduction.teachers import copy_to_store
 
 
@@ -67,7 +68,7 @@ def _slug(text: str) -> str:
 
 
 def render(
-    study: dict[str, Any], runs: dict[tuple[str, str, int], Run], finished: Mapping[str, Rows], remarks: Path
+    study: dict[str, Any], runs: dict[tuple[str, str, int], Run], finished: Mapping[str, Rows], remark: str
 ) -> str:
     """Return the page of a study.
 
@@ -75,7 +76,7 @@ def render(
         study: One of ``studies.yaml``.
         runs: Its runs.
         finished: Rows of the finished runs, by name.
-        remarks: File with the text under the table; it may be missing.
+        remark: Text under the table.
     """
     options, method = study["options"], _method(study)
     untrained = method == "T"
@@ -109,8 +110,8 @@ def render(
     if len(precisions) > 1:
         seeds_of = [f"{_seeds(seeds)} in {precision}" for precision, seeds in precisions.items()]
         lines[head:head] = [f"Compare within a seed: {', '.join(seeds_of)}; seconds are of different machines.", ""]
-    if remarks.exists():
-        lines += ["", remarks.read_text().strip()]
+    if remark:
+        lines += ["", remark]
     if commands:
         lines += ["", "Commands, in the order of the lines:", "", "```sh", *commands, "```"]
     return "\n".join(lines) + "\n"
@@ -186,7 +187,7 @@ def _run(study: dict[str, Any], options: argparse.Namespace) -> int:
         folder = ROOT / "outputs" / "reproduction" / options.study
         failed = run_missing([runs[key] for key in order], records, folder, options.jobs)
     page = results / f"{options.study.upper()}.md"
-    page.write_text(render(study, runs, read_runs(records), results / "remarks" / f"{options.study}.md"))
+    page.write_text(render(study, runs, read_runs(records), read_remarks(results).get(options.study, "")))
     say(f"Written: {display_path(page)}")
     return 1 if failed else 0
 

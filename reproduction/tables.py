@@ -3,7 +3,7 @@
 import json
 import shlex
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,21 +131,28 @@ def _seconds(row: dict[str, Any]) -> float:
     return sum(seconds for work, seconds in spent.items() if work not in ("evaluation", "teacher_training"))
 
 
+def read_remarks(results: Path) -> dict[str, str]:
+    """Return study or experiment -> text under its table, from ``remarks.yaml``; empty if the file is missing."""
+    path = results / "remarks.yaml"
+    texts: dict[str, str] = yaml.safe_load(path.read_text()) if path.exists() else {}
+    return {name: text.strip() for name, text in texts.items()}
+
+
 def write_tables(out: Path, cells: dict[str, Any]) -> None:
     """Write ``paper.json`` and ``PAPER.md`` from the runs in ``out/paper.jsonl``."""
     summary = paper_rows((row for rows in read_runs(out / "paper.jsonl").values() for row in rows), cells)
     out.mkdir(parents=True, exist_ok=True)
     (out / "paper.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (out / "PAPER.md").write_text(render(summary, cells, out / "remarks"))
+    (out / "PAPER.md").write_text(render(summary, cells, read_remarks(out)))
 
 
-def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Path) -> str:
+def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Mapping[str, str]) -> str:
     """Return ``PAPER.md``.
 
     Args:
         summary: Rows of ``paper.json``.
         cells: Content of ``cells.yaml``.
-        remarks: Folder with the texts under the tables, ``EXPERIMENT.md``. Texts may be missing.
+        remarks: Experiment -> text under its table, where there is one.
     """
     lines = [
         "# The paper's numbers, and ours",
@@ -172,8 +179,8 @@ def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Pa
         sets = {row["test_set"]: None for row in mine}
         if sets:
             lines += ["", f"Test data: {', '.join(sets)}."]
-        if (remarks / f"{name}.md").exists():
-            lines += ["", (remarks / f"{name}.md").read_text().strip()]
+        if name in remarks:
+            lines += ["", remarks[name]]
         lines.append("")
     lines += _fast_against_strict(summary, cells) + _below_the_paper(summary, cells)
     return "\n".join(lines)

@@ -27,7 +27,7 @@ from reproduction.runner import Processes, Run, run_missing
 from reproduction.study import choose_lines, read_studies, runs_of
 from reproduction.study import main as study_main
 from reproduction.study import render as render_study
-from reproduction.tables import METHODS, paper_rows, render, write_tables
+from reproduction.tables import METHODS, paper_rows, read_remarks, render, write_tables
 from reproduction.teachers import copy_to_store, keep_teachers
 from tests.integration.conftest import configure
 
@@ -263,12 +263,11 @@ def test_command_is_a_sweep_over_the_seeds() -> None:
 
 
 def test_table_says_what_was_not_run(tmp_path: Path) -> None:
-    text = render(paper_rows(seeds(0.75, 0.77), CELLS), CELLS, tmp_path)
+    text = render(paper_rows(seeds(0.75, 0.77), CELLS), CELLS, {})
     line = next(line for line in text.splitlines() if line.startswith("|  | T+KegNet | 77.73"))
     assert line == "|  | T+KegNet | 77.73 | 76.00 ± 1.41 (2) | 23 | not run |  | not run |  |"
     assert "**selected on real validation samples**\n(5,000 images, fewer where less is at hand;" in text
-    (tmp_path / "letter_mlp.md").write_text("A remark.")
-    assert "A remark." in render([], CELLS, tmp_path)
+    assert "A remark." in render([], CELLS, {"letter_mlp": "A remark."})
 
 
 def test_fast_is_put_beside_strict(tmp_path: Path) -> None:
@@ -281,17 +280,17 @@ def test_fast_is_put_beside_strict(tmp_path: Path) -> None:
         return rows
 
     rows = [*of("strict", 100.0, 0.75, 0.77), *of("fast", 10.0, 0.74, 0.76)]
-    page = render(paper_rows(rows, CELLS), CELLS, tmp_path)
+    page = render(paper_rows(rows, CELLS), CELLS, {})
     assert "| 76.00 ± 1.41 (2) | 75.00 ± 1.41 (2) | -1.00 | yes | 10.0x | yes |" in page
     rows = [*of("strict", 100.0, 0.75, 0.77), *of("fast", 10.1, 0.74, 0.75)]
-    page = render(paper_rows(rows, CELLS), CELLS, tmp_path)
+    page = render(paper_rows(rows, CELLS), CELLS, {})
     assert "option1 | strict | 76.00 ± 1.41 (2) | 74.50 ± 0.71 (2) | -1.50 | no | 9.9x | no |" in page
     fast = of("fast", 10.0, 0.74, 0.76)
-    page = render(paper_rows([*of("paper", 200.0, 0.77, 0.79), *fast], CELLS), CELLS, tmp_path)
+    page = render(paper_rows([*of("paper", 200.0, 0.77, 0.79), *fast], CELLS), CELLS, {})
     assert "option1 | paper | 78.00 ± 1.41 (2) | 75.00 ± 1.41 (2) | -3.00 | no | 20.0x | yes |" in page
-    page = render(paper_rows([*of("paper", 200.0, 0.8), *of("strict", 100.0, 0.75), *fast], CELLS), CELLS, tmp_path)
+    page = render(paper_rows([*of("paper", 200.0, 0.8), *of("strict", 100.0, 0.75), *fast], CELLS), CELLS, {})
     assert "option1 | strict | 75.00 (1) | " in page and "option1 | paper |" not in page
-    assert "Not run." in render(paper_rows(fast, CELLS), CELLS, tmp_path)
+    assert "Not run." in render(paper_rows(fast, CELLS), CELLS, {})
 
 
 def test_strict_is_projected_from_the_epochs_of_paper(tmp_path: Path) -> None:
@@ -301,9 +300,9 @@ def test_strict_is_projected_from_the_epochs_of_paper(tmp_path: Path) -> None:
     (long, short) = summary = paper_rows([paper, fast], CELLS)
     jsonschema.validate(summary, SCHEMA)
     assert (long["student_epochs"], long["student_seconds"], short["student_epochs"]) == (100, 3.0, 8)
-    assert "| 1.0x | no | 32 s, 1.4x |" in render(summary, CELLS, tmp_path)
+    assert "| 1.0x | no | 32 s, 1.4x |" in render(summary, CELLS, {})
     strict = paper | {"recipe": "strict", "command": paper["command"].replace("=paper/", "=strict/")}
-    assert "| 1.0x | no |  |" in render(paper_rows([strict, fast], CELLS), CELLS, tmp_path), "measured"
+    assert "| 1.0x | no |  |" in render(paper_rows([strict, fast], CELLS), CELLS, {}), "measured"
 
 
 def test_a_teacher_has_no_epochs_of_a_student() -> None:
@@ -315,10 +314,10 @@ def test_a_teacher_has_no_epochs_of_a_student() -> None:
 
 def test_what_is_below_the_paper_is_listed(tmp_path: Path) -> None:
     below = "| UCI Letter, MLP, option1 | T+KegNet | paper | 77.73 | "
-    page = render(paper_rows(seeds(0.75, 0.76), CELLS), CELLS, tmp_path)
+    page = render(paper_rows(seeds(0.75, 0.76), CELLS), CELLS, {})
     assert below + "75.50 ± 0.71 (2) | -2.23 |" in page
-    assert below not in render(paper_rows(seeds(0.75, 0.78), CELLS), CELLS, tmp_path), "within twice the spread"
-    assert below + "77.00 (1) | -0.73 |" in render(paper_rows(seeds(0.77), CELLS), CELLS, tmp_path)
+    assert below not in render(paper_rows(seeds(0.75, 0.78), CELLS), CELLS, {}), "within twice the spread"
+    assert below + "77.00 (1) | -0.73 |" in render(paper_rows(seeds(0.77), CELLS), CELLS, {})
 
 
 def test_every_cell_of_the_paper_has_jobs() -> None:
@@ -491,7 +490,7 @@ def test_stored_tables_are_what_the_runs_say(tmp_path: Path) -> None:
     jsonschema.validate(rows, SCHEMA)
     assert rows
     (tmp_path / "paper.jsonl").symlink_to(RESULTS / "paper.jsonl")
-    (tmp_path / "remarks").symlink_to(RESULTS / "remarks")
+    (tmp_path / "remarks.yaml").symlink_to(RESULTS / "remarks.yaml")
     write_tables(tmp_path, CELLS)
     assert (tmp_path / "paper.json").read_text() == (RESULTS / "paper.json").read_text()
     assert (tmp_path / "PAPER.md").read_text() == (RESULTS / "PAPER.md").read_text()
@@ -576,7 +575,7 @@ def test_a_study_changes_one_thing_a_line(name: str) -> None:
     assert len(set(shared)) == 1, "one of them builds the generators"
 
 
-def test_page_of_a_study(tmp_path: Path) -> None:
+def test_page_of_a_study() -> None:
     study = read_studies()["svhn"]
     runs = runs_of(study, None)
     finished = {}
@@ -587,14 +586,14 @@ def test_page_of_a_study(tmp_path: Path) -> None:
         )
         mine = row(seed=seed, accuracy=accuracy, label_entropy=0.25, seconds=10.0, command=command)
         finished[runs["as released", "option2", seed].name] = [mine]
-    page = render_study(study, runs, finished, tmp_path / "none.md")
+    page = render_study(study, runs, finished, "")
     assert "| as released | not run | 55.0 ± 7.1 (50.0, 60.0) | not run | 0.250 | 10 |" in page
     assert "python -m kegnet_pl -m +experiment=svhn_resnet compression=option2 seed=0,1 student.norm=batch\n" in page
     assert "hydra" not in page
     assert "Compare within a seed" not in page
 
 
-def test_page_of_a_study_of_two_precisions(tmp_path: Path) -> None:
+def test_page_of_a_study_of_two_precisions() -> None:
     study = read_studies()["svhn"]
     study["variants"] = {"as released": []}
     finished = {}
@@ -606,14 +605,14 @@ def test_page_of_a_study_of_two_precisions(tmp_path: Path) -> None:
             command = f"python -m kegnet_pl {' '.join(run.overrides)} hydra.run.dir=x"
             mine = row(seed=seed, label_entropy=0.25, seconds=10.0, command=command, precision=precision)
             finished[run.name] = [mine]
-    page = render_study(study, runs, finished, tmp_path / "none.md")
+    page = render_study(study, runs, finished, "")
     assert "Compare within a seed: seed 0 in bf16-mixed, seeds 1, 2 in 32-true" in page
     commands = [line for line in page.splitlines() if line.startswith("python")]
     assert ["compression=option1,option2,option3 seed=0 " in command for command in commands] == [True, False]
     assert ["compression=option1,option2 seed=1,2 " in command for command in commands] == [False, True]
 
 
-def test_page_of_a_study_of_teachers(tmp_path: Path) -> None:
+def test_page_of_a_study_of_teachers() -> None:
     study = read_studies()["pendigits_teachers"]
     runs = runs_of(study, None)
     run = runs["10 epochs", "option2", 0]
@@ -621,7 +620,7 @@ def test_page_of_a_study_of_teachers(tmp_path: Path) -> None:
     command = f"python -m kegnet_pl {' '.join(run.overrides)} hydra.run.dir=x"
     rows = [row(method=method, accuracy=0.25, teacher_accuracy=0.9, command=command) for method in ("teacher", "T")]
     assert run.done({run.name: rows})
-    page = render_study(study, runs, {run.name: rows}, tmp_path / "none.md")
+    page = render_study(study, runs, {run.name: rows}, "")
     assert "| | option2 | teacher |\n| --- | ---: | ---: |\n" in page and "Entropy" not in page
     assert "| 10 epochs | 25.0 | 90.0 |" in page
     assert "| 30 epochs | not run |  |" in page
@@ -660,7 +659,7 @@ def test_stored_studies_are_what_the_runs_say() -> None:
     for name, study in read_studies().items():
         page = RESULTS / f"{name.upper()}.md"
         assert page.read_text() == render_study(
-            study, runs_of(study, None), read_runs(RESULTS / f"{name}.jsonl"), RESULTS / "remarks" / f"{name}.md"
+            study, runs_of(study, None), read_runs(RESULTS / f"{name}.jsonl"), read_remarks(RESULTS).get(name, "")
         )
 
 
