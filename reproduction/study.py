@@ -16,6 +16,7 @@ import yaml
 
 from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.runtime.environment import display_path
+from kegnet_pl.sources import describe_source, join_priors
 from reproduction.commands import joined, positive
 from reproduction.jobs import released_teacher, store_of, weights
 from reproduction.paths import ROOT
@@ -40,27 +41,37 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
         further: Settings of every run, which replace those of the base.
     """
     runs = {}
-    method = _method(study)
     for variant, settings in study["variants"].items():
         changed = {setting.split("=", 1)[0] for setting in (*settings, *further)}
         base = [setting for setting in study["base"] if setting.split("=", 1)[0] not in changed]
+        method = _method(study, variant)
+        own = any(setting.startswith("sources=") for setting in settings)
+        sources = [] if own else ["sources=[]" if method == "T" else "sources=[kegnet]"]
         generators = tuple(setting for setting in settings if setting.startswith("generator."))
         for seed in range(study["seeds"]):
             for option in study["options"]:
                 overrides = (
                     f"experiment={RECIPES[study['recipe']]}{study['experiment']}", f"compression={option}",
-                    f"seed={seed}", "sources=[]" if method == "T" else "sources=[kegnet]",
-                    *weights(teacher), *base, *settings, *further,
+                    f"seed={seed}", *sources, *weights(teacher), *base, *settings, *further,
                 )  # fmt: skip
                 name = f"{_slug(variant)}-{option}-seed{seed}"
                 runs[variant, option, seed] = Run(name, overrides, (method,), (*generators, str(seed)))
     return runs
 
 
-def _method(study: dict[str, Any]) -> str:
-    """Return the network of a study: T+KegNet, or T, the student before any training."""
+def _method(study: dict[str, Any], variant: str) -> str:
+    """Return the network of a line: the student of its own source, or that of the study: T+KegNet, or T, untrained."""
+    for setting in study["variants"][variant]:
+        if setting.startswith("sources="):
+            return f"T+{describe_source(setting.removeprefix('sources=[').removesuffix(']')).title}"
     method: str = study.get("method", "T+KegNet")
     return method
+
+
+def _prior(row: Mapping[str, Any]) -> str:
+    """Return the prior knowledge in the samples of a row, of its compression and of its training."""
+    infos = [row.get("compression_source"), row.get("source")]
+    return join_priors(info["prior"] for info in infos if isinstance(info, dict))
 
 
 def _slug(text: str) -> str:
@@ -78,15 +89,16 @@ def render(
         finished: Rows of the finished runs, by name.
         remark: Text under the table.
     """
-    options, method = study["options"], _method(study)
-    untrained = method == "T"
+    options, untrained = study["options"], study.get("method") == "T"
+    priors = {_prior(row) for rows in finished.values() for row in rows if row["method"] != "teacher"}
     lines = [f"# {study['title']}", "", study["text"].strip(), ""]
     labels = "" if untrained else " Entropy of the teacher's labels: nats."
     lines += [f"Accuracy in %: of one seed, or mean ± standard deviation (each seed).{labels}", ""]
     head = len(lines)
     columns = ["teacher"] if untrained else ["entropy", "seconds of a student"]
-    lines.append("| | " + " | ".join([*options, *columns]) + " |")
-    lines.append("| --- |" + " ---: |" * (len(options) + len(columns)))
+    prior = ["prior"] if len(priors) > 1 else []
+    lines.append("| | " + " | ".join([*prior, *options, *columns]) + " |")
+    lines.append("| --- |" + " --- |" * len(prior) + " ---: |" * (len(options) + len(columns)))
     commands: dict[str, None] = {}
     precisions: dict[str, set[int]] = {}
     for variant in study["variants"]:
@@ -94,9 +106,11 @@ def render(
         for option in options:
             names = [runs[variant, option, seed].name for seed in range(study["seeds"])]
             rows = [row for name in names for row in finished.get(name, [])]
-            by_option[option] = [row for row in rows if row["method"] == method]
+            by_option[option] = [row for row in rows if row["method"] == _method(study, variant)]
         every = [row for rows in by_option.values() for row in rows]
-        cells = [_figure([100 * row["accuracy"] for row in rows]) for rows in by_option.values()]
+        cells = [_prior(row) for row in every[:1]] if prior else []
+        cells += [] if every or not prior else [""]
+        cells += [_figure([100 * row["accuracy"] for row in rows]) for rows in by_option.values()]
         for row in every:
             precisions.setdefault(row["precision"], set()).add(row["seed"])
         if every and untrained:

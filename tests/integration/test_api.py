@@ -350,7 +350,7 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, source="fields"), "`source` to be a SyntheticSource"),  # type: ignore[arg-type]
         (
             lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, source=kegnet_pl.NoiseSource("normal", (1, 28, 28))),
-            r"`source` to return samples of shape \(2000, 1, 32, 32\), but got \(2000, 1, 28, 28\)",
+            r"`source` to return samples of shape \(8000, 1, 32, 32\), but got \(8000, 1, 28, 28\)",
         ),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="cuda:99", **TINY),
          "`device` to exist, but got 'cuda:99'"),

@@ -9,17 +9,17 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from kegnet_pl.api.checks import check_student
+from kegnet_pl.api.checks import check_counts, check_student
 from kegnet_pl.api.engine import adam, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
-from kegnet_pl.compression import Calibration, Compressed, CompressionPlan, Rule
+from kegnet_pl.compression import Calibration, Compressed, CompressionPlan, Rule, TuckerConv2d, TuckerLinear
 from kegnet_pl.data.synthetic import SyntheticDataModule
-from kegnet_pl.networks import count_classes, prefer_channels_last
+from kegnet_pl.networks import count_classes, lacks_statistics, prefer_channels_last
 from kegnet_pl.networks.execution import copy_network
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Precision, StudentNorm, read_arguments
-from kegnet_pl.sources import NoiseSource, RandomFields, SyntheticSource
+from kegnet_pl.sources import Procedural, SyntheticSource, select_samples
 from kegnet_pl.training.fit import QuietFit, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
 
@@ -33,7 +33,10 @@ def compress(
     when_larger: Literal["keep", "compress"] = "keep",
     fit: Literal["function", "weights"] = "function",
     source: SyntheticSource | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     samples: int = 2_000,
+    oversampling: int = 4,
     seed: int = 0,
 ) -> Compressed:
     """Factorise the layers of a network (Tucker-2 for convolutions, PAPER section 4), without real data or training.
@@ -49,8 +52,13 @@ def compress(
         fit: ``"function"``: ranks for the target are those that change the logits least on synthetic samples, and
             layers are fitted one after another to what the network's layers do on them. ``"weights"``: both depend on
             the weights alone, as in the paper.
-        source: Source of the samples; None: :class:`RandomFields` for images, noise from N(0, 1) for rows of features.
+        source: Source of the samples; None: :class:`Procedural`, images, signals or rows of all kinds.
+        mean: Mean of the pixels of each channel, in [0, 1], by which inputs are normalised. With it and ``std`` the
+            images of the default source have the right range; without, their values are about N(0, 1).
+        std: Standard deviation of the pixels.
         samples: Number of samples, at least 10.
+        oversampling: Candidates for each sample, of which the network selects: as many for each class, nearest to the
+            statistics of its batch norm (:class:`SelectedSource`). 1 takes the samples as they are drawn.
         seed: Seed of the samples.
 
     Returns:
@@ -69,37 +77,45 @@ def compress(
         raise ValueError(f"Expected `fit` to be 'function' or 'weights', but got {fit!r}.")
     shape, plan = to_shape(input_shape), CompressionPlan(list(rules), target, when_larger)
     with torch.inference_mode(mode=False):  # gradients by layers are needed
-        calibration = _calibrate(network, shape, source, samples, seed) if fit == "function" else None
+        calibration = None
+        if fit == "function":
+            source = Procedural(shape, mean=mean, std=std) if source is None else source
+            calibration = _calibrate(network, shape, source, samples, oversampling, seed)
         compressed: Compressed = plan.apply(network, shape, calibration)
     return compressed
 
 
 def _calibrate(
-    network: nn.Module, shape: tuple[int, ...], source: SyntheticSource | None, samples: int, seed: int
+    network: nn.Module, shape: tuple[int, ...], source: SyntheticSource, samples: int, oversampling: int, seed: int
 ) -> Calibration:
     """Return samples of a source, and further ones to decide whether the fit of a layer is kept."""
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 10:
         raise ValueError(f"Expected `samples` to be an integer, at least 10, but got {samples!r}.")
-    if source is not None and not isinstance(source, SyntheticSource):
+    if not isinstance(source, SyntheticSource):
         raise ValueError(
             f"Expected `source` to be a SyntheticSource, such as NoiseSource('normal', {shape}), or None, but got "
             f"{source!r}."
         )
+    check_counts(oversampling=(oversampling, 1))
     weight = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
     count_classes(network if weight.dtype == torch.float32 else copy_network(network).float(), shape)
-    source = source or (RandomFields(shape) if len(shape) > 1 else NoiseSource("normal", shape))
-    x = source.sample(samples, seed)
-    if not isinstance(x, torch.Tensor) or tuple(x.shape) != (samples, *shape):
-        received = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(
-            f"Expected `source` to return samples of shape {(samples, *shape)}, but got {received}. Check its method "
-            f"`sample`."
-        )
-    x = x.detach().to(weight)
-    if not bool(x.isfinite().all()):
-        raise ValueError("Expected `source` to return finite samples, but got NaN or infinite ones.")
-    held_out = source.sample(-(-samples // 4 // source.multiple) * source.multiple, derive_seed(seed, "held out"))
-    return Calibration(x, held_out.detach().to(weight), seed)
+
+    def draw(count: int, seed: int) -> torch.Tensor:
+        candidates = count * oversampling
+        x = source.sample(candidates, seed)
+        if not isinstance(x, torch.Tensor) or tuple(x.shape) != (candidates, *shape):
+            received = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+            raise ValueError(
+                f"Expected `source` to return samples of shape {(candidates, *shape)}, but got {received}. Check its "
+                f"method `sample`."
+            )
+        x = x.detach().to(weight)
+        if not bool(x.isfinite().all()):
+            raise ValueError("Expected `source` to return finite samples, but got NaN or infinite ones.")
+        return x if oversampling == 1 else select_samples(x, network, count, seed)
+
+    held_out = -(-samples // 4 // source.multiple) * source.multiple
+    return Calibration(draw(samples, seed), draw(held_out, derive_seed(seed, "held out")), seed)
 
 
 def distill(
@@ -111,7 +127,7 @@ def distill(
     lr: float = 1e-3,
     lr_scheduler: LRSchedulerName = "constant",
     temperature: float = 4.0,
-    norm: StudentNorm = "batch",
+    norm: StudentNorm | None = None,
     dropout: bool = True,
     reconstruct: bool = False,
     feature_distillation: float = 0.0,
@@ -139,7 +155,8 @@ def distill(
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
         temperature: Divides the logits of teacher and student.
         norm: Statistics of the student's batch norm: ``"batch"``, of synthetic samples; ``"frozen"``, those it has;
-            ``"adapt"``, set before training so that layers return what the teacher's do (:func:`adapt_norm`).
+            ``"adapt"``, set before training so that layers return what the teacher's do (:func:`adapt_norm`). None:
+            ``"frozen"`` for a compressed network, whose statistics are those of the teacher's data, else ``"batch"``.
         dropout: False to turn the student's dropout off.
         reconstruct: True to fit the layers of a compressed teacher to the teacher's function on the samples, in closed
             form, before training, as :func:`compress` does with its own samples.
@@ -166,6 +183,9 @@ def distill(
         raise ValueError(
             f"Expected `data` to be a SyntheticDataset, which `Generators.dataset` returns, but got {data!r}."
         )
+    if norm is None:
+        compressed = any(isinstance(layer, TuckerConv2d | TuckerLinear) for layer in student.modules())
+        norm = "frozen" if compressed and not lacks_statistics(student) else "batch"
     layers = None if feature_distillation_layers is None else list(feature_distillation_layers)
     settings = read_arguments(
         DistillationSettings, "student", samples=len(data), epochs=epochs, batch_size=batch_size,

@@ -13,7 +13,7 @@ from torch import nn
 
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import allocate_ranks, needs_inputs
-from kegnet_pl.compression.reconstruction import reconstruct
+from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
 from kegnet_pl.compression.report import Compressed, CompressionReport, LayerReport, count_parameters, measure_size
 from kegnet_pl.compression.rules import LAYERS, Candidate, Rule, check_patterns, find_obstacles, fittable_layers
 from kegnet_pl.compression.tucker import (
@@ -155,8 +155,10 @@ class CompressionPlan:
             for name, layer in layers.items()
         )
         report = CompressionReport(rows, before.parameters, after.parameters, before.macs, after.macs)
-        fitted = () if calibration is None else reconstruct(teacher, network, moments, calibration)
-        return Compressed(network, report, tuple(fitted))
+        if calibration is None:
+            return Compressed(network, report)
+        fitted = reconstruct(teacher, network, moments, calibration)
+        return Compressed(network, report, tuple(fitted), measure_agreement(teacher, network, calibration.held_out))
 
     def _find_candidates(
         self, layers: Mapping[str, nn.Module], obstacles: Mapping[str, str]

@@ -249,6 +249,12 @@ def _divergence(student: nn.Module, samples: Tensor, target: Tensor) -> float:
     return float(functional.kl_div(found, target, reduction="batchmean", log_target=True))
 
 
+def measure_agreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -> float:
+    """Return the share of samples ``(N, *input_shape)`` that two networks give the same class."""
+    first, second = (_log_probabilities(network, samples).argmax(dim=1) for network in (teacher, student))
+    return float((first == second).double().mean())
+
+
 def _can_fit(layer: nn.Module) -> bool:
     """Return False for a layer that is too large, or whose output a hook may change."""
     return cast(Tensor, layer.weight)[0].numel() <= MOST_INPUTS and not layer._forward_hooks

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kegnet_pl.settings.base import FREE, Settings, explained
+from kegnet_pl.settings.base import FREE, Count, Settings, explained
 from kegnet_pl.settings.data import OneMixture
 
 
@@ -45,18 +45,20 @@ class CompressionSettings(CompressionPlan):
     fit: Literal["weights", "function"] = "weights"
     """weights: ranks for the target and factors depend on weights alone; function: they preserve logits of samples."""
     source: OneMixture = Field(
-        default={"fields": 1.0},
+        default={"procedural": 1.0},
         json_schema_extra=explained("the name of a source, or a mixture of sources with shares"),
     )
     """Source of the samples for fit=function, or a mixture; one without generators and without real data."""
     samples: Annotated[int, Field(ge=10)] = 2_000
     """Samples for fit=function."""
+    oversampling: Count = 4
+    """Candidates for each of them; above 1 the teacher selects: balanced classes, nearest to its batch norm."""
     plans: dict[str, CompressionPlan] = Field(default={}, json_schema_extra=explained("plans by name") | FREE)
     """Name of a teacher -> the paper's plan for it."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that the result depends on, without those of samples that are not used."""
-        unused = {"fit", "source", "samples"} if self.fit == "weights" else set()
+        unused = {"fit", "source", "samples", "oversampling"} if self.fit == "weights" else set()
         return {name: value for name, value in super().fingerprint().items() if name not in unused}
 
     def plan_for(self, teacher: str) -> Self:

@@ -15,7 +15,7 @@ from kegnet_pl.sources.registry import (
     find_source_class,
     join_priors,
 )
-from kegnet_pl.sources.transforms import MixedSource, SelectedSource
+from kegnet_pl.sources.transforms import MixedSource, SelectedSource, select_samples
 
 __all__ = [
     "REAL_DATA",
@@ -44,4 +44,5 @@ __all__ = [
     "find_source_class",
     "join_priors",
     "sample_labels_and_noise",
+    "select_samples",
 ]

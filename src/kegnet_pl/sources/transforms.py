@@ -12,12 +12,7 @@ from kegnet_pl.sources.procedural import draw_fields
 
 
 class SelectedSource(SyntheticSource):
-    """Samples of a source that a teacher selects.
-
-    The source draws several candidates for each sample. Every class of the teacher's answers gets the same number of
-    samples, as far as it has candidates. Candidates of a class are selected by the statistics of batch norm: those
-    whose channels come nearest to the stored means and mean squares in all layers, relative to the stored variance.
-    Without batch norm the first candidates are selected.
+    """Samples of a source that a teacher selects among several candidates for each; see :func:`select_samples`.
 
     Args:
         source: Draws the candidates.
@@ -37,52 +32,67 @@ class SelectedSource(SyntheticSource):
         self.multiple = source.multiple
         self.needs_generators = source.needs_generators
         self._teacher = (teacher,)  # in a tuple, so that it is not registered
-        self._stored = {
-            name: (layer.running_mean, layer.running_var + layer.eps)
-            for name, layer in norm_layers(teacher).items()
-            if layer.running_mean is not None and layer.running_var is not None
-        }
 
-    @torch.no_grad()
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)``."""
-        x = self.source.sample(n * self.oversampling, seed)
-        distances, logits = self._judge(x)
-        classes = logits.argmax(dim=1)
-        quota, chosen = n // logits.shape[1], []
-        for label in range(logits.shape[1]):
-            of_class = (classes == label).nonzero()[:, 0]
-            chosen.append(of_class[distances[of_class].argsort(stable=True)][:quota])
-        found = torch.cat(chosen)
-        rest = torch.ones(len(x), dtype=torch.bool)
-        rest[found] = False
-        others = rest.nonzero()[:, 0]
-        others = others[distances[others].argsort(stable=True)][: n - len(found)]
-        order = torch.randperm(n, generator=stream(seed, "selection"))
-        return x[torch.cat([found, others])[order].to(x.device)]
+        return select_samples(self.source.sample(n * self.oversampling, seed), self._teacher[0], n, seed)
 
-    def _judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the distance of each sample from the stored statistics ``(N,)``, and the logits, on the CPU."""
-        (teacher,) = self._teacher
-        distances, logits = [], []
-        with (
-            eval_mode(teacher),
-            LayerRecorder(teacher, tuple(self._stored), self._distance, source="input") as recorder,
-        ):
-            for piece in x.split(chunk_size(x.shape[1:], x.device)):
-                output, values = recorder.call(piece.clone())
-                logits.append(output.cpu())
-                total = torch.stack(list(values.values())).mean(dim=0) if values else torch.zeros(len(piece))
-                distances.append(total.cpu())
-        return torch.cat(distances), torch.cat(logits)
 
-    def _distance(self, name: str, x: Tensor) -> Tensor:
-        mean, variance = self._stored[name]
-        mean, variance = mean.to(x), variance.to(x)
-        values = x.flatten(2) if x.dim() > 2 else x[:, :, None]
+@torch.no_grad()
+def select_samples(x: Tensor, teacher: nn.Module, n: int, seed: int = 0) -> Tensor:
+    """Select samples of balanced classes that are near to the statistics of the teacher's batch norm.
+
+    Every class of the teacher's answers gets the same number of samples, as far as it has candidates. Candidates of a
+    class are selected by their distance from the teacher's training data: for every channel of the inputs of batch
+    norm, the squared deviation of the mean, plus half the deviation of the mean square, both relative to the stored
+    variance. Without batch norm the first candidates are selected.
+
+    Args:
+        x: Candidates ``(N, *input_shape)``, on the teacher's device.
+        teacher: Returns logits ``(B, C)``; it is not changed.
+        n: Number of samples, at most N.
+        seed: Seed of the order.
+
+    Returns:
+        Samples ``(n, *input_shape)``, in random order.
+    """
+    distances, logits = _judge(x, teacher)
+    classes = logits.argmax(dim=1)
+    # For each sample its place within its class; the nearest have the first places.
+    places = torch.empty(len(x), dtype=torch.long)
+    for label in range(logits.shape[1]):
+        of_class = (classes == label).nonzero()[:, 0]
+        places[of_class[distances[of_class].argsort(stable=True)]] = torch.arange(len(of_class))
+    beyond = places >= n // logits.shape[1]  # of the quota of a class
+    key = distances / distances.max().clamp_min(1e-30) + 2 * beyond
+    chosen = key.argsort(stable=True)[:n]
+    return x[chosen[torch.randperm(n, generator=stream(seed, "selection"))].to(x.device)]
+
+
+def _judge(x: Tensor, teacher: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the distance of each sample from the stored statistics ``(N,)``, and the logits, on the CPU."""
+    stored = {
+        name: (layer.running_mean, layer.running_var + layer.eps)
+        for name, layer in norm_layers(teacher).items()
+        if layer.running_mean is not None and layer.running_var is not None
+    }
+
+    def distance(name: str, inputs: Tensor) -> Tensor:
+        mean, variance = stored[name]
+        values = inputs.flatten(2) if inputs.dim() > 2 else inputs[:, :, None]
         deviation = (values.mean(dim=2) - mean).square() / variance
         square = (values - mean[:, None]).square().mean(dim=2) / variance
         return (deviation + 0.5 * (square - 1).abs()).mean(dim=1)
+
+    distances, logits = [], []
+    recorder = LayerRecorder(teacher, tuple(stored), distance, source="input")
+    with eval_mode(teacher), recorder:
+        for piece in x.split(chunk_size(x.shape[1:], x.device)):
+            output, values = recorder.call(piece.clone())
+            logits.append(output.cpu())
+            total = torch.stack(list(values.values())).mean(dim=0) if values else torch.zeros(len(piece))
+            distances.append(total.float().cpu())
+    return torch.cat(distances).nan_to_num(nan=1e30, posinf=1e30), torch.cat(logits)
 
 
 class MixedSource(SyntheticSource):

@@ -11,8 +11,8 @@ import kegnet_pl
 from kegnet_pl.networks import MLP
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings, Settings, StudentSettings
 
-GIVEN_BY_DATA = {"samples", "noise_std", "min_epochs", "patience", "feature_distillation"}
-"""Settings of a student that are arguments of the data set, need validation data, or are two arguments."""
+GIVEN_BY_DATA = {"samples", "noise_std", "min_epochs", "patience", "feature_distillation", "norm"}
+"""Settings of a student that are arguments of the data set, need validation data, are two arguments, or are chosen."""
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import RunSettings
-from kegnet_pl.sources import SourceInfo, build_source, describe_mixture
+from kegnet_pl.sources import SourceInfo, build_source, describe_mixture, join_priors
 
 
 def compression_stage(context: RunContext, teacher: Stage) -> Stage:
@@ -67,7 +68,7 @@ def describe_compression_source(settings: RunSettings) -> SourceInfo | None:
             f"Expected `compression.source` to be a source without real data, which trains only a ceiling, but got "
             f"{info.name}. Use compression.source=fields or normal."
         )
-    return info
+    return replace(info, prior=join_priors([info.prior, "teacher"])) if plan.oversampling > 1 else info
 
 
 def _compress(context: RunContext, teacher: Stage, folder: Path) -> Any:
@@ -81,7 +82,7 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Any:
         )  # fmt: skip
     compressed = compress(
         network, context.input_shape, plan.target, rules=make_rules(plan), when_larger=plan.when_larger, fit=plan.fit,
-        source=source, samples=plan.samples, seed=context.seed,
+        source=source, samples=plan.samples, oversampling=plan.oversampling, seed=context.seed,
     )  # fmt: skip
     compressed.network.cpu()
     save_network(compressed.network, folder, "network", context.settings.teacher.network, compressed.report.ranks)
