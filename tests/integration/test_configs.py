@@ -40,7 +40,8 @@ NEEDED = {"custom/table": ["data=letter", "teacher=mlp"], **{name: ["teacher.wei
 """Preset -> settings that its user adds; the others run with the default data."""
 NEW = (
     "source.", "compression.plans.", "compression.fit", "compression.source", "compression.samples",
-    "compression.oversampling",    "student.reconstruct", "student.oversampling", "student.mixing", "teacher.weights_url",
+    "compression.oversampling", "student.reconstruct", "student.oversampling", "student.mixing",
+    "teacher.weights_url",
 )  # fmt: skip
 """Settings that are not in the snapshot, which was made before they were."""
 

@@ -722,8 +722,10 @@ def test_a_compression_by_function_names_its_samples(tmp_path: Path, prepared: P
     assert [row["method"] for row in rows] == ["teacher", "T", "T+Normal", "T+KegNet"]
     assert rows[0]["fingerprint"] == plain[0]["fingerprint"]
     assert rows[0]["compression_source"] is None and rows[1]["source"] is None
-    assert all(row["compression_source"]["prior"] == "procedural" for row in rows[1:])
-    assert [Row.from_dict(row).prior for row in rows] == ["", "procedural", "procedural", "teacher + procedural"]
+    assert all(row["compression_source"]["prior"] == "teacher + procedural" for row in rows[1:])  # it selects them
+    assert [Row.from_dict(row).prior for row in rows] == ["", *["teacher + procedural"] * 3]
+    unselected = go(tmp_path, *common, "compression.oversampling=1", "sources=[normal]")
+    assert [Row.from_dict(row).prior for row in unselected] == ["", "procedural", "procedural"]
     assert rows[1]["accuracy"] > plain[1]["accuracy"] + 0.05
     assert rows[1]["compression_ratio"] == pytest.approx(8, rel=0.05)
     before = stages(tmp_path)
