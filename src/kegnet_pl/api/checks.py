@@ -1,5 +1,6 @@
 """Checks of networks against the settings they are trained with, before anything takes time."""
 
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -12,6 +13,9 @@ from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_trainable
 from kegnet_pl.runtime.errors import SettingsMismatchError
 from kegnet_pl.settings import DistillationSettings
+
+LOW_AGREEMENT = 0.9
+"""Agreement on selected procedural samples below which there is a warning (measured in results/NETWORKS.md)."""
 
 
 def check_student(
@@ -67,6 +71,17 @@ def _check_compressed(student: nn.Module, teacher: nn.Module) -> None:
             f"Expected the compressed teacher as a student with reconstruct, but {type(student).__name__} has other "
             f"layers, or none, for {', '.join(others[:8])}.",
             {"reconstruct": False},
+        )
+
+
+def warn_if_different(network: str, agreement: float, remedy: str) -> None:
+    """Warn if a network agrees with its teacher on too few held-out samples to expect the teacher's accuracy."""
+    if agreement < LOW_AGREEMENT:
+        warnings.warn(
+            f"The {network} network and the original give the same class to only {agreement:.0%} of the held-out "
+            f"synthetic samples. Below {LOW_AGREEMENT:.0%}, a loss of more than 3 points of accuracy is likely "
+            f"(results/NETWORKS.md). {remedy}, and check the network with data of your own (measure_accuracy).",
+            stacklevel=3,
         )
 
 

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from kegnet_pl.api.checks import check_counts, check_student
+from kegnet_pl.api.checks import check_counts, check_student, warn_if_different
 from kegnet_pl.api.engine import adam, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Calibration, Compressed, CompressionPlan, Rule, TuckerConv2d, TuckerLinear
@@ -62,8 +62,9 @@ def compress(
         seed: Seed of the samples.
 
     Returns:
-        ``network``, the smaller one, ``report``, the size of every layer before and after, and ``fitted``, the names of
-        the layers that were fitted: a fit that makes the network worse on further samples is undone.
+        ``network``, the smaller one, ``report``, the size of every layer before and after, ``fitted``, the names of the
+        layers that were fitted (a fit that makes the network worse on further samples is undone), and ``agreement``,
+        the share of further samples to which both networks give the same class. If it is low, there is a warning.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
@@ -82,6 +83,8 @@ def compress(
             source = Procedural(shape, mean=mean, std=std) if source is None else source
             calibration = _calibrate(network, shape, source, samples, oversampling, seed)
         compressed: Compressed = plan.apply(network, shape, calibration)
+    if compressed.agreement is not None:
+        warn_if_different("compressed", compressed.agreement, "Lower `target`, or use a better `source` of samples")
     return compressed
 
 
