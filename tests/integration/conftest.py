@@ -33,6 +33,8 @@ from kegnet_pl.settings import RunSettings
 from kegnet_pl.training import GeneratorModule
 
 FAST = "debug=fast"
+PLAIN = ["sources=[uniform,normal,kegnet]", "compression.fit=weights", "student.oversampling=1"]
+"""Settings of a plain run; those of a test come later."""
 SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results.schema.json").read_text())
 
 Run = Callable[..., dict[str, Any]]
@@ -61,7 +63,7 @@ def go(folder: Path, *overrides: str, train: bool = True, draw: bool = False) ->
     Returns:
         The rows of ``results.json``.
     """
-    config = configure(FAST, f"store={folder / 'store'}", *overrides)
+    config = configure(FAST, *PLAIN, f"store={folder / 'store'}", *overrides)
     out = folder / "run"
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

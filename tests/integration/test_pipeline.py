@@ -31,7 +31,7 @@ from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SyntheticSource
 from kegnet_pl.training import GeneratorModule
 from kegnet_pl.training.base import TrainingModule
-from tests.integration.conftest import FAST, Prepared, configure, copy_store, go, kinds, no_pictures, stages
+from tests.integration.conftest import FAST, PLAIN, Prepared, configure, copy_store, go, kinds, no_pictures, stages
 
 
 class NormNet(nn.Module):
@@ -641,7 +641,7 @@ def test_the_ceiling_is_one_student_more(
 
     monkeypatch.setattr(Trainer, "fit", refuse)
     after = stages(tmp_path)
-    config = configure(FAST, f"store={tmp_path / 'store'}", REAL, "resume=require")
+    config = configure(FAST, *PLAIN, f"store={tmp_path / 'store'}", REAL, "resume=require")
     with no_pictures():
         assert run(config, tmp_path / "run") == rows[-2]["accuracy"], "a sweep compares what is data-free"
     assert stages(tmp_path) == after
@@ -717,7 +717,8 @@ def test_where_real_data_has_no_place_it_is_refused_at_once(
 def test_a_compression_by_function_names_its_samples(tmp_path: Path, prepared: Prepared) -> None:
     plain = read_rows(prepared("teacher.epochs=5", "sources=[kegnet]"))
     copy_store(prepared("teacher.epochs=5", "sources=[kegnet]"), tmp_path)
-    common = ["teacher.epochs=5", "sources=[normal,kegnet]", "compression.fit=function", "compression.samples=500"]
+    common = ["teacher.epochs=5", "sources=[normal,kegnet]", "compression.fit=function", "compression.samples=500",
+              "compression.oversampling=4"]  # fmt: skip
     rows = go(tmp_path, *common)
     assert [row["method"] for row in rows] == ["teacher", "T", "T+Normal", "T+KegNet"]
     assert rows[0]["fingerprint"] == plain[0]["fingerprint"]

@@ -323,7 +323,8 @@ def test_arguments_of_the_library_have_no_group_in_their_names() -> None:
         ("generator", "custom", ["generator.network._target_=torch.nn.Identity"]),
         *[("student", name, []) for name in ("tucker", "lenet5", "resnet14", "resnet20", "mlp")],
         ("trainer", "cpu", []),
-        *[("compression", name, []) for name in ("ratio", "evbmf", "fraction", "option1", "option2", "option3")],
+        ("compression", "ratio", ["compression.fit=weights"]),  # the file says function
+        *[("compression", name, []) for name in ("evbmf", "fraction", "option1", "option2", "option3")],
     ],
 )
 def test_defaults_of_files_and_of_settings_are_the_same(group: str, option: str, more: list[str]) -> None:

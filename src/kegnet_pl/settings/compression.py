@@ -8,6 +8,10 @@ from kegnet_pl.settings.base import FREE, Count, Settings, explained
 from kegnet_pl.settings.data import OneMixture
 
 
+DEFAULT_SOURCE = {"procedural": 1.0}
+"""Source of the samples of a compression, with its share."""
+
+
 class CompressionRule(Settings):
     """The rank of some layers."""
 
@@ -45,7 +49,7 @@ class CompressionSettings(CompressionPlan):
     fit: Literal["weights", "function"] = "weights"
     """weights: ranks for the target and factors depend on weights alone; function: they preserve logits of samples."""
     source: OneMixture = Field(
-        default={"procedural": 1.0},
+        default=DEFAULT_SOURCE,
         json_schema_extra=explained("the name of a source, or a mixture of sources with shares"),
     )
     """Source of the samples for fit=function, or a mixture; one without generators and without real data."""

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings.base import Object, Resume, Seed, Settings, explained
-from kegnet_pl.settings.compression import CompressionSettings
+from kegnet_pl.settings.compression import DEFAULT_SOURCE, CompressionSettings
 from kegnet_pl.settings.data import ENTRY_POINTS, DataSettings, Mixtures
 from kegnet_pl.settings.distillation import GeneratorSettings, StudentSettings
 from kegnet_pl.settings.messages import explain
@@ -22,7 +22,8 @@ def _check_sources(run: "RunSettings") -> Iterator[str]:
     unknown = sorted({name for mixture in run.sources for name in mixture} - set(known))
     if unknown:
         yield f"Expected `sources` to be a list of some of {', '.join(known)}, but got {', '.join(unknown)}."
-    unknown = sorted(set(run.compression.source) - set(known)) if run.compression.fit == "function" else []
+    given = run.compression.source if run.compression.fit == "function" else {}
+    unknown = sorted(set(given) - {*known, *DEFAULT_SOURCE})  # the default needs no entry in `source`
     if unknown:
         yield f"Expected `compression.source` to be one of {', '.join(known)}, but got {', '.join(unknown)}."
 
