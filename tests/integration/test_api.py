@@ -7,6 +7,7 @@ import logging
 import math
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def test_the_whole_way(generators: kegnet_pl.Generators) -> None:
 
 
 def test_it_is_what_the_pipeline_makes(tmp_path: Path) -> None:
-    go(tmp_path, "sources=[kegnet]", "student.norm=batch", "seed=3")
+    go(tmp_path, "sources=[kegnet]", "student.norm=batch", "seed=3", "compression.fit=function")
     config = configure("debug=fast", "seed=3")
     folders = {path.name.split("-")[0]: path for path in (tmp_path / "store").iterdir() if path.is_dir()}
     teacher = kegnet_pl.load_network(folders["teacher"])
@@ -84,10 +85,21 @@ def test_it_is_what_the_pipeline_makes(tmp_path: Path) -> None:
         assert [_same(a, b) for a, b in zip(ours, stored, strict=True)] == [True] * generator["count"]
     assert mine.metrics[1]["train/loss"] == theirs.metrics[1]["train/loss"]
     assert (mine.input_shape, mine.classes) == (theirs.input_shape, theirs.classes) == (SHAPE, 10)
+    plan, data = config["compression"], config["data"]
+    compressed = kegnet_pl.compress(
+        teacher,
+        SHAPE,
+        plan["target"],
+        **{key: plan[key] for key in ("samples", "oversampling")},
+        **{key: data[key] for key in ("mean", "std")},
+        seed=3,
+        progress=False,
+    )
+    assert _same(compressed.network, kegnet_pl.load_network(folders["compression"]))
     distilled = kegnet_pl.distill(
-        kegnet_pl.load_network(folders["compression"]),
+        compressed.network,
         mine.dataset(student["samples"], seed=3),
-        **{key: student[key] for key in ("epochs", "batch_size", "temperature", "dropout", "shuffle")},
+        **{key: student[key] for key in ("epochs", "batch_size", "lr_scheduler", "temperature", "dropout", "shuffle")},
         lr=student["optimizer"]["lr"],
         seed=3,
         device="cpu",
@@ -189,6 +201,22 @@ def test_batch_norm_adapts_and_layers_learn() -> None:
     assert not any(_same(plain, other) for other in others)
     frozen = dict(others[1].named_buffers())
     assert all(torch.equal(frozen[name], value) for name, value in teacher.named_buffers())
+
+
+def test_a_network_that_agrees_too_little_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(256, 60), nn.ReLU(), nn.Linear(60, 10))
+    with pytest.warns(UserWarning, match=r"agrees|give the same class to only \d+%.*Lower `target`.*measure_accuracy"):
+        small = kegnet_pl.compress(teacher, (1, 16, 16), target=20.0, samples=200)
+    assert small.agreement is not None and small.agreement < 0.9
+    assert "compression: finished" in capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        teacher[1].weight.data = torch.randn(60, 4) @ torch.randn(4, 256)
+        equal = kegnet_pl.compress(teacher, (1, 16, 16), target=2.0, samples=200, progress=False)
+    assert equal.agreement is not None and equal.agreement > 0.99
+    assert capsys.readouterr().out == ""
+    assert kegnet_pl.compress(teacher, (1, 16, 16), target=2.0, fit="weights").agreement is None
 
 
 def test_a_student_is_reconstructed_before_its_training() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,7 @@ def compress(
     samples: int = 2_000,
     oversampling: int = 4,
     seed: int = 0,
+    progress: bool | StageProgress = True,
 ) -> Compressed:
     """Factorise the layers of a network (Tucker-2 for convolutions, PAPER section 4), without real data or training.
 
@@ -60,6 +62,7 @@ def compress(
         oversampling: Candidates for each sample, of which the network selects: as many for each class, nearest to the
             statistics of its batch norm (:class:`SelectedSource`). 1 takes the samples as they are drawn.
         seed: Seed of the samples.
+        progress: True to print the progress of ``fit="function"``; False for none.
 
     Returns:
         ``network``, the smaller one, ``report``, the size of every layer before and after, ``fitted``, the names of the
@@ -78,11 +81,14 @@ def compress(
         raise ValueError(f"Expected `fit` to be 'function' or 'weights', but got {fit!r}.")
     shape, plan = to_shape(input_shape), CompressionPlan(list(rules), target, when_larger)
     with torch.inference_mode(mode=False):  # gradients by layers are needed
-        calibration = None
-        if fit == "function":
-            source = Procedural(shape, mean=mean, std=std) if source is None else source
-            calibration = _calibrate(network, shape, source, samples, oversampling, seed)
-        compressed: Compressed = plan.apply(network, shape, calibration)
+        if fit == "weights":
+            unfitted: Compressed = plan.apply(network, shape)
+            return unfitted
+        source = Procedural(shape, mean=mean, std=std) if source is None else source
+        calibration = _calibrate(network, shape, source, samples, oversampling, seed)
+        bar = progress if isinstance(progress, StageProgress) else None
+        with bar or StageProgress("compression", make_console(quiet=not progress)) as shown:
+            compressed: Compressed = plan.apply(network, shape, replace(calibration, on_progress=shown.move_to))
     if compressed.agreement is not None:
         warn_if_different("compressed", compressed.agreement, "Lower `target`, or use a better `source` of samples")
     return compressed

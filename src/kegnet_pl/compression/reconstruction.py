@@ -278,7 +278,9 @@ def reconstruct(
     """
     target = _log_probabilities(teacher, calibration.held_out)
     kept, best = [], _divergence(student, calibration.held_out, target)
-    for name, measured in moments.items():
+    for index, (name, measured) in enumerate(moments.items()):
+        if calibration.on_progress is not None:
+            calibration.on_progress(index / len(moments))
         layer, original = student.get_submodule(name), teacher.get_submodule(name)
         regression = _collect(teacher, student, name, calibration, measured) if _can_fit(original) else None
         if regression is None:

@@ -88,6 +88,16 @@ class SyntheticDataModule(LightningDataModule):
         entropies: Tensor = torch.distributions.Categorical(logits=logits).entropy()
         return entropies.cpu()
 
+    def label_information(self) -> float:
+        """Return the mutual information of sample and class in the teacher's labels, in nats; at most log(classes).
+
+        It is the entropy of the mean label minus the mean entropy of the labels. It is large if the teacher is certain
+        of each sample and the classes are balanced.
+        """
+        probabilities = self.splits["train"][1].double().softmax(dim=1)
+        mean: Tensor = torch.distributions.Categorical(probs=probabilities.mean(dim=0)).entropy()
+        return max(float(mean.cpu()) - float(self.label_entropies().mean()), 0.0)
+
     def subset(self, n: int) -> Tensor:
         """Return ``n`` of the training samples, or all, at equal distances: from all generators."""
         x = self.splits["train"][0]

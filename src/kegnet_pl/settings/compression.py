@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from kegnet_pl.settings.base import FREE, Count, Settings, explained
 from kegnet_pl.settings.data import OneMixture
 
-
 DEFAULT_SOURCE = {"procedural": 1.0}
 """Source of the samples of a compression, with its share."""
 

@@ -112,6 +112,11 @@ class StageProgress(Callback):
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, losses=self._losses)
 
+    def move_to(self, share: float) -> None:
+        """Show the share of the stage that is done, in [0, 1], where it has no trainer."""
+        self._done = share
+        self._move_bar()
+
     def next_fit(self, index: int, fits: int) -> None:
         """Set which fit of the stage comes next, from 0, and how many there are."""
         self.fit, self.fits = index, fits

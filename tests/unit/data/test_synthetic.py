@@ -317,6 +317,9 @@ def test_entropy_of_labels() -> None:
     assert sure.shape == unsure.shape == (40,), "one a sample"
     assert sure.tolist() == pytest.approx([0] * 40, abs=1e-9)
     assert unsure.tolist() == pytest.approx([math.log(3)] * 40)
+    assert _data(noise, Unsure()).label_information() == pytest.approx(0, abs=1e-9)
+    balanced = _data(noise, Sure(), samples=4000)
+    assert balanced.label_information() == pytest.approx(math.log(2), rel=0.01)
 
 
 @pytest.mark.parametrize("samples", [1280, 2000, 2500, 3800, 5000])

@@ -20,6 +20,7 @@ from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SourceInfo, build_source, describe_mixture, join_priors
+from kegnet_pl.training.progress import StageProgress
 
 
 def compression_stage(context: RunContext, teacher: Stage) -> Stage:
@@ -83,6 +84,7 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Any:
     compressed = compress(
         network, context.input_shape, plan.target, rules=make_rules(plan), when_larger=plan.when_larger, fit=plan.fit,
         source=source, samples=plan.samples, oversampling=plan.oversampling, seed=context.seed,
+        progress=StageProgress("compression", context.console),
     )  # fmt: skip
     compressed.network.cpu()
     save_network(compressed.network, folder, "network", context.settings.teacher.network, compressed.report.ranks)

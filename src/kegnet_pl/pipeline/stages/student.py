@@ -72,7 +72,7 @@ def student_stage(
             save_network(module.network, folder, "network", recipe["network"], recipe["ranks"])
         entropies = data.label_entropies()
         context.loggers.show("student", folder, lambda: {"labels/entropies": histogram(entropies)})
-        return metrics | {"label_entropy": float(entropies.mean())}
+        return metrics | {"label_entropy": float(entropies.mean()), "label_information": data.label_information()}
 
     parents = [teacher, initial, *([generators] if generators is not None else [])]
     return context.get_or_build("student", settings, parents, make, title=title, collective=True)
