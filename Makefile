@@ -24,7 +24,7 @@ demo: $(READY) ## Compress a network for handwritten digits, without its data: o
 	$(BIN)/python -m kegnet_pl
 
 test: $(READY) ## Run the test suite (real data: see CONTRIBUTING.md)
-	$(BIN)/python -m pytest -n auto -m "not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
 
 test-all: $(READY) ## Run all tests, those that need a GPU too
 	$(BIN)/python -m pytest -n auto

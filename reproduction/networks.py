@@ -139,7 +139,7 @@ def render(rows: list[dict[str, Any]], command: str) -> str:
         "the student: teacher + procedural; of the ceiling, the same student: real data. Agreement: share of held-out",
         "synthetic samples to which T and the teacher give the same class; it needs no data.",
         "",
-        "| data | network | ratio | teacher | T | student | ceiling | agreement | warning | seconds: both calls |",
+        "| data | network | ratio | teacher | T | student | ceiling | agreement | warning | s: compress, distill |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
     for row in rows:
@@ -152,8 +152,8 @@ def render(rows: list[dict[str, Any]], command: str) -> str:
     lines += [
         "",
         f"{len(kept)} of {len(rows)} networks are within 3 points of their teachers, as T or as student. Of the other "
-        f"{len(lost)}, {sum(row['warned'] for row in lost)} were named by the warning (agreement below "
-        f"{LOW_AGREEMENT:.0%}), and of these {len(kept)}, {sum(row['warned'] for row in kept)} were, too.",
+        f"{len(lost)}, {sum(row['warned'] for row in lost)} got the warning (agreement below "
+        f"{LOW_AGREEMENT:.0%}). {sum(row['warned'] for row in kept)} of the {len(kept)} got a false warning.",
         f"Median of the seconds of both calls: {statistics.median(sum(row['seconds'].values()) for row in rows):.0f}.",
         "",
         f"Command: `{command}`",

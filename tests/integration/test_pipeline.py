@@ -752,6 +752,8 @@ def test_samples_are_selected_and_mixed_and_the_student_is_reconstructed(tmp_pat
         assert Row.from_dict(found[-1]).prior == ("teacher + procedural" if count else "procedural")
     assert len({found["T+Leaves"]["fingerprint"] for found in students.values()}) == 4
     assert len({found["T+Normal"]["fingerprint"] for found in students.values()}) == 2  # with and without the fit
+    made = [students[count]["T+Leaves"]["costs"]["samples_made"] for count in (0, 1)]
+    assert made[1] == 2 * made[0] > 0  # with the candidates that are not selected
     # No step is made at this rate: the fit alone brings the student nearer to the teacher.
     assert students[0]["T+Leaves"]["accuracy"] == pytest.approx(rows[1]["accuracy"], abs=0.02)
     assert students[3]["T+Leaves"]["accuracy"] > rows[1]["accuracy"] + 0.05

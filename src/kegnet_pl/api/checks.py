@@ -15,7 +15,7 @@ from kegnet_pl.runtime.errors import SettingsMismatchError
 from kegnet_pl.settings import DistillationSettings
 
 LOW_AGREEMENT = 0.9
-"""Agreement on selected procedural samples below which there is a warning (measured in results/NETWORKS.md)."""
+"""Agreement on held-out synthetic samples below which ``compress`` warns (measured in results/NETWORKS.md)."""
 
 
 def check_student(
@@ -60,7 +60,7 @@ def check_student(
 
 
 def _check_compressed(student: nn.Module, teacher: nn.Module) -> None:
-    """Check that every layer of a student computes what the teacher's layer of this name computes, of any ranks."""
+    """Check that each layer of a student is the teacher's layer of the same name, or a factorisation of its kind."""
     modules, others = dict(student.named_modules()), []
     for name in fittable_layers(teacher):
         own, layer = modules.get(name), teacher.get_submodule(name)

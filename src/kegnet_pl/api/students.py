@@ -67,7 +67,8 @@ def compress(
     Returns:
         ``network``, the smaller one, ``report``, the size of every layer before and after, ``fitted``, the names of the
         layers that were fitted (a fit that makes the network worse on further samples is undone), and ``agreement``,
-        the share of further samples to which both networks give the same class. If it is low, there is a warning.
+        the share of held-out samples to which both networks give the same class (None for ``fit="weights"``). Below
+        0.9, ``compress`` warns.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network

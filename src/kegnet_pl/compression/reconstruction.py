@@ -250,7 +250,7 @@ def _divergence(student: nn.Module, samples: Tensor, target: Tensor) -> float:
 
 
 def measure_agreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -> float:
-    """Return the share of samples ``(N, *input_shape)`` that two networks give the same class."""
+    """Return the share of samples ``(N, *input_shape)`` to which two networks give the same class."""
     first, second = (_log_probabilities(network, samples).argmax(dim=1) for network in (teacher, student))
     return float((first == second).double().mean())
 

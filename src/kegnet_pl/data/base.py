@@ -56,7 +56,7 @@ class Split:
 
 
 class RealDataModule(LightningDataModule):
-    """Real data in memory, to train a teacher and to report accuracy. It trains no student but a ceiling.
+    """Real data in memory, to train a teacher and to report accuracy. Only a ceiling student is trained on it.
 
     Subclasses check their files in :meth:`prepare_data` and read them in :meth:`read`. Those for one data set define
     name, shape and classes as class attributes, which are the defaults of the arguments.

@@ -169,8 +169,8 @@ class FashionMNIST(_IdxDataModule):
 class CIFAR10(_TorchvisionDataModule):
     """CIFAR-10, small photographs (Krizhevsky, 2009), in the layout for Python: ``cifar-10-batches-py``.
 
-    The files are pickled. torchvision compares each with the publisher's checksum before it reads it, so that it cannot
-    hold other objects. A subset is therefore refused; :class:`~kegnet_pl.data.FilesDataModule` reads one. The publisher
+    The files are pickled. Before it reads a file, torchvision compares it with the publisher's checksum. So a changed
+    file, or a subset, is refused. To read a subset, use :class:`~kegnet_pl.data.FilesDataModule`. The publisher
     names no licence. See :class:`ImageDataModule`.
     """
 

@@ -122,8 +122,9 @@ class SyntheticDataModule(LightningDataModule):
                 prefer_channels_last(self.teacher, x.shape[1:])
             logits = self.label(x)
             self._synchronize()
-        self.costs.samples_made += 0 if self.source.needs_data else count
-        self.costs.teacher_forwards += count
+        candidates = self.source.candidates
+        self.costs.samples_made += 0 if self.source.needs_data else count * candidates
+        self.costs.teacher_forwards += count * (1 + candidates) if candidates > 1 else count
         return x, logits
 
     def _draw_again(self, epoch: int) -> tuple[Tensor, Tensor]:

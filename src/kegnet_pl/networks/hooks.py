@@ -76,7 +76,7 @@ class LayerRecorder:
             self.values = None
 
     def call_first(self, x: Tensor) -> Any:
-        """Return the value of the first call of a layer, None if there is none; the network computes no further."""
+        """Return the value of the first call of a layer, None if it is not called; the forward pass stops there."""
         self.values, self._stop = {}, True
         try:
             self.network(x)

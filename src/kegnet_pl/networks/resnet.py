@@ -1,4 +1,4 @@
-"""Residual networks for 32x32 images: ResNet14 of Fashion-MNIST and SVHN, and ResNets of CIFAR-10 of any depth."""
+"""Residual networks for 32x32 images: ResNet14 of Fashion-MNIST and SVHN, and ResNets for CIFAR-10 of depth 6n + 2."""
 
 from torch import Tensor, nn
 from torch.nn import functional

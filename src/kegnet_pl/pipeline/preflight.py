@@ -22,7 +22,7 @@ def check_sources(settings: RunSettings, sources: Sequence[SourceInfo]) -> None:
     """Check the sources of a run against each other and against its settings.
 
     Raises:
-        ConfigError: If two have one title, or a source of real data has none, or would select an epoch.
+        ConfigError: If two sources have one title, or a source of real data lacks the data or would select an epoch.
     """
     if len({source.title for source in sources}) < len(sources):
         titles = ", ".join(f"{source.name} ({source.title})" for source in sources)

@@ -35,8 +35,7 @@ def run(
         gpu: Index of the GPU that is reserved for this run; None for the first.
 
     Returns:
-        Test accuracy of the last student that is no ceiling, in [0, 1], which a sweep compares; None where there is no
-        test data.
+        Test accuracy, in [0, 1], of the last network that is no ceiling; a sweep compares it. None without test data.
 
     Raises:
         UserError: If something is wrong that the user can repair.

@@ -69,6 +69,11 @@ class Row:
         return join_priors(found) if found else ""
 
     @property
+    def source_prior(self) -> str:
+        """Prior knowledge in the samples that the network was trained with alone; empty for an untrained network."""
+        return "" if self.source is None else str(self.source["prior"])
+
+    @property
     def is_ceiling(self) -> bool:
         """True if the network was trained on real data: a ceiling for the others, no data-free result."""
         return REAL_DATA in self.prior.split(" + ")

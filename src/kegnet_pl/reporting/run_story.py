@@ -35,17 +35,17 @@ def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
 
 
 def find_main_student(rows: Sequence[Row]) -> Row | None:
-    """Return the last of the students with the most prior knowledge, None if none was trained; ceilings are none."""
+    """Return the last of the students with the most prior knowledge, None if there is none; ceilings are left out."""
     students = [row for row in rows if row.source is not None and not row.is_ceiling]
     # The prior of a mixture names several, joined by " + ".
-    return max(reversed(students), key=lambda row: max(map(PRIORS.index, row.prior.split(" + "))), default=None)
+    return max(reversed(students), key=lambda row: max(map(PRIORS.index, row.source_prior.split(" + "))), default=None)
 
 
 def _describe_samples(student: Row, config: Mapping[str, Any]) -> str:
     """Return the kind of samples a student was trained on, to follow their number."""
     assert student.source is not None
     if not student.source["needs_generators"] or len(student.source["shares"]) > 1:
-        return f"samples of {student.source['title']} (prior knowledge in them: {student.prior})"
+        return f"samples of {student.source['title']} (prior knowledge in them: {student.source_prior})"
     count = config.get("generator", {}).get("count")
     generators = f"{count} generators" if count and count > 1 else "a generator"
     return f"samples that {generators} invented with the teacher's help"

@@ -165,7 +165,7 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
     for dataset in dict.fromkeys(point.row.dataset for point in points):
         of_dataset = [point for point in points if point.row.dataset == dataset and not point.row.is_ceiling]
         measured = [point for point in of_dataset if point.accuracies]
-        students = [point for point in measured if point.row.prior not in ("", "none")]
+        students = [point for point in measured if point.row.source_prior not in ("", "none")]
         teachers = [point for point in measured if point.row.method == "teacher"]
         if not students or not teachers:
             continue

@@ -82,7 +82,7 @@ def _draw_panel(axis: Axes, points: Sequence[Point], size: str, colors: Mapping[
         source = line[0].row.source
         title = _UNTRAINED if source is None else source["title"]
         recipe = series.recipe if sources.count(series.source) > 1 else ""
-        ceiling, informed = line[0].row.is_ceiling, line[0].row.prior not in ("", "none")
+        ceiling, informed = line[0].row.is_ceiling, line[0].row.source_prior not in ("", "none")
         axis.errorbar(
             [point.average(size) for point in line],
             [point.mean for point in line],
@@ -108,7 +108,7 @@ def _series(point: Point) -> _Series:
 
 def _order(point: Point) -> tuple[bool, bool, bool, _Series]:
     """Sort students: informed sources first, then noise, untrained networks and ceilings."""
-    return point.row.is_ceiling, point.row.source is None, point.row.prior == "none", _series(point)
+    return point.row.is_ceiling, point.row.source is None, point.row.source_prior == "none", _series(point)
 
 
 def _series_colors(points: Sequence[Point]) -> dict[_Series, str]:

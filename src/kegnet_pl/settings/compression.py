@@ -55,7 +55,7 @@ class CompressionSettings(CompressionPlan):
     samples: Annotated[int, Field(ge=10)] = 2_000
     """Samples for fit=function."""
     oversampling: Count = 4
-    """Candidates for each of them; above 1 the teacher selects: balanced classes, nearest to its batch norm."""
+    """Candidates per sample; above 1, the teacher selects balanced classes, near its batch-norm statistics."""
     plans: dict[str, CompressionPlan] = Field(default={}, json_schema_extra=explained("plans by name") | FREE)
     """Name of a teacher -> the paper's plan for it."""
 

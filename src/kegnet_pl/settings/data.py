@@ -22,7 +22,7 @@ def _check_shape(shape: list[int]) -> list[int]:
 
 
 class DataSettings(Settings):
-    """Real data for a teacher, for accuracy and for the source real. Further settings are arguments of the module."""
+    """Real data: trains a teacher, measures accuracy, feeds the source real. Other settings go to the data module."""
 
     model_config = ConfigDict(extra="allow")
 

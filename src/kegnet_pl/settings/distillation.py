@@ -168,7 +168,7 @@ class StudentSettings(DistillationSettings):
     sampling_norm: BatchNormStatistics = "running"
     """Statistics of the generators' batch norm while samples are drawn."""
     oversampling: Count = 1
-    """Candidates for each sample; above 1 the teacher selects: balanced classes, nearest to its batch norm."""
+    """Candidates per sample; above 1, the teacher selects balanced classes, near its batch-norm statistics."""
     mixing: Annotated[float, Field(ge=0, le=1, json_schema_extra=explained("a number from 0 to 1"))] = 0.0
     """Share of the samples that are mixed with each other: averages, for images also composed by a mask."""
     selection: Selection = "last"

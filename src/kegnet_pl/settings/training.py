@@ -56,7 +56,7 @@ class TeacherSettings(TrainingSettings):
     weights: str | None = Field(default=None, json_schema_extra=explained("a file") | FREE)
     """File of trained weights: state dict, Lightning checkpoint or safetensors; null: train on the real data."""
     weights_url: str | None = Field(default=None, json_schema_extra=explained("an address") | FREE)
-    """Where the weights that a preset is made for are published; with it, weights=null is refused."""
+    """URL of the published weights that a preset needs; if it is set, weights=null is an error."""
     epochs: Count = 30
     batch_size: Count = 64
     optimizer: OptimizerSettings = OptimizerSettings()

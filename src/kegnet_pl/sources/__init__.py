@@ -1,4 +1,4 @@
-"""Sources of samples: generators, noise, mixtures, real data for a ceiling, and those of other packages."""
+"""Sources of samples: generators, noise, procedural samples, real data, mixtures, and those of other packages."""
 
 from kegnet_pl.sources.base import REAL_DATA, Prior, SyntheticSource
 from kegnet_pl.sources.images import Blobs, Leaves, Procedural, ProceduralImages, Strokes, Waves

@@ -29,6 +29,7 @@ class SyntheticSource(nn.Module, ABC):
         needs_generators: True: the constructor takes the trained generators (see :func:`build_source`).
         needs_data: True: the constructor takes the inputs of the real training data; the prior is ``"real data"``.
         multiple: The number of samples must be a multiple of this.
+        candidates: Samples that are drawn, and classified by the teacher, to select one; 1 without a selection.
     """
 
     title: str
@@ -38,6 +39,7 @@ class SyntheticSource(nn.Module, ABC):
     needs_generators: bool = False
     needs_data: bool = False
     multiple: int = 1
+    candidates: int = 1
 
     @abstractmethod
     def sample(self, n: int, seed: int) -> Tensor:

@@ -24,7 +24,7 @@ _SHAPES = 12
 
 
 class ProceduralImages(SyntheticSource):
-    """Images that are drawn by a procedure; base class.
+    """Base class of sources that draw images by a procedure.
 
     A subclass draws values from N(0, 1) (:meth:`draw`). With ``mean`` and ``std`` they become pixels in [0, 1] whose
     distribution is about the Beta distribution with this mean and deviation, and are normalised like the inputs of the
@@ -55,7 +55,7 @@ class ProceduralImages(SyntheticSource):
         if len(input_shape) not in (2, 3):
             raise ValueError(
                 f"Expected `input_shape` of an image (C, H, W) or of a signal (C, length), but got "
-                f"{tuple(input_shape)}. For rows of features use the source fields, or noise."
+                f"{tuple(input_shape)}. For rows of features use the source procedural (class Procedural)."
             )
         self.input_shape = tuple(input_shape)
         self.device = torch.device(device)
@@ -230,8 +230,8 @@ class Waves(ProceduralImages):
 class Procedural(SyntheticSource):
     """All procedural samples of a kind of data.
 
-    Images: leaves, strokes, blobs and compositions of two of them, a quarter each. Signals: waves, too. Rows of
-    features: see :class:`RandomRows`.
+    Images: leaves, strokes, blobs and compositions of two of them, a quarter each. Signals: the same and waves, a fifth
+    each. Rows of features: see :class:`RandomRows`.
 
     Args:
         input_shape: ``(C, H, W)``, ``(C, length)`` or ``(features,)``.

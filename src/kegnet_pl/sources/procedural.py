@@ -24,8 +24,8 @@ class RandomFields(SyntheticSource):
 
     A field of an image or a signal has the power spectrum ``1 / f^a``, ``a`` from U(1, 4) for each sample. Its channels
     are correlated, by a random amount for each sample. Each channel has mean 0 and variance 1. A field of one value is
-    drawn from N(0, 1). Rows are drawn from 32
-    Gaussians with random means and covariances; features have mean 0 and variance 1 over all rows.
+    drawn from N(0, 1). Rows are drawn from 32 Gaussians with random means and covariances; features have mean 0 and
+    variance 1 over all rows.
 
     Args:
         input_shape: Shape of one sample: channels and sizes, or a number of features.
@@ -102,7 +102,7 @@ class RandomRows(SyntheticSource):
     """Rows of features of several kinds, a quarter each; features have mean 0 and about variance 1.
 
     Independent values from N(0, 1), correlated Gaussians (:class:`RandomFields`), the same with heavy tails (Student's
-    t with 3 degrees of freedom), and the same in a bounded range, in steps for half of them.
+    t with 3 degrees of freedom, scaled to about variance 1), and the same in a bounded range, half of them in steps.
 
     Args:
         input_shape: Number of features.

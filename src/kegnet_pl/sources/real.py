@@ -37,7 +37,7 @@ class RealSource(SyntheticSource):
         self.inputs = inputs
 
     def sample(self, n: int, seed: int) -> Tensor:
-        """Draw ``n`` samples ``(n, *input_shape)`` without replacement: every ``N`` of them are all the inputs."""
+        """Draw ``n`` samples ``(n, *input_shape)`` without replacement: each pass over the ``N`` inputs is shuffled."""
         count, generator = len(self.inputs), stream(seed, "synthetic")
         order = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-n // count))])[:n]
         return self.inputs[order.to(self.inputs.device)]

@@ -28,14 +28,14 @@ class SelectedSource(SyntheticSource):
         if oversampling < 1:
             raise ValueError(f"Expected `oversampling` of at least 1, but got {oversampling}.")
         self.source = source
-        self.oversampling = oversampling
+        self.candidates = oversampling
         self.multiple = source.multiple
         self.needs_generators = source.needs_generators
         self._teacher = (teacher,)  # in a tuple, so that it is not registered
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)``."""
-        return select_samples(self.source.sample(n * self.oversampling, seed), self._teacher[0], n, seed)
+        return select_samples(self.source.sample(n * self.candidates, seed), self._teacher[0], n, seed)
 
 
 @torch.no_grad()
@@ -44,8 +44,9 @@ def select_samples(x: Tensor, teacher: nn.Module, n: int, seed: int = 0) -> Tens
 
     Every class of the teacher's answers gets the same number of samples, as far as it has candidates. Candidates of a
     class are selected by their distance from the teacher's training data: for every channel of the inputs of batch
-    norm, the squared deviation of the mean, plus half the deviation of the mean square, both relative to the stored
-    variance. Without batch norm the first candidates are selected.
+    norm, the squared difference of the sample's mean from the stored mean, divided by the stored variance v, plus half
+    of |s / v - 1|, where s is the mean squared distance from the stored mean. The distance is the mean over channels
+    and layers. Without batch norm, the first candidates of each class are selected.
 
     Args:
         x: Candidates ``(N, *input_shape)``, on the teacher's device.
@@ -98,7 +99,7 @@ def _judge(x: Tensor, teacher: nn.Module) -> tuple[Tensor, Tensor]:
 class MixedSource(SyntheticSource):
     """A source that mixes some of its samples with each other.
 
-    Pairs are averaged with random weights. For images, a smooth random mask then composes two such averages:
+    Pairs are averaged with random weights. For images and signals, a smooth random mask composes two such averages:
     ``m (k a + (1 - k) b) + (1 - m) (l c + (1 - l) d)``. Labels are the teacher's answers to the mixed samples.
 
     Args:
@@ -118,7 +119,7 @@ class MixedSource(SyntheticSource):
             raise ValueError(f"Expected `share` of mixed samples from 0 to 1, but got {share}.")
         self.source = source
         self.share = share
-        self.multiple = source.multiple
+        self.multiple, self.candidates = source.multiple, source.candidates
         self.needs_generators = source.needs_generators
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Any
 from kegnet_pl.reporting.run_page import _facts, _spent
 from kegnet_pl.reporting.run_story import find_main_student, write_story
 from kegnet_pl.runtime.costs import KINDS
+from kegnet_pl.sources import describe_source
 from tests.unit.reporting.rows import TEACHER, student
 
 
@@ -58,6 +59,17 @@ def test_the_story_is_about_the_student_with_the_most_prior_knowledge() -> None:
 def test_the_main_student_is_the_last_of_equal_prior_knowledge() -> None:
     first, second = student(0.5, method="T+Uniform"), student(0.4, method="T+Normal")
     assert find_main_student([TEACHER, first, second]) is second
+
+
+def test_the_samples_of_the_compression_do_not_decide_the_main_student() -> None:
+    fields = describe_source("fields").to_dict()
+    rows = [
+        dataclasses.replace(row, compression_source=fields)
+        for row in (student(0.8), student(0.4, method="T+Normal", samples=64))
+    ]
+    assert [row.prior for row in rows] == ["teacher + procedural", "procedural"]
+    assert find_main_student([TEACHER, *rows]) is rows[0]
+    assert "64 samples of Normal (prior knowledge in them: none)" in "".join(write_story([TEACHER, rows[1]], {}))
 
 
 def test_a_ceiling_is_told_and_the_story_is_about_another_student() -> None:

@@ -62,12 +62,12 @@ def describe_compression_source(settings: RunSettings) -> SourceInfo | None:
     if info.needs_generators:
         raise ConfigError(
             f"Expected `compression.source` to be a source without generators, as the compression comes before them, "
-            f"but got {info.name}. Use compression.source=fields or normal."
+            f"but got {info.name}. Use compression.source=procedural."
         )
     if info.is_ceiling:
         raise ConfigError(
             f"Expected `compression.source` to be a source without real data, which trains only a ceiling, but got "
-            f"{info.name}. Use compression.source=fields or normal."
+            f"{info.name}. Use compression.source=procedural."
         )
     return replace(info, prior=join_priors([info.prior, "teacher"])) if plan.oversampling > 1 else info
 
