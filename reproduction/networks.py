@@ -128,7 +128,7 @@ def _data(folder: Path) -> dict[str, tuple[RealDataModule, dict[str, Callable[[]
     return found
 
 
-def render(rows: list[dict[str, Any]], command: str) -> str:
+def render(rows: list[dict[str, Any]]) -> str:
     """Return the page."""
     lines = [
         "# Networks of other kinds, with the defaults of the library",
@@ -156,7 +156,7 @@ def render(rows: list[dict[str, Any]], command: str) -> str:
         f"{LOW_AGREEMENT:.0%}). {sum(row['warned'] for row in kept)} of the {len(kept)} got a false warning.",
         f"Median of the seconds of both calls: {statistics.median(sum(row['seconds'].values()) for row in rows):.0f}.",
         "",
-        f"Command: `{command}`",
+        f"Commands: {', '.join(f'`{command}`' for command in dict.fromkeys(row['command'] for row in rows))}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -167,8 +167,8 @@ def main() -> int:
     parser.add_argument("--targets", type=float, nargs="+", default=[2.0, 4.0, 8.0])
     options = parser.parse_args()
     path = ROOT / "results" / "networks.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    command = "python -m reproduction.networks"
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    command = f"python -m reproduction.networks --targets {' '.join(f'{target:g}' for target in options.targets)}"
     for name, (module, networks, pixels) in _data(Path(os.environ.get("KEGNET_DATA_DIR", "data"))).items():
         module.setup()
         for network, make in networks.items():
@@ -178,11 +178,11 @@ def main() -> int:
             for target in missing:
                 assert teacher is not None
                 found = {"data": name, "network": network, **measure(teacher, module.splits, target, pixels)}
+                found |= {"command": command, "seed": 0, "versions": versions()}
                 say(str(found))
                 rows.append(found)
-                content = {"command": command, "seed": 0, "versions": versions(), "rows": rows}
-                atomic_write(path, json.dumps(content, indent=1) + "\n")
-                atomic_write(path.with_name("NETWORKS.md"), render(rows, command))
+                atomic_write(path, json.dumps(rows, indent=1) + "\n")
+                atomic_write(path.with_name("NETWORKS.md"), render(rows))
     say(f"Written: {display_path(path)}")
     return 0
 

@@ -17,8 +17,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 
+from kegnet_pl.data import Split
 from kegnet_pl.pipeline.suggestions import RECIPES
+from reproduction import networks
 from reproduction.__main__ import main as reproduction_main
 from reproduction.jobs import KINDS, SMOKE_JOBS, Job, all_jobs, choose, read_cells, released_teacher, store_of
 from reproduction.paths import hydra_value
@@ -670,3 +673,22 @@ def test_stored_runs_are_sorted_and_unique() -> None:
     for path in files:
         names = [json.loads(line)["run"] for line in path.read_text().splitlines()]
         assert names == sorted(set(names)), path
+
+
+def test_other_networks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "SAMPLES", 64)
+    monkeypatch.setattr(networks, "EPOCHS", 1)
+    monkeypatch.setattr(networks, "TRAINING_SAMPLES", 1280)
+    data = Split(torch.randn(64, 16), torch.arange(64) % 26)
+    teacher = networks.train_teacher(networks.TABLE_NETWORKS["MLP of Letter"], data, 0)
+    found = networks.measure(teacher, {"train": data, "test": data}, 4.0, {})
+    assert found["ratio"] >= 4 and found["warned"] == (found["agreement"] < 0.9)
+    assert found["teacher"] > 0.1  # it has seen these samples; chance is 0.04
+    page = networks.render([found | {"data": "noise", "network": "MLP", "command": "python -m this"}])
+    assert "| noise | MLP | 4." in page and "Commands: `python -m this`" in page
+
+
+def test_the_page_of_other_networks_is_that_of_the_stored_rows() -> None:
+    rows = json.loads((RESULTS / "networks.json").read_text())
+    assert (RESULTS / "NETWORKS.md").read_text() == networks.render(rows)
+    assert {row["data"] for row in rows} >= {"MNIST"}
