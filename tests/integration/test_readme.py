@@ -115,7 +115,6 @@ def test_the_lines_of_python_run() -> None:
     room: dict[str, Any] = {"teacher": LeNet5()}
     exec(code, room)
     assert len(code.strip().splitlines()) < 15
-    assert room["small"].agreement is not None
     assert room["small"].report.compression_ratio >= 8
     assert room["student"](torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 

@@ -1,6 +1,5 @@
 """Checks of networks against the settings they are trained with, before anything takes time."""
 
-import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -74,15 +73,15 @@ def _check_compressed(student: nn.Module, teacher: nn.Module) -> None:
         )
 
 
-def warn_if_different(network: str, agreement: float, remedy: str) -> None:
-    """Warn if a network agrees with its teacher on too few held-out samples to expect the teacher's accuracy."""
-    if agreement < LOW_AGREEMENT:
-        warnings.warn(
-            f"The {network} network and the original give the same class to only {agreement:.0%} of the held-out "
-            f"synthetic samples. Below {LOW_AGREEMENT:.0%}, a loss of more than 3 points of accuracy is likely "
-            f"(results/NETWORKS.md). {remedy}, and check the network with data of your own (measure_accuracy).",
-            stacklevel=3,
-        )
+def describe_agreement(agreement: float) -> str | None:
+    """Return a sentence if a compressed network agrees with the original too little, None if it agrees enough."""
+    if agreement >= LOW_AGREEMENT:
+        return None
+    return (
+        f"The compressed network and the original give the same class to only {agreement:.0%} of the held-out "
+        f"synthetic samples. Below {LOW_AGREEMENT:.0%} some networks lost more than 3 points of accuracy, others none "
+        f"(results/NETWORKS.md). Lower the target, use samples that are more like your data, or measure the accuracy."
+    )
 
 
 def check_counts(**at_least: tuple[int, int]) -> None:

@@ -174,6 +174,11 @@ class SyntheticDataset(TensorDataset):
         device: Device = "auto",
     ) -> None:
         check_counts(samples=(samples, 1))
+        if not isinstance(source, SyntheticSource):
+            raise ValueError(
+                f"Expected `source` to be a SyntheticSource, such as kegnet_pl.sources.Procedural(shape), but got "
+                f"{type(source).__name__}."
+            )
         data = SyntheticDataModule(source, teacher, samples=samples, seed=seed, device=find_device(device))
         try:
             data.setup()

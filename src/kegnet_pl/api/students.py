@@ -1,6 +1,7 @@
 """Compression of a network, and distillation of the teacher into a student."""
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from kegnet_pl.api.checks import check_counts, check_student, warn_if_different
+from kegnet_pl.api.checks import check_counts, check_student, describe_agreement
 from kegnet_pl.api.engine import adam, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Calibration, Compressed, CompressionPlan, Rule, TuckerConv2d, TuckerLinear
@@ -67,8 +68,8 @@ def compress(
     Returns:
         ``network``, the smaller one, ``report``, the size of every layer before and after, ``fitted``, the names of the
         layers that were fitted (a fit that makes the network worse on further samples is undone), and ``agreement``,
-        the share of held-out samples to which both networks give the same class (None for ``fit="weights"``). Below
-        0.9, ``compress`` warns.
+        the share of held-out samples to which both networks give the same class. It is None for ``fit="weights"``, or
+        if the network gives one class to all samples. There is a warning below 0.9.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
@@ -90,8 +91,14 @@ def compress(
         bar = progress if isinstance(progress, StageProgress) else None
         with bar or StageProgress("compression", make_console(quiet=not progress)) as shown:
             compressed: Compressed = plan.apply(network, shape, replace(calibration, on_progress=shown.move_to))
-    if compressed.agreement is not None:
-        warn_if_different("compressed", compressed.agreement, "Lower `target`, or use a better `source` of samples")
+    if compressed.agreement is None:
+        warnings.warn(
+            "The network gives the same class to all held-out synthetic samples. Such samples tell little: check the "
+            "network's weights and `mean` and `std`, or use another `source`.",
+            stacklevel=2,
+        )
+    elif (sentence := describe_agreement(compressed.agreement)) is not None:
+        warnings.warn(sentence, stacklevel=2)
     return compressed
 
 
@@ -129,7 +136,7 @@ def _calibrate(
 
 
 def distill(
-    student: nn.Module,
+    student: nn.Module | Compressed,
     data: SyntheticDataset,
     *,
     epochs: int = 8,
@@ -156,7 +163,8 @@ def distill(
     """Train a student on the teacher's logits of synthetic samples (PAPER sections 1 and 5).
 
     Args:
-        student: Returns logits ``(B, C)``: a compressed teacher, or any other network. It is not changed.
+        student: A compressed teacher, as :func:`compress` returns it, or any network that returns logits ``(B, C)``. It
+            is not changed.
         data: Samples and the teacher's logits.
         epochs: Passes over the samples.
         batch_size: Samples of an optimiser step; an epoch leaves out what does not fill one, with ``shuffle`` other
@@ -193,6 +201,7 @@ def distill(
         raise ValueError(
             f"Expected `data` to be a SyntheticDataset, which `Generators.dataset` returns, but got {data!r}."
         )
+    student = student.network if isinstance(student, Compressed) else student
     if norm is None:
         compressed = any(isinstance(layer, TuckerConv2d | TuckerLinear) for layer in student.modules())
         norm = "frozen" if compressed and not lacks_statistics(student) else "batch"

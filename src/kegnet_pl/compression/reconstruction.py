@@ -249,10 +249,10 @@ def _divergence(student: nn.Module, samples: Tensor, target: Tensor) -> float:
     return float(functional.kl_div(found, target, reduction="batchmean", log_target=True))
 
 
-def measure_agreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -> float:
-    """Return the share of samples ``(N, *input_shape)`` to which two networks give the same class."""
+def measure_agreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -> float | None:
+    """Return the share of samples ``(N, *input_shape)`` with the same class; None if the teacher gives one class to all."""
     first, second = (_log_probabilities(network, samples).argmax(dim=1) for network in (teacher, student))
-    return float((first == second).double().mean())
+    return float((first == second).double().mean()) if len(first.unique()) > 1 else None
 
 
 def _can_fit(layer: nn.Module) -> bool:

@@ -130,7 +130,8 @@ class Compressed:
         network: The smaller network, a copy; it shares no tensor with the original.
         report: Costs of every layer before and after.
         fitted: Layers that were fitted to the function of the original (with a calibration).
-        agreement: Share of held-out samples to which both networks give the same class (with a calibration).
+        agreement: Share of held-out samples to which both networks give the same class (with a calibration); None if
+            the original gives one class to all.
     """
 
     network: nn.Module

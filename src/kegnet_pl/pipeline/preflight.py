@@ -11,11 +11,11 @@ from kegnet_pl.networks import count_classes
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_generator
 from kegnet_pl.pipeline.context import RunContext
-from kegnet_pl.pipeline.objects import build, make_rules
+from kegnet_pl.pipeline.objects import build, make_rules, source_definitions
 from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import GeneratorSettings, OptimizerSettings, RunSettings
-from kegnet_pl.sources import SourceInfo
+from kegnet_pl.sources import SourceInfo, build_source
 
 
 def check_sources(settings: RunSettings, sources: Sequence[SourceInfo]) -> None:
@@ -50,9 +50,14 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo]) -> None:
     Raises:
         ConfigError: If an optimiser, a plan of compression or a generator cannot be built or does not fit the data, or
             a source needs training data that is not there.
-        ValueError: If the data is damaged, or has no split to select by.
+        ValueError: If a source cannot be built, the data is damaged, or has no split to select by.
     """
     settings = context.settings
+    plan = settings.compression
+    names = {name for info in sources if not (info.needs_generators or info.needs_data) for name in info.shares}
+    names |= set(plan.source) if plan.fit == "function" and settings.student.network is None else set()
+    for name in sorted(names):
+        build_source({name: 1.0}, source_definitions(settings, [name]), input_shape=context.input_shape)
     if context.data is not None:
         context.data.setup()
         if settings.student.selection == "real" and settings.sources:

@@ -59,7 +59,7 @@ class ProceduralImages(SyntheticSource):
             )
         self.input_shape = tuple(input_shape)
         self.device = torch.device(device)
-        self._pixels = None if mean is None else _Pixels(mean, std, self.input_shape[0])
+        self._pixels = None if mean is None and std is None else _Pixels(mean, std, self.input_shape[0])
 
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> Tensor:
@@ -81,15 +81,22 @@ class ProceduralImages(SyntheticSource):
 class _Pixels:
     """Converts values from N(0, 1) to normalised pixels of a Beta distribution."""
 
-    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float] | None, channels: int) -> None:
-        given = [
-            np.broadcast_to(np.asarray(v, dtype=float), channels) for v in (mean, math.nan if std is None else std)
-        ]
+    def __init__(
+        self, mean: float | Sequence[float] | None, std: float | Sequence[float] | None, channels: int
+    ) -> None:
+        try:
+            both = (math.nan if value is None else value for value in (mean, std))
+            given = [np.broadcast_to(np.asarray(value, dtype=float), channels) for value in both]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Expected `mean` and `std` as one number, or one for each of {channels} channels, but got "
+                f"mean={mean!r} and std={std!r}."
+            ) from error
         if not all(0 < m < 1 and 0 < s < math.sqrt(m * (1 - m)) for m, s in zip(*given, strict=True)):
             raise ValueError(
                 f"Expected `mean` in (0, 1) and `std` in (0, sqrt(mean (1 - mean))), of pixels in [0, 1], but got "
-                f"mean={mean!r} and std={std!r}. If inputs are not normalised pixels, set both to None: values are "
-                f"then from N(0, 1)."
+                f"mean={mean!r} and std={std!r}. Set both; or neither (None, null), if inputs are no normalised "
+                f"pixels: values are then from N(0, 1)."
             )
         total = [m * (1 - m) / s**2 - 1 for m, s in zip(*given, strict=True)]
         grid = np.linspace(0, 1, _STEPS + 1)

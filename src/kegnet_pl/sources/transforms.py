@@ -25,8 +25,8 @@ class SelectedSource(SyntheticSource):
 
     def __init__(self, source: SyntheticSource, teacher: nn.Module, oversampling: int = 4) -> None:
         super().__init__()
-        if oversampling < 1:
-            raise ValueError(f"Expected `oversampling` of at least 1, but got {oversampling}.")
+        if isinstance(oversampling, bool) or not isinstance(oversampling, int) or oversampling < 1:
+            raise ValueError(f"Expected `oversampling` to be a whole number of at least 1, but got {oversampling!r}.")
         self.source = source
         self.candidates = oversampling
         self.multiple = source.multiple

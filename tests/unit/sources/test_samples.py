@@ -1,5 +1,7 @@
 """Mixtures, procedural sources, real data, selected and mixed samples: shares, seeds, statistics."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -184,10 +186,18 @@ def test_kinds_of_images_differ_as_their_names_say() -> None:
     assert 0.02 < (strokes > 0.5).float().mean() < 0.25  # thin lines on black
 
 
-@pytest.mark.parametrize("arguments", [{"mean": 0.5}, {"mean": 0.0, "std": 0.1}, {"mean": 0.5, "std": 0.5}])
+@pytest.mark.parametrize(
+    "arguments", [{"mean": 0.5}, {"std": 0.5}, {"mean": 0.0, "std": 0.1}, {"mean": 0.5, "std": 0.5}]
+)
 def test_what_cannot_be_the_mean_of_pixels_is_named(arguments: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"of pixels in .0, 1., but got mean=.*set both to None"):
+    with pytest.raises(ValueError, match=r"of pixels in .0, 1., but got mean=.*Set both; or neither"):
         Leaves((1, 8, 8), **arguments)
+
+
+@pytest.mark.parametrize("mean", [[0.5, 0.5], "a"])
+def test_the_mean_is_a_number_or_one_for_each_channel(mean: Any) -> None:
+    with pytest.raises(ValueError, match="one number, or one for each of 1 channels, but got mean="):
+        Leaves((1, 8, 8), mean=mean, std=0.2)
 
 
 def test_images_need_a_shape_of_images() -> None:
@@ -241,7 +251,7 @@ def test_selection_without_batch_norm_balances_classes() -> None:
     after = teacher(x).argmax(dim=1).bincount(minlength=10)
     assert (after >= before.clamp_max(10)).all()
     assert after.max() / 100 < before.max() / 200
-    with pytest.raises(ValueError, match="`oversampling` of at least 1"):
+    with pytest.raises(ValueError, match="`oversampling` to be a whole number of at least 1"):
         SelectedSource(RandomFields((1, 32, 32)), teacher, 0)
 
 

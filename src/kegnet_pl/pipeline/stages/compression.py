@@ -2,13 +2,15 @@
 
 import copy
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kegnet_pl.api.checkpoints import save_network
+from kegnet_pl.api.checks import describe_agreement
 from kegnet_pl.api.students import compress
-from kegnet_pl.compression import measure_size
+from kegnet_pl.compression import Compressed, measure_size
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, code_of, make_rules, source_definitions
 from kegnet_pl.pipeline.preflight import check_network
@@ -35,6 +37,7 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
             settings |= {"seed": context.seed, "definitions": definitions, **code_of(definitions)}
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
+        agreement: dict[str, float] = {}
         with costs.measure("compression"):
             if other is not None:
                 with seeded(context.seed, "student"):
@@ -42,11 +45,17 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
                 check_network(network, "student", context.input_shape, context.classes)
                 save_network(network, folder, "network", other)
             else:
-                network = _compress(context, teacher, folder)
+                compressed = _compress(context, teacher, folder)
+                network = compressed.network
+                agreement = {} if compressed.agreement is None else {"agreement": compressed.agreement}
             size = measure_size(network, context.input_shape)
-        return {"parameters": size.parameters, "macs": size.macs}
+        return {"parameters": size.parameters, "macs": size.macs, **agreement}
 
-    return context.get_or_build("compression", settings, [teacher], make, title="compression")
+    stage = context.get_or_build("compression", settings, [teacher], make, title="compression")
+    sentence = describe_agreement(stage.metrics.get("agreement", 1.0))
+    if sentence is not None:
+        context.console.print(sentence)
+    return stage
 
 
 def describe_compression_source(settings: RunSettings) -> SourceInfo | None:
@@ -72,7 +81,7 @@ def describe_compression_source(settings: RunSettings) -> SourceInfo | None:
     return replace(info, prior=join_priors([info.prior, "teacher"])) if plan.oversampling > 1 else info
 
 
-def _compress(context: RunContext, teacher: Stage, folder: Path) -> Any:
+def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
     plan = context.settings.compression
     network, source = context.network(teacher), None
     if plan.fit == "function":
@@ -81,13 +90,15 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Any:
             plan.source, source_definitions(context.settings, plan.source), input_shape=context.input_shape,
             device=context.device,
         )  # fmt: skip
-    compressed = compress(
-        network, context.input_shape, plan.target, rules=make_rules(plan), when_larger=plan.when_larger, fit=plan.fit,
-        source=source, samples=plan.samples, oversampling=plan.oversampling, seed=context.seed,
-        progress=StageProgress("compression", context.console),
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The compressed network")  # the stage says so at every run
+        compressed = compress(
+            network, context.input_shape, plan.target, rules=make_rules(plan), when_larger=plan.when_larger,
+            fit=plan.fit, source=source, samples=plan.samples, oversampling=plan.oversampling, seed=context.seed,
+            progress=StageProgress("compression", context.console),
+        )  # fmt: skip
     compressed.network.cpu()
     save_network(compressed.network, folder, "network", context.settings.teacher.network, compressed.report.ranks)
     atomic_write(folder / "compression.json", json.dumps(compressed.report.to_dict(), indent=2))
     context.loggers.show("compression", folder, lambda: {"layers": compression_table(compressed.report)})
-    return compressed.network
+    return compressed
