@@ -165,6 +165,7 @@ def main() -> int:
     """Run the command line; finished lines are not run again."""
     parser = argparse.ArgumentParser(prog="python -m reproduction.networks", description=__doc__)
     parser.add_argument("--targets", type=float, nargs="+", default=[2.0, 4.0, 8.0])
+    parser.add_argument("--only", help="only networks whose name begins like this")
     options = parser.parse_args()
     path = ROOT / "results" / "networks.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
@@ -172,6 +173,8 @@ def main() -> int:
     for name, (module, networks, pixels) in _data(Path(os.environ.get("KEGNET_DATA_DIR", "data"))).items():
         module.setup()
         for network, make in networks.items():
+            if options.only is not None and not network.startswith(options.only):
+                continue
             finished = {row["target"] for row in rows if (row["data"], row["network"]) == (name, network)}
             missing = [target for target in options.targets if target not in finished]
             teacher = train_teacher(make, module.splits["train"], 0) if missing else None
