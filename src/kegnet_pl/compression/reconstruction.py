@@ -250,7 +250,7 @@ def _divergence(student: nn.Module, samples: Tensor, target: Tensor) -> float:
 
 
 def measure_agreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -> float | None:
-    """Return the share of samples ``(N, *input_shape)`` with the same class; None if the teacher has one class for all."""
+    """Return the share of samples ``(N, *input_shape)`` with the same class; None if the teacher has one for all."""
     first, second = (_log_probabilities(network, samples).argmax(dim=1) for network in (teacher, student))
     return float((first == second).double().mean()) if len(first.unique()) > 1 else None
 
