@@ -1,4 +1,4 @@
-"""Channels-last weights, where a network can."""
+"""Execution of networks: modes, memory layout, precision and chunk size."""
 
 import copy
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks import MLP, ResNet14, prefer_channels_last
+from kegnet_pl.networks.execution import at_least_float32
 
 
 class _Viewing(nn.Module):
@@ -30,7 +31,7 @@ def _is_channels_last(network: nn.Module) -> bool:
     )
 
 
-def test_same_values_in_another_layout() -> None:
+def test_execution_same_values_in_another_layout() -> None:
     network = ResNet14(3, 10).eval()
     before = copy.deepcopy(network)
     assert prefer_channels_last(network, (3, 32, 32)) is network
@@ -41,7 +42,7 @@ def test_same_values_in_another_layout() -> None:
     torch.testing.assert_close(network(x), before(x), rtol=1e-4, atol=1e-5)
 
 
-def test_networks_that_need_contiguous_tensors_are_left_alone() -> None:
+def test_execution_networks_that_need_contiguous_tensors_are_left_alone() -> None:
     network = _Viewing()
     assert not _is_channels_last(prefer_channels_last(network, (3, 32, 32)))
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 2)
@@ -51,14 +52,30 @@ def test_networks_that_need_contiguous_tensors_are_left_alone() -> None:
         )
 
 
-def test_tables_have_no_channels() -> None:
+def test_execution_tables_have_no_channels() -> None:
     network = MLP(4, 3)
     assert prefer_channels_last(network, (4,)) is network
 
 
-def test_nothing_is_trained_by_trying() -> None:
+def test_execution_nothing_is_trained_by_trying() -> None:
     network = ResNet14(3, 10).train()
     prefer_channels_last(network, (3, 32, 32))
     assert network.training
     assert network.norm1.num_batches_tracked == 0
     assert all(value.grad is None for value in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_precision_widens_half_precision_alone(before: torch.dtype, after: torch.dtype) -> None:
+    x = torch.tensor([0.5, -2.0], dtype=before)
+
+    assert at_least_float32(x).dtype == after
+    assert at_least_float32(x).tolist() == [0.5, -2.0]

@@ -1,0 +1,174 @@
+"""Devices, seeds, costs and memory of a run."""
+
+import itertools
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kegnet_pl.runtime import memory
+from kegnet_pl.runtime.costs import KINDS, StageCosts, add_up
+from kegnet_pl.runtime.devices import find_device
+from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
+from kegnet_pl.runtime.seeds import derive_seed, stream
+
+
+def test_devices_auto_takes_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert find_device("auto").type == kind
+
+
+def test_devices_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="got 'cuda:2', and torch sees 2 GPUs"):
+        find_device("cuda:2")
+
+
+def test_seeds_seed_never_changes_from_version_to_version() -> None:
+    # Published results depend on these numbers.
+    assert derive_seed(0, "noise", 1, 2, 3) == 6_885_912_901_873_135_352
+    assert derive_seed(7, "split") == 3_743_210_755_246_259_482
+
+
+def test_seeds_seeds_differ_by_every_argument() -> None:
+    arguments = [
+        (seed, purpose, *indices)
+        for seed in (0, 1, 11)
+        for purpose in ("noise", "dropout", "flip")
+        for length in range(4)
+        for indices in itertools.product(range(3), repeat=length)
+    ]
+    assert len({derive_seed(*each) for each in arguments}) == len(arguments)
+    # Neighbouring arguments do not run into each other.
+    assert derive_seed(1, "noise", 1, 12) != derive_seed(1, "noise", 11, 2)
+    assert derive_seed(0, "noise") != derive_seed(0, "noise", 0)
+
+
+def test_seeds_seeds_fit_a_generator() -> None:
+    for seed in range(200):
+        assert 0 <= derive_seed(seed, "noise") < 2**63
+
+
+def test_seeds_streams_are_repeatable_and_apart_from_the_global_one() -> None:
+    first = torch.rand(8, generator=stream(0, "noise", 1))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert torch.equal(torch.rand(8, generator=stream(0, "noise", 1)), first)
+    assert torch.equal(torch.get_rng_state(), before), "the global stream was moved"
+
+
+@pytest.mark.parametrize("other", [(1, "noise", 1), (0, "dropout", 1), (0, "noise", 2), (0, "noise")])
+def test_seeds_streams_of_other_purposes_are_independent(other: tuple[int, str, int]) -> None:
+    first = torch.randn(10_000, generator=stream(0, "noise", 1))
+    second = torch.randn(10_000, generator=stream(*other))
+    assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.04
+
+
+def test_costs_measures_work_that_fails() -> None:
+    costs = StageCosts()
+    with pytest.raises(KeyboardInterrupt), costs.measure("drawing"):
+        time.sleep(0.02)
+        raise KeyboardInterrupt
+    assert 0.02 <= costs.seconds["drawing"] < 1
+    assert all(costs.seconds[work] == 0 for work in KINDS if work != "drawing")
+
+
+def test_costs_an_interrupted_attempt_leaves_its_costs(tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    costs = StageCosts.load(file)
+    costs.keep()
+    assert not file.exists(), "there is no file yet"
+    with pytest.raises(KeyboardInterrupt), costs.recorded(file):
+        costs.seconds["labelling"], costs.samples_made, costs.teacher_forwards = 1.5, 10, 20
+        time.sleep(0.02)
+        costs.keep()
+        killed = StageCosts.load(file)
+        assert killed == costs
+        assert 0.02 <= killed.total < 1
+        costs.seconds["drawing"] = 0.5
+        time.sleep(0.02)
+        raise KeyboardInterrupt
+    stopped = StageCosts.load(file)
+    assert stopped == costs != killed
+    assert killed.total + 0.02 <= stopped.total < 1
+    with stopped.recorded(file):
+        time.sleep(0.02)
+    assert StageCosts.load(file).total >= costs.total + 0.02
+    assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
+
+
+def test_costs_what_no_kind_of_work_explains_is_other() -> None:
+    costs = StageCosts(total=5.0, samples_made=3, teacher_forwards=4)
+    costs.seconds["student_training"] = 3.0
+    found = costs.to_dict()
+    assert set(found["seconds"]) == {*KINDS, "other"}
+    assert (found["seconds"]["student_training"], found["seconds"]["other"]) == (3.0, 2.0)
+    assert (found["samples_made"], found["teacher_forwards"]) == (3, 4)
+
+
+def test_costs_stages_add_up_and_the_highest_peak_counts() -> None:
+    manifests = []
+    for number in (1, 2):
+        costs = StageCosts(total=number * 1.0, samples_made=number, teacher_forwards=10 * number)
+        costs.seconds["evaluation"] = 0.5 * number
+        manifests.append({"costs": costs.to_dict(), "peak_memory": {"host_mb": 100.0 / number, "device_mb": number}})
+    found = add_up(manifests)
+    assert (found["seconds"]["evaluation"], found["seconds"]["other"], found["samples_made"]) == (1.5, 1.5, 3)
+    assert found["teacher_forwards"] == 30
+    assert found["peak_memory"] == {"host_mb": 100.0, "device_mb": 2}
+
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+
+
+def test_memory_peak_memory_is_in_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 50 < peak_memory()["host_mb"] < 1_000_000
+    assert peak_memory()["device_mb"] >= 0
+    # Where there is no /proc; Linux counts in kibibytes.
+    monkeypatch.setattr(memory, "Path", lambda name: Path("/nowhere"))
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
+    assert peak_memory()["host_mb"] == 3072
+    monkeypatch.setattr(sys, "platform", "darwin")  # macOS counts in bytes
+    assert peak_memory()["host_mb"] == 3
+
+
+@LINUX
+def test_memory_peaks_are_counted_from_a_moment_on() -> None:
+    block = bytearray(200 << 20)
+    with_block = peak_memory()["host_mb"]
+    del block
+    reset_peak_memory()
+    assert peak_memory()["host_mb"] < with_block - 150
+
+
+@LINUX
+def test_memory_freed_memory_is_kept() -> None:
+    """A loop of large tensors touches new pages in every round without it, and hardly any with it."""
+    program = (
+        "import resource, sys, torch; from kegnet_pl.runtime.memory import keep_freed_memory\n"
+        "torch.set_num_threads(1)\n"
+        "if sys.argv[1] == 'kept': keep_freed_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def work(): return [torch.ones(5_000_000) for _ in range(8)]\n"  # 20 MB each
+        "for _ in range(3): work()\n"
+        "before = faults()\n"
+        "for _ in range(5): work()\n"
+        "print(faults() - before)\n"
+    )
+
+    def faults(how: str) -> int:
+        # With its thresholds set, glibc does not adapt them to what it sees, as it otherwise may or may not.
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+        command = [sys.executable, "-c", program, how]
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("given back") > 100_000
+    assert faults("kept") < 10_000
