@@ -142,7 +142,9 @@ def render(rows: list[dict[str, Any]]) -> str:
         "| data | network | ratio | teacher | T | student | ceiling | agreement | warning | s: compress, distill |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
-    for row in rows:
+    for row in sorted(
+        rows, key=lambda row: (row["data"] == "Letter", row["data"] == "Fashion", row["network"], row["target"])
+    ):
         figures = " | ".join(f"{100 * row[name]:.1f}" for name in ("teacher", "T", "student", "ceiling", "agreement"))
         seconds = ", ".join(f"{value:.0f}" for value in row["seconds"].values())
         warned = "yes" if row["warned"] else ""
@@ -154,7 +156,8 @@ def render(rows: list[dict[str, Any]]) -> str:
         f"{len(kept)} of {len(rows)} networks are within 3 points of their teachers, as T or as student. Of the other "
         f"{len(lost)}, {sum(row['warned'] for row in lost)} got the warning (agreement below "
         f"{LOW_AGREEMENT:.0%}). {sum(row['warned'] for row in kept)} of the {len(kept)} got a false warning.",
-        f"Median of the seconds of both calls: {statistics.median(sum(row['seconds'].values()) for row in rows):.0f}.",
+        f"Median of the seconds together: {statistics.median(sum(row['seconds'].values()) for row in rows):.0f} (one "
+        f"thread, for some rows with other work on the machine; distill with the samples).",
         "",
         f"Commands: {', '.join(f'`{command}`' for command in dict.fromkeys(row['command'] for row in rows))}",
     ]
