@@ -173,6 +173,7 @@ def main() -> int:
     path = ROOT / "results" / "networks.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     command = f"python -m reproduction.networks --targets {' '.join(f'{target:g}' for target in options.targets)}"
+    command += f" --only '{options.only}'" if options.only is not None else ""
     for name, (module, networks, pixels) in _data(Path(os.environ.get("KEGNET_DATA_DIR", "data"))).items():
         module.setup()
         for network, make in networks.items():

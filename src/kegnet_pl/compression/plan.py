@@ -15,7 +15,7 @@ from kegnet_pl.compression.activations import Calibration, LayerMoments, measure
 from kegnet_pl.compression.allocation import allocate_ranks, needs_inputs
 from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
 from kegnet_pl.compression.report import Compressed, CompressionReport, LayerReport, count_parameters, measure_size
-from kegnet_pl.compression.rules import LAYERS, Candidate, Rule, check_patterns, find_obstacles, fittable_layers
+from kegnet_pl.compression.rules import LAYERS, Candidate, Rule, check_patterns, find_obstacles
 from kegnet_pl.compression.tucker import (
     Factorisable,
     Ranks,
@@ -122,7 +122,7 @@ class CompressionPlan:
             teacher = copy.deepcopy(network).requires_grad_(False)
             of_inputs = {c.name for c in candidates if "target" in c.ranks and needs_inputs(c.layer, c.ranks)}
             moments = measure_layers(
-                teacher, fittable_layers(teacher), calibration.samples, seed=calibration.seed,
+                teacher, [name for name in layers if name not in obstacles], calibration.samples, seed=calibration.seed,
                 of_inputs=of_inputs,
             )  # fmt: skip
         if calibration is None or self.target is None:

@@ -44,8 +44,8 @@ def check_sources(settings: RunSettings, sources: Sequence[SourceInfo]) -> None:
         )
 
 
-def check_before(context: RunContext, sources: Sequence[SourceInfo]) -> None:
-    """Check what needs no trained teacher, for the sources of a run.
+def check_before(context: RunContext, sources: Sequence[SourceInfo], of_compression: SourceInfo | None) -> None:
+    """Check what needs no trained teacher, for the sources of a run's students and of its compression.
 
     Raises:
         ConfigError: If an optimiser, a plan of compression or a generator cannot be built or does not fit the data, or
@@ -53,10 +53,10 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo]) -> None:
         ValueError: If a source cannot be built, the data is damaged, or has no split to select by.
     """
     settings = context.settings
-    plan = settings.compression
-    names = {name for info in sources if not (info.needs_generators or info.needs_data) for name in info.shares}
-    names |= set(plan.source) if plan.fit == "function" and settings.student.network is None else set()
-    for name in sorted(names):
+    used = [*sources, *([of_compression] if of_compression is not None else [])]
+    for name in sorted(
+        {name for info in used if not (info.needs_generators or info.needs_data) for name in info.shares}
+    ):
         build_source({name: 1.0}, source_definitions(settings, [name]), input_shape=context.input_shape)
     if context.data is not None:
         context.data.setup()

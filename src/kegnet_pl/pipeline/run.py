@@ -48,7 +48,7 @@ def run(
     needs_data = any(source.needs_data for source in sources)
     context = open_context(settings, config, folder, job, gpu, needs_data=needs_data)
     needs_generators = any(source.needs_generators for source in sources)
-    check_before(context, sources)
+    check_before(context, sources, compression_source)
 
     teacher = teacher_stage(context)
     initial = compression_stage(context, teacher)

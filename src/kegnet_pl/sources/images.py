@@ -10,8 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from kegnet_pl.runtime.seeds import stream
-from kegnet_pl.sources.base import Prior, SyntheticSource
-from kegnet_pl.sources.procedural import RandomRows, draw_fields
+from kegnet_pl.sources.procedural import ProceduralSource, RandomRows, draw_fields
 
 _CHUNK = 1024
 """Images that are drawn at once."""
@@ -23,7 +22,7 @@ _SHAPES = 12
 """Most shapes of an image."""
 
 
-class ProceduralImages(SyntheticSource):
+class ProceduralImages(ProceduralSource):
     """Base class of sources that draw images by a procedure.
 
     A subclass draws values from N(0, 1) (:meth:`draw`). With ``mean`` and ``std`` they become pixels in [0, 1] whose
@@ -42,8 +41,6 @@ class ProceduralImages(SyntheticSource):
         ValueError: If the shape is no image or signal, or mean and standard deviation are not those of pixels.
     """
 
-    prior: Prior = "procedural"
-
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -51,14 +48,12 @@ class ProceduralImages(SyntheticSource):
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        if len(input_shape) not in (2, 3):
+        super().__init__(input_shape, device)
+        if len(self.input_shape) not in (2, 3):
             raise ValueError(
                 f"Expected `input_shape` of an image (C, H, W) or of a signal (C, length), but got "
-                f"{tuple(input_shape)}. For rows of features use the source procedural (class Procedural)."
+                f"{self.input_shape}. For rows of features use the source procedural (class Procedural)."
             )
-        self.input_shape = tuple(input_shape)
-        self.device = torch.device(device)
         self._pixels = None if mean is None and std is None else _Pixels(mean, std, self.input_shape[0])
 
     @torch.no_grad()
@@ -234,7 +229,7 @@ class Waves(ProceduralImages):
         return wave * window + 0.5 * _normal(n, rng, shape[0])
 
 
-class Procedural(SyntheticSource):
+class Procedural(ProceduralSource):
     """All procedural samples of a kind of data.
 
     Images: leaves, strokes, blobs and compositions of two of them, a quarter each. Signals: the same and waves, a fifth
@@ -250,7 +245,6 @@ class Procedural(SyntheticSource):
     title = "Procedural"
     color = "#b45309"
     marker = "H"
-    prior: Prior = "procedural"
 
     def __init__(
         self,
@@ -259,11 +253,9 @@ class Procedural(SyntheticSource):
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        is_row = isinstance(input_shape, int) or len(input_shape) == 1
-        self.source: SyntheticSource = (
-            RandomRows(input_shape, device) if is_row else _Mix(input_shape, device, mean, std)  # type: ignore[arg-type]
-        )
+        super().__init__(input_shape, device)
+        shape = self.input_shape
+        self.source = RandomRows(shape, device) if len(shape) == 1 else _Mix(shape, device, mean, std)
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)``."""

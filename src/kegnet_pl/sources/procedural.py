@@ -19,7 +19,18 @@ _MOST_DIRECTIONS = 1024
 """Most directions in which a Gaussian of the mixture varies; more would need a large matrix for each Gaussian."""
 
 
-class RandomFields(SyntheticSource):
+class ProceduralSource(SyntheticSource):
+    """Base class of procedural sources, with the shape of one sample and the device of the samples."""
+
+    prior: Prior = "procedural"
+
+    def __init__(self, input_shape: int | Sequence[int], device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+        self.device = torch.device(device)
+
+
+class RandomFields(ProceduralSource):
     """Gaussian random fields of random smoothness; for rows of features, a mixture of correlated Gaussians.
 
     A field of an image or a signal has the power spectrum ``1 / f^a``, ``a`` from U(1, 4) for each sample. Its channels
@@ -35,12 +46,6 @@ class RandomFields(SyntheticSource):
     title = "Fields"
     color = "#7a5195"
     marker = "D"
-    prior: Prior = "procedural"
-
-    def __init__(self, input_shape: int | Sequence[int], device: torch.device | str = "cpu") -> None:
-        super().__init__()
-        self.input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
-        self.device = torch.device(device)
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)``."""
@@ -98,7 +103,7 @@ def _draw_rows(n: int, features: int, rng: torch.Generator) -> Tensor:
     return rows / 2**0.5
 
 
-class RandomRows(SyntheticSource):
+class RandomRows(ProceduralSource):
     """Rows of features of several kinds, a quarter each; features have mean 0 and about variance 1.
 
     Independent values from N(0, 1), correlated Gaussians (:class:`RandomFields`), the same with heavy tails (Student's
@@ -112,12 +117,10 @@ class RandomRows(SyntheticSource):
     title = "Rows"
     color = "#be185d"
     marker = "p"
-    prior: Prior = "procedural"
 
     def __init__(self, input_shape: int | Sequence[int], device: torch.device | str = "cpu") -> None:
-        super().__init__()
-        (self.features,) = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
-        self.device = torch.device(device)
+        super().__init__(input_shape, device)
+        (self.features,) = self.input_shape
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, features)``."""

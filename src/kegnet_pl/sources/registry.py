@@ -7,7 +7,7 @@ import importlib.resources
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -60,6 +60,10 @@ class SourceInfo:
     def is_ceiling(self) -> bool:
         """True if the samples are real data: the student is a ceiling, no data-free result."""
         return self.prior == REAL_DATA
+
+    def selected(self, oversampling: int) -> "SourceInfo":
+        """Return the description of samples that a teacher selects among ``oversampling`` candidates for each."""
+        return replace(self, prior=join_priors([self.prior, "teacher"])) if oversampling > 1 else self
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as ``results.json`` has it."""

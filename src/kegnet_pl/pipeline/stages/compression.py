@@ -3,7 +3,6 @@
 import copy
 import json
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import RunSettings
-from kegnet_pl.sources import SourceInfo, build_source, describe_mixture, join_priors
+from kegnet_pl.sources import SourceInfo, build_source, describe_mixture
 from kegnet_pl.training.progress import StageProgress
 
 
@@ -78,7 +77,7 @@ def describe_compression_source(settings: RunSettings) -> SourceInfo | None:
             f"Expected `compression.source` to be a source without real data, which trains only a ceiling, but got "
             f"{info.name}. Use compression.source=procedural."
         )
-    return replace(info, prior=join_priors([info.prior, "teacher"])) if plan.oversampling > 1 else info
+    return info.selected(plan.oversampling)
 
 
 def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:

@@ -3,7 +3,6 @@
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from kegnet_pl.sources import (
     SyntheticSource,
     build_source,
     describe_mixture,
-    join_priors,
 )
 from kegnet_pl.training.progress import StageProgress
 
@@ -81,9 +79,7 @@ def student_stage(
 def describe_student_source(settings: RunSettings, shares: Mapping[str, float]) -> SourceInfo:
     """Return the description of a student's samples; the teacher's knowledge is in them if it selects them."""
     info = describe_mixture(shares, settings.source)
-    if settings_for(settings.student, info).oversampling > 1:
-        info = replace(info, prior=join_priors([info.prior, "teacher"]))
-    return info
+    return info.selected(settings_for(settings.student, info).oversampling)
 
 
 def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettings:
