@@ -2,6 +2,7 @@
 
 import functools
 import importlib.resources
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -39,6 +41,7 @@ SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results
 
 Run = Callable[..., dict[str, Any]]
 Command = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., "Started"]
 
 
 def configure(*overrides: str) -> dict[str, Any]:
@@ -147,9 +150,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     return get
 
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["kegnet_pl.pipeline.run", "kegnet_pl.reporting.sweep", "matplotlib.pyplot", "tensorboard"]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [__name__, "kegnet_pl.pipeline.cli", "kegnet_pl.reporting.sweep", "matplotlib.pyplot", "tensorboard"]
 )
 
 
@@ -160,45 +163,80 @@ def _main(arguments: Sequence[str], folder: Path, environment: dict[str, str], o
     os.chdir(folder)
     for number, stream in ((1, "out"), (2, "err")):
         os.dup2(os.open(output / stream, os.O_WRONLY | os.O_CREAT), number)
+    from joblib.externals.loky.backend import context
+
     from kegnet_pl.pipeline.cli import main
 
+    context.set_start_method("fork")  # workers of hydra/launcher=joblib
+
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("kegnet_pl.__main__")  # what DDP starts once more
     sys.argv[:] = ["kegnet_pl", *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     with nullcontext() if draw else no_pictures():
-        main()
+        try:
+            main()
+        finally:
+            threading._shutdown()  # an interpreter ends with it, and it stops joblib's workers
+
+
+class Started:
+    """A command in a forked process."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str], draw: bool) -> None:
+        self._name = ["kegnet_pl", *arguments]
+        self._output = TemporaryDirectory()
+        output = Path(self._output.name)
+        self._streams = [output / stream for stream in ("out", "err")]
+        self.process = FORKS.Process(target=_main, args=(arguments, folder, environment, output, draw))
+        self.process.start()
+
+    def finish(self, expect: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Wait until it has ended, with this exit status."""
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"still running after {timeout} s"
+        out, err = (stream.read_text() for stream in self._streams)
+        self._output.cleanup()
+        assert expect in (None, self.process.exitcode), out + err
+        return subprocess.CompletedProcess(self._name, self.process.exitcode, out, err)
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Iterator[Command]:
-    """Run the command line in an empty folder, with no W&B key, and without pictures of runs unless ``draw`` is set.
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of a command: no W&B key, and an empty home."""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    return plain | {"HOME": str(tmp_path), "COLUMNS": "160"}
 
-    ``new`` starts ``python -m kegnet_pl``, which takes the imports' five seconds more. Launchers of sweeps and DDP need
-    it, as they start processes themselves.
+
+@pytest.fixture
+def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Start]:
+    """Start the command line in an empty folder, without pictures of runs unless ``draw`` is set; do not wait."""
+    running = []
+
+    def begin(*arguments: str, draw: bool = False) -> Started:
+        running.append(Started(arguments, tmp_path, environment, draw))
+        return running[-1]
+
+    yield begin
+    for command in running:
+        command.process.kill()
+
+
+@pytest.fixture
+def command(tmp_path: Path, environment: dict[str, str], start: Start) -> Command:
+    """Run the command line, see ``start``, and wait for its end.
+
+    ``new`` starts ``python -m kegnet_pl``, which takes the imports' five seconds more.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    environment |= {"HOME": str(tmp_path), "COLUMNS": "160"}
-    processes = []
 
     def run(
         *arguments: str, expect: int | None = 0, new: bool = False, draw: bool = False, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
+        if not new:
+            return start(*arguments, draw=draw).finish(expect, timeout)
         name = [sys.executable, "-m", "kegnet_pl", *arguments]
-        if new:
-            done = subprocess.run(name, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
-        else:
-            with TemporaryDirectory() as output:
-                process = _FORKS.Process(target=_main, args=(arguments, tmp_path, environment, Path(output), draw))
-                process.start()
-                processes.append(process)
-                process.join(timeout)
-                assert process.exitcode is not None, f"still running after {timeout} s"
-                streams = [(Path(output) / stream).read_text() for stream in ("out", "err")]
-            done = subprocess.CompletedProcess(name, process.exitcode, *streams)
-        if expect is not None:
-            assert done.returncode == expect, done.stdout + done.stderr
+        done = subprocess.run(name, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
+        assert expect in (None, done.returncode), done.stdout + done.stderr
         return done
 
-    yield run
-    for process in processes:
-        process.kill()
+    return run

@@ -15,7 +15,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from kegnet_pl.pipeline import cli
-from tests.integration.conftest import FAST, Command
+from tests.integration.conftest import FAST, Command, Start
 
 Refused = Callable[..., str]
 
@@ -156,7 +156,7 @@ def test_old_and_new_spellings_are_one_configuration(command: Command) -> None:
 
 @pytest.mark.slow
 def test_default_run_shows_everything(command: Command, tmp_path: Path) -> None:
-    done = command(FAST, "logger=[wandb,tensorboard]", new=True)
+    done = command(FAST, "logger=[wandb,tensorboard]", draw=True)
     text = done.stdout
     for word in ("teacher", "T+Normal", "T+KegNet", "accuracy", "ratio", "MACs", "seconds"):
         assert word in text
@@ -215,12 +215,12 @@ def test_metric_names(command: Command, tmp_path: Path) -> None:
 @pytest.mark.ddp
 def test_two_processes_through_the_command_line(command: Command, tmp_path: Path) -> None:
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    done = command(FAST, *ddp, "sources=[kegnet]", new=True)
+    done = command(FAST, *ddp, "sources=[kegnet]")
     assert done.stdout.count("T+KegNet") >= 1 and done.stdout.count("teacher: finished") == 1
     (results,) = tmp_path.glob("outputs/runs/*/results.json")
     assert len(json.loads(results.read_text())) == 3
     # Another run finds some stages, and both processes train the others.
-    more = command(FAST, *ddp, "student.optimizer.lr=0.002", "sources=[kegnet]", new=True)
+    more = command(FAST, *ddp, "student.optimizer.lr=0.002", "sources=[kegnet]")
     assert "generators: found" in more.stdout and "student (kegnet): finished" in more.stdout
 
 
@@ -243,45 +243,24 @@ def test_a_sweep_over_several_processes_is_refused(command: Command) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_keeps_finished_stages_and_says_how_to_go_on(
-    number: signal.Signals, code: int, tmp_path: Path
+    number: signal.Signals, code: int, start: Start, tmp_path: Path
 ) -> None:
-    arguments = [FAST, "sources=[kegnet]", "generator.epochs=500", "teacher.epochs=1"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "kegnet_pl", *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        # Where the tests themselves run in a shell's background, Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    running = start(FAST, "sources=[kegnet]", "generator.epochs=500", "teacher.epochs=1")
     deadline = time.monotonic() + 120
     begun = tmp_path / "outputs" / "debug_store"
     while not list(begun.glob(".generators-*/checkpoints/generator_0/resume.ckpt")):
-        assert time.monotonic() < deadline and running.poll() is None
+        assert time.monotonic() < deadline and running.process.is_alive()
         time.sleep(0.1)
-    running.send_signal(number)
-    out, err = running.communicate(timeout=60)
-    assert running.returncode == code, out + err
+    os.kill(running.process.pid, number)
+    err = running.finish(code, timeout=60).stderr
     assert "run the same command again" in err and "Traceback" not in err
     assert [path.name.split("-")[0] for path in sorted(begun.glob("[!.]*"))] == ["compression", "teacher"]
 
 
 @pytest.mark.slow
-def test_two_commands_at_once_build_every_stage_once(tmp_path: Path) -> None:
-    commands = [
-        subprocess.Popen(
-            [sys.executable, "-m", "kegnet_pl", FAST, "sources=[kegnet]", "teacher.epochs=5"],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    texts = [process.communicate(timeout=300)[0] for process in commands]
-    assert [process.returncode for process in commands] == [0, 0], texts
+def test_two_commands_at_once_build_every_stage_once(start: Start, tmp_path: Path) -> None:
+    running = [start(FAST, "sources=[kegnet]", "teacher.epochs=5") for _ in range(2)]
+    texts = [one.finish().stdout for one in running]
     for stage in ("teacher", "generators", "student (kegnet)"):
         assert sum(f"{stage}: finished" in text for text in texts) == 1, texts
     assert len(list(tmp_path.glob("outputs/runs/*/results.json"))) == 2

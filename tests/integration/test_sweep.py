@@ -95,11 +95,12 @@ def test_a_typo_in_a_sweep_gets_an_answer(command: Command) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_side_by_side_build_what_they_share_once(command: Command, tmp_path: Path, launcher: str) -> None:
+    """Workers of joblib are forked, jobs of submitit are new processes."""
     options = {
         "joblib": ["hydra.launcher.n_jobs=2"],
         "submitit_local": ["hydra.launcher.timeout_min=10"],
     }
-    done = command(*JOBS, f"hydra/launcher={launcher}", *options[launcher], new=True)
+    done = command(*JOBS, f"hydra/launcher={launcher}", *options[launcher])
     assert "2 of 2 runs finished" in done.stdout, done.stdout + done.stderr
     stages = _stages(tmp_path)
     assert stages.count("teacher") == stages.count("generators") == 1

@@ -33,4 +33,5 @@ def test_wheel_runs_from_another_directory(tmp_path: Path) -> None:
     assert all(place.startswith(str(site)) for place in places)
     done = subprocess.run([sys.executable, "-m", "kegnet_pl", "+debug=fast", "sources=[kegnet]"], **run)  # type: ignore[call-overload]
     assert "T+KegNet" in done.stdout
+    assert "Warning" not in done.stderr, done.stderr
     assert list(elsewhere.glob("outputs/runs/*/results.json"))
