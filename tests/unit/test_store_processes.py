@@ -4,10 +4,9 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,23 @@ import pytest
 from kegnet_pl.pipeline.store import Store, fingerprint
 from kegnet_pl.runtime.costs import StageCosts
 
-_BUILDER = textwrap.dedent(
-    """
-    import json, os, sys, time
-    from pathlib import Path
-    from kegnet_pl.pipeline.store import Store
+_FORK = multiprocessing.get_context("fork")
+"""No import of torch in each process."""
 
-    root, signals, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 
-    def build(folder, costs):
-        with (signals / "builds").open("a") as log:
-            log.write(f"{os.getpid()}\\n")
+def _build(root: Path, signals: Path, seconds: float) -> None:
+    """Need the stage; write what was said, and what came of it."""
+
+    def build(folder: Path, costs: StageCosts) -> dict[str, Any]:
         (folder / "half.txt").write_text("begun")
         (signals / f"building.{os.getpid()}").touch()
         time.sleep(seconds)
         return {"pid": os.getpid()}
 
-    stage = Store(root).get("teacher", {"lr": 0.1}, [], build)
-    print(json.dumps({"pid": os.getpid(), "found": stage.found, "metrics": stage.metrics}))
-    """
-)
+    with redirect_stdout(StringIO()) as said:
+        stage = Store(root).get("teacher", {"lr": 0.1}, [], build)
+    result = {"found": stage.found, "metrics": stage.metrics, "said": said.getvalue()}
+    (signals / f"result.{os.getpid()}").write_text(json.dumps(result))
 
 
 class _Process:
@@ -45,22 +41,21 @@ class _Process:
     def __init__(self, root: Path, signals: Path, seconds: float) -> None:
         signals.mkdir(exist_ok=True)
         self.signals = signals
-        self.popen = subprocess.Popen(
-            [sys.executable, "-c", _BUILDER, str(root), str(signals), str(seconds)], stdout=subprocess.PIPE, text=True
-        )
+        self.process = _FORK.Process(target=_build, args=(root, signals, seconds))
+        self.process.start()
 
     def wait_until_it_builds(self) -> None:
         deadline = time.monotonic() + 60
-        while not (self.signals / f"building.{self.popen.pid}").exists():
-            assert self.popen.poll() is None, "the builder has ended"
+        while not (self.signals / f"building.{self.process.pid}").exists():
+            assert self.process.is_alive(), "the builder has ended"
             assert time.monotonic() < deadline, "the builder does not start"
             time.sleep(0.02)
 
-    def finish(self) -> tuple[list[str], dict[str, Any]]:
-        out, _ = self.popen.communicate(timeout=60)
-        assert self.popen.returncode == 0
-        *messages, result = out.splitlines()
-        return messages, json.loads(result)
+    def finish(self) -> dict[str, Any]:
+        self.process.join(60)
+        assert self.process.exitcode == 0
+        result: dict[str, Any] = json.loads((self.signals / f"result.{self.process.pid}").read_text())
+        return result
 
 
 def _visible(root: Path) -> list[str]:
@@ -75,14 +70,14 @@ def test_two_need_a_stage_and_one_builds_it(tmp_path: Path) -> None:
     stage = Store(root, notify=said.append).get(
         "teacher", {"lr": 0.1}, [], lambda folder, costs: pytest.fail("built twice")
     )
-    messages, result = first.finish()
-    assert messages == []
+    result = first.finish()
+    assert result["said"] == ""
     assert result["found"] is False
     assert stage.found is True
-    assert stage.metrics == result["metrics"] == {"pid": first.popen.pid}
+    assert stage.metrics == result["metrics"] == {"pid": first.process.pid}
     assert len(said) == 1
     assert said[0].startswith("Waiting for ")
-    assert f"process {first.popen.pid} on " in said[0]
+    assert f"process {first.process.pid} on " in said[0]
     assert f"teacher-{stage.fingerprint}" in said[0]
 
 
@@ -101,9 +96,8 @@ def _need(root: Path, log: Path, gate: Barrier) -> None:
 
 
 def test_four_that_start_together(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")  # no import of torch four times
-    log, gate = tmp_path / "builds", context.Barrier(4)
-    processes = [context.Process(target=_need, args=(tmp_path / "store", log, gate)) for _ in range(4)]
+    log, gate = tmp_path / "builds", _FORK.Barrier(4)
+    processes = [_FORK.Process(target=_need, args=(tmp_path / "store", log, gate)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
@@ -121,10 +115,10 @@ def test_killed_builder_leaves_nothing_published_and_no_lock(tmp_path: Path) -> 
     said: list[str] = []
     Store(root, notify=said.append).get("other", {}, [], lambda folder, costs: {})
     assert said == [], "another stage was waited for"
-    assert process.popen.poll() is None
-    os.kill(process.popen.pid, signal.SIGKILL)
-    process.popen.communicate(timeout=30)
-    assert process.popen.returncode == -signal.SIGKILL
+    assert process.process.is_alive()
+    process.process.kill()
+    process.process.join(30)
+    assert process.process.exitcode == -signal.SIGKILL
     assert _visible(root) == ["other-" + fingerprint("other", {}, [])]
 
     found: list[str] = []
