@@ -1,11 +1,18 @@
 """The notebooks run, from an empty folder, and show what their stored outputs promise."""
 
+import os
 import shutil
+import tempfile
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from tests.integration.conftest import FORKS
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -29,6 +36,50 @@ SMALL = {
 """Replacements in the code of a notebook, as training takes minutes."""
 
 
+def _serve(connection: str, folder: str, environment: dict[str, str], ready: Event) -> None:
+    """Be a kernel: as ``python -m ipykernel_launcher``, but with torch and Lightning imported already."""
+    os.setsid()  # its manager kills its whole group
+    ready.set()
+    os.environ.clear()
+    os.environ.update(environment | {"JPY_PARENT_PID": str(os.getppid())})
+    os.chdir(folder)
+    tempfile.tempdir = None
+    import matplotlib
+    from ipykernel.kernelapp import launch_new_instance
+
+    matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline"  # read at its import otherwise
+    launch_new_instance(argv=["-f", connection])
+
+
+class _Kernel:
+    """The process of a kernel, with the methods of ``Popen`` that its manager calls."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process, self.pid = process, process.pid
+        self.kill, self.terminate = process.kill, process.terminate
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+def _fork_kernel(command: list[str], *, cwd: Path, env: dict[str, str], **_: Any) -> _Kernel:
+    ready = FORKS.Event()
+    connection = command[command.index("-f") + 1]
+    process = FORKS.Process(target=_serve, args=(connection, str(cwd), dict(env), ready))
+    process.start()
+    assert ready.wait(60)
+    return _Kernel(process)
+
+
 def test_all_three_are_there() -> None:
     assert [path.stem for path in NOTEBOOKS] == list(SMALL)
 
@@ -36,6 +87,7 @@ def test_all_three_are_there() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", _fork_kernel)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     shutil.copy(path, tmp_path)
     notebook = nbformat.read(tmp_path / path.name, as_version=4)
