@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -212,9 +212,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Start]:
     """Start the command line in an empty folder, without pictures of runs unless ``draw`` is set; do not wait."""
     running = []
+    usual = environment
 
-    def begin(*arguments: str, draw: bool = False) -> Started:
-        running.append(Started(arguments, tmp_path, environment, draw))
+    def begin(
+        *arguments: str, draw: bool = False, folder: Path = tmp_path, environment: Mapping[str, str] = usual
+    ) -> Started:
+        running.append(Started(arguments, folder, dict(environment), draw))
         return running[-1]
 
     yield begin

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench
+from benchmarks import bench, turns
 from benchmarks.cases import EXPERIMENTS, make_case
 from benchmarks.table import TABLES
-from benchmarks.turns import ratio, running, take_turns
+from benchmarks.turns import Worker, ratio, running, take_turns
 from benchmarks.worker import Task, count_operations, measure_rate, serve
+from tests.integration.conftest import FORKS
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,10 +30,26 @@ def _bench(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.main()
 
 
+class _ForkedWorker(Worker):
+    """A worker of this checkout that has everything imported already."""
+
+    def __init__(self, task: Task, folder: Path = ROOT) -> None:
+        self.folder = folder
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.forked = FORKS.Process(target=serve, args=(task, theirs))
+        self.forked.start()
+        theirs.close()
+
+    def stop(self) -> None:
+        self.pipe.send("stop")
+        self.forked.join()
+
+
 @pytest.mark.slow
 def test_bench_measures_and_stores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(turns, "Worker", _ForkedWorker)
     out = tmp_path / "bench.json"
     command = ["--works", "student_epoch", "--repeats", "1", "--samples", "320", "--out", str(out)]
     _bench(*command, monkeypatch=monkeypatch)

@@ -197,15 +197,15 @@ def test_pictures_exist() -> None:
         assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_student_runs_without_us(tmp_path: Path) -> None:
+def test_a_student_runs_without_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines of the README that export a student."""
     content = next(block for block in blocks("python") if "torch.export.save" in block)
     compressed = CompressionPlan([Rule("*", "target")], 2.0).apply(ResNet14(), (3, 32, 32))
     student, recipe = compressed.network.eval(), {"_target_": "kegnet_pl.networks.ResNet14"}
     save_network(student, tmp_path, "network", recipe, compressed.report.ranks)
     code = content.replace("outputs/store/student-...", str(tmp_path))
-    run = [sys.executable, "-c"]
-    subprocess.run([*run, code], check=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
     x = torch.randn(1, 3, 32, 32)
     torch.save(x, tmp_path / "x.pt")
     elsewhere = """
@@ -215,6 +215,6 @@ answers = [torch.export.load("student.pt2").module()(x), torch.jit.load("student
 assert "kegnet_pl" not in sys.modules
 torch.save([answer.detach() for answer in answers], "answers.pt")
 """
-    subprocess.run([*run, elsewhere], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", elsewhere], check=True)
     for answer in torch.load(tmp_path / "answers.pt"):
         torch.testing.assert_close(answer, student(x), rtol=1e-4, atol=1e-5)

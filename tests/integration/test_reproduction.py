@@ -10,10 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jsonschema
 import pytest
@@ -32,7 +32,7 @@ from reproduction.study import main as study_main
 from reproduction.study import render as render_study
 from reproduction.tables import METHODS, paper_rows, read_remarks, render, write_tables
 from reproduction.teachers import copy_to_store, keep_teachers
-from tests.integration.conftest import configure
+from tests.integration.conftest import Start, configure
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "reproduction" / "paper.schema.json").read_text())
@@ -507,9 +507,17 @@ def test_stored_tables_are_what_the_runs_say(tmp_path: Path) -> None:
 @pytest.mark.data
 @pytest.mark.slow
 def test_smoke(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data_dir: Path, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of the three cells: test_jobs_are_what_the_product_takes composes the others."""
+
+    def fork(self: Processes, command: Sequence[str], log: IO[str], environment: Mapping[str, str]) -> int:
+        assert command[:3] == [sys.executable, "-m", "kegnet_pl"]
+        done = start(*command[3:], folder=Path.cwd(), environment=environment).finish(expect=None)
+        log.write(done.stdout + done.stderr)
+        return done.returncode
+
+    monkeypatch.setattr(Processes, "run", fork)
     jobs = [job for job in SMOKE_JOBS if job.experiment == "letter_mlp"]
     monkeypatch.setattr("reproduction.__main__.SMOKE_JOBS", jobs)
     monkeypatch.setattr(sys, "argv", ["reproduction", "--smoke", "--jobs", "2", "--out", str(tmp_path)])
@@ -537,14 +545,19 @@ def test_smoke(
     ]
 
 
-def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_failed_run_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "Läufe (1), it's"  # Hydra cannot read it unquoted
-    bad = [sys.executable, "-m", "reproduction", "--smoke", "--out", str(folder), "--set", "student.colour=red"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("KEGNET")}
-    done = subprocess.run(bad, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stdout.count("\nfailed: ") == len(SMOKE_JOBS)
-    assert done.stdout.count("\n    ") >= len(SMOKE_JOBS) and "colour" in done.stdout, "what the log says stands there"
+    bad = ["reproduction", "--smoke", "--out", str(folder), "--set", "student.colour=red"]
+    for variable in [name for name in os.environ if name.startswith("KEGNET")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", bad)
+    assert reproduction_main() == 1
+    shown = capsys.readouterr().out
+    assert shown.count("\nfailed: ") == len(SMOKE_JOBS)
+    assert shown.count("\n    ") >= len(SMOKE_JOBS) and "colour" in shown, "what the log says stands there"
     log = folder / "paper" / SMOKE_JOBS[0].name / "log.txt"
     assert "colour" in log.read_text()
 
