@@ -191,7 +191,7 @@ def test_experiments_start_on_real_data(
     )
     released = {"mnist_lenet": "mnist", "fashion_resnet": "fashion", "svhn_resnet": "svhn"}
     weights = f"teacher.weights={reference_dir / 'teachers' / released[name]}.pth.tar" if name in released else "seed=1"
-    rows = go(tmp_path, f"experiment={name}", f"data.root={data_dir}", weights, "sources=[kegnet]")
+    rows = go(tmp_path, f"experiment={name}", f"data.root={data_dir}", weights, "sources=[kegnet]", "generator.count=1")
     assert [row["method"] for row in rows] == ["teacher", "T", "T+KegNet"]
     assert all(row["accuracy"] is not None for row in rows)
     if name in released:
