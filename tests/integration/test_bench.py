@@ -123,6 +123,11 @@ def test_a_worker_that_runs_other_code_or_dies_is_refused(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_two_checkouts_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is a link to this one: the ratio is noise, and everything else is as with another version."""
+
+    def work(task: Task, folder: Path) -> Worker:
+        return _ForkedWorker(task) if folder == ROOT else Worker(task, folder)
+
+    monkeypatch.setattr(turns, "Worker", work)
     (tmp_path / "before").symlink_to(ROOT)
     out = tmp_path / "before_after.json"
     command = ["--works", "student_epoch", "--repeats", "2", "--samples", "320", "--out", str(out)]

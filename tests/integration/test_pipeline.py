@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -31,7 +30,18 @@ from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SyntheticSource
 from kegnet_pl.training import GeneratorModule
 from kegnet_pl.training.base import TrainingModule
-from tests.integration.conftest import FAST, PLAIN, Prepared, configure, copy_store, go, kinds, no_pictures, stages
+from tests.integration.conftest import (
+    FAST,
+    FORKS,
+    PLAIN,
+    Prepared,
+    configure,
+    copy_store,
+    go,
+    kinds,
+    no_pictures,
+    stages,
+)
 
 
 class NormNet(nn.Module):
@@ -412,7 +422,7 @@ def test_costs_of_an_interrupted_stage_are_not_forgotten(tmp_path: Path, prepare
         with interrupted("GeneratorModule", 1):
             go(tmp_path, "sources=[kegnet]")
     else:
-        process = multiprocessing.get_context("spawn").Process(target=_go_until_killed, args=(tmp_path,))
+        process = FORKS.Process(target=_go_until_killed, args=(tmp_path,))
         process.start()
         process.join(300)
         assert process.exitcode == 9
