@@ -168,7 +168,6 @@ def _main(arguments: Sequence[str], folder: Path, environment: dict[str, str], o
     from kegnet_pl.pipeline.cli import main
 
     context.set_start_method("fork")  # workers of hydra/launcher=joblib
-
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("kegnet_pl.__main__")  # what DDP starts once more
     sys.argv[:] = ["kegnet_pl", *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -229,7 +228,7 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Start]:
 def command(tmp_path: Path, environment: dict[str, str], start: Start) -> Command:
     """Run the command line, see ``start``, and wait for its end.
 
-    ``new`` starts ``python -m kegnet_pl``, which takes the imports' five seconds more.
+    ``new`` starts ``python -m kegnet_pl``, which takes the imports' five seconds more, where it imports torch.
     """
 
     def run(

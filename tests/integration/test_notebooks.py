@@ -41,9 +41,9 @@ def _serve(connection: str, folder: str, environment: dict[str, str], ready: Eve
     os.setsid()  # its manager kills its whole group
     ready.set()
     os.environ.clear()
-    os.environ.update(environment | {"JPY_PARENT_PID": str(os.getppid())})
+    os.environ.update(environment | {"JPY_PARENT_PID": str(os.getppid())})  # it would look for the manager's
     os.chdir(folder)
-    tempfile.tempdir = None
+    tempfile.tempdir = None  # TMPDIR is read again
     import matplotlib
     from ipykernel.kernelapp import launch_new_instance
 
