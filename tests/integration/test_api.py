@@ -378,8 +378,8 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.train_generators(_lenet(), "1,32,32", **TINY), "`input_shape` as .* but got '1,32,32'"),
         (lambda: kegnet_pl.compress(_lenet(), (1, -32, 32)), r"`input_shape` as .* but got \(1, -32, 32\)"),
         (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, fit="logits"), "`fit` to be 'function' or 'weights'"),
-        (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, samples=1), "`samples` to be an integer, at least 10"),
-        (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, samples=10.5), "`samples` to be an integer"),  # type: ignore[arg-type]
+        (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, samples=1), "`samples` to be a whole number of at least 10"),
+        (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, samples=10.5), "`samples` to be a whole number"),  # type: ignore[arg-type]
         (lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, source="fields"), "`source` to be a SyntheticSource"),  # type: ignore[arg-type]
         (
             lambda: kegnet_pl.compress(_lenet(), SHAPE, 2.0, source=kegnet_pl.NoiseSource("normal", (1, 28, 28))),

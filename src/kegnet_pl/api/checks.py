@@ -73,8 +73,17 @@ def _check_compressed(student: nn.Module, teacher: nn.Module) -> None:
         )
 
 
-def describe_agreement(agreement: float) -> str | None:
-    """Return a sentence if a compressed network agrees with the original too little, None if it agrees enough."""
+def describe_agreement(agreement: float | None) -> str | None:
+    """Return a sentence if a compressed network agrees with the original too little, None if it agrees enough.
+
+    Args:
+        agreement: :attr:`Compressed.agreement` of a compression by function; None if the original gives one class.
+    """
+    if agreement is None:
+        return (
+            "The network gives the same class to all held-out synthetic samples. Such samples tell little: check the "
+            "network's weights and the mean and standard deviation of the pixels, or use another source."
+        )
     if agreement >= LOW_AGREEMENT:
         return None
     return (

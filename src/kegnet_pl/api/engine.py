@@ -1,6 +1,7 @@
-"""Fits of generators and students: the library and the command line wire modules here."""
+"""Fits of compressed networks, generators and students: the library and the command line wire modules here."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -8,15 +9,24 @@ import torch
 from pytorch_lightning import Callback
 from torch import nn
 
+from kegnet_pl.api.checks import check_counts
 from kegnet_pl.api.sampling import Generators
-from kegnet_pl.compression import Calibration, fittable_layers, measure_layers, reconstruct
+from kegnet_pl.compression import (
+    Calibration,
+    Compressed,
+    CompressionPlan,
+    fittable_layers,
+    measure_layers,
+    reconstruct,
+)
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss, GeneratorObjective
-from kegnet_pl.networks import StackedModule, adapt_norm, match_layers, prefer_channels_last
+from kegnet_pl.networks import StackedModule, adapt_norm, count_classes, match_layers, prefer_channels_last
 from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES
-from kegnet_pl.networks.execution import frozen_copy, teacher_for
-from kegnet_pl.runtime.seeds import seeded
+from kegnet_pl.networks.execution import copy_network, frozen_copy, teacher_for
+from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
+from kegnet_pl.sources import SyntheticSource, select_samples
 from kegnet_pl.training import FeatureDistillation, GeneratorModule, StudentModule
 from kegnet_pl.training.fit import Fit, Metrics
 from kegnet_pl.training.generator_module import should_vectorize, vectorization_error
@@ -24,6 +34,65 @@ from kegnet_pl.training.optimizers import OptimizerFactory
 from kegnet_pl.training.progress import StageProgress
 
 _RECONSTRUCTION_SAMPLES = 2_500
+
+
+def fit_compression(
+    network: nn.Module,
+    shape: tuple[int, ...],
+    plan: CompressionPlan,
+    source: SyntheticSource | None = None,
+    samples: int = 2_000,
+    oversampling: int = 4,
+    seed: int = 0,
+    progress: StageProgress | None = None,
+) -> Compressed:
+    """Compress a network by its weights, or, with a source, by its function on samples.
+
+    Raises:
+        ValueError: If an argument is out of range, or the network does not accept such samples.
+    """
+    with torch.inference_mode(mode=False):  # gradients by layers are needed
+        if source is None:
+            by_weights: Compressed = plan.apply(network, shape)
+            return by_weights
+        calibration = _calibrate(network, shape, source, samples, oversampling, seed)
+        with progress or nullcontext():
+            move = None if progress is None else progress.move_to
+            by_function: Compressed = plan.apply(network, shape, replace(calibration, on_progress=move))
+    return by_function
+
+
+def _calibrate(
+    network: nn.Module, shape: tuple[int, ...], source: SyntheticSource, samples: int, oversampling: int, seed: int
+) -> Calibration:
+    """Return samples of a source, and further ones to decide whether the fit of a layer is kept."""
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 10:
+        raise ValueError(f"Expected `samples` to be an integer, at least 10, but got {samples!r}.")
+    if not isinstance(source, SyntheticSource):
+        raise ValueError(
+            f"Expected `source` to be a SyntheticSource, such as NoiseSource('normal', {shape}), or None, but got "
+            f"{source!r}."
+        )
+    check_counts(oversampling=(oversampling, 1))
+    weight = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
+    count_classes(network if weight.dtype == torch.float32 else copy_network(network).float(), shape)
+
+    def draw(count: int, seed: int) -> torch.Tensor:
+        candidates = count * oversampling
+        x = source.sample(candidates, seed)
+        if not isinstance(x, torch.Tensor) or tuple(x.shape) != (candidates, *shape):
+            received = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+            raise ValueError(
+                f"Expected `source` to return samples of shape {(candidates, *shape)}, but got {received}. Check its "
+                f"method `sample`."
+            )
+        x = x.detach().to(weight)
+        if not bool(x.isfinite().all()):
+            raise ValueError("Expected `source` to return finite samples, but got NaN or infinite ones.")
+        return x if oversampling == 1 else select_samples(x, network, count, seed)
+
+    held_out = -(-samples // 4 // source.multiple) * source.multiple
+    return Calibration(draw(samples, seed), draw(held_out, derive_seed(seed, "held out")), seed)
 
 
 @dataclass(frozen=True)

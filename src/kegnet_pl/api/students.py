@@ -3,25 +3,21 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from kegnet_pl.api.checks import check_counts, check_student, describe_agreement
-from kegnet_pl.api.engine import adam, fit_student
+from kegnet_pl.api.checks import check_student, describe_agreement
+from kegnet_pl.api.engine import adam, fit_compression, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
-from kegnet_pl.compression import Calibration, Compressed, CompressionPlan, Rule, TuckerConv2d, TuckerLinear
+from kegnet_pl.compression import Compressed, CompressionPlan, Rule, TuckerConv2d, TuckerLinear
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import count_classes, lacks_statistics, prefer_channels_last
-from kegnet_pl.networks.execution import copy_network
 from kegnet_pl.runtime.devices import Device, find_device
-from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Precision, StudentNorm, read_arguments
-from kegnet_pl.sources import Procedural, SyntheticSource, select_samples
+from kegnet_pl.sources import Procedural, SyntheticSource
 from kegnet_pl.training.fit import QuietFit, to_shape
 from kegnet_pl.training.progress import StageProgress, make_console
 
@@ -40,7 +36,7 @@ def compress(
     samples: int = 2_000,
     oversampling: int = 4,
     seed: int = 0,
-    progress: bool | StageProgress = True,
+    progress: bool = True,
 ) -> Compressed:
     """Factorise the layers of a network (Tucker-2 for convolutions, PAPER section 4), without real data or training.
 
@@ -82,57 +78,15 @@ def compress(
     if fit not in ("function", "weights"):
         raise ValueError(f"Expected `fit` to be 'function' or 'weights', but got {fit!r}.")
     shape, plan = to_shape(input_shape), CompressionPlan(list(rules), target, when_larger)
-    with torch.inference_mode(mode=False):  # gradients by layers are needed
-        if fit == "weights":
-            unfitted: Compressed = plan.apply(network, shape)
-            return unfitted
-        source = Procedural(shape, mean=mean, std=std) if source is None else source
-        calibration = _calibrate(network, shape, source, samples, oversampling, seed)
-        bar = progress if isinstance(progress, StageProgress) else None
-        with bar or StageProgress("compression", make_console(quiet=not progress)) as shown:
-            compressed: Compressed = plan.apply(network, shape, replace(calibration, on_progress=shown.move_to))
-    if compressed.agreement is None:
-        warnings.warn(
-            "The network gives the same class to all held-out synthetic samples. Such samples tell little: check the "
-            "network's weights and `mean` and `std`, or use another `source`.",
-            stacklevel=2,
-        )
-    elif (sentence := describe_agreement(compressed.agreement)) is not None:
+    if fit == "weights":
+        return fit_compression(network, shape, plan)
+    source = Procedural(shape, mean=mean, std=std) if source is None else source
+    bar = StageProgress("compression", make_console(quiet=not progress))
+    compressed = fit_compression(network, shape, plan, source, samples, oversampling, seed, bar)
+    sentence = describe_agreement(compressed.agreement)
+    if sentence is not None:
         warnings.warn(sentence, stacklevel=2)
     return compressed
-
-
-def _calibrate(
-    network: nn.Module, shape: tuple[int, ...], source: SyntheticSource, samples: int, oversampling: int, seed: int
-) -> Calibration:
-    """Return samples of a source, and further ones to decide whether the fit of a layer is kept."""
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 10:
-        raise ValueError(f"Expected `samples` to be an integer, at least 10, but got {samples!r}.")
-    if not isinstance(source, SyntheticSource):
-        raise ValueError(
-            f"Expected `source` to be a SyntheticSource, such as NoiseSource('normal', {shape}), or None, but got "
-            f"{source!r}."
-        )
-    check_counts(oversampling=(oversampling, 1))
-    weight = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
-    count_classes(network if weight.dtype == torch.float32 else copy_network(network).float(), shape)
-
-    def draw(count: int, seed: int) -> torch.Tensor:
-        candidates = count * oversampling
-        x = source.sample(candidates, seed)
-        if not isinstance(x, torch.Tensor) or tuple(x.shape) != (candidates, *shape):
-            received = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-            raise ValueError(
-                f"Expected `source` to return samples of shape {(candidates, *shape)}, but got {received}. Check its "
-                f"method `sample`."
-            )
-        x = x.detach().to(weight)
-        if not bool(x.isfinite().all()):
-            raise ValueError("Expected `source` to return finite samples, but got NaN or infinite ones.")
-        return x if oversampling == 1 else select_samples(x, network, count, seed)
-
-    held_out = -(-samples // 4 // source.multiple) * source.multiple
-    return Calibration(draw(samples, seed), draw(held_out, derive_seed(seed, "held out")), seed)
 
 
 def distill(

@@ -2,14 +2,13 @@
 
 import copy
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.checks import describe_agreement
-from kegnet_pl.api.students import compress
-from kegnet_pl.compression import Compressed, measure_size
+from kegnet_pl.api.engine import fit_compression
+from kegnet_pl.compression import Compressed, CompressionPlan, measure_size
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, code_of, make_rules, source_definitions
 from kegnet_pl.pipeline.preflight import check_network
@@ -51,7 +50,8 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
         return {"parameters": size.parameters, "macs": size.macs, **agreement}
 
     stage = context.get_or_build("compression", settings, [teacher], make, title="compression")
-    sentence = describe_agreement(stage.metrics.get("agreement", 1.0))
+    by_function = other is None and plan.fit == "function"
+    sentence = describe_agreement(stage.metrics.get("agreement")) if by_function else None
     if sentence is not None:
         context.console.print(sentence)
     return stage
@@ -89,13 +89,11 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
             plan.source, source_definitions(context.settings, plan.source), input_shape=context.input_shape,
             device=context.device,
         )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The compressed network")  # the stage says so at every run
-        compressed = compress(
-            network, context.input_shape, plan.target, rules=make_rules(plan), when_larger=plan.when_larger,
-            fit=plan.fit, source=source, samples=plan.samples, oversampling=plan.oversampling, seed=context.seed,
-            progress=StageProgress("compression", context.console),
-        )  # fmt: skip
+    progress = StageProgress("compression", context.console)
+    compressed = fit_compression(
+        network, context.input_shape, CompressionPlan(make_rules(plan), plan.target, plan.when_larger), source,
+        plan.samples, plan.oversampling, context.seed, progress,
+    )  # fmt: skip
     compressed.network.cpu()
     save_network(compressed.network, folder, "network", context.settings.teacher.network, compressed.report.ranks)
     atomic_write(folder / "compression.json", json.dumps(compressed.report.to_dict(), indent=2))
