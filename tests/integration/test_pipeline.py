@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kegnet_pl.api.checkpoints import load_network
@@ -746,6 +746,18 @@ def test_a_compression_by_function_names_its_samples(tmp_path: Path, prepared: P
         go(tmp_path, *common, "compression.source=kegnet")
     with pytest.raises(ConfigError, match=r"`compression.source` to be one of blobs, fields, kegnet, .*, but got dots"):
         go(tmp_path, *common, "compression.source=dots")
+
+
+def test_a_teacher_of_one_class_is_named_at_every_run(
+    tmp_path: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(teacher_file(prepared()))
+    weights["fc2.bias"][3] = 1e6
+    save_file(weights, tmp_path / "teacher.safetensors")
+    for _ in range(2):
+        go(tmp_path, f"teacher.weights={tmp_path / 'teacher.safetensors'}", "compression.fit=function",
+           "compression.samples=20", "sources=[]", train=False)  # fmt: skip
+        assert "gives the same class to all held-out synthetic samples" in " ".join(capsys.readouterr().out.split())
 
 
 def test_samples_are_selected_and_mixed_and_the_student_is_reconstructed(tmp_path: Path, prepared: Prepared) -> None:
