@@ -110,6 +110,31 @@ class CompressionReport:
         """``(in_rank, out_rank)`` of every compressed layer, by name."""
         return {row.layer: row.ranks for row in self.rows if row.ranks is not None}
 
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return the report as a table of texts: the head, a line for each layer, and a line for the network."""
+        head = ("layer", "kind", "ranks in, out", "parameters", "MACs", "note")
+        layers = [
+            (
+                row.layer,
+                row.kind,
+                "" if row.ranks is None else f"{row.in_rank}, {row.out_rank}",
+                _change(row.parameters_before, row.parameters_after),
+                _change(row.macs_before, row.macs_after),
+                row.note,
+            )
+            for row in self.rows
+        ]
+        parameters = _change(self.parameters_before, self.parameters_after)
+        macs = _change(self.macs_before, self.macs_after)
+        return [head, *layers, ("network", "", "", parameters, macs, f"{self.compression_ratio:.2f}x smaller")]
+
+    def __str__(self) -> str:
+        """Return the report as a plain table, for ``print``."""
+        cells = self.cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = (zip(line, widths, strict=True) for line in cells)
+        return "\n".join("  ".join(text.ljust(width) for text, width in line).rstrip() for line in lines)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
         return asdict(self) | {"compression_ratio": self.compression_ratio}
@@ -142,3 +167,7 @@ class Compressed:
     def __repr__(self) -> str:
         before, after = self.report.parameters_before, self.report.parameters_after
         return f"Compressed({type(self.network).__name__}, {before:,} -> {after:,} parameters, {before / after:.2f}x)"
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"

@@ -78,24 +78,10 @@ def format_accuracy(row: Row) -> str:
 
 
 def make_compression_table(report: CompressionReport) -> Table:
-    """Lay out the parameters and MACs of every layer before and after compression."""
-    table = Table("layer", "kind", *number_columns("ranks in, out", "parameters", "MACs"), "note")
-    for row in report.rows:
-        table.add_row(
-            row.layer,
-            row.kind,
-            "" if row.ranks is None else f"{row.in_rank}, {row.out_rank}",
-            _change(row.parameters_before, row.parameters_after),
-            _change(row.macs_before, row.macs_after),
-            row.note,
-            end_section=row is report.rows[-1],
-        )
-    table.add_row(
-        "network", "", "", _change(report.parameters_before, report.parameters_after),
-        _change(report.macs_before, report.macs_after), f"{report.compression_ratio:.2f}x smaller",
-    )  # fmt: skip
+    """Return the report of a compression as a table for the console."""
+    head, *layers, network = report.cells()
+    table = Table(*head[:2], *number_columns(*head[2:5]), head[5])
+    for line in layers:
+        table.add_row(*line, end_section=line is layers[-1])
+    table.add_row(*network)
     return table
-
-
-def _change(before: int, after: int) -> str:
-    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"

@@ -191,3 +191,14 @@ class Wrapper(nn.Module):
 
 def test_a_layer_named_like_the_network() -> None:
     assert measure_size(Wrapper(), (4,)).layer_macs == {"Wrapper": 16}
+
+
+def test_a_report_is_printed_as_a_table() -> None:
+    report = _compressed()[2]
+    head, *layers, network = str(report).splitlines()
+    assert head.split() == ["layer", "kind", "ranks", "in,", "out", "parameters", "MACs", "note"]
+    assert [line.split()[0] for line in layers] == [row.layer for row in report.rows]
+    (line,) = (line for line in layers if line.startswith("fc1"))
+    assert "2, 3" in line and "120 -> 78" in line and f"{report.parameters_after:,}" in network
+    assert len({line.index(report.rows[0].kind) for line in layers if report.rows[0].kind in line}) == 1, "aligned"
+    assert network.endswith(f"{report.compression_ratio:.2f}x smaller")
