@@ -12,10 +12,10 @@ from kegnet_pl.api.engine import GeneratorTask, adam, fit_generators
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, TeacherNorm, count_classes
-from kegnet_pl.networks.validation import check_generator
+from kegnet_pl.networks.validation import check_generator, to_shape
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.settings import GeneratorTrainingSettings, LRSchedulerName, Parallel, Precision, read_arguments
-from kegnet_pl.training.fit import QuietFit, to_shape
+from kegnet_pl.training.fit import QuietFit
 from kegnet_pl.training.progress import StageProgress, make_console
 
 Terms = Mapping[str, float]

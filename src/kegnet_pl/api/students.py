@@ -15,10 +15,11 @@ from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule, TuckerConv2d, TuckerLinear
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import count_classes, lacks_statistics, prefer_channels_last
+from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Precision, StudentNorm, read_arguments
 from kegnet_pl.sources import Procedural, SyntheticSource
-from kegnet_pl.training.fit import QuietFit, to_shape
+from kegnet_pl.training.fit import QuietFit
 from kegnet_pl.training.progress import StageProgress, make_console
 
 

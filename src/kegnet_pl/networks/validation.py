@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -119,3 +120,17 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
 
 def _trial_input(input_shape: Sequence[int]) -> Tensor:
     return torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+
+
+def to_shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one sample.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
+    if not shape or not all(isinstance(size, Integral) and size > 0 for size in shape):
+        raise ValueError(
+            f"Expected `input_shape` as (channels, height, width) or a number of features, but got {input_shape!r}."
+        )
+    return tuple(int(size) for size in shape)

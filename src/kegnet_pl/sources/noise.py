@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources.base import Prior, SyntheticSource
 
@@ -33,7 +34,7 @@ class NoiseSource(SyntheticSource):
         if distribution not in get_args(Noise):
             raise ValueError(f"Expected `distribution` to be one of {get_args(Noise)}, but got {distribution!r}.")
         self.distribution = distribution
-        self.input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+        self.input_shape = to_shape(input_shape)
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)``."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources.base import Prior, SyntheticSource
 
@@ -26,7 +27,7 @@ class ProceduralSource(SyntheticSource):
 
     def __init__(self, input_shape: int | Sequence[int], device: torch.device | str = "cpu") -> None:
         super().__init__()
-        self.input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+        self.input_shape = to_shape(input_shape)
         self.device = torch.device(device)
 
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Protocol, get_args
 
@@ -171,17 +170,3 @@ def _quietly() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-def to_shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of one sample.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
-    if not shape or not all(isinstance(size, Integral) and size > 0 for size in shape):
-        raise ValueError(
-            f"Expected `input_shape` as (channels, height, width) or a number of features, but got {input_shape!r}."
-        )
-    return tuple(int(size) for size in shape)
