@@ -696,6 +696,13 @@ def test_the_ceiling_may_be_alone_and_is_not_the_student_of_the_run(
     assert json.loads(manifest.read_text())["config"]["data"]["content"] == digits.digest("train", "val")
 
 
+def test_a_source_that_is_mixed_with_generators_is_built_before_training(tmp_path: Path) -> None:
+    wrong = ["+source.leaves.mean=2", "+source.leaves.std=1"]
+    with pytest.raises(ValueError, match=r"Expected `mean` in \(0, 1\)"):
+        go(tmp_path, "sources=[{kegnet: 0.5, leaves: 0.5}]", *wrong, train=False)
+    assert not stages(tmp_path)
+
+
 FILES = ["data=files", "data.input_shape=[1,32,32]", "data.classes=10"]
 
 

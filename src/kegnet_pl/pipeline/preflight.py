@@ -15,7 +15,7 @@ from kegnet_pl.pipeline.objects import build, make_rules, source_definitions
 from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import GeneratorSettings, OptimizerSettings, RunSettings
-from kegnet_pl.sources import SourceInfo, build_source
+from kegnet_pl.sources import SourceInfo, build_source, describe_source
 
 
 def check_sources(settings: RunSettings, sources: Sequence[SourceInfo]) -> None:
@@ -54,10 +54,11 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo], of_compress
     """
     settings = context.settings
     used = [*sources, *([of_compression] if of_compression is not None else [])]
-    for name in sorted(
-        {name for info in used if not (info.needs_generators or info.needs_data) for name in info.shares}
-    ):
-        build_source({name: 1.0}, source_definitions(settings, [name]), input_shape=context.input_shape)
+    for name in sorted({name for info in used for name in info.shares}):
+        definitions = source_definitions(settings, [name])
+        source = describe_source(name, definitions[name])
+        if not (source.needs_generators or source.needs_data):
+            build_source({name: 1.0}, definitions, input_shape=context.input_shape)
     if context.data is not None:
         context.data.setup()
         if settings.student.selection == "real" and settings.sources:
