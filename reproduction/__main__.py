@@ -11,6 +11,7 @@ from typing import get_args
 
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.settings import Precision
+from reproduction.best import write_best
 from reproduction.commands import positive
 from reproduction.jobs import (
     KINDS,
@@ -33,13 +34,13 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
     parser.add_argument("cells", nargs="*", help="such as mnist_lenet or mnist_lenet/option3; all by default")
-    parser.add_argument("--recipe", action="append", default=[], help="paper, strict or fast; all by default")
-    parser.add_argument("--kind", choices=tuple(KINDS), help="kegnet or noise; both by default")
+    parser.add_argument("--recipe", action="append", default=[], help="paper, strict, fast or best; all by default")
+    parser.add_argument("--kind", choices=tuple(KINDS), help="kegnet, noise or preset; all by default")
     parser.add_argument("--seeds", type=positive, help="only the first N seeds of every row; all by default")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--trainer", default="cpu", choices=("cpu", "gpu"), help="gpu: also the runs that need one")
     parser.add_argument("--precision", choices=get_args(Precision), help="precision of every run; needs --out")
-    parser.add_argument("--out", type=Path, help="folder of paper.jsonl, paper.json and PAPER.md; results by default")
+    parser.add_argument("--out", type=Path, help="folder of paper.jsonl and of the tables; results by default")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; needs --out"
     )
@@ -87,7 +88,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     keep_teachers(trained, folder, out / "teachers")
     write_tables(out, cells)
-    say(f"Tables: {display_path(out / 'PAPER.md')}, {display_path(out / 'paper.json')}")
+    write_best(out, cells)
+    say(f"Tables: {', '.join(str(display_path(out / name)) for name in ('PAPER.md', 'BEST.md', 'paper.json'))}")
     return 1 if failed else 0
 
 

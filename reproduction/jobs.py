@@ -12,13 +12,12 @@ from hydra.errors import HydraException
 
 from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.runtime.errors import first_line
+from kegnet_pl.sources import describe_mixture
 from reproduction.paths import ROOT
 from reproduction.runner import Run
 
-KINDS = {"kegnet": ("kegnet",), "noise": ("uniform", "normal")}
-"""Kind of a job -> methods that its students are trained with."""
-
-_ROWS = {"uniform": "T+Uniform", "normal": "T+Normal", "kegnet": "T+KegNet"}
+KINDS = {"kegnet": ("kegnet",), "noise": ("uniform", "normal"), "preset": ()}
+"""Kind of a job -> sources of its students. ``preset``: those of the preset, and real data, the ceiling."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Job:
     Attributes:
         experiment: Name in ``conf/experiment``.
         option: Name in ``conf/compression``.
-        recipe: Folder of the preset in ``conf/experiment``: paper or strict; fast is the experiment's own preset.
-        kind: ``kegnet`` or ``noise``.
+        recipe: Folder of the preset in ``conf/experiment``: best, paper or strict; fast is the experiment's own preset.
+        kind: A name of KINDS.
         seed: The run's seed.
         settings: Further overrides.
         gpu: True if it needs a GPU.
@@ -53,6 +52,22 @@ class Job:
         """Name of the job's run."""
         return f"{self.experiment}-{self.option}-{self.recipe}-{self.kind}-seed{self.seed}"
 
+    @property
+    def preset(self) -> str:
+        """Name of the preset in ``conf/experiment``."""
+        return f"{RECIPES[self.recipe]}{self.experiment}"
+
+    @property
+    def sources(self) -> list[dict[str, float]]:
+        """Sources of the students: names with shares."""
+        if self.kind != "preset":
+            return [{name: 1.0} for name in KINDS[self.kind]]
+        preset = yaml.safe_load((ROOT / "conf" / "experiment" / f"{self.preset}.yaml").read_text())
+        if len(preset.get("sources", [])) != 1:
+            raise ValueError(f"Expected one source in `sources` of the preset {self.preset}, beside the ceiling.")
+        (own,) = preset["sources"]
+        return [own if isinstance(own, dict) else {own: 1.0}, {"real": 1.0}]
+
     def to_run(self, teacher: str | None, settings: Sequence[str] = ()) -> Run:
         """Return the run of the product.
 
@@ -61,15 +76,21 @@ class Job:
             settings: Further overrides. They replace the settings of the job.
         """
         seed_of_generators = next((s for s in self.settings if s.startswith("generator.seed=")), f"seed={self.seed}")
-        parents = (self.recipe, seed_of_generators) if self.kind == "kegnet" else (str(self.seed),)
+        parents = (str(self.seed),) if self.kind == "noise" else (self.recipe, seed_of_generators)
         replaced = {setting.split("=", 1)[0] for setting in settings}
         overrides = (
-            f"experiment={RECIPES[self.recipe]}{self.experiment}", f"compression={self.option}",
-            f"seed={self.seed}", f"sources=[{','.join(KINDS[self.kind])}]",
+            f"experiment={self.preset}", f"compression={self.option}",
+            f"seed={self.seed}", f"sources=[{','.join(_spelled(shares) for shares in self.sources)}]",
             *(own for own in self.settings if own.split("=", 1)[0] not in replaced), *weights(teacher), *settings,
         )  # fmt: skip
-        methods = tuple(_ROWS[method] for method in KINDS[self.kind])
+        methods = tuple(f"T+{describe_mixture(shares).title}" for shares in self.sources)
         return Run(self.name, overrides, methods, (self.experiment, *parents))
+
+
+def _spelled(shares: dict[str, float]) -> str:
+    """Return a source as the command line takes it: ``kegnet`` or ``{kegnet:0.5,procedural:0.5}``."""
+    parts = [f"{name}:{share}" for name, share in shares.items()]
+    return next(iter(shares)) if len(shares) == 1 else f"{{{','.join(parts)}}}"
 
 
 def weights(teacher: str | None) -> tuple[str, ...]:
@@ -122,9 +143,9 @@ SMOKE_JOBS = tuple(
         ("svhn_resnet", "option2", "fast"),
         ("letter_mlp", "option1", "strict"),
     )
-    for kind in KINDS
+    for kind in ("kegnet", "noise")
 )
-"""One cell of each kind."""
+"""One cell of each experiment's type."""
 
 SMOKE_SETTINGS = (
     "teacher.epochs=1", "teacher.min_epochs=null", "teacher.patience=null", "generator.count=2", "generator.epochs=1",
@@ -145,10 +166,10 @@ def all_jobs(cells: dict[str, Any]) -> Iterator[Job]:
     for run in cells["runs"]:
         for kind in KINDS:
             for experiment in run["experiments"]:
-                for seed in range(run[kind]):
+                for seed in range(run.get(kind, 0)):
                     for option in cells["experiments"][experiment]["options"]:
                         settings = tuple(
-                            s for s in run.get("settings", ()) if kind == "kegnet" or not s.startswith("generator.")
+                            s for s in run.get("settings", ()) if kind != "noise" or not s.startswith("generator.")
                         )
                         yield Job(experiment, option, run["recipe"], kind, seed, settings, run.get("gpu", False))
 
@@ -170,7 +191,7 @@ def choose(
         seeds: Number of the first seeds of every row; None for all.
 
     Raises:
-        ValueError: If a name fits no job.
+        ValueError: If a name fits no job, or no job fits all names.
     """
     everything = list(jobs)
     for names, what, known in (
@@ -180,7 +201,7 @@ def choose(
         for name in names:
             if name not in known:
                 raise ValueError(f"Expected a {what} out of {', '.join(sorted(known))}, but got {name!r}.")
-    return [
+    chosen = [
         job
         for job in everything
         if (not cells or job.cell in cells or job.experiment in cells)
@@ -188,3 +209,6 @@ def choose(
         and kind in (None, job.kind)
         and (seeds is None or job.seed < seeds)
     ]
+    if not chosen:
+        raise ValueError("Expected cells, recipes and a kind that have runs together, but there are none: see --list.")
+    return chosen

@@ -48,17 +48,24 @@ def paper_rows(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[di
                     by_seed = groups.get((experiment["dataset"], option, method, recipe))
                     if by_seed:
                         names = {"dataset": experiment["dataset"], "option": option, "method": method, "recipe": recipe}
-                        summary.append(names | _measured(by_seed, paper[method], cells["test_sets"]))
+                        summary.append(names | measured(by_seed, paper[method], cells["test_sets"]))
     return summary
 
 
-def _measured(by_seed: dict[int, dict[str, Any]], paper: float | str, test_sets: dict[str, str]) -> dict[str, Any]:
+def measured(
+    by_seed: dict[int, dict[str, Any]], paper: float | str | None, test_sets: dict[str, str]
+) -> dict[str, Any]:
+    """Return mean, deviation, seconds, command and versions of one network, from its rows by seed.
+
+    Raises:
+        ValueError: If seeds differ in settings, test data or size.
+    """
     rows = [by_seed[seed] for seed in sorted(by_seed)]
     values = [100 * row["accuracy"] for row in rows]
     counted = _counted(rows)
     known = [row for row in counted if row.get("epochs") and row["costs"]["seconds"].get("student_training")]
     test_set, ratio = _shared(rows, "test_set"), _shared(rows, "compression_ratio")
-    if rows[0]["method"] in METHODS[2:]:  # teacher and T are in the runs of all methods
+    if rows[0]["method"] not in METHODS[:2]:  # teacher and T are in the runs of all methods
         _shared(rows, "command", _what_matters)
     return {
         "selection": _shared(rows, "selection"),
@@ -105,7 +112,7 @@ def _shared(rows: Sequence[dict[str, Any]], key: str, read: Callable[[dict[str, 
 def _what_matters(row: dict[str, Any]) -> str:
     """Return a row's command without seed, device and store, and without generators if its method has none."""
     program = shlex.split(changed(row["command"], seed=["any"]))
-    ignored = ("trainer=", "trainer.accelerator=", "store=", *([] if row["method"] == "T+KegNet" else ["generator."]))
+    ignored = ("trainer=", "trainer.accelerator=", "store=", *([] if "KegNet" in row["method"] else ["generator."]))
     arguments = sorted(part for part in program[3:] if not part.startswith(ignored))
     return shlex.join([*program[:3], *arguments])
 
@@ -165,7 +172,7 @@ def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Ma
         "Recipes: `paper` is the authors' released schedule, whose epoch is **selected on real validation samples**",
         "(5,000 images, fewer where less is at hand; a part of a table's rows); `strict` the same schedule to its last",
         "epoch, with no real data in training or selection (where students have batch norm, with what SVHN_STUDENTS.md",
-        "and FASHION_STUDENTS.md show best for it); `fast` our own, no real data either.",
+        "and FASHION_STUDENTS.md show best for it); `fast` our own, no real data either. `best`: [BEST.md](BEST.md).",
         "",
     ]
     for name, experiment in cells["experiments"].items():
@@ -195,7 +202,7 @@ def _fast_against_strict(summary: Sequence[dict[str, Any]], cells: dict[str, Any
             long, fast = by.get("strict") or by["paper"], by["fast"]
             good = fast["mean"] >= long["mean"] - (long["sd"] or 0)
             times = long["seconds"] / fast["seconds"]
-            line = [f"{title}, {option}", long["recipe"], _figure(long), _figure(fast)]
+            line = [f"{title}, {option}", long["recipe"], figure(long), figure(fast)]
             line += [f"{fast['mean'] - long['mean']:+.2f}", "yes" if good else "no", f"{times:.1f}x"]
             line += ["yes" if times >= 10 else "no", _projected(long, fast, epochs)]
             lines.append("| " + " | ".join(line) + " |")
@@ -242,7 +249,7 @@ def _below_the_paper(summary: Sequence[dict[str, Any]], cells: dict[str, Any]) -
             for row in summary:
                 spread = 2 * (row["sd"] or 0)
                 if _is(row, dataset, option, method) and row["paper"] and row["mean"] < row["paper"] - spread:
-                    line = [f"{title}, {option}", method, row["recipe"], f"{row['paper']:.2f}", _figure(row)]
+                    line = [f"{title}, {option}", method, row["recipe"], f"{row['paper']:.2f}", figure(row)]
                     lines.append("| " + " | ".join([*line, f"{row['mean'] - row['paper']:+.2f}"]) + " |")
     head = [
         "## Below the paper",
@@ -281,15 +288,17 @@ def _table(rows: list[dict[str, Any]], experiment: dict[str, Any]) -> list[str]:
                 row = next(
                     (r for r in rows if (r["option"], r["method"], r["recipe"]) == (option, method, recipe)), None
                 )
-                cells += ["not run", ""] if row is None else [_figure(row), _time(row["seconds"])]
+                cells += ["not run", ""] if row is None else [figure(row), time_of(row["seconds"])]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _time(seconds: float) -> str:
+def time_of(seconds: float) -> str:
+    """Return seconds as text, with a decimal below ten."""
     return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.1f}"
 
 
-def _figure(row: dict[str, Any]) -> str:
+def figure(row: dict[str, Any]) -> str:
+    """Return mean, deviation and number of seeds: ``96.82 ± 0.20 (5)``."""
     spread = "" if row["sd"] is None else f" ± {row['sd']:.2f}"
     return f"{row['mean']:.2f}{spread} ({row['seeds']})"

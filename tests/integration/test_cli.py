@@ -123,7 +123,7 @@ def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["recipe=fast"], "Expected an experiment of the paper with recipe=fast, but got none."),
+        (["recipe=fast"], "Expected an experiment that has a preset for recipe=fast, but got none."),
         (["schedule=batch_norm", "student.jitter=3"], "Use experiment=custom/batch_norm."),
         (["schedule=batch_norm", "student.jitter=3"], "Use student.noise_std=3."),
         (["student.network=lenet5"], "A group is chosen by student=..., such as student=lenet5."),

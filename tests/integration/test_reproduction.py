@@ -23,6 +23,8 @@ from kegnet_pl.data import Split
 from kegnet_pl.pipeline.suggestions import RECIPES
 from reproduction import networks
 from reproduction.__main__ import main as reproduction_main
+from reproduction.best import render as render_best
+from reproduction.best import write_best
 from reproduction.jobs import KINDS, SMOKE_JOBS, Job, all_jobs, choose, read_cells, released_teacher, store_of
 from reproduction.paths import hydra_value
 from reproduction.records import add_run, read_runs, write_runs
@@ -323,6 +325,38 @@ def test_what_is_below_the_paper_is_listed(tmp_path: Path) -> None:
     assert below + "77.00 (1) | -0.73 |" in render(paper_rows(seeds(0.77), CELLS), CELLS, {})
 
 
+def test_the_strongest_recipe_stands_beside_its_ceiling() -> None:
+    command = "python -m kegnet_pl experiment=best/letter_mlp compression=option1 seed=0 'sources=[procedural,real]'"
+    sources = {
+        "T+Procedural": {"title": "Procedural", "prior": "procedural"},
+        "T+Real": {"title": "Real", "prior": "real data"},
+        "teacher": None,
+    }
+    accuracies = {"T+Procedural": 0.85, "T+Real": 0.935, "teacher": 0.955}
+    best = [
+        row(method=method, source=source, recipe="best", command=command, accuracy=accuracies[method], selection="last")
+        for method, source in sources.items()
+    ]
+    fast = row(recipe="fast", accuracy=0.83, command=command.replace("best/", "").replace("procedural,real", "kegnet"))
+    page = render_best([*best, fast], CELLS, "A remark.")
+    figures = "95.50 (1) | 77.73 | 83.00 (1) | Procedural | procedural | 85.00 (1) | 93.50 (1) | 8.5 | 89.0 | 23, 23"
+    assert f"| UCI Letter, MLP, option1 | {figures} |" in page
+    assert "A remark." in page and command in page
+    assert (
+        "| SVHN, ResNet14, option1 | not run | 69.89 | not run |  |  | not run | not run |  | 85.0 | not run, not run |"
+        in page
+    )
+
+
+def test_the_presets_of_the_strongest_recipe_run_beside_their_ceiling() -> None:
+    jobs = [job for job in all_jobs(CELLS) if job.recipe == "best" and job.seed == 0]
+    assert {job.experiment for job in jobs} == {"mnist_lenet", "letter_mlp", "pendigits_mlp", "shuttle_mlp"}
+    for job in jobs:
+        run = job.to_run(None)
+        assert len(run.methods) == 2 and run.methods[1] == "T+Real" != run.methods[0], "the ceiling, and its student"
+        assert run.overrides[0] == f"experiment=best/{job.experiment}" and run.overrides[3].endswith(",real]")
+
+
 def test_every_cell_of_the_paper_has_jobs() -> None:
     jobs = list(all_jobs(CELLS))
     assert len({job.name for job in jobs}) == len(jobs)
@@ -330,7 +364,8 @@ def test_every_cell_of_the_paper_has_jobs() -> None:
     assert len(cells) == 12
     for cell in cells:
         assert {(job.recipe, job.kind) for job in jobs if job.cell == cell} == {
-            (recipe, kind) for recipe in ("paper", "strict", "fast") for kind in ("kegnet", "noise")
+            *([("best", "preset")] if "resnet" not in cell else []),
+            *((recipe, kind) for recipe in ("paper", "strict", "fast") for kind in ("kegnet", "noise")),
         }
 
 
@@ -358,6 +393,8 @@ def test_choosing_jobs() -> None:
     assert names("mnist_lenet") == {f"mnist_lenet/option{number}" for number in (1, 2, 3)}
     with pytest.raises(ValueError, match=r"Expected a cell out of .*mnist_lenet/option3.*, but got 'mnist'"):
         names("mnist")
+    with pytest.raises(ValueError, match="there are none: see --list"):
+        names("svhn_resnet", recipes=("best",))
     some = choose(all_jobs(CELLS), ["mnist_lenet/option3"], ["fast"], kind="noise", seeds=2)
     assert [(job.kind, job.seed) for job in some] == [("noise", 0), ("noise", 1)]
 
@@ -495,6 +532,8 @@ def test_stored_tables_are_what_the_runs_say(tmp_path: Path) -> None:
     (tmp_path / "paper.jsonl").symlink_to(RESULTS / "paper.jsonl")
     (tmp_path / "remarks.yaml").symlink_to(RESULTS / "remarks.yaml")
     write_tables(tmp_path, CELLS)
+    write_best(tmp_path, CELLS)
+    assert (tmp_path / "BEST.md").read_text() == (RESULTS / "BEST.md").read_text()
     assert (tmp_path / "paper.json").read_text() == (RESULTS / "paper.json").read_text()
     assert (tmp_path / "PAPER.md").read_text() == (RESULTS / "PAPER.md").read_text()
     for found in rows:
@@ -698,8 +737,8 @@ def test_other_networks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     found = networks.measure(teacher, {"train": data, "test": data}, 4.0, {})
     assert found["ratio"] >= 4 and found["warned"] == (found["agreement"] < 0.9)
     assert found["teacher"] > 0.1  # it has seen these samples; chance is 0.04
-    page = networks.render([found | {"data": "noise", "network": "MLP", "command": "python -m this"}])
-    assert "| noise | MLP | 4." in page and "Commands: `python -m this`" in page
+    page = networks.render([found | {"data": "Letter", "network": "MLP", "command": "python -m this"}])
+    assert "| Letter | MLP | 4." in page and "Commands: `python -m this`" in page
 
 
 def test_the_page_of_other_networks_is_that_of_the_stored_rows() -> None:

@@ -120,7 +120,7 @@ print(json.dumps(sorted(sys.modules)))
 
 
 def test_the_library_loads_no_command_line_and_no_plots() -> None:
-    """Modules of a new process that has imported the library's functions."""
+    """Importing the library loads neither Hydra, nor the pipeline, nor matplotlib."""
     done = subprocess.run([sys.executable, "-c", _LOADED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     loaded = set(json.loads(done.stdout))

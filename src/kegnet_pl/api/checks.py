@@ -82,7 +82,7 @@ def describe_agreement(agreement: float | None) -> str | None:
     if agreement is None:
         return (
             "The network gives the same class to all held-out synthetic samples. Such samples tell little: check the "
-            "network's weights and the mean and standard deviation of the pixels, or use another source."
+            "network's weights and the normalisation of its inputs (`mean` and `std`), or use another source."
         )
     if agreement >= LOW_AGREEMENT:
         return None

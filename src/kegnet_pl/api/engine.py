@@ -41,12 +41,14 @@ def fit_compression(
     shape: tuple[int, ...],
     plan: CompressionPlan,
     source: SyntheticSource | None = None,
-    samples: int = 2_000,
-    oversampling: int = 4,
+    samples: int = 0,
+    oversampling: int = 1,
     seed: int = 0,
     progress: StageProgress | None = None,
 ) -> Compressed:
-    """Compress a network by its weights, or, with a source, by its function on samples.
+    """Compress a network: without a source by its weights alone, with one by what it returns for samples.
+
+    ``samples``, ``oversampling``, ``seed`` and ``progress`` are those of the source; see :func:`kegnet_pl.compress`.
 
     Raises:
         ValueError: If an argument is out of range, or the network does not accept such samples.
@@ -66,14 +68,12 @@ def _calibrate(
     network: nn.Module, shape: tuple[int, ...], source: SyntheticSource, samples: int, oversampling: int, seed: int
 ) -> Calibration:
     """Return samples of a source, and further ones to decide whether the fit of a layer is kept."""
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 10:
-        raise ValueError(f"Expected `samples` to be an integer, at least 10, but got {samples!r}.")
+    check_counts(samples=(samples, 10), oversampling=(oversampling, 1))
     if not isinstance(source, SyntheticSource):
         raise ValueError(
             f"Expected `source` to be a SyntheticSource, such as NoiseSource('normal', {shape}), or None, but got "
             f"{source!r}."
         )
-    check_counts(oversampling=(oversampling, 1))
     weight = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
     count_classes(network if weight.dtype == torch.float32 else copy_network(network).float(), shape)
 

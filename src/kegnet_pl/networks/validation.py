@@ -126,7 +126,7 @@ def to_shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:
     """Return the shape of one sample.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a shape.
     """
     shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
     if not shape or not all(isinstance(size, Integral) and size > 0 for size in shape):

@@ -38,7 +38,7 @@ SCHEDULES = {
 }
 """Old ``schedule=...`` -> the experiment that has its numbers."""
 
-RECIPES = {"fast": "", "paper": "paper/", "strict": "strict/"}
+RECIPES = {"fast": "", "paper": "paper/", "strict": "strict/", "best": "best/"}
 """Old ``recipe=...`` of an experiment of the paper -> folder of its preset."""
 
 _LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
@@ -69,10 +69,12 @@ def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
         return arguments
     presets = [RECIPES[key] + name for key in recipes for name in names]
     if not presets or not all(map(_is_preset, presets)):
+        missing = ", ".join(preset for preset in presets if not _is_preset(preset))
         raise ConfigError(
-            f"Expected an experiment of the paper with {recipe}, but got {experiment or 'none'}. A recipe is a preset: "
-            f"experiment=NAME, experiment=paper/NAME or experiment=strict/NAME. For your own network choose "
-            f"experiment=custom/batch_norm, custom/image or custom/table."
+            f"Expected an experiment that has a preset for {recipe}, but got {experiment or 'none'}"
+            f"{f' (there is no {missing})' if missing else ''}. A recipe is a preset: "
+            f"experiment=NAME, experiment=best/NAME, experiment=paper/NAME or experiment=strict/NAME. For your own "
+            f"network choose experiment=custom/batch_norm, custom/image or custom/table."
         )
     replaced = f"experiment={','.join(presets)}"
     return [replaced if argument == experiment else argument for argument in arguments if argument != recipe]

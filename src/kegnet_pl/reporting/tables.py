@@ -60,7 +60,7 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
     if batch_norm and norm == "batch":
         advice = (
             " Its batch norm has the statistics of the synthetic samples it saw last: student.norm=frozen keeps the "
-            "teacher's, student.norm=adapt student.shuffle=true fits it to the layers of the teacher."
+            "teacher's, student.norm=adapt student.shuffle=true sets it so that layers return what the teacher's do."
         )
     lines = []
     for row in rows:

@@ -36,7 +36,7 @@ def test_old_spellings_are_accepted(old: str, new: str) -> None:
     "command", ["recipe=fast", "recipe=paper", "recipe=paper experiment=digits_lenet", "recipe=strict,fast"]
 )
 def test_a_recipe_without_an_experiment_of_the_paper_is_refused(command: str) -> None:
-    with pytest.raises(ConfigError, match="Expected an experiment of the paper with recipe="):
+    with pytest.raises(ConfigError, match="Expected an experiment that has a preset for recipe="):
         accept_old_spellings(command.split())
 
 
@@ -100,3 +100,9 @@ def test_options_of_the_user_are_known(tmp_path: Path) -> None:
     assert list(suggest(["--config-dir", str(tmp_path), "teacher=mynet", "seed=1"])) == []
     (hint,) = suggest([f"--config-dir={tmp_path}", "teacher=mynets"])
     assert "Did you mean teacher=mynet?" in hint
+
+
+def test_a_preset_that_a_recipe_lacks_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"recipe=best, but got .*svhn_resnet \(there is no best/svhn_resnet\)"):
+        accept_old_spellings(["experiment=svhn_resnet", "recipe=best"])
+    assert accept_old_spellings(["experiment=mnist_lenet", "recipe=best"]) == ["experiment=best/mnist_lenet"]
