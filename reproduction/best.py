@@ -1,12 +1,12 @@
 """The page of the strongest recipe: ``BEST.md``, computed from the finished runs of the presets ``best/*``."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reproduction.commands import joined, setting
+from reproduction.commands import joined
 from reproduction.records import read_runs
-from reproduction.tables import figure, measured, paper_rows, read_remarks, time_of
+from reproduction.tables import by_network, figure, measured, read_remarks, time_of
 
 CEILING = "T+Real"
 _OTHERS = ("teacher", "T", CEILING)
@@ -18,40 +18,19 @@ def write_best(out: Path, cells: dict[str, Any]) -> None:
     (out / "BEST.md").write_text(render(rows, cells, read_remarks(out).get("best", "")))
 
 
-def best_rows(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the networks of ``recipe=best``: figures over seeds, with ``cell``, ``method``, ``source`` and ``prior``.
-
-    Args:
-        rows: Rows of finished runs.
-        cells: Content of ``cells.yaml``.
-
-    Raises:
-        ValueError: If seeds of one network also differ in settings, test data or size.
-    """
-    groups: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
-    for row in rows:
-        if row["recipe"] == "best":
-            name = (row["dataset"], setting(row["command"], "compression"), row["method"])
-            groups.setdefault(name, {})[row["seed"]] = row
-    found = []
-    for (dataset, option, method), by_seed in groups.items():
-        source = next(iter(by_seed.values()))["source"]
-        known = {"title": source["title"], "prior": source["prior"]} if source else {}
-        names = {"dataset": dataset, "option": option, "method": method, **known}
-        found.append(names | measured(by_seed, None, cells["test_sets"]))
-    return found
-
-
-def render(rows: Sequence[dict[str, Any]], cells: dict[str, Any], remark: str) -> str:
+def render(rows: Iterable[dict[str, Any]], cells: dict[str, Any], remark: str) -> str:
     """Return ``BEST.md``.
 
     Args:
         rows: Rows of finished runs, of all recipes.
         cells: Content of ``cells.yaml``.
         remark: Text under the table.
+
+    Raises:
+        ValueError: If seeds of one network also differ in settings, test data or size, or if one seed has two
+            accuracies of the same network.
     """
-    best = best_rows(rows, cells)
-    fast = [row for row in paper_rows(rows, cells) if row["recipe"] == "fast" and row["method"] == "T+KegNet"]
+    groups = by_network(rows)
     lines = [
         "# The strongest recipe, and its ceiling",
         "",
@@ -63,7 +42,7 @@ def render(rows: Sequence[dict[str, Any]], cells: dict[str, Any], remark: str) -
         "  *Prior*: the knowledge in its samples. *Goal*: our target for it.",
         "- *Ceiling*: a student of real data with the same settings and number of steps; its samples are not mixed.",
         "  This is not a data-free result. *Below*: ceiling minus best, in points.",
-        "- Seconds: from the teacher to the student, without evaluation. Most rows were run beside other work.",
+        "- Seconds: from the teacher to the student, without evaluation. The machine did other work during most runs.",
         "",
         "| cell | teacher | paper | fast | source of best | prior | best | ceiling | below | goal | s: fast, best |",
         "| --- | ---: | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -71,10 +50,15 @@ def render(rows: Sequence[dict[str, Any]], cells: dict[str, Any], remark: str) -
     commands: dict[str, None] = {}
     for experiment in cells["experiments"].values():
         for option, paper in experiment["options"].items():
-            mine = {row["method"]: row for row in best if _is(row, experiment["dataset"], option)}
-            other = next((row for row in fast if _is(row, experiment["dataset"], option)), None)
-            student = next((row for name, row in mine.items() if name not in _OTHERS), None)
-            lines.append(f"| {experiment['title']}, {option} | {_cells(mine, student, other, paper)} |")
+            found = {
+                (method, recipe): measured(by_seed, None, cells["test_sets"]) | {"source": _source(by_seed)}
+                for (dataset, of, method, recipe), by_seed in groups.items()
+                if (dataset, of) == (experiment["dataset"], option) and recipe in ("best", "fast")
+            }
+            mine = {method: row for (method, recipe), row in found.items() if recipe == "best"}
+            student = next((row for method, row in mine.items() if method not in _OTHERS), None)
+            line = _line(mine, student, found.get(("T+KegNet", "fast")), paper)
+            lines.append(f"| {experiment['title']}, {option} | {line} |")
             commands |= {} if student is None else {student["command"]: None}
     if remark:
         lines += ["", remark]
@@ -83,11 +67,12 @@ def render(rows: Sequence[dict[str, Any]], cells: dict[str, Any], remark: str) -
     return "\n".join(lines) + "\n"
 
 
-def _is(row: Mapping[str, Any], dataset: str, option: str) -> bool:
-    return (row["dataset"], row["option"]) == (dataset, option)
+def _source(by_seed: Mapping[int, dict[str, Any]]) -> Any:
+    """Return the description of the samples of a network; None without samples, and for rows of older versions."""
+    return next(iter(by_seed.values())).get("source")
 
 
-def _cells(
+def _line(
     mine: Mapping[str, dict[str, Any]],
     student: dict[str, Any] | None,
     fast: dict[str, Any] | None,
@@ -102,8 +87,8 @@ def _cells(
             _figure(teacher),
             f"{paper['T+KegNet']:.2f}",
             _figure(fast),
-            student["title"] if student else "",
-            student["prior"] if student else "",
+            student["source"]["title"] if student else "",
+            student["source"]["prior"] if student else "",
             _figure(student),
             _figure(ceiling),
             below,

@@ -63,9 +63,13 @@ class Job:
         if self.kind != "preset":
             return [{name: 1.0} for name in KINDS[self.kind]]
         preset = yaml.safe_load((ROOT / "conf" / "experiment" / f"{self.preset}.yaml").read_text())
-        if len(preset.get("sources", [])) != 1:
-            raise ValueError(f"Expected one source in `sources` of the preset {self.preset}, beside the ceiling.")
-        (own,) = preset["sources"]
+        listed = preset.get("sources", [])
+        if len(listed) != 1:
+            raise ValueError(
+                f"Expected one entry in `sources` of the preset {self.preset}, but got {listed}. The run itself adds "
+                f"real data, for the ceiling."
+            )
+        (own,) = listed
         return [own if isinstance(own, dict) else {own: 1.0}, {"real": 1.0}]
 
     def to_run(self, teacher: str | None, settings: Sequence[str] = ()) -> Run:
@@ -78,12 +82,13 @@ class Job:
         seed_of_generators = next((s for s in self.settings if s.startswith("generator.seed=")), f"seed={self.seed}")
         parents = (str(self.seed),) if self.kind == "noise" else (self.recipe, seed_of_generators)
         replaced = {setting.split("=", 1)[0] for setting in settings}
+        sources = self.sources
         overrides = (
             f"experiment={self.preset}", f"compression={self.option}",
-            f"seed={self.seed}", f"sources=[{','.join(_spelled(shares) for shares in self.sources)}]",
+            f"seed={self.seed}", f"sources=[{','.join(_spelled(shares) for shares in sources)}]",
             *(own for own in self.settings if own.split("=", 1)[0] not in replaced), *weights(teacher), *settings,
         )  # fmt: skip
-        methods = tuple(f"T+{describe_mixture(shares).title}" for shares in self.sources)
+        methods = tuple(f"T+{describe_mixture(shares).title}" for shares in sources)
         return Run(self.name, overrides, methods, (self.experiment, *parents))
 
 
@@ -145,7 +150,7 @@ SMOKE_JOBS = tuple(
     )
     for kind in ("kegnet", "noise")
 )
-"""One cell of each experiment's type."""
+"""A small network of images, a large one, and a table."""
 
 SMOKE_SETTINGS = (
     "teacher.epochs=1", "teacher.min_epochs=null", "teacher.patience=null", "generator.count=2", "generator.epochs=1",

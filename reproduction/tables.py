@@ -17,19 +17,17 @@ METHODS = ("teacher", "T", "T+Uniform", "T+Normal", "T+KegNet")
 RECIPES = ("paper", "strict", "fast")
 
 
-def paper_rows(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of ``paper.json``: mean and standard deviation of the accuracy over seeds, in percent.
+Network = tuple[str, str, str, str]
+"""A network of the tables: data set, option, method, recipe."""
 
-    Args:
-        rows: Rows of finished runs. Rows of one seed that are the same network (the teacher and T are in every run)
-            count once.
-        cells: Content of ``cells.yaml``.
+
+def by_network(rows: Iterable[dict[str, Any]]) -> dict[Network, dict[int, dict[str, Any]]]:
+    """Return the rows of each network by seed. The teacher and T are in every run, and count once.
 
     Raises:
-        ValueError: If seeds of one network also differ in settings, test data or size, or if one seed has two
-            accuracies of the same network.
+        ValueError: If one seed has two accuracies of the same network.
     """
-    groups: dict[tuple[str, str, str, str], dict[int, dict[str, Any]]] = {}
+    groups: dict[Network, dict[int, dict[str, Any]]] = {}
     for row in rows:
         option = setting(row["command"], "compression")
         name = (row["dataset"], option, row["method"], row["recipe"])
@@ -40,6 +38,21 @@ def paper_rows(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[di
                 f"{row['accuracy']}: runs of a seed shall have one teacher. Remove the line of one of the two runs:\n"
                 f"  {known['command']}\n  {row['command']}"
             )
+    return groups
+
+
+def paper_rows(rows: Iterable[dict[str, Any]], cells: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of ``paper.json``: mean and standard deviation of the accuracy over seeds, in percent.
+
+    Args:
+        rows: Rows of finished runs.
+        cells: Content of ``cells.yaml``.
+
+    Raises:
+        ValueError: If seeds of one network also differ in settings, test data or size, or if one seed has two
+            accuracies of the same network.
+    """
+    groups = by_network(rows)
     summary = []
     for experiment in cells["experiments"].values():
         for option, paper in experiment["options"].items():
