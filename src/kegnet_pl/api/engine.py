@@ -1,7 +1,6 @@
 """Fits of compressed networks, generators and students: the library and the command line wire modules here."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -40,28 +39,24 @@ def fit_compression(
     network: nn.Module,
     shape: tuple[int, ...],
     plan: CompressionPlan,
+    progress: StageProgress,
     source: SyntheticSource | None = None,
     samples: int = 0,
     oversampling: int = 1,
     seed: int = 0,
-    progress: StageProgress | None = None,
 ) -> Compressed:
     """Compress a network: without a source by its weights alone, with one by what it returns for samples.
 
-    ``samples``, ``oversampling``, ``seed`` and ``progress`` are those of the source; see :func:`kegnet_pl.compress`.
+    ``samples``, ``oversampling`` and ``seed`` are those of the source; see :func:`kegnet_pl.compress`.
 
     Raises:
         ValueError: If an argument is out of range, or the network does not accept such samples.
     """
     with torch.inference_mode(mode=False):  # gradients by layers are needed
-        if source is None:
-            by_weights: Compressed = plan.apply(network, shape)
-            return by_weights
-        calibration = _calibrate(network, shape, source, samples, oversampling, seed)
-        with progress or nullcontext():
-            move = None if progress is None else progress.move_to
-            by_function: Compressed = plan.apply(network, shape, replace(calibration, on_progress=move))
-    return by_function
+        calibration = None if source is None else _calibrate(network, shape, source, samples, oversampling, seed)
+        with progress:
+            compressed: Compressed = plan.apply(network, shape, calibration, progress.move_to)
+    return compressed
 
 
 def _calibrate(

@@ -60,7 +60,7 @@ def compress(
         oversampling: Candidates for each sample, of which the network selects: as many for each class, nearest to the
             statistics of its batch norm (:class:`SelectedSource`). 1 takes the samples as they are drawn.
         seed: Seed of the samples.
-        progress: True to print the progress of ``fit="function"``; False for none.
+        progress: True to print the progress; False for none.
 
     Returns:
         ``network``, the smaller one, ``report``, the size of every layer before and after, ``fitted``, the names of the
@@ -79,11 +79,11 @@ def compress(
     if fit not in ("function", "weights"):
         raise ValueError(f"Expected `fit` to be 'function' or 'weights', but got {fit!r}.")
     shape, plan = to_shape(input_shape), CompressionPlan(list(rules), target, when_larger)
-    if fit == "weights":
-        return fit_compression(network, shape, plan)
-    source = Procedural(shape, mean=mean, std=std) if source is None else source
     bar = StageProgress("compression", make_console(quiet=not progress))
-    compressed = fit_compression(network, shape, plan, source, samples, oversampling, seed, bar)
+    if fit == "weights":
+        return fit_compression(network, shape, plan, bar)
+    source = Procedural(shape, mean=mean, std=std) if source is None else source
+    compressed = fit_compression(network, shape, plan, bar, source, samples, oversampling, seed)
     sentence = describe_agreement(compressed.agreement)
     if sentence is not None:
         warnings.warn(sentence, stacklevel=2)

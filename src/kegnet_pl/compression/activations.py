@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +31,11 @@ class Calibration:
         samples: ``(N, *input_shape)``, for the choice of ranks and for the fit of layers.
         held_out: Samples for the decision whether the fit of a layer is kept.
         seed: Seed of random directions and positions.
-        on_progress: Called with the share of the layers that are fitted, in [0, 1).
     """
 
     samples: Tensor
     held_out: Tensor
     seed: int = 0
-    on_progress: Callable[[float], None] | None = None
 
 
 @dataclass

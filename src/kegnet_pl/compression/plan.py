@@ -76,7 +76,11 @@ class CompressionPlan:
 
     @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # many small decompositions: threads only wait
     def apply(
-        self, network: nn.Module, input_shape: Sequence[int], calibration: Calibration | None = None
+        self,
+        network: nn.Module,
+        input_shape: Sequence[int],
+        calibration: Calibration | None = None,
+        on_progress: Callable[[float], None] = lambda _: None,
     ) -> Compressed:
         """Compress a copy of a network.
 
@@ -85,6 +89,7 @@ class CompressionPlan:
             input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
             calibration: Samples. With them, ranks ``"target"`` change the logits least (:func:`allocate_ranks`), and
                 layers are fitted to the network's function (:func:`reconstruct`); else weights alone decide.
+            on_progress: Called with the share of the layers that are factorised, or fitted, in [0, 1).
 
         Returns:
             The smaller network and its report; all weights are trainable, even if the original's are frozen.
@@ -98,9 +103,15 @@ class CompressionPlan:
             raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
         devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
         with torch.random.fork_rng([device.index for device in devices]):  # constructors draw weights to be overwritten
-            return self._apply(copy_network(network).requires_grad_(True), input_shape, calibration)
+            return self._apply(copy_network(network).requires_grad_(True), input_shape, calibration, on_progress)
 
-    def _apply(self, network: nn.Module, input_shape: Sequence[int], calibration: Calibration | None) -> Compressed:
+    def _apply(
+        self,
+        network: nn.Module,
+        input_shape: Sequence[int],
+        calibration: Calibration | None,
+        on_progress: Callable[[float], None],
+    ) -> Compressed:
         """Compress a network in place."""
         layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
         if "" in layers:
@@ -130,7 +141,7 @@ class CompressionPlan:
         else:
             chosen = self._choose_by_function(candidates, before.parameters, moments)
         parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
-        self._replace_layers(network, candidates, chosen)
+        self._replace_layers(network, candidates, chosen, on_progress if calibration is None else lambda _: None)
         notes |= {candidate.name: "; ".join(candidate.notes) for candidate in candidates}
         try:
             after = measure_size(network, input_shape)
@@ -157,7 +168,7 @@ class CompressionPlan:
         report = CompressionReport(rows, before.parameters, after.parameters, before.macs, after.macs)
         if calibration is None:
             return Compressed(network, report)
-        fitted = reconstruct(teacher, network, moments, calibration)
+        fitted = reconstruct(teacher, network, moments, calibration, on_progress)
         return Compressed(network, report, tuple(fitted), measure_agreement(teacher, network, calibration.held_out))
 
     def _find_candidates(
@@ -213,9 +224,18 @@ class CompressionPlan:
                 candidate.notes.append("unchanged: the same parameters cost the logits less elsewhere")
         return {**given, **chosen}
 
-    def _replace_layers(self, network: nn.Module, candidates: Sequence[Candidate], chosen: dict[str, Ranks]) -> None:
+    def _replace_layers(
+        self,
+        network: nn.Module,
+        candidates: Sequence[Candidate],
+        chosen: dict[str, Ranks],
+        on_progress: Callable[[float], None],
+    ) -> None:
         """Factorise the candidates; one that would grow gets a note and is removed from the chosen ranks."""
+        total, done = sum(count_parameters(candidate.layer) for candidate in candidates), 0
         for candidate in candidates:
+            on_progress(done / total)
+            done += count_parameters(candidate.layer)
             if candidate.name not in chosen:
                 continue
             ranks = chosen[candidate.name]

@@ -12,7 +12,7 @@ Source:
 import copy
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -30,7 +30,7 @@ from kegnet_pl.compression.activations import (
     to_rows,
 )
 from kegnet_pl.compression.allocation import square_root, weighted_inputs
-from kegnet_pl.compression.tucker import Factorisable, TuckerConv2d, TuckerLinear
+from kegnet_pl.compression.tucker import LARGE, Factorisable, TuckerConv2d, TuckerLinear
 from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.runtime.seeds import stream
@@ -41,16 +41,17 @@ IDENTITY_SHARE = 0.1
 RIDGE = 1e-3
 """Weight of the distance to the teacher's weights, relative to the mean square of the inputs."""
 
-ALTERNATIONS = 10
-"""Rounds of the fit of a convolution; the error hardly falls after the third."""
+ALTERNATIONS, _GRADIENT_STEPS = 10, 30
+"""Rounds of the fit of a convolution, and steps of conjugate gradients in each; the third round is nearly the last."""
 
-_FEW_ALTERNATIONS, _MANY_INPUTS = 3, 2_048
-"""Rounds of a convolution of more inputs (channels x kernel), of which each takes many seconds."""
+_FEW_ALTERNATIONS, _FEW_GRADIENT_STEPS = 3, 8
+"""The same for a large convolution, where a step takes long."""
 
 MOST_INPUTS = 6_000
 """Largest number of inputs (channels x kernel) of a layer that is fitted: a matrix of them squared is needed."""
 
-_GRADIENT_STEPS = 30
+_MOST_BYTES = 2**29
+"""Memory for outputs of the teacher; layers whose outputs have room share a forward pass."""
 
 
 @dataclass
@@ -77,41 +78,95 @@ class _Regression:
         return square_root(self.metric, damping=0.0)
 
 
+def _choose_positions(values: Tensor, rng: torch.Generator) -> Tensor:
+    """Return values ``(B, positions, D)`` at :data:`POSITIONS` random positions, the same for each sample."""
+    positions = values.shape[1]
+    return values if positions <= POSITIONS else values[:, torch.randperm(positions, generator=rng)[:POSITIONS]]
+
+
+class _TeacherOutputs:
+    """Outputs of the teacher's layers on the samples of a calibration, at the positions of the fit.
+
+    Args:
+        teacher: The network.
+        moments: Moments of its layers, in the order of the fit.
+        calibration: The samples.
+    """
+
+    def __init__(self, teacher: nn.Module, moments: Mapping[str, LayerMoments], calibration: Calibration) -> None:
+        self._teacher = teacher
+        self._calibration = calibration
+        self._waiting = {
+            name: 4 * len(calibration.samples) * min(measured.positions, POSITIONS) * len(measured.outputs)
+            for name, measured in moments.items()
+        }
+        self._found: dict[str, list[tuple[Tensor, int] | None]] = {}
+
+    def take(self, name: str) -> list[tuple[Tensor, int] | None]:
+        """Return the outputs ``(B, positions, out)`` of a layer for every chunk, with the number of its positions.
+
+        Layers are taken in the order of the fit. None stands for a chunk for which the layer is not called.
+        """
+        if name not in self._found:
+            self._found = self._record(name)
+        return self._found.pop(name)
+
+    def _record(self, first: str) -> dict[str, list[tuple[Tensor, int] | None]]:
+        """Return the outputs of a layer, and of as many later ones as have room."""
+        order = list(self._waiting)
+        names, total = [first], self._waiting[first]
+        for name in order[order.index(first) + 1 :]:
+            total += self._waiting[name]
+            if total > _MOST_BYTES:
+                break
+            if _can_fit(self._teacher.get_submodule(name)):
+                names.append(name)
+        streams = {name: stream(self._calibration.seed, "positions") for name in names}
+
+        def collect(name: str, output: Tensor) -> tuple[Tensor, int] | None:
+            layer: Factorisable = self._teacher.get_submodule(name)  # type: ignore[assignment]
+            if not takes_batches(layer, output):
+                return None
+            rows = to_rows(output, isinstance(layer, nn.Conv2d))
+            values = rows.reshape(len(output), -1, rows.shape[1])
+            return _choose_positions(values, streams[name]).clone(), values.shape[1]
+
+        recorder = LayerRecorder(self._teacher, names, collect, source="output")
+        with eval_mode(self._teacher), recorder, torch.no_grad():
+            calls = [recorder.call(x.clone())[1] for x in self._calibration.samples.split(CHUNK)]
+        return {name: [values.get(name) for values in calls] for name in names}
+
+
 def _collect(
-    teacher: nn.Module, student: nn.Module, name: str, calibration: Calibration, moments: LayerMoments
+    outputs: list[tuple[Tensor, int] | None],
+    layer: Factorisable,
+    student: nn.Module,
+    name: str,
+    calibration: Calibration,
+    moments: LayerMoments,
 ) -> _Regression | None:
-    """Return the regression of a layer; patches are of the student, outputs of the teacher.
+    """Return the regression of a layer of the teacher; patches are of the student, ``outputs`` of the teacher.
 
     None if they do not belong together: a network may route its samples depending on their values.
     """
-    layer: Factorisable = teacher.get_submodule(name)  # type: ignore[assignment]
-    is_conv = isinstance(layer, nn.Conv2d)
     rng = stream(calibration.seed, "positions")
     dimension = layer.weight[0].numel()
     square = torch.zeros(dimension, dimension, dtype=torch.float64)
     product = torch.zeros(len(layer.weight), dimension, dtype=torch.float64)
     sums = torch.zeros(dimension, dtype=torch.float64), torch.zeros(len(layer.weight), dtype=torch.float64)
     count = 0
-    of_teacher = LayerRecorder(teacher, [name], lambda _, y: y.clone(), source="output")
-    of_student = LayerRecorder(student, [name], lambda _, x: x.clone(), source="input")
-    with eval_mode(teacher), eval_mode(student), of_teacher, of_student, torch.no_grad():
-        for x in calibration.samples.split(CHUNK):
-            target, value = (
-                recorder.call_first(x.clone()) if moments.calls == 1 else recorder.call(x.clone())[1].get(name)
-                for recorder in (of_teacher, of_student)
-            )
+    recorder = LayerRecorder(student, [name], lambda _, x: x.clone(), source="input")
+    with eval_mode(student), recorder, torch.no_grad():
+        for x, target in zip(calibration.samples.split(CHUNK), outputs, strict=True):
+            value = recorder.call_first(x.clone()) if moments.calls == 1 else recorder.call(x.clone())[1].get(name)
             if target is None and value is None:  # not called for these samples
                 continue
             if target is None or value is None or not takes_batches(layer, value):
                 return None
-            p, y = patches(layer, value), to_rows(target, is_conv)
-            if p.shape[0] * p.shape[1] != len(y):
+            (y, positions), p = target, patches(layer, value)
+            if p.shape[:2] != (len(y), positions):
                 return None
-            y = y.reshape(*p.shape[:2], -1)  # batches of a layer are not always those of the network
-            if p.shape[1] > POSITIONS:
-                chosen = torch.randperm(p.shape[1], generator=rng)[:POSITIONS]
-                p, y = p[:, chosen], y[:, chosen]
-            p, y = p.reshape(-1, dimension), y.reshape(-1, y.shape[-1])
+            p, y = _choose_positions(p, rng).reshape(-1, dimension), y.flatten(0, 1)
             square += (p.T @ p).double().cpu()
             product += (y.T @ p).double().cpu()
             sums[0].add_(p.sum(dim=0).double().cpu())
@@ -181,7 +236,7 @@ def _fit_conv(layer: TuckerConv2d, regression: _Regression, original: nn.Conv2d)
     a = torch.linalg.qr(torch.linalg.solve(root, directions))[0].T
     cross = regression.cross.reshape(-1, channels, kernel)
     rank = min(out_rank, in_rank * kernel)
-    rounds = ALTERNATIONS if channels * kernel <= _MANY_INPUTS else _FEW_ALTERNATIONS
+    rounds = ALTERNATIONS if channels * kernel <= LARGE else _FEW_ALTERNATIONS
     for step in range(rounds):
         reduced = torch.einsum("rc,ckdl,sd->rksl", a, inputs, a).reshape(in_rank * kernel, -1)
         product = torch.einsum("ock,rc->ork", cross, a).flatten(1)
@@ -211,7 +266,7 @@ def _update_inputs(a: Tensor, left: Tensor, right: Tensor, regression: _Regressi
     residual = target - apply(a)
     direction, size = residual.clone(), residual.square().sum()
     start = size.clone()
-    for _ in range(_GRADIENT_STEPS):
+    for _ in range(_GRADIENT_STEPS if channels * kernel <= LARGE else _FEW_GRADIENT_STEPS):
         if size <= 1e-12 * start or size == 0:
             break
         applied = apply(direction)
@@ -261,7 +316,11 @@ def _can_fit(layer: nn.Module) -> bool:
 
 
 def reconstruct(
-    teacher: nn.Module, student: nn.Module, moments: Mapping[str, LayerMoments], calibration: Calibration
+    teacher: nn.Module,
+    student: nn.Module,
+    moments: Mapping[str, LayerMoments],
+    calibration: Calibration,
+    on_progress: Callable[[float], None] = lambda _: None,
 ) -> list[str]:
     """Fit the layers of a compressed network one after another to the teacher's function; no gradient step is made.
 
@@ -272,17 +331,20 @@ def reconstruct(
         student: The compressed teacher, of the same structure but for factorised layers; changed in place.
         moments: Moments of the teacher's layers, in the order of the fit (:func:`measure_layers`).
         calibration: Samples, on the device of both networks.
+        on_progress: Called with the share of the layers that are fitted, in [0, 1).
 
     Returns:
         The layers whose fit was kept.
     """
     target = _log_probabilities(teacher, calibration.held_out)
+    outputs = _TeacherOutputs(teacher, moments, calibration)
     kept, best = [], _divergence(student, calibration.held_out, target)
     for index, (name, measured) in enumerate(moments.items()):
-        if calibration.on_progress is not None:
-            calibration.on_progress(index / len(moments))
+        on_progress(index / len(moments))
         layer, original = student.get_submodule(name), teacher.get_submodule(name)
-        regression = _collect(teacher, student, name, calibration, measured) if _can_fit(original) else None
+        if not _can_fit(original):
+            continue
+        regression = _collect(outputs.take(name), original, student, name, calibration, measured)  # type: ignore[arg-type]
         if regression is None:
             continue
         before = copy.deepcopy(layer.state_dict())

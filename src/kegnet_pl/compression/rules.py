@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from kegnet_pl.compression.evbmf import evbmf
-from kegnet_pl.compression.tucker import Factorisable, sides
+from kegnet_pl.compression.tucker import LARGE, Factorisable, sides
 
 LAYERS = nn.Linear | nn.modules.conv._ConvNd
 """Layers of a report: dense layers and convolutions."""
@@ -117,7 +117,12 @@ class Candidate:
 
     def energy(self, side: int) -> np.ndarray:
         """Return the share of the squared singular values in the first r components, for r = 1, 2, ..."""
-        squares = np.linalg.svd(self.unfolding(side), compute_uv=False) ** 2
+        matrix = self.unfolding(side)
+        if self.layer.weight[0].numel() > LARGE:
+            wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+            squares = np.linalg.eigvalsh(wide @ wide.T)[::-1].clip(0)
+        else:
+            squares = np.linalg.svd(matrix, compute_uv=False) ** 2
         total = squares.sum()
         # Rounded, so that equal spectra give equal ranks on any machine.
         return np.cumsum(squares / total).round(12) if total > 0 else np.ones_like(squares)

@@ -15,6 +15,9 @@ Ranks = tuple[int, int]
 
 Factorisable = nn.Conv2d | nn.Linear
 
+LARGE = 1_024
+"""Inputs of a layer (channels x kernel) above which its decomposition and its fit take fewer iterations."""
+
 
 def sides(layer: Factorisable) -> Ranks:
     """Return the full ranks of a layer: its input and output channels or units."""
@@ -31,8 +34,28 @@ def _check_ranks(layer: Factorisable, ranks: Ranks) -> None:
 
 def _complete(factor: np.ndarray, columns: int) -> np.ndarray:
     """Add orthonormal columns to a factor with orthonormal columns."""
+    if factor.shape[1] == columns:
+        return factor
     basis = np.linalg.svd(factor, full_matrices=True)[0]
     return np.hstack([factor, basis[:, factor.shape[1] : columns]])
+
+
+def _leading(matrix: Tensor, rank: int) -> Tensor:
+    """Return the first left singular vectors ``(n, rank)`` of a matrix ``(n, m)``, from its smaller Gram matrix."""
+    wide = matrix.shape[0] <= matrix.shape[1]
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    vectors: Tensor = torch.linalg.eigh(gram)[1][:, -rank:]
+    return vectors if wide else torch.linalg.qr(matrix @ vectors)[0]
+
+
+def _truncate(weight: Tensor, out_rank: int, in_rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return core, output factor and input factor by a truncated HOSVD and one round of alternating least squares."""
+    tensor = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
+    out_factor = _leading(tensor.flatten(1), out_rank)
+    in_factor = _leading(torch.einsum("oik,op->ipk", tensor, out_factor).flatten(1), in_rank)
+    out_factor = _leading(torch.einsum("oik,iq->oqk", tensor, in_factor).flatten(1), out_rank)
+    core = torch.einsum("oik,op,iq->pqk", tensor, out_factor, in_factor)
+    return core.reshape(out_rank, in_rank, *weight.shape[2:]).numpy(), out_factor.numpy(), in_factor.numpy()
 
 
 def _decompose(weight: Tensor, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -41,18 +64,21 @@ def _decompose(weight: Tensor, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np
     The rank of a side is at most the product of the other side's rank and the kernel size. Further components get
     orthonormal directions, with zeros in the core: the function is the same, and they can be trained.
     """
-    values = weight.detach().to("cpu", torch.float64).numpy()
+    values = weight.detach().to("cpu", torch.float64)
     in_rank, out_rank = ranks
     kernel = math.prod(values.shape[2:])
     out_real = min(out_rank, in_rank * kernel)
     in_real = min(in_rank, out_real * kernel)
-    with tensorly.backend_context("numpy", local_threadsafe=True):
-        if values.ndim == 2:
-            core, (out_factor, in_factor) = tucker(values, rank=[out_real, in_real], init="svd")
-        else:
-            (core, (out_factor, in_factor)), _ = partial_tucker(
-                values, rank=[out_real, in_real], modes=[0, 1], init="svd"
-            )
+    if values[0].numel() > LARGE:
+        core, out_factor, in_factor = _truncate(values, out_real, in_real)
+    else:
+        with tensorly.backend_context("numpy", local_threadsafe=True):
+            if values.ndim == 2:
+                core, (out_factor, in_factor) = tucker(values.numpy(), rank=[out_real, in_real], init="svd")
+            else:
+                (core, (out_factor, in_factor)), _ = partial_tucker(
+                    values.numpy(), rank=[out_real, in_real], modes=[0, 1], init="svd"
+                )
     padding = [(0, out_rank - out_real), (0, in_rank - in_real)] + [(0, 0)] * (values.ndim - 2)
     return np.pad(core, padding), _complete(in_factor, in_rank), _complete(out_factor, out_rank)
 
@@ -122,6 +148,9 @@ def _empty_copy(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinea
 
 def factorise(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinear:
     """Return the Tucker factorisation of a convolution (over its channel modes) or dense layer, a new module.
+
+    TensorLy iterates until the error no longer falls, as in the paper. A layer with more than :data:`LARGE` inputs
+    gets one iteration from eigenvectors of Gram matrices, many times faster; its error is nearly as low.
 
     Raises:
         ValueError: If a rank is out of range or a convolution is grouped.

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Self, TextIO, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -114,8 +115,18 @@ class StageProgress(Callback):
 
     def move_to(self, share: float) -> None:
         """Show the share of the stage that is done, in [0, 1], where it has no trainer."""
-        self._done = share
+        self._show(lambda: share)
+
+    def _show(self, share: Callable[[], float]) -> None:
+        """Show what is done, unless it was shown a moment ago."""
+        seconds = _LINE_SECONDS if self._bar is None else _BAR_SECONDS
+        if time.monotonic() - self._last_update <= seconds:
+            return
+        self._last_update = time.monotonic()
+        self._done = share()
         self._move_bar()
+        if self._bar is None:
+            self._line()
 
     def next_fit(self, index: int, fits: int) -> None:
         """Set which fit of the stage comes next, from 0, and how many there are."""
@@ -139,14 +150,7 @@ class StageProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar."""
-        seconds = _LINE_SECONDS if self._bar is None else _BAR_SECONDS
-        if time.monotonic() - self._last_update <= seconds:
-            return
-        self._last_update = time.monotonic()
-        self._done = self._share(trainer)
-        self._move_bar()
-        if self._bar is None:
-            self._line()
+        self._show(lambda: self._share(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the losses of the epoch."""

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from kegnet_pl.compression import CompressionPlan, Rule
+from kegnet_pl.compression import CompressionPlan, Rule, rules
 from kegnet_pl.compression.plan import WhenLarger
+from kegnet_pl.compression.rules import Candidate
 from tests.unit.compression.networks import Small, count
 
 BOTH: tuple[WhenLarger, ...] = ("keep", "compress")
@@ -47,6 +48,18 @@ def _energies(weight: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         return np.cumsum(squares) / squares.sum()
 
     return energy(weight.transpose(0, 1).flatten(1)), energy(weight.flatten(1))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(30, 20), nn.Linear(20, 30), nn.Conv2d(6, 70, 3), nn.Conv2d(8, 4, 3)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_energies_of_a_large_layer_are_those_of_a_small_one(
+    layer: nn.Conv2d | nn.Linear, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _energies(layer.weight)[side]
+    for large in (1_024, 0):
+        monkeypatch.setattr(rules, "LARGE", large)
+        found = Candidate("layer", layer, ("target", "target")).energy(side)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
 
 
 def _ratio(network: nn.Module, ranks: dict[str, tuple[int, int]], when_larger: WhenLarger) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.compression import factorise
+from kegnet_pl.compression import factorise, tucker
 from tests.unit.compression.networks import count, equal, storages, tensors
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
@@ -105,6 +105,21 @@ def test_is_at_least_as_near_as_the_truncated_singular_vectors() -> None:
     assert error <= (truncated - weight).norm() * (1 + 1e-9)
 
 
+def test_a_large_convolution_is_nearly_as_near_as_by_many_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = _conv({"kernel_size": 3}, 20, 30)
+    far = (_weight(factorise(conv, (5, 6))) - conv.weight).norm()
+    assert (_weight(factorise(conv, (20, 30))) - conv.weight).norm() < 1e-9
+    monkeypatch.setattr(tucker, "LARGE", 100)
+    small = factorise(conv, (5, 6))
+    first, _, last = (part.weight.detach().flatten(1) for part in small)
+
+    assert far <= (_weight(small) - conv.weight).norm() * (1 + 1e-9)
+    assert (_weight(small) - conv.weight).norm() < 1.02 * far
+    torch.testing.assert_close(first @ first.T, torch.eye(5, dtype=torch.float64))
+    torch.testing.assert_close(last.T @ last, torch.eye(6, dtype=torch.float64))
+    torch.testing.assert_close(_weight(factorise(conv, (20, 30))), conv.weight, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("ranks", [(2, 2), (3, 2), (1, 5), (7, 9)])
 def test_linear_equals_the_layer_with_the_reconstructed_weight(bias: bool, ranks: tuple[int, int]) -> None:
@@ -119,9 +134,14 @@ def test_linear_equals_the_layer_with_the_reconstructed_weight(bias: bool, ranks
         torch.testing.assert_close(small(x), linear(x), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("large", [7, 1_024])
+@pytest.mark.parametrize("shape", [(8, 10), (10, 8)])
 @pytest.mark.parametrize("rank", [1, 3, 6])
-def test_linear_is_the_best_of_its_rank(rank: int) -> None:
-    linear = nn.Linear(8, 10, dtype=torch.float64)
+def test_linear_is_the_best_of_its_rank(
+    rank: int, shape: tuple[int, int], large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tucker, "LARGE", large)
+    linear = nn.Linear(*shape, dtype=torch.float64)
     values = torch.linalg.svdvals(linear.weight.detach())
     error = (_weight(factorise(linear, (rank, rank))) - linear.weight).norm()
 
@@ -143,10 +163,16 @@ BEYOND: list[tuple[nn.Conv2d | nn.Linear, tuple[int, int], tuple[int, int]]] = [
 ]
 
 
+@pytest.mark.parametrize("large", [0, 1_024])
 @pytest.mark.parametrize(("layer", "ranks", "real"), BEYOND, ids=str)
 def test_ranks_beyond_what_the_other_side_supports(
-    layer: nn.Conv2d | nn.Linear, ranks: tuple[int, int], real: tuple[int, int]
+    layer: nn.Conv2d | nn.Linear,
+    ranks: tuple[int, int],
+    real: tuple[int, int],
+    large: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tucker, "LARGE", large)
     small = factorise(layer, ranks)
     first, core, last = (part.weight for part in small)
 

@@ -91,8 +91,8 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
         )  # fmt: skip
     progress = StageProgress("compression", context.console)
     compressed = fit_compression(
-        network, context.input_shape, CompressionPlan(make_rules(plan), plan.target, plan.when_larger), source,
-        plan.samples, plan.oversampling, context.seed, progress,
+        network, context.input_shape, CompressionPlan(make_rules(plan), plan.target, plan.when_larger), progress,
+        source, plan.samples, plan.oversampling, context.seed,
     )  # fmt: skip
     compressed.network.cpu()
     save_network(compressed.network, folder, "network", context.settings.teacher.network, compressed.report.ranks)
