@@ -751,7 +751,7 @@ def test_a_compression_by_function_names_its_samples(tmp_path: Path, prepared: P
     assert stages(tmp_path) == before
     with pytest.raises(ConfigError, match=r"`compression.source` to be a source without generators, .* got kegnet"):
         go(tmp_path, *common, "compression.source=kegnet")
-    with pytest.raises(ConfigError, match=r"`compression.source` to be one of blobs, fields, kegnet, .*, but got dots"):
+    with pytest.raises(ConfigError, match=r"`compression.source` to be one of blobs, correlated, fields, kegnet, .*, but got dots"):
         go(tmp_path, *common, "compression.source=dots")
 
 
@@ -1000,3 +1000,9 @@ def test_a_diverged_student_is_not_published(tmp_path: Path, prepared: Prepared)
     with pytest.raises(DivergedError, match="Lower the learning rate"):
         go(tmp_path, "sources=[normal]", "student.baselines.lr=1e30")
     assert kinds(stages(tmp_path)) == ["compression", "teacher"]
+
+
+def test_a_source_that_does_not_fit_the_teacher_is_named_before_generators_are_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Expected rows of features, .* but got \(1, 32, 32\)\. Use procedural"):
+        go(tmp_path, "sources=[kegnet,correlated]", train=False)
+    assert not list((tmp_path / "store").glob("generators-*"))

@@ -107,7 +107,9 @@ def test_tables_and_no_test_data(tmp_path: Path) -> None:
 
     config = configure(FAST, *shape, "teacher.weights=x", "compression=ratio")
     torch.save(build(config["teacher"]["network"]).state_dict(), tmp_path / "t.pt")
-    go(tmp_path, *shape, f"teacher.weights={tmp_path / 't.pt'}", "compression=ratio", "sources=[kegnet]", draw=True)
+    weights = f"teacher.weights={tmp_path / 't.pt'}"
+    rows = go(tmp_path, *shape, weights, "compression=ratio", "sources=[kegnet,correlated]", draw=True)
+    assert rows[-1]["source"]["name"] == "correlated" and rows[-1]["source"]["prior"] == "teacher"
     text, page = _read(tmp_path / "run" / "report.html")
     assert "There was no test data" in text and "not measured" in text
     assert "<title>mlp: " in text, "not: on none"

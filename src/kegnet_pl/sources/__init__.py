@@ -4,7 +4,7 @@ from kegnet_pl.sources.base import REAL_DATA, Prior, SyntheticSource
 from kegnet_pl.sources.images import Blobs, Leaves, Procedural, ProceduralImages, Strokes, Waves
 from kegnet_pl.sources.kegnet import GeneratorSource, sample_labels_and_noise
 from kegnet_pl.sources.mixture import MixtureSource
-from kegnet_pl.sources.noise import NoiseSource, NormalNoise, UniformNoise
+from kegnet_pl.sources.noise import CorrelatedNoise, NoiseSource, NormalNoise, UniformNoise
 from kegnet_pl.sources.procedural import RandomFields, RandomRows
 from kegnet_pl.sources.real import RealSource
 from kegnet_pl.sources.registry import (
@@ -20,6 +20,7 @@ from kegnet_pl.sources.transforms import MixedSource, SelectedSource, select_sam
 __all__ = [
     "REAL_DATA",
     "Blobs",
+    "CorrelatedNoise",
     "GeneratorSource",
     "Leaves",
     "MixedSource",

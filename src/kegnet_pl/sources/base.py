@@ -27,6 +27,7 @@ class SyntheticSource(nn.Module, ABC):
             (common properties of such data: edges, smooth areas, correlations) or ``"real data"`` (the samples are
             real: a ceiling for other sources, never the best result, never part of a mixture).
         needs_generators: True: the constructor takes the trained generators (see :func:`build_source`).
+        needs_teacher: True: the constructor takes the teacher.
         needs_data: True: the constructor takes the inputs of the real training data; the prior is ``"real data"``.
         multiple: The number of samples must be a multiple of this.
         candidates: Samples that are drawn, and classified by the teacher, to select one; 1 without a selection.
@@ -37,6 +38,7 @@ class SyntheticSource(nn.Module, ABC):
     marker: str
     prior: Prior
     needs_generators: bool = False
+    needs_teacher: bool = False
     needs_data: bool = False
     multiple: int = 1
     candidates: int = 1

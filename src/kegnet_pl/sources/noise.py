@@ -1,11 +1,13 @@
-"""Sources of noise: the paper's baselines."""
+"""Sources of noise: the paper's baselines, and noise with the correlations that a teacher suggests."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources.base import Prior, SyntheticSource
@@ -65,3 +67,79 @@ class NormalNoise(NoiseSource):
 
     def __init__(self, input_shape: int | Sequence[int]) -> None:
         super().__init__("normal", input_shape)
+
+
+class CorrelatedNoise(SyntheticSource):
+    """Normal noise whose features are correlated as the first dense layer of a teacher suggests, for rows of features.
+
+    Correlated features hardly vary in some directions, and training gives these directions large weights. So the
+    inverse of the layer's Gram matrix resembles the covariance of the features. With the Jacobian J of the layer's
+    outputs by the features ``(out, features)``, at zero, the samples have the covariance ``(J^T J)^-power``, scaled to
+    variances of 1. They fit a teacher of standardised features.
+
+    Args:
+        teacher: Any network of rows of features; it is not changed.
+        input_shape: ``(features,)``, or their number.
+        power: Strength of the correlations, from 0 for independent features to 1.
+        device: Device of the samples.
+
+    Raises:
+        ValueError: If samples are no rows of features, the teacher has no dense layer that depends on them, or
+            ``power`` is out of range.
+    """
+
+    title = "Correlated"
+    color = "#5b8c00"
+    marker = "P"
+    prior: Prior = "teacher"
+    needs_teacher = True
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        input_shape: int | Sequence[int],
+        power: float = 0.75,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.input_shape = to_shape(input_shape)
+        self.device = torch.device(device)
+        if len(self.input_shape) != 1:
+            raise ValueError(
+                f"Expected rows of features, of shape (features,), for correlated noise, but got {self.input_shape}. "
+                f"Use procedural samples."
+            )
+        if not 0 <= power <= 1:
+            raise ValueError(f"Expected `power` from 0 to 1, but got {power}.")
+        jacobian = _first_jacobian(teacher, self.input_shape[0])
+        values, vectors = torch.linalg.eigh(jacobian.T @ jacobian)
+        seen = values > 1e-6 * values[-1]  # other directions do not change what the teacher returns
+        values = torch.where(seen, values, values[seen].mean()) / values[-1]
+        covariance = vectors @ torch.diag(values**-power) @ vectors.T
+        scale = covariance.diagonal().rsqrt()
+        variances, directions = torch.linalg.eigh(scale[:, None] * covariance * scale)
+        self.root: Tensor = (directions * variances.clamp_min(0).sqrt() @ directions.T).float()
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """Draw ``n`` samples ``(n, features)``."""
+        return (torch.randn(n, *self.input_shape, generator=stream(seed, "synthetic")) @ self.root).to(self.device)
+
+
+def _first_jacobian(teacher: nn.Module, features: int) -> Tensor:
+    """Return the Jacobian ``(out, features)`` of the first dense layer that the teacher calls, at zero, in float64."""
+    weight = next((value for value in teacher.parameters() if value.is_floating_point()), torch.empty(0))
+    dense = [name for name, layer in teacher.named_modules() if isinstance(layer, nn.Linear)]
+    recorder = LayerRecorder(teacher, dense, lambda _, output: output, source="output")
+    with torch.inference_mode(mode=False), torch.enable_grad(), eval_mode(teacher), recorder:
+        x = torch.zeros(1, features, device=weight.device, dtype=weight.dtype).requires_grad_()
+        output = recorder.call_first(x.clone())
+        rows = [] if output is None or not output.requires_grad else output.flatten()
+        found = [torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)[0] for value in rows]
+    found = [value for value in found if value is not None]
+    jacobian = torch.cat(found).double().cpu() if found else torch.zeros(1, features)
+    if not bool(jacobian.isfinite().all()) or not bool(jacobian.any()):
+        raise ValueError(
+            f"Expected a teacher with a dense layer that depends on its features, for correlated noise, but "
+            f"{type(teacher).__name__} has none. Use procedural samples."
+        )
+    return jacobian

@@ -148,6 +148,7 @@ def build_source(
     specifications: Mapping[str, Specification | None] | None = None,
     *,
     input_shape: Sequence[int],
+    teacher: nn.Module | None = None,
     generators: Sequence[nn.Module] | None = None,
     inputs: Tensor | None = None,
     device: torch.device | str = "cpu",
@@ -157,13 +158,13 @@ def build_source(
 ) -> SyntheticSource:
     """Build a source, or a mixture of several, from names with shares relative to their sum.
 
-    A class is given ``input_shape`` and ``device`` if its constructor takes them; if it needs generators, also
-    ``generators``, ``chunk``, ``norm`` (here ``sampling_norm``) and ``noise_std``, which :class:`GeneratorSource`
-    describes; if it needs data, also ``inputs``, those of the real training data. Arguments of its specification, the
-    configuration entry ``source.NAME``, come first.
+    A class is given ``input_shape`` and ``device`` if its constructor takes them; if it needs the teacher, also
+    ``teacher``; if it needs generators, also ``generators``, ``chunk``, ``norm`` (here ``sampling_norm``) and
+    ``noise_std``, which :class:`GeneratorSource` describes; if it needs data, also ``inputs``, those of the real
+    training data. Arguments of its specification, the configuration entry ``source.NAME``, come first.
 
     Raises:
-        ValueError: If a source cannot be found or built, or generators or inputs are missing.
+        ValueError: If a source cannot be found or built, or teacher, generators or inputs are missing.
     """
     common: dict[str, Any] = {"input_shape": tuple(input_shape), "device": device}
     of_generators = {"generators": generators, "chunk": chunk, "norm": sampling_norm, "noise_std": noise_std}
@@ -171,11 +172,14 @@ def build_source(
     for name in shares:
         specification = (specifications or {}).get(name)
         found = find_source_class(name, specification)
+        if found.needs_teacher and teacher is None:
+            raise ValueError(f"Expected the teacher for the source {name}, but got none.")
         if found.needs_generators and not generators:
             raise ValueError(f"Expected trained generators for the source {name}, but got none.")
         if found.needs_data and inputs is None:
             raise ValueError(f"Expected inputs of the real training data for the source {name}, but got none.")
         offered = common | (of_generators if found.needs_generators else {})
+        offered |= {"teacher": teacher} if found.needs_teacher else {}
         offered |= {"inputs": inputs} if found.needs_data else {}
         taken = inspect.signature(found).parameters
         arguments = {key: value for key, value in offered.items() if key in taken}

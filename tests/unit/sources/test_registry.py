@@ -8,6 +8,7 @@ import yaml
 
 from kegnet_pl.networks import DenseGenerator
 from kegnet_pl.sources import (
+    CorrelatedNoise,
     GeneratorSource,
     MixtureSource,
     NoiseSource,
@@ -152,6 +153,9 @@ def test_building_passes_what_a_class_takes() -> None:
         noise_std=9.0,
     )  # fmt: skip
     assert isinstance(bent, Bent) and bent.count == 2 and bent.noise_std == 9.0
+    teacher = torch.nn.Linear(8, 3)
+    correlated = build_source({"correlated": 1}, {"correlated": {"power": 0.5}}, input_shape=(8,), teacher=teacher)
+    assert torch.equal(correlated.sample(6, 3), CorrelatedNoise(teacher, 8, power=0.5).sample(6, 3))
     inputs = torch.randn(5, 8)
     real = build_source({"real": 1}, input_shape=(8,), generators=generators, inputs=inputs)
     assert isinstance(real, RealSource) and real.inputs is inputs
@@ -167,6 +171,8 @@ def test_a_built_mixture_is_that_of_its_sources() -> None:
 def test_what_is_missing_or_unknown_is_named() -> None:
     with pytest.raises(ValueError, match="Expected trained generators for the source kegnet, but got none"):
         build_source({"kegnet": 0.5, "normal": 0.5}, input_shape=(8,))
+    with pytest.raises(ValueError, match="Expected the teacher for the source correlated, but got none"):
+        build_source({"correlated": 1}, input_shape=(8,))
     with pytest.raises(ValueError, match="Expected inputs of the real training data for the source real, but got none"):
         build_source({"real": 1}, input_shape=(8,))
     with pytest.raises(ValueError, match=r"Expected `source.mine` to have the arguments of Stripes, but: .*'width'"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.sources import (
     Blobs,
+    CorrelatedNoise,
     Leaves,
     MixedSource,
     MixtureSource,
@@ -301,3 +302,66 @@ def test_real_data_is_refused_in_a_mixture() -> None:
     with pytest.raises(ValueError, match="mixture without real data"):
         MixtureSource({"real": (real, 1), "normal": (NormalNoise(2), 1)})
     assert MixtureSource({"real": (real, 1)}).sample(2, 0).shape == (2, 2)
+
+
+class _Rows(nn.Module):
+    """A teacher of three features; the first two are large together and small apart in its layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3) if kind == "batch norm" else nn.Identity()
+        self.embed = nn.Conv1d(3, 3, 1) if kind == "without a dense layer" else nn.Linear(3, 4)
+        self.out = nn.Identity() if kind == "without a dense layer" else nn.Linear(4, 2)
+        self.kind = kind
+        if kind != "without a dense layer":
+            self.embed.weight.data.copy_(torch.tensor([[3.0, -3.0, 0.0], [1, 1, 0], [0, 0, 1], [0, 0, 0]]))
+        if kind == "narrow":
+            self.embed.weight.data[1:] = 0
+        if kind == "constant":
+            self.embed.weight.data.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        if self.kind == "without a dense layer":
+            return self.embed(x[:, :, None])[:, :2, 0]
+        return self.out(self.embed(x))
+
+
+@pytest.mark.parametrize(("power", "expected"), [(0.0, 0.0), (0.75, 0.929), (1.0, 0.8)])
+def test_noise_is_correlated_where_the_first_layer_has_small_weights(power: float, expected: float) -> None:
+    x = CorrelatedNoise(_Rows("plain"), 3, power=power).sample(20_000, 0)
+    found = torch.corrcoef(x.T)
+    if power == 0.75:  # (18 and 2)^-0.75
+        expected = (2**-0.75 - 18**-0.75) / (2**-0.75 + 18**-0.75)
+    assert found[0, 1] == pytest.approx(expected, abs=0.02)
+    assert found[0, 2] == pytest.approx(0, abs=0.03) and found[1, 2] == pytest.approx(0, abs=0.03)
+    torch.testing.assert_close(x.var(dim=0), torch.ones(3), atol=0.05, rtol=0)
+    assert torch.equal(x, CorrelatedNoise(_Rows("plain"), (3,), power=power).sample(20_000, 0))
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "narrow"])
+def test_correlated_noise_of_other_teachers(kind: str) -> None:
+    teacher = _Rows(kind)
+    x = CorrelatedNoise(teacher, 3).sample(5_000, 1)
+    assert teacher.training and x.shape == (5_000, 3) and bool(x.isfinite().all())
+    torch.testing.assert_close(x.var(dim=0), torch.ones(3), atol=0.1, rtol=0)
+    if kind == "batch norm":  # as without, since it scales all features alike
+        assert torch.corrcoef(x.T)[0, 1] > 0.6
+    else:  # the layer sees one direction; the others are as strong
+        assert torch.corrcoef(x.T)[0, 1].abs() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "power", "message"),
+    [
+        ("plain", (3, 2), 0.75, r"rows of features, of shape \(features,\), for correlated noise, but got \(3, 2\)"),
+        ("plain", 3, 1.5, "`power` from 0 to 1, but got 1.5"),
+        ("without a dense layer", 3, 0.75, "dense layer that depends on its features, .* but _Rows has none"),
+        ("constant", 3, 0.75, "dense layer that depends on its features"),
+    ],
+)
+def test_correlated_noise_needs_rows_and_a_dense_layer(
+    kind: str, shape: int | tuple[int, ...], power: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        CorrelatedNoise(_Rows(kind), shape, power=power)

@@ -87,7 +87,7 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
         network = copy.deepcopy(network).to(context.device)
         source = build_source(
             plan.source, source_definitions(context.settings, plan.source), input_shape=context.input_shape,
-            device=context.device,
+            teacher=network, device=context.device,
         )  # fmt: skip
     progress = StageProgress("compression", context.console)
     compressed = fit_compression(

@@ -119,6 +119,7 @@ def _make_source(
         info.shares,
         source_definitions(context.settings, info.shares),
         input_shape=context.input_shape,
+        teacher=teacher,
         generators=networks,
         inputs=context.data.part("train").x if info.needs_data and context.data is not None else None,
         device=context.device,
