@@ -17,7 +17,7 @@ from reproduction.paths import ROOT
 from reproduction.runner import Run
 
 KINDS = {"kegnet": ("kegnet",), "noise": ("uniform", "normal"), "preset": ()}
-"""Kind of a job -> sources of its students. ``preset``: those of the preset, and real data, the ceiling."""
+"""Kind of a job -> sources of its students. ``preset``: that of the preset, and real data, the ceiling."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Job:
         seed: The run's seed.
         settings: Further overrides.
         gpu: True if it needs a GPU.
+        ceiling: True if a run of a preset also trains a student of real data.
     """
 
     experiment: str
@@ -41,6 +42,7 @@ class Job:
     seed: int
     settings: tuple[str, ...] = ()
     gpu: bool = False
+    ceiling: bool = True
 
     @property
     def cell(self) -> str:
@@ -70,7 +72,7 @@ class Job:
                 f"real data, for the ceiling."
             )
         (own,) = listed
-        return [own if isinstance(own, dict) else {own: 1.0}, {"real": 1.0}]
+        return [own if isinstance(own, dict) else {own: 1.0}, *([{"real": 1.0}] if self.ceiling else [])]
 
     def to_run(self, teacher: str | None, settings: Sequence[str] = ()) -> Run:
         """Return the run of the product.
@@ -176,7 +178,10 @@ def all_jobs(cells: dict[str, Any]) -> Iterator[Job]:
                         settings = tuple(
                             s for s in run.get("settings", ()) if kind != "noise" or not s.startswith("generator.")
                         )
-                        yield Job(experiment, option, run["recipe"], kind, seed, settings, run.get("gpu", False))
+                        yield Job(
+                            experiment, option, run["recipe"], kind, seed, settings, run.get("gpu", False),
+                            run.get("ceiling", True),
+                        )  # fmt: skip
 
 
 def choose(

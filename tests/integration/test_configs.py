@@ -32,7 +32,7 @@ PAPER = {
     "letter_mlp": (1e-3, 1e-4, 1e-4, 2, 1, 0),
 }
 FOLDERS = ["", "paper/", "strict/"]
-BEST = ["best/letter_mlp", "best/mnist_lenet", "best/pendigits_mlp", "best/shuttle_mlp"]
+BEST = [f"best/{name}" for name in PAPER]
 GROUPS = ["callbacks", "compression", "data", "generator", "logger", "source", "student", "teacher", "trainer"]
 SNAPSHOT = json.loads((Path(__file__).parent / "snapshots" / "presets.json").read_text())
 PUBLIC = {"cifar10_resnet20": 20, "cifar10_resnet56": 56}
@@ -93,7 +93,10 @@ def test_the_strongest_recipe_has_the_experiments_teacher_and_generators(name: s
     assert strongest.compression == plain.compression
     (shares,) = strongest.sources
     assert "real" not in shares and strongest.student.selection == "last"
-    assert "kegnet" not in shares or strongest.generator == plain.generator
+    if "kegnet" in shares:
+        longer = {"epochs", "lr_scheduler"} if "resnet" in name else set()
+        of_strongest, of_plain = (settings.generator.model_dump(exclude=longer) for settings in (strongest, plain))
+        assert of_strongest == of_plain
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -751,7 +751,7 @@ def test_a_compression_by_function_names_its_samples(tmp_path: Path, prepared: P
     assert stages(tmp_path) == before
     with pytest.raises(ConfigError, match=r"`compression.source` to be a source without generators, .* got kegnet"):
         go(tmp_path, *common, "compression.source=kegnet")
-    with pytest.raises(ConfigError, match=r"`compression.source` to be one of blobs, correlated, fields, kegnet, .*, but got dots"):
+    with pytest.raises(ConfigError, match=r"to be one of blobs, correlated, fields, kegnet, .*, but got dots"):
         go(tmp_path, *common, "compression.source=dots")
 
 
