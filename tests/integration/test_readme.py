@@ -21,6 +21,7 @@ from kegnet_pl.networks import LeNet5, ResNet14
 from kegnet_pl.pipeline.objects import build
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names
 from kegnet_pl.reporting.results import Row
+from kegnet_pl.sources import NormalNoise
 from tests.integration.conftest import SCHEMA, Command, configure
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +122,7 @@ def test_the_lines_of_python_run() -> None:
 
 def test_the_lines_of_python_for_batch_norm_run() -> None:
     code = next(block for block in blocks("python") if "upsampling" in block)
-    small = {"epochs=5, steps_per_epoch=100": "epochs=1, steps_per_epoch=2, batch_size=8", "6_400": "64",
+    small = {"epochs=10, steps_per_epoch=100": "epochs=1, steps_per_epoch=2, batch_size=8", "6_400": "64",
              "epochs=10": "epochs=1", "target=3.0": "target=3.0, samples=50"}  # fmt: skip
     for before, after in small.items():
         assert before in code
@@ -148,11 +149,12 @@ def test_the_lines_for_batch_norm_have_the_settings_of_the_preset() -> None:
 
         return heard
 
-    drawn = SimpleNamespace(dataset=lambda samples: samples)
+    drawn = SimpleNamespace(source=lambda: NormalNoise((3, 32, 32)))
     api = SimpleNamespace(
         train_generators=listen("generators", kegnet_pl.train_generators, drawn),
         compress=listen("compress", kegnet_pl.compress, SimpleNamespace(network=None)),
         distill=listen("student", kegnet_pl.distill),
+        SyntheticDataset=lambda source, _, samples: (source, samples),
     )
     exec(code, {"kegnet_pl": api, "teacher": None})
     generator, student, mine = config["generator"], config["student"], said["generators"]
@@ -177,7 +179,9 @@ def test_the_lines_for_batch_norm_have_the_settings_of_the_preset() -> None:
         "shuffle",
     ):
         assert mine[name] == student[name], name
-    assert (mine["lr"], mine["data"]) == (student["optimizer"]["lr"], student["samples"])
+    source, samples = mine["data"]
+    assert (mine["lr"], samples) == (student["optimizer"]["lr"], student["samples"])
+    assert source.share == student["mixing"] and config["sources"] == [source.source.shares]
     assert (mine["feature_distillation"], mine["feature_distillation_layers"]) == (
         student["feature_distillation"]["weight"],
         student["feature_distillation"]["layers"],

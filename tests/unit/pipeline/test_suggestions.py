@@ -103,6 +103,6 @@ def test_options_of_the_user_are_known(tmp_path: Path) -> None:
 
 
 def test_a_preset_that_a_recipe_lacks_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"recipe=best, but got .*svhn_resnet \(there is no best/svhn_resnet\)"):
-        accept_old_spellings(["experiment=svhn_resnet", "recipe=best"])
+    with pytest.raises(ConfigError, match=r"recipe=best, but got .*cifar10_resnet20 \(there is no best/cifar10_"):
+        accept_old_spellings(["experiment=cifar10_resnet20", "recipe=best"])
     assert accept_old_spellings(["experiment=mnist_lenet", "recipe=best"]) == ["experiment=best/mnist_lenet"]
