@@ -16,7 +16,7 @@ import yaml
 
 from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.runtime.environment import display_path
-from kegnet_pl.sources import describe_source, join_priors
+from kegnet_pl.sources import describe_mixture, join_priors
 from reproduction.commands import joined, positive
 from reproduction.jobs import released_teacher, store_of, weights
 from reproduction.paths import ROOT
@@ -45,7 +45,7 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
         changed = {setting.split("=", 1)[0] for setting in (*settings, *further)}
         base = [setting for setting in study["base"] if setting.split("=", 1)[0] not in changed]
         method = _method(study, variant)
-        own = any(setting.startswith("sources=") for setting in settings)
+        own = any(setting.startswith("sources=") for setting in (*study["base"], *settings))
         sources = [] if own else ["sources=[]" if method == "T" else "sources=[kegnet]"]
         generators = tuple(setting for setting in settings if setting.startswith("generator."))
         for seed in range(study["seeds"]):
@@ -60,10 +60,11 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
 
 
 def _method(study: dict[str, Any], variant: str) -> str:
-    """Return the network of a line: the student of its own source, or that of the study: T+KegNet, or T, untrained."""
-    for setting in study["variants"][variant]:
+    """Return the network of a line: the student of its source, or that of the study: T+KegNet, or T, untrained."""
+    for setting in (*study["variants"][variant], *study["base"]):  # a line replaces the source of the base
         if setting.startswith("sources="):
-            return f"T+{describe_source(setting.removeprefix('sources=[').removesuffix(']')).title}"
+            (source,) = yaml.safe_load(setting.removeprefix("sources="))
+            return f"T+{describe_mixture(source if isinstance(source, dict) else {source: 1.0}).title}"
     method: str = study.get("method", "T+KegNet")
     return method
 
