@@ -81,8 +81,8 @@ def patches(layer: Factorisable, x: Tensor) -> Tensor:
 
 
 def takes_batches(layer: Factorisable, x: Tensor) -> bool:
-    """Return True for an input with a batch dimension; a layer also accepts a single sample."""
-    return x.dim() == 4 if isinstance(layer, nn.Conv2d) else x.dim() > 1
+    """Return True for an input that is a batch of samples; a layer also accepts a single sample, or none."""
+    return len(x) > 0 and (x.dim() == 4 if isinstance(layer, nn.Conv2d) else x.dim() > 1)
 
 
 def probe_gradients(

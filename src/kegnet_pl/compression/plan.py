@@ -89,7 +89,8 @@ class CompressionPlan:
             input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
             calibration: Samples. With them, ranks ``"target"`` change the logits least (:func:`allocate_ranks`), and
                 layers are fitted to the network's function (:func:`reconstruct`); else weights alone decide.
-            on_progress: Called with the share of the layers that are factorised, or fitted, in [0, 1).
+            on_progress: Called with the finished share, in [0, 1): with samples, of the layers that are fitted; else of
+                the parameters of the layers to factorise.
 
         Returns:
             The smaller network and its report; all weights are trainable, even if the original's are frozen.

@@ -42,16 +42,18 @@ RIDGE = 1e-3
 """Weight of the distance to the teacher's weights, relative to the mean square of the inputs."""
 
 ALTERNATIONS, _GRADIENT_STEPS = 10, 30
-"""Rounds of the fit of a convolution, and steps of conjugate gradients in each; the third round is nearly the last."""
+"""Rounds of the fit of a convolution, and steps of conjugate gradients in each. The error hardly falls after the third
+round."""
 
 _FEW_ALTERNATIONS, _FEW_GRADIENT_STEPS = 3, 8
-"""The same for a large convolution, where a step takes long."""
+"""The same for a convolution with more than LARGE inputs: its steps are slow."""
 
 MOST_INPUTS = 6_000
 """Largest number of inputs (channels x kernel) of a layer that is fitted: a matrix of them squared is needed."""
 
 _MOST_BYTES = 2**29
-"""Memory for outputs of the teacher; layers whose outputs have room share a forward pass."""
+"""Limit for stored outputs of the teacher. Layers share a forward pass as long as their outputs fit; a single layer may
+exceed it."""
 
 
 @dataclass
@@ -96,10 +98,7 @@ class _TeacherOutputs:
     def __init__(self, teacher: nn.Module, moments: Mapping[str, LayerMoments], calibration: Calibration) -> None:
         self._teacher = teacher
         self._calibration = calibration
-        self._waiting = {
-            name: 4 * len(calibration.samples) * min(measured.positions, POSITIONS) * len(measured.outputs)
-            for name, measured in moments.items()
-        }
+        self._moments = {name: measured for name, measured in moments.items() if _can_fit(teacher.get_submodule(name))}
         self._found: dict[str, list[tuple[Tensor, int] | None]] = {}
 
     def take(self, name: str) -> list[tuple[Tensor, int] | None]:
@@ -113,27 +112,35 @@ class _TeacherOutputs:
 
     def _record(self, first: str) -> dict[str, list[tuple[Tensor, int] | None]]:
         """Return the outputs of a layer, and of as many later ones as have room."""
-        order = list(self._waiting)
-        names, total = [first], self._waiting[first]
-        for name in order[order.index(first) + 1 :]:
-            total += self._waiting[name]
-            if total > _MOST_BYTES:
+        order = list(self._moments)
+        names: list[str] = []
+        total = 0
+        for name in order[order.index(first) :]:
+            measured = self._moments[name]
+            total += 4 * len(self._calibration.samples) * min(measured.positions, POSITIONS) * len(measured.outputs)
+            if names and total > _MOST_BYTES:
                 break
-            if _can_fit(self._teacher.get_submodule(name)):
-                names.append(name)
+            names.append(name)
         streams = {name: stream(self._calibration.seed, "positions") for name in names}
 
         def collect(name: str, output: Tensor) -> tuple[Tensor, int] | None:
             layer: Factorisable = self._teacher.get_submodule(name)  # type: ignore[assignment]
+            earlier = (recorder.values or {}).get(name)
+            if earlier is not None and self._moments[name].calls == 1:
+                return earlier  # type: ignore[no-any-return]
             if not takes_batches(layer, output):
                 return None
             rows = to_rows(output, isinstance(layer, nn.Conv2d))
             values = rows.reshape(len(output), -1, rows.shape[1])
+            streams[name].set_state(states[name])  # each call of a layer has the positions of the first
             return _choose_positions(values, streams[name]).clone(), values.shape[1]
 
         recorder = LayerRecorder(self._teacher, names, collect, source="output")
+        calls = []
         with eval_mode(self._teacher), recorder, torch.no_grad():
-            calls = [recorder.call(x.clone())[1] for x in self._calibration.samples.split(CHUNK)]
+            for x in self._calibration.samples.split(CHUNK):
+                states = {name: generator.get_state() for name, generator in streams.items()}
+                calls.append(recorder.call(x.clone())[1])
         return {name: [values.get(name) for values in calls] for name in names}
 
 
@@ -159,6 +166,7 @@ def _collect(
     with eval_mode(student), recorder, torch.no_grad():
         for x, target in zip(calibration.samples.split(CHUNK), outputs, strict=True):
             value = recorder.call_first(x.clone()) if moments.calls == 1 else recorder.call(x.clone())[1].get(name)
+            value = None if value is None or not len(value) else value
             if target is None and value is None:  # not called for these samples
                 continue
             if target is None or value is None or not takes_batches(layer, value):

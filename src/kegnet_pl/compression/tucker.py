@@ -16,7 +16,8 @@ Ranks = tuple[int, int]
 Factorisable = nn.Conv2d | nn.Linear
 
 LARGE = 1_024
-"""Inputs of a layer (channels x kernel) above which its decomposition and its fit take fewer iterations."""
+"""Inputs of a layer (channels x kernel) above which its decomposition, and the fit of a convolution, take fewer
+iterations."""
 
 
 def sides(layer: Factorisable) -> Ranks:

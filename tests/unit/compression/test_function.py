@@ -294,6 +294,39 @@ def test_layers_are_compressed_however_they_are_called(kind: str) -> None:
     assert torch.equal(x, before) or kind != "works in place on its input"
 
 
+class Twice(nn.Module):
+    """A convolution of many positions that is called twice, and one that is only called for positive samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1), nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(self.a(x).relu()).relu()
+        positive = x[:, 0, 0, 0] > x[:, 1, 0, 0] + 1e3
+        y = torch.empty_like(x)
+        y[positive], y[~positive] = self.b(x[positive]), x[~positive]
+        return self.fc(y.mean(dim=(2, 3)))
+
+
+def test_a_layer_that_is_called_twice_is_fitted_at_the_same_positions() -> None:
+    network, x = Twice().eval(), torch.randn(200, 3, 12, 12)
+    moments = measure_layers(network, ["a"], x)
+    calibration = Calibration(x, x)
+    outputs = reconstruction._TeacherOutputs(network, moments, calibration).take("a")
+    found = reconstruction._collect(outputs, network.a, network, "a", calibration, moments["a"])
+    assert found is not None and moments["a"].calls == 2
+    weight = torch.linalg.solve(found.inputs, found.cross.T).T
+    torch.testing.assert_close(weight.float(), network.a.weight.detach().flatten(1), rtol=0, atol=1e-4)
+
+
+def test_a_layer_without_samples_is_left_out() -> None:
+    network, x = Twice().eval(), torch.randn(200, 3, 12, 12)
+    compressed = CompressionPlan([Rule(["a", "fc"], "target")], 1.2).apply(network, (3, 12, 12), Calibration(x, x[:50]))
+    assert compressed.report.compression_ratio >= 1.2 and "b" not in compressed.fitted
+
+
 @pytest.mark.parametrize(("kind", "shape"), [("tokens first", (100, 16)), ("windows", (4, 80, 16))])
 def test_the_batch_of_a_layer_need_not_be_that_of_the_network(kind: str, shape: tuple[int, ...]) -> None:
     network, x = Call(kind), torch.randn(150, *shape)
