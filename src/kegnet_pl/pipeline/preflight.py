@@ -57,8 +57,10 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo], of_compress
     for name in sorted({name for info in used for name in info.shares}):
         definitions = source_definitions(settings, [name])
         source = find_source_class(name, definitions[name])
-        if not (source.needs_teacher or source.needs_generators or source.needs_data):
-            build_source({name: 1.0}, definitions, input_shape=context.input_shape)
+        if not (source.needs_generators or source.needs_data):
+            with seeded(0, "check"):
+                teacher = build(settings.teacher.network) if source.needs_teacher else None
+            build_source({name: 1.0}, definitions, input_shape=context.input_shape, teacher=teacher)
     if context.data is not None:
         context.data.setup()
         if settings.student.selection == "real" and settings.sources:
@@ -117,20 +119,13 @@ def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], 
         ) from error
 
 
-def check_teacher_and_student(
-    context: RunContext, teacher: nn.Module, student: nn.Module, sources: Sequence[SourceInfo]
-) -> None:
-    """Check that sources, generators and the untrained student find what they need in the teacher.
+def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: nn.Module, *, generators: bool) -> None:
+    """Check that generators, if any are trained, and the untrained student find the layers that they learn from.
 
     Raises:
         ConfigError: If the student cannot be trained with its settings, or a loss needs batch norm that the teacher
             does not have.
-        ValueError: If a source that needs the teacher cannot be built.
     """
-    for name in sorted({name for source in sources for name in source.shares}):
-        definitions = source_definitions(context.settings, [name])
-        if find_source_class(name, definitions[name]).needs_teacher:
-            build_source({name: 1.0}, definitions, input_shape=context.input_shape, teacher=teacher)
     presets = (
         "Presets for networks without batch norm: for images experiment=custom/image, for rows of features "
         "experiment=custom/table."
@@ -143,7 +138,6 @@ def check_teacher_and_student(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     statistics = context.settings.generator.objective.get("statistics")
-    generators = any(source.needs_generators for source in sources)
     if generators and statistics is not None and statistics.weight and not norm_layers(teacher):
         raise ConfigError(
             f"Expected a teacher with batch norm for generator.objective.statistics, but {type(teacher).__name__} has "

@@ -53,7 +53,9 @@ def run(
     teacher = teacher_stage(context)
     initial = compression_stage(context, teacher)
     if sources:
-        check_teacher_and_student(context, context.network(teacher), context.network(initial), sources)
+        check_teacher_and_student(
+            context, context.network(teacher), context.network(initial), generators=needs_generators
+        )
     generators = generators_stage(context, teacher) if needs_generators else None
     letter = "T" if settings.student.network is None else "S"
     networks = [Network("teacher", [teacher]), Network(letter, [teacher, initial])]

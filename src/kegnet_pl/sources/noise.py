@@ -70,12 +70,13 @@ class NormalNoise(NoiseSource):
 
 
 class CorrelatedNoise(SyntheticSource):
-    """Normal noise whose features are correlated as the first dense layer of a teacher suggests, for rows of features.
+    """Normal noise for rows of features, with correlations that are estimated from a teacher.
 
     Correlated features hardly vary in some directions, and training gives these directions large weights. So the
-    inverse of the layer's Gram matrix resembles the covariance of the features. With the Jacobian J of the layer's
-    outputs by the features ``(out, features)``, at zero, the samples have the covariance ``(J^T J)^-power``, scaled to
-    variances of 1. They fit a teacher of standardised features.
+    inverse of the Gram matrix of the first dense layer resembles the covariance of the features. J is the Jacobian
+    ``(out, features)`` of the layer's outputs at the input 0. The samples have the covariance ``(J^T J)^-power``,
+    scaled to variances of 1. Directions to which the layer does not respond get the mean of the other eigenvalues. The
+    teacher's features must be standardised.
 
     Args:
         teacher: Any network of rows of features; it is not changed.
@@ -84,8 +85,8 @@ class CorrelatedNoise(SyntheticSource):
         device: Device of the samples.
 
     Raises:
-        ValueError: If samples are no rows of features, the teacher has no dense layer that depends on them, or
-            ``power`` is out of range.
+        ValueError: If samples are no rows of features, no dense layer of the teacher responds to them at the input 0,
+            or ``power`` is out of range.
     """
 
     title = "Correlated"
@@ -106,14 +107,14 @@ class CorrelatedNoise(SyntheticSource):
         self.device = torch.device(device)
         if len(self.input_shape) != 1:
             raise ValueError(
-                f"Expected rows of features, of shape (features,), for correlated noise, but got {self.input_shape}. "
-                f"Use procedural samples."
+                f"Expected samples of shape (features,) for the source correlated, but got {self.input_shape}. Use "
+                f"sources=[procedural]."
             )
         if not 0 <= power <= 1:
             raise ValueError(f"Expected `power` from 0 to 1, but got {power}.")
         jacobian = _first_jacobian(teacher, self.input_shape[0])
         values, vectors = torch.linalg.eigh(jacobian.T @ jacobian)
-        seen = values > 1e-6 * values[-1]  # other directions do not change what the teacher returns
+        seen = values > 1e-6 * values[-1]
         values = torch.where(seen, values, values[seen].mean()) / values[-1]
         covariance = vectors @ torch.diag(values**-power) @ vectors.T
         scale = covariance.diagonal().rsqrt()
@@ -126,20 +127,20 @@ class CorrelatedNoise(SyntheticSource):
 
 
 def _first_jacobian(teacher: nn.Module, features: int) -> Tensor:
-    """Return the Jacobian ``(out, features)`` of the first dense layer that the teacher calls, at zero, in float64."""
+    """Return the Jacobian ``(out, features)`` of the first dense layer that responds to the input 0, in float64."""
     weight = next((value for value in teacher.parameters() if value.is_floating_point()), torch.empty(0))
     dense = [name for name, layer in teacher.named_modules() if isinstance(layer, nn.Linear)]
     recorder = LayerRecorder(teacher, dense, lambda _, output: output, source="output")
     with torch.inference_mode(mode=False), torch.enable_grad(), eval_mode(teacher), recorder:
         x = torch.zeros(1, features, device=weight.device, dtype=weight.dtype).requires_grad_()
-        output = recorder.call_first(x.clone())
-        rows = [] if output is None or not output.requires_grad else output.flatten()
-        found = [torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)[0] for value in rows]
-    found = [value for value in found if value is not None]
-    jacobian = torch.cat(found).double().cpu() if found else torch.zeros(1, features)
-    if not bool(jacobian.isfinite().all()) or not bool(jacobian.any()):
-        raise ValueError(
-            f"Expected a teacher with a dense layer that depends on its features, for correlated noise, but "
-            f"{type(teacher).__name__} has none. Use procedural samples."
-        )
-    return jacobian
+        outputs = recorder.call(x.clone())[1].values()
+        for output in outputs:
+            rows = output.flatten() if output.requires_grad else []
+            found = [torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)[0] for value in rows]
+            jacobian = torch.cat([torch.zeros_like(x), *(value for value in found if value is not None)])
+            if bool(jacobian.isfinite().all()) and bool(jacobian.any()):
+                return jacobian.double().cpu()
+    raise ValueError(
+        f"Expected a teacher with a dense layer that responds to the features, for the source correlated, but "
+        f"{type(teacher).__name__} has none with a finite, non-zero Jacobian at the input 0. Use sources=[procedural]."
+    )

@@ -173,7 +173,7 @@ def build_source(
         specification = (specifications or {}).get(name)
         found = find_source_class(name, specification)
         if found.needs_teacher and teacher is None:
-            raise ValueError(f"Expected the teacher for the source {name}, but got none.")
+            raise ValueError(f"Expected the teacher for the source {name}, but got none. Pass `teacher`.")
         if found.needs_generators and not generators:
             raise ValueError(f"Expected trained generators for the source {name}, but got none.")
         if found.needs_data and inputs is None:
