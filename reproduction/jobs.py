@@ -17,7 +17,8 @@ from reproduction.paths import ROOT
 from reproduction.runner import Run
 
 KINDS = {"kegnet": ("kegnet",), "noise": ("uniform", "normal"), "preset": ()}
-"""Kind of a job -> sources of its students. ``preset``: that of the preset, and real data, the ceiling."""
+"""Kind of a job -> sources of its students. ``preset``: the source of the preset, and real data
+(the ceiling) unless the run has ``ceiling: false``."""
 
 
 @dataclass(frozen=True)

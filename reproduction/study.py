@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.runtime.environment import display_path
@@ -60,11 +61,18 @@ def runs_of(study: dict[str, Any], teacher: str | None, further: Sequence[str] =
 
 
 def _method(study: dict[str, Any], variant: str) -> str:
-    """Return the network of a line: the student of its source, or that of the study: T+KegNet, or T, untrained."""
+    """Return the method of a line: the student of its source, else that of the study (T+KegNet, or the untrained T).
+
+    Raises:
+        ValueError: If the line does not have one source.
+    """
     for setting in (*study["variants"][variant], *study["base"]):  # a line replaces the source of the base
         if setting.startswith("sources="):
-            (source,) = yaml.safe_load(setting.removeprefix("sources="))
-            return f"T+{describe_mixture(source if isinstance(source, dict) else {source: 1.0}).title}"
+            listed: Any = OverridesParser.create().parse_override(setting).value()
+            if len(listed) != 1:
+                raise ValueError(f"Expected one source in `sources` of the line {variant!r}, but got {listed}.")
+            source = listed[0] if isinstance(listed[0], dict) else {listed[0]: 1.0}
+            return f"T+{describe_mixture({str(name): share for name, share in source.items()}).title}"
     method: str = study.get("method", "T+KegNet")
     return method
 
