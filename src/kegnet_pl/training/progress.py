@@ -114,7 +114,7 @@ class StageProgress(Callback):
             self._bar.update(self._bar.task_ids[0], completed=self._done, losses=self._losses)
 
     def move_to(self, share: float) -> None:
-        """Show the share of the stage that is done, in [0, 1], where it has no trainer."""
+        """Show the finished share, in [0, 1], of a stage without a trainer."""
         self._show(lambda: share)
 
     def _show(self, share: Callable[[], float]) -> None:

@@ -96,6 +96,16 @@ def test_a_stage_of_several_fits(tmp_path: Path) -> None:
     assert re.match(r"generators: finished in 0:\d\d  2/2  epoch 1/1", file.getvalue().splitlines()[-1])
 
 
+def test_a_stage_without_a_trainer_prints_its_share_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, file = _console()
+    with StageProgress("compression", console) as stage:
+        stage.move_to(0.25)
+        assert "25%" not in file.getvalue(), "a moment after the start"
+        monkeypatch.setattr(progress_module, "_LINE_SECONDS", -1)
+        stage.move_to(0.5)
+    assert _shares(file.getvalue()) == [50]
+
+
 @pytest.mark.usefixtures("every_batch")
 def test_a_resumed_fit_goes_on_from_where_it_was(tmp_path: Path) -> None:
     _fit(StageProgress("teacher", _console()[0]), tmp_path, 2, make_checkpoint(tmp_path))
