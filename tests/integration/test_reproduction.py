@@ -343,7 +343,7 @@ def test_the_strongest_recipe_stands_beside_its_ceiling() -> None:
     assert f"| UCI Letter, MLP, option1 | {figures} |" in page
     assert "A remark." in page and command in page
     assert (
-        "| SVHN, ResNet14, option1 | not run | 69.89 | not run |  |  | not run | not run |  | 85.0 | not run, not run |"
+        "| SVHN, ResNet14, option1 | not run | 69.89 | not run |  |  | not run | no data |  | 85.0 | not run, not run |"
         in page
     )
 
