@@ -109,7 +109,7 @@ def main(teacher_epochs: int = 10, generator_steps: int = 100, student_epochs: i
     accuracies = {"teacher": accuracy(teacher, x_test, labels_test)}
 
     # An eighth of the parameters. Tucker's factors, as in the paper; fit="function" keeps more without any training.
-    student = compress(teacher, IMAGE_SHAPE, target=8, fit="weights").network.requires_grad_(True)
+    student = compress(teacher, IMAGE_SHAPE, target=8, fit="weights", progress=False).network.requires_grad_(True)
     accuracies["compressed"] = accuracy(student, x_test, labels_test)
 
     generators = [train_generator(teacher, generator_steps) for _ in range(2)]

@@ -706,7 +706,7 @@ def test_lines_of_a_seed_have_the_same_samples(name: str) -> None:
         if run.name in finished and study.get("method") != "T":
             found = finished[run.name][-1]
             drawn = [part for part in run.overrides if part.startswith(("student.samples", "student.noise_std"))]
-            kinds = ("student.sampling_norm", "student.oversampling", "student.mixing", "sources")
+            kinds = ("student.sampling_norm", "student.oversampling", "student.mixing", "source")
             draws = [part for part in run.overrides if part.startswith(kinds)]
             key = (*run.parents, seed, *drawn, *draws, found["precision"], found["dataset"])
             entropies.setdefault(key, {})[f"{variant}, {option}"] = found["label_entropy"]

@@ -189,7 +189,7 @@ def test_other_values(name: str, values: list[Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"sources": ["gan", "kegnet"]}, r"`sources` to be a list of some of blobs, fields, kegnet, .*, but got gan"),
+        ({"sources": ["gan", "kegnet"]}, r"`sources` to be a list of some of blobs, correlated, .*, but got gan"),
         ({"data._target_": None}, r"`teacher\.weights`.*data=none.*teacher\.weights=FILE"),
         ({"teacher.min_epochs": 5}, r"`teacher\.patience` where `teacher\.min_epochs` is set, but got null"),
         ({"student.min_epochs": 5}, r"`student\.patience` where `student\.min_epochs` is set, but got null"),
