@@ -22,7 +22,7 @@ from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss, GeneratorObjective
 from kegnet_pl.networks import StackedModule, adapt_norm, count_classes, match_layers, prefer_channels_last
 from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES
-from kegnet_pl.networks.execution import copy_network, frozen_copy, teacher_for
+from kegnet_pl.networks.execution import copy_network, first_weight, frozen_copy, teacher_for
 from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
 from kegnet_pl.sources import SyntheticSource, select_samples
@@ -69,7 +69,7 @@ def _calibrate(
             f"Expected `source` to be a SyntheticSource, such as NoiseSource('normal', {shape}), or None, but got "
             f"{source!r}."
         )
-    weight = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
+    weight = first_weight(network)
     count_classes(network if weight.dtype == torch.float32 else copy_network(network).float(), shape)
 
     def draw(count: int, seed: int) -> torch.Tensor:

@@ -41,6 +41,11 @@ def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.M
     return network.to(memory_format=torch.channels_last)
 
 
+def first_weight(network: nn.Module) -> Tensor:
+    """Return the first floating-point weight of a network, whose device and dtype its samples have; empty if none."""
+    return next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Return float16 and bfloat16 tensors as float32, and wider ones unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -6,7 +6,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.compression.allocation import square_root
+from kegnet_pl.networks.execution import eval_mode, first_weight
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.seeds import stream
@@ -118,8 +119,7 @@ class CorrelatedNoise(SyntheticSource):
         values = torch.where(seen, values, values[seen].mean()) / values[-1]
         covariance = vectors @ torch.diag(values**-power) @ vectors.T
         scale = covariance.diagonal().rsqrt()
-        variances, directions = torch.linalg.eigh(scale[:, None] * covariance * scale)
-        self.root: Tensor = (directions * variances.clamp_min(0).sqrt() @ directions.T).float()
+        self.root = square_root(scale[:, None] * covariance * scale, damping=0.0).float()
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, features)``."""
@@ -128,7 +128,7 @@ class CorrelatedNoise(SyntheticSource):
 
 def _first_jacobian(teacher: nn.Module, features: int) -> Tensor:
     """Return the Jacobian ``(out, features)`` of the first dense layer that responds to the input 0, in float64."""
-    weight = next((value for value in teacher.parameters() if value.is_floating_point()), torch.empty(0))
+    weight = first_weight(teacher)
     dense = [name for name, layer in teacher.named_modules() if isinstance(layer, nn.Linear)]
     recorder = LayerRecorder(teacher, dense, lambda _, output: output, source="output")
     with torch.inference_mode(mode=False), torch.enable_grad(), eval_mode(teacher), recorder:
