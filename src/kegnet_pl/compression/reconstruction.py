@@ -162,11 +162,10 @@ def _collect(
     product = torch.zeros(len(layer.weight), dimension, dtype=torch.float64)
     sums = torch.zeros(dimension, dtype=torch.float64), torch.zeros(len(layer.weight), dtype=torch.float64)
     count = 0
-    recorder = LayerRecorder(student, [name], lambda _, x: x.clone(), source="input")
+    recorder = LayerRecorder(student, [name], lambda _, x: x.clone() if len(x) else None, source="input")
     with eval_mode(student), recorder, torch.no_grad():
         for x, target in zip(calibration.samples.split(CHUNK), outputs, strict=True):
             value = recorder.call_first(x.clone()) if moments.calls == 1 else recorder.call(x.clone())[1].get(name)
-            value = None if value is None or not len(value) else value
             if target is None and value is None:  # not called for these samples
                 continue
             if target is None or value is None or not takes_batches(layer, value):

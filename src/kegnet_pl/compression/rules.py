@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import nn
 
 from kegnet_pl.compression.evbmf import evbmf
-from kegnet_pl.compression.tucker import LARGE, Factorisable, sides
+from kegnet_pl.compression.tucker import LARGE, Factorisable, sides, smaller_gram
 
 LAYERS = nn.Linear | nn.modules.conv._ConvNd
 """Layers of a report: dense layers and convolutions."""
@@ -119,8 +120,7 @@ class Candidate:
         """Return the share of the squared singular values in the first r components, for r = 1, 2, ..."""
         matrix = self.unfolding(side)
         if self.layer.weight[0].numel() > LARGE:
-            wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-            squares = np.linalg.eigvalsh(wide @ wide.T)[::-1].clip(0)
+            squares = torch.linalg.eigvalsh(smaller_gram(torch.from_numpy(matrix))).flip(0).clamp_min(0).numpy()
         else:
             squares = np.linalg.svd(matrix, compute_uv=False) ** 2
         total = squares.sum()

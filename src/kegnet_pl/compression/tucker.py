@@ -41,12 +41,15 @@ def _complete(factor: np.ndarray, columns: int) -> np.ndarray:
     return np.hstack([factor, basis[:, factor.shape[1] : columns]])
 
 
+def smaller_gram(matrix: Tensor) -> Tensor:
+    """Return the Gram matrix of the rows or of the columns of a matrix, the smaller one."""
+    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+
+
 def _leading(matrix: Tensor, rank: int) -> Tensor:
     """Return the first left singular vectors ``(n, rank)`` of a matrix ``(n, m)``, from its smaller Gram matrix."""
-    wide = matrix.shape[0] <= matrix.shape[1]
-    gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    vectors: Tensor = torch.linalg.eigh(gram)[1][:, -rank:]
-    return vectors if wide else torch.linalg.qr(matrix @ vectors)[0]
+    vectors: Tensor = torch.linalg.eigh(smaller_gram(matrix))[1][:, -rank:]
+    return vectors if len(matrix) <= matrix.shape[1] else torch.linalg.qr(matrix @ vectors)[0]
 
 
 def _truncate(weight: Tensor, out_rank: int, in_rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
