@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from pydantic import TypeAdapter
 
 from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.runtime.errors import first_line
+from kegnet_pl.settings.data import Mixtures
 from kegnet_pl.sources import describe_mixture
 from reproduction.paths import ROOT
 from reproduction.runner import Run
@@ -72,8 +74,7 @@ class Job:
                 f"Expected one entry in `sources` of the preset {self.preset}, but got {listed}. The run itself adds "
                 f"real data, for the ceiling."
             )
-        (own,) = listed
-        return [own if isinstance(own, dict) else {own: 1.0}, *([{"real": 1.0}] if self.ceiling else [])]
+        return [*read_mixtures(listed), *([{"real": 1.0}] if self.ceiling else [])]
 
     def to_run(self, teacher: str | None, settings: Sequence[str] = ()) -> Run:
         """Return the run of the product.
@@ -93,6 +94,11 @@ class Job:
         )  # fmt: skip
         methods = tuple(f"T+{describe_mixture(shares).title}" for shares in sources)
         return Run(self.name, overrides, methods, (self.experiment, *parents))
+
+
+def read_mixtures(listed: list[Any]) -> list[dict[str, float]]:
+    """Return the entries of ``sources``, names or mixtures, as names with shares, in the way of the product."""
+    return TypeAdapter(Mixtures).validate_python(listed)
 
 
 def _spelled(shares: dict[str, float]) -> str:

@@ -19,7 +19,7 @@ from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.sources import describe_mixture, join_priors
 from reproduction.commands import joined, positive
-from reproduction.jobs import released_teacher, store_of, weights
+from reproduction.jobs import read_mixtures, released_teacher, store_of, weights
 from reproduction.paths import ROOT
 from reproduction.records import Rows, read_runs
 from reproduction.runner import Run, run_missing, say
@@ -71,8 +71,7 @@ def _method(study: dict[str, Any], variant: str) -> str:
             listed: Any = OverridesParser.create().parse_override(setting).value()
             if len(listed) != 1:
                 raise ValueError(f"Expected one source in `sources` of the line {variant!r}, but got {listed}.")
-            source = listed[0] if isinstance(listed[0], dict) else {listed[0]: 1.0}
-            return f"T+{describe_mixture({str(name): share for name, share in source.items()}).title}"
+            return f"T+{describe_mixture(read_mixtures(listed)[0]).title}"
     method: str = study.get("method", "T+KegNet")
     return method
 

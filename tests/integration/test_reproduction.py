@@ -353,7 +353,7 @@ def test_the_presets_of_the_strongest_recipe_run_beside_their_ceiling() -> None:
     assert {job.experiment for job in jobs} == set(CELLS["experiments"])
     for job in jobs:
         run = job.to_run(None)
-        if job.experiment == "svhn_resnet":  # its real training data is not at hand
+        if job.experiment == "svhn_resnet":  # a ceiling needs the whole training data, which we do not have
             assert len(run.methods) == 1 and "real" not in run.overrides[3]
             continue
         assert len(run.methods) == 2 and run.methods[1] == "T+Real" != run.methods[0], "the ceiling, and its student"
