@@ -352,11 +352,30 @@ def _with_generator(make: Any) -> None:
     kegnet_pl.train_generators(_lenet(), SHAPE, make_generator=make, **TINY)
 
 
+@pytest.mark.parametrize("answer", [nn.Softmax(dim=1), nn.Sequential(nn.Linear(10, 1), nn.Sigmoid())])
+def test_a_student_answers_as_its_teacher_does(answer: nn.Module) -> None:
+    teacher = nn.Sequential(_lenet(), answer)
+    classes = 10 if isinstance(answer, nn.Softmax) else 2
+    generators = kegnet_pl.train_generators(teacher, SHAPE, **TINY)
+    assert generators.classes == classes
+    data = generators.dataset(32)
+    assert data.tensors[1].shape == (32, classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an untrained network
+        small = kegnet_pl.compress(teacher, SHAPE, target=3.0, samples=100, progress=False)
+    student = kegnet_pl.distill(small, data, epochs=1, batch_size=16, progress=False)
+    x = data.tensors[0]
+    for network in (teacher, small.network, student):
+        values = network(x)
+        assert values.shape[1] == (10 if classes == 10 else 1) and bool(((values >= 0) & (values <= 1)).all())
+    assert kegnet_pl.measure_accuracy(teacher, kegnet_pl.Split(x, data.tensors[1].argmax(1))) == 1
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: kegnet_pl.train_generators(_lenet(), (3, 32, 32), **TINY), r"take samples of shape \(3, 32, 32\)"),
-        (lambda: kegnet_pl.train_generators(nn.Flatten(0), SHAPE, **TINY), r"return logits of shape \(2, classes\)"),
+        (lambda: kegnet_pl.train_generators(nn.Flatten(0), SHAPE, **TINY), "one row of logits for each of 16 samples"),
         (lambda: kegnet_pl.train_generators(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (8, 8), **TINY),
          r"`make_generator` for samples of shape \(8, 8\)"),
         (lambda: kegnet_pl.train_generators(torch.jit.script(_lenet()), SHAPE, **TINY), "Build it from its class"),
@@ -404,8 +423,8 @@ def _with_generator(make: Any) -> None:
         (lambda: kegnet_pl.train_generators("model.pt", SHAPE, **TINY), r"a torch\.nn\.Module, but got 'model\.pt'"),
         (lambda: kegnet_pl.compress(_lenet(), (3, 32, 32), 2.0), r"take samples of shape \(3, 32, 32\), but it failed"),
         (lambda: kegnet_pl.distill(_lenet(), TensorDataset(torch.zeros(4, *SHAPE))), "SyntheticDataset"),
-        (lambda: _dataset(nn.Sequential(_lenet(), nn.Softmax(dim=1))), "return logits, but got probabilities"),
-        (lambda: _dataset(LeNet5(3)), "teacher LeNet5 to accept samples of the source, but it failed"),
+        (lambda: kegnet_pl.compress(nn.Embedding(9, 4), (5,), 2.0), "it takes tokens"),
+        (lambda: _dataset(LeNet5(3)), r"teacher LeNet5 to take samples of shape \(1, 32, 32\), but it failed"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, parallel="both", **TINY), "sequential.*got 'both'"),
         (lambda: kegnet_pl.load_generators("nowhere", _lenet()), r"got nowhere without manifest\.json"),
     ],

@@ -18,6 +18,7 @@ from pytorch_lightning import Trainer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import kegnet_pl
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.data import DigitsDataModule, Split
 from kegnet_pl.pipeline.context import run_fingerprint
@@ -993,6 +994,53 @@ def test_images_of_other_sizes_need_no_generator_of_ones_own(tmp_path: Path, siz
 
 def make_linear(size: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(2 * size * size, 3))
+
+
+def make_classifier(answer: str) -> nn.Module:
+    torch.manual_seed(0)
+    return {"dict": Dictionary(), "probabilities": nn.Sequential(make_linear(8), nn.Softmax(dim=1))}[answer]
+
+
+class Dictionary(nn.Module):
+    """Returns its logits in a dict, as classifiers of other libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = make_linear(8)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"features": x, "scores": self.layers(x)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "given", "said"),
+    [
+        ("probabilities", [], "The answers of Sequential are taken as probabilities."),
+        ("dict", ["teacher.output_key=scores"], "The answers of Dictionary at 'scores' are taken as logits."),
+    ],
+)
+def test_teachers_of_other_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: str, given: list[str], said: str
+) -> None:
+    teacher = make_classifier(answer)
+    torch.save(teacher.state_dict(), tmp_path / "mine.pt")
+    rows = go(
+        tmp_path, "sources=[normal]", "data=none", "data.input_shape=[2,8,8]", "data.classes=3", "teacher=custom",
+        "compression=ratio", "compression.target=1.5", "compression.fit=function", "compression.source=normal",
+        "teacher.network._target_=tests.integration.test_pipeline.make_classifier",
+        f"+teacher.network.answer={answer}", f"teacher.weights={tmp_path / 'mine.pt'}", *given,
+    )  # fmt: skip
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+Normal"]
+    assert said in capsys.readouterr().out
+    (folder,) = (tmp_path / "store").glob("student-*")
+    x = torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    student, logits = load_network(folder), load_network(folder, logits=True)(x)
+    if answer == "dict":
+        assert torch.equal(student(x)["scores"], logits)
+    else:
+        assert torch.allclose(student(x).sum(dim=1), torch.ones(5)) and (logits < 0).all()
+    key = "scores" if answer == "dict" else None
+    assert kegnet_pl.measure_accuracy(student, Split(x, logits.argmax(dim=1)), output_key=key) == 1
 
 
 def test_a_diverged_student_is_not_published(tmp_path: Path, prepared: Prepared) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import restore_structure
+from kegnet_pl.networks import Answers, answers_of
 from kegnet_pl.runtime.atomic_files import atomic_write
 
 
@@ -30,11 +31,14 @@ def save_network(
     state = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
     # Unlike safetensors.torch.save_file, atomic_write raises an OSError for a full disk.
     atomic_write(Path(folder) / f"{name}.safetensors", save(state))
-    content = {"network": dict(recipe), "ranks": dict(ranks or {})}
+    content: dict[str, Any] = {"network": dict(recipe), "ranks": dict(ranks or {})}
+    answers = answers_of(network)
+    if answers is not None:
+        content["answers"] = answers.to_dict()
     atomic_write(Path(folder) / f"{name}.json", json.dumps(content, indent=2))
 
 
-def load_network(folder: str | Path, name: str = "network") -> nn.Module:
+def load_network(folder: str | Path, name: str = "network", *, logits: bool = False) -> nn.Module:
     """Load a network that :func:`save_network` wrote, in evaluation mode.
 
     ``NAME.json`` names a constructor, which is called: load only folders that you trust.
@@ -42,6 +46,8 @@ def load_network(folder: str | Path, name: str = "network") -> nn.Module:
     Args:
         folder: Folder of a finished stage, such as the ``student`` folder that a run prints at its end.
         name: Name of both files, without a suffix.
+        logits: True for a network that returns logits ``(B, C)``; False for one that answers as its class does, which
+            may return probabilities or a dict.
 
     Returns:
         The network, on the CPU.
@@ -62,4 +68,6 @@ def load_network(folder: str | Path, name: str = "network") -> nn.Module:
         network: nn.Module = instantiate(content["network"], _convert_="all")
         restore_structure(network, {layer: (pair[0], pair[1]) for layer, pair in content["ranks"].items()})
     load_weights(network, Path(folder) / f"{name}.safetensors")
+    if logits and "answers" in content:
+        Answers(**content["answers"]).attach(network)
     return network.eval()

@@ -4,24 +4,32 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.data import Split
-from kegnet_pl.networks import FrozenModule
+from kegnet_pl.networks import FrozenModule, OutputKey, as_classifier
 from kegnet_pl.networks.execution import chunk_size
 from kegnet_pl.runtime.devices import Device, find_device
+from kegnet_pl.settings import Outputs
 
 
 @torch.no_grad()
 def count_answers(
-    network: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None
+    network: nn.Module,
+    split: Split,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+    outputs: Outputs = "auto",
+    output_key: OutputKey = None,
 ) -> Tensor:
     """Return the confusion matrix of a network.
 
     The network is in evaluation mode and in the precision of its weights, usually float32.
 
     Args:
-        network: Returns logits ``(B, C)``; it is copied.
+        network: A classifier; it is copied.
         split: Samples ``(N, *input_shape)`` and classes ``(N,)``.
         device: Device of the computation.
         batch_size: Samples per forward pass; None to fit the device.
+        outputs: Meaning of the numbers that the network returns, see :func:`train_generators`.
+        output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
 
     Returns:
         Counts ``(C, C)``, int64, on the CPU: rows are true classes, columns are predicted classes.
@@ -31,26 +39,34 @@ def count_answers(
     """
     device = torch.device(device)
     shape = split.x.shape[1:]
-    frozen = FrozenModule(network).to(device)
     dtype = next((value.dtype for value in network.parameters() if value.is_floating_point()), split.x.dtype)
     size = batch_size or chunk_size(shape, device)
     if not len(split):
         raise ValueError("Expected samples to measure accuracy on, but got none.")
     if not split.x.is_floating_point():
         raise ValueError(f"Expected floating-point samples, normalised for the network, but got {split.x.dtype}.")
-    outputs = [frozen(x.to(device, dtype)) for x in split.x.split(size)]
-    if not all(bool(logits.isfinite().all()) for logits in outputs):
+    frozen = FrozenModule(as_classifier(network, shape, outputs, output_key)).to(device)
+    answers = [frozen(x.to(device, dtype)) for x in split.x.split(size)]
+    if not all(bool(logits.isfinite().all()) for logits in answers):
         raise ValueError("Expected finite logits, but got NaN or infinite ones. Check the weights and the samples.")
-    classes = outputs[0].shape[1]
+    classes = answers[0].shape[1]
     if int(split.y.min()) < 0:
         raise ValueError(f"Expected classes from 0, but got {int(split.y.min())}.")
     if int(split.y.max()) >= classes:
         raise ValueError(f"Expected a network of {int(split.y.max()) + 1} classes or more, but it has {classes}.")
     # The dtype of the labels may be too small for the product.
-    cells = split.y.cpu().long() * classes + torch.cat([logits.argmax(dim=1) for logits in outputs]).cpu()
+    cells = split.y.cpu().long() * classes + torch.cat([logits.argmax(dim=1) for logits in answers]).cpu()
     return torch.bincount(cells, minlength=classes**2).view(classes, classes)
 
 
-def measure_accuracy(network: nn.Module, split: Split, device: Device = "auto", batch_size: int | None = None) -> float:
+def measure_accuracy(
+    network: nn.Module,
+    split: Split,
+    device: Device = "auto",
+    batch_size: int | None = None,
+    outputs: Outputs = "auto",
+    output_key: OutputKey = None,
+) -> float:
     """Return the accuracy of a network, in [0, 1]; see :func:`count_answers` for the arguments."""
-    return int(count_answers(network, split, find_device(device), batch_size).trace()) / len(split)
+    answers = count_answers(network, split, find_device(device), batch_size, outputs, output_key)
+    return int(answers.trace()) / len(split)

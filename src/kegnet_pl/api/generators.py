@@ -11,10 +11,18 @@ from torch import nn
 from kegnet_pl.api.engine import GeneratorTask, adam, fit_generators
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
-from kegnet_pl.networks import Decoder, DenseGenerator, ImageGenerator, TeacherNorm, count_classes
+from kegnet_pl.networks import (
+    Decoder,
+    DenseGenerator,
+    ImageGenerator,
+    OutputKey,
+    TeacherNorm,
+    as_classifier,
+    count_classes,
+)
 from kegnet_pl.networks.validation import check_generator, to_shape
 from kegnet_pl.runtime.devices import Device, find_device
-from kegnet_pl.settings import GeneratorTrainingSettings, LRSchedulerName, Parallel, Precision, read_arguments
+from kegnet_pl.settings import GeneratorTrainingSettings, LRSchedulerName, Outputs, Parallel, Precision, read_arguments
 from kegnet_pl.training.fit import QuietFit
 from kegnet_pl.training.progress import StageProgress, make_console
 
@@ -37,6 +45,8 @@ def train_generators(
     make_decoder: Callable[[], nn.Module] | None = None,
     teacher_norm: TeacherNorm = "batch",
     teacher_dropout: bool = False,
+    outputs: Outputs = "auto",
+    output_key: OutputKey = None,
     parallel: Parallel = "auto",
     compile: bool = False,
     cuda_graphs: bool = True,
@@ -50,7 +60,7 @@ def train_generators(
     """Train generators against a frozen network until it recognises their samples (PAPER sections 1 and 2).
 
     Args:
-        teacher: Any network that returns logits ``(B, C)``; it is not changed.
+        teacher: Any classifier; it is not changed.
         input_shape: Shape of one sample: ``(channels, height, width)``, or the number of features; any other one needs
             ``make_generator``. Samples are standardised, as the teacher's own input should have been.
         count: Generators, trained independently; a student learns more from several.
@@ -66,6 +76,9 @@ def train_generators(
         make_decoder: Returns a new decoder from samples to noise.
         teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.
         teacher_dropout: True to keep the teacher's dropout on, as in the paper's release.
+        outputs: Meaning of the numbers that the teacher returns: ``"logits"``, ``"probabilities"``,
+            ``"log_probabilities"``, ``"sigmoid"``, or ``"auto"`` to find out by a trial (:func:`as_classifier`).
+        output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
         parallel: ``"vmap"``, all generators as one batch of networks; ``"sequential"``; ``"auto"``: vmap on a GPU and
             for rows of features, where torch can vectorise the networks.
         compile: True to compile the step with ``torch.compile``.
@@ -89,6 +102,7 @@ def train_generators(
     )  # fmt: skip
     fit = QuietFit(find_device(device), precision, logger)
     shape = to_shape(input_shape)
+    teacher = as_classifier(teacher, shape, outputs, output_key, "teacher")
     classes = count_classes(teacher, shape, "teacher")
     terms = make_objective(objective, shape)
     default_decoder = partial(Decoder, shape, noise_dim, blocks=1 if len(shape) == 3 else 2)

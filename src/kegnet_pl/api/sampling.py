@@ -13,12 +13,13 @@ from torch.utils.data import TensorDataset
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.api.checks import check_counts
 from kegnet_pl.data.synthetic import SyntheticDataModule
-from kegnet_pl.networks import count_classes
+from kegnet_pl.networks import OutputKey, as_classifier, count_classes
 from kegnet_pl.networks.execution import frozen_copy
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.runtime.seeds import stream
+from kegnet_pl.settings import Outputs
 from kegnet_pl.sources import GeneratorSource, SyntheticSource
 
 
@@ -154,10 +155,12 @@ class SyntheticDataset(TensorDataset):
 
     Args:
         source: Source of the samples: :meth:`Generators.source`, or :class:`NoiseSource` for the paper's baselines.
-        teacher: Returns logits or log-probabilities. It is copied and frozen.
+        teacher: Any classifier. It is copied and frozen.
         samples: Number of samples, a multiple of the number of generators.
         seed: The same seed gives the same samples.
         device: Device of the teacher; ``"auto"`` is a GPU if there is one.
+        outputs: Meaning of the numbers that the teacher returns, see :func:`train_generators`.
+        output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
 
     Raises:
         ValueError: If ``samples`` is out of range, or the teacher does not accept the samples or does not return
@@ -172,6 +175,8 @@ class SyntheticDataset(TensorDataset):
         *,
         seed: int = 0,
         device: Device = "auto",
+        outputs: Outputs = "auto",
+        output_key: OutputKey = None,
     ) -> None:
         check_counts(samples=(samples, 1))
         if not isinstance(source, SyntheticSource):
@@ -179,8 +184,11 @@ class SyntheticDataset(TensorDataset):
                 f"Expected `source` to be a SyntheticSource, such as kegnet_pl.sources.Procedural(shape), but got "
                 f"{type(source).__name__}."
             )
-        data = SyntheticDataModule(source, teacher, samples=samples, seed=seed, device=find_device(device))
+        place = find_device(device)
         try:
+            shape = tuple(source.sample(source.multiple, seed).shape[1:])
+            teacher = as_classifier(teacher, shape, outputs, output_key, "teacher")
+            data = SyntheticDataModule(source, teacher, samples=samples, seed=seed, device=place)
             data.setup()
         except ValueError:  # a source's message is complete
             raise
@@ -190,12 +198,12 @@ class SyntheticDataset(TensorDataset):
                 f"{first_line(error)}"
             ) from error
         x, logits = (tensor.cpu() for tensor in data.splits["train"])
-        count_classes(data.teacher.network, tuple(x.shape[1:]), "teacher")
+        count_classes(data.teacher.network, shape, "teacher")
         super().__init__(x, logits)
         self.source = source
         self.teacher = data.teacher.network.cpu()
         self.seed = seed
-        self.input_shape = tuple(x.shape[1:])
+        self.input_shape = shape
         self.label_entropy = float(data.label_entropies().mean())
         """Mean entropy of the teacher's labels, in nats; 0 if all labels are certain."""
 
@@ -224,7 +232,8 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
     names = sorted(metrics, key=int)
     if not isinstance(teacher, nn.Module):
         _check_teacher(Path(teacher), content["parents"]["teacher"])
-        teacher = load_network(teacher)
+        teacher = load_network(teacher, logits=True)
+    teacher = as_classifier(teacher, settings["input_shape"], name="teacher")
     classes = count_classes(teacher, settings["input_shape"], "teacher")
     if classes != settings["classes"]:
         raise ValueError(

@@ -14,10 +14,18 @@ from kegnet_pl.api.engine import adam, fit_compression, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Compressed, CompressionPlan, Rule, TuckerConv2d, TuckerLinear
 from kegnet_pl.data.synthetic import SyntheticDataModule
-from kegnet_pl.networks import count_classes, lacks_statistics, prefer_channels_last
+from kegnet_pl.networks import (
+    OutputKey,
+    answers_of,
+    as_classifier,
+    count_classes,
+    lacks_statistics,
+    prefer_channels_last,
+    restore_answers,
+)
 from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.devices import Device, find_device
-from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Precision, StudentNorm, read_arguments
+from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Outputs, Precision, StudentNorm, read_arguments
 from kegnet_pl.sources import Procedural, SyntheticSource
 from kegnet_pl.training.fit import QuietFit
 from kegnet_pl.training.progress import StageProgress, make_console
@@ -36,6 +44,8 @@ def compress(
     std: float | Sequence[float] | None = None,
     samples: int = 2_000,
     oversampling: int = 4,
+    outputs: Outputs = "auto",
+    output_key: OutputKey = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Compressed:
@@ -59,14 +69,17 @@ def compress(
         samples: Number of samples, at least 10.
         oversampling: Candidates for each sample, of which the network selects: as many for each class, nearest to the
             statistics of its batch norm (:class:`SelectedSource`). 1 takes the samples as they are drawn.
+        outputs: Meaning of the numbers that the network returns, see :func:`train_generators`.
+        output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
         seed: Seed of the samples.
         progress: True to print the progress; False for none.
 
     Returns:
-        ``network``, the smaller one, ``report``, the size of every layer before and after, ``fitted``, the names of the
-        layers that were fitted (a fit that makes the network worse on further samples is undone), and ``agreement``,
-        the share of held-out samples to which both networks give the same class. It is None for ``fit="weights"``, or
-        if the network gives one class to all samples. There is a warning below 0.9.
+        ``network``, the smaller one, which answers as the original does; ``report``, the size of every layer before and
+        after; ``fitted``, the names of the layers that were fitted (a fit that makes the network worse on further
+        samples is undone); and ``agreement``, the share of held-out samples to which both networks give the same class.
+        It is None for ``fit="weights"``, or if the network gives one class to all samples. There is a warning below
+        0.9.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
@@ -83,7 +96,10 @@ def compress(
     if fit == "weights":
         return fit_compression(network, shape, plan, bar)
     source = Procedural(shape, mean=mean, std=std) if source is None else source
-    compressed = fit_compression(network, shape, plan, bar, source, samples, oversampling, seed)
+    classifier = as_classifier(network, shape, outputs, output_key)
+    compressed = fit_compression(classifier, shape, plan, bar, source, samples, oversampling, seed)
+    if classifier is not network:
+        restore_answers(compressed.network)
     sentence = describe_agreement(compressed.agreement)
     if sentence is not None:
         warnings.warn(sentence, stacklevel=2)
@@ -104,6 +120,8 @@ def distill(
     reconstruct: bool = False,
     feature_distillation: float = 0.0,
     feature_distillation_layers: Sequence[str] | None = None,
+    outputs: Outputs = "auto",
+    output_key: OutputKey = None,
     resample_each_epoch: bool = False,
     shuffle: bool = True,
     compile: bool = False,
@@ -118,8 +136,7 @@ def distill(
     """Train a student on the teacher's logits of synthetic samples (PAPER sections 1 and 5).
 
     Args:
-        student: A compressed teacher, as :func:`compress` returns it, or any network that returns logits ``(B, C)``. It
-            is not changed.
+        student: A compressed teacher, as :func:`compress` returns it, or any classifier. It is not changed.
         data: Samples and the teacher's logits.
         epochs: Passes over the samples.
         batch_size: Samples of an optimiser step; an epoch leaves out what does not fill one, with ``shuffle`` other
@@ -135,6 +152,9 @@ def distill(
             form, before training, as :func:`compress` does with its own samples.
         feature_distillation: Weight of the loss between layers of student and teacher that have the same names.
         feature_distillation_layers: Patterns of their names; None for all batch-norm layers.
+        outputs: Meaning of the numbers that the student returns, see :func:`train_generators`. A compressed teacher
+            answers as the teacher does.
+        output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
         resample_each_epoch: True to draw new samples for every epoch.
         shuffle: True to shuffle every epoch.
         compile: True to compile the student with ``torch.compile``.
@@ -157,8 +177,8 @@ def distill(
             f"Expected `data` to be a SyntheticDataset, which `Generators.dataset` returns, but got {data!r}."
         )
     student = student.network if isinstance(student, Compressed) else student
+    compressed = any(isinstance(layer, TuckerConv2d | TuckerLinear) for layer in student.modules())
     if norm is None:
-        compressed = any(isinstance(layer, TuckerConv2d | TuckerLinear) for layer in student.modules())
         norm = "frozen" if compressed and not lacks_statistics(student) else "batch"
     layers = None if feature_distillation_layers is None else list(feature_distillation_layers)
     settings = read_arguments(
@@ -173,10 +193,15 @@ def distill(
     fit = QuietFit(find_device(device), precision, logger, callbacks)
     optimizer = adam(lr)
     x, logits = data.tensors
-    classes = count_classes(student, data.input_shape, "student")
+    taught = answers_of(data.teacher)
+    same = compressed and type(student) is type(data.teacher) and outputs == "auto" and output_key is None
+    classifier = as_classifier(
+        student, data.input_shape, taught if same and taught is not None else outputs, output_key, "student"
+    )
+    classes = count_classes(classifier, data.input_shape, "student")
     if classes != logits.shape[1]:
         raise ValueError(f"Expected a student of the teacher's {logits.shape[1]} classes, but got {classes}.")
-    check_student(student, data.teacher, settings, data.input_shape)
+    check_student(classifier, data.teacher, settings, data.input_shape)
     module_data = SyntheticDataModule(
         data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle,
         resample_each_epoch=resample_each_epoch, seed=seed, device=fit.device,
@@ -184,6 +209,6 @@ def distill(
     module_data.splits["train"] = (x.to(fit.device), logits.to(fit.device))
     prefer_channels_last(module_data.teacher, data.input_shape)
     bar = StageProgress("student", make_console(quiet=not progress))
-    network = copy.deepcopy(student).requires_grad_(True)
+    network = copy.deepcopy(classifier).requires_grad_(True)
     module, _ = fit_student(network, module_data, settings, optimizer, fit, bar)
-    return module.network
+    return module.network if classifier is student else restore_answers(module.network)

@@ -1,5 +1,13 @@
 """Networks of the paper (PAPER section 3) and of CIFAR-10, and wrappers that freeze, stack, observe and check them."""
 
+from kegnet_pl.networks.answers import (
+    Answers,
+    OutputKey,
+    answers_of,
+    as_classifier,
+    explain_answers,
+    restore_answers,
+)
 from kegnet_pl.networks.batch_norm import BatchNormMoments, adapt_norm, lacks_statistics, norm_layers
 from kegnet_pl.networks.decoder import Decoder
 from kegnet_pl.networks.ensemble import StackedModule, over_stack
@@ -14,6 +22,7 @@ from kegnet_pl.networks.validation import count_classes
 
 __all__ = [
     "MLP",
+    "Answers",
     "BatchNormMoments",
     "CifarResNet",
     "Decoder",
@@ -22,14 +31,19 @@ __all__ = [
     "FrozenModule",
     "ImageGenerator",
     "LeNet5",
+    "OutputKey",
     "ResNet14",
     "StackedModule",
     "TeacherNorm",
     "adapt_norm",
+    "answers_of",
+    "as_classifier",
     "count_classes",
+    "explain_answers",
     "lacks_statistics",
     "match_layers",
     "norm_layers",
     "over_stack",
     "prefer_channels_last",
+    "restore_answers",
 ]

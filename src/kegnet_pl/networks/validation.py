@@ -3,11 +3,12 @@
 import copy
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.execution import eval_mode, first_weight
 from kegnet_pl.runtime.errors import first_line
 
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -23,26 +24,11 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
         ValueError: If it does not accept such samples, or does not return logits ``(2, classes)`` of two or more
             classes.
     """
-    if isinstance(network, torch.jit.ScriptModule | torch.fx.GraphModule):
-        raise ValueError(
-            f"Expected the {name} to be a torch.nn.Module of Python code, but got a {type(network).__name__} "
-            f"(TorchScript, torch.export or torch.fx), whose layers cannot be replaced. Build it from its class and "
-            f"load its state dict."
-        )
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {network!r}.")
+    check_module(network, name)
     called = f"{name} {type(network).__name__}"
-    weight = next(network.parameters(), torch.empty(0))
-    x = _trial_input(input_shape)
-    try:
-        with torch.no_grad(), eval_mode(network):
-            logits = network(x.to(weight.device))
-    except FORWARD_ERRORS as error:
-        advice = f" Its weights are {weight.dtype}: call its method float()." if weight.dtype != x.dtype else ""
-        raise ValueError(
-            f"Expected the {called} to take samples of shape {tuple(input_shape)}, but it failed: "
-            f"{first_line(error).rstrip('.')}.{advice}"
-        ) from error
+    weight = first_weight(network)
+    with torch.no_grad(), eval_mode(network):
+        logits = call_trial(network, called, samples_for_trial(input_shape).to(weight.device))
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
         received = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
@@ -56,10 +42,53 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
         )
     if (logits >= 0).all() and torch.allclose(logits.sum(dim=1), logits.new_ones(2), atol=1e-4):
         raise ValueError(
-            f"Expected the {called} to return logits, but got probabilities (they sum to 1). Remove its last softmax, "
-            f"or return their logarithms."
+            f"Expected the {called} to return logits, but got probabilities (they sum to 1). Use outputs=auto, or "
+            f"outputs=probabilities."
         )
     return int(logits.shape[1])
+
+
+def check_module(network: nn.Module, name: str) -> None:
+    """Check that a network is a module whose layers can be replaced.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(network, torch.jit.ScriptModule | torch.fx.GraphModule):
+        raise ValueError(
+            f"Expected the {name} to be a torch.nn.Module of Python code, but got a {type(network).__name__} "
+            f"(TorchScript, torch.export or torch.fx), whose layers cannot be replaced. Build it from its class and "
+            f"load its state dict."
+        )
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {network!r}.")
+
+
+def call_trial(network: nn.Module, called: str, x: Tensor) -> Any:
+    """Return the answer of a network to trial samples ``(N, *input_shape)``.
+
+    Raises:
+        ValueError: If the network fails; the message calls it ``called``.
+    """
+    if getattr(network, "main_input_name", "pixel_values") == "input_ids":
+        raise ValueError(_TOKENS.format(called))
+    try:
+        return network(x)
+    except FORWARD_ERRORS as error:
+        reason = first_line(error).rstrip(".")
+        if "'indices'" in reason and "scalar types: Long" in reason:
+            raise ValueError(_TOKENS.format(called)) from error
+        dtype = first_weight(network).dtype
+        advice = f" Its weights are {dtype}: call its method float()." if dtype != x.dtype else ""
+        raise ValueError(
+            f"Expected the {called} to take samples of shape {tuple(x.shape[1:])}, but it failed: {reason}.{advice}"
+        ) from error
+
+
+_TOKENS = (
+    "Expected the {} to take images, signals or rows of features, but it takes tokens: whole numbers, which synthetic "
+    "samples and their gradients cannot be. Networks for text are not supported."
+)
 
 
 def check_trainable(student: nn.Module, input_shape: Sequence[int]) -> None:
@@ -68,7 +97,7 @@ def check_trainable(student: nn.Module, input_shape: Sequence[int]) -> None:
     Raises:
         ValueError: If it fails, or does not return only logits.
     """
-    logits = _trial_output("student", student, _trial_input(input_shape), training=True)
+    logits = _trial_output("student", student, samples_for_trial(input_shape), training=True)
     if logits.ndim != 2:
         raise ValueError(
             f"Expected the student {type(student).__name__} to return logits (2, classes) for 2 samples in training, "
@@ -118,8 +147,9 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
     return output
 
 
-def _trial_input(input_shape: Sequence[int]) -> Tensor:
-    return torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+def samples_for_trial(input_shape: Sequence[int], n: int = 2) -> Tensor:
+    """Return standard normal samples ``(n, *input_shape)``, always the same."""
+    return torch.randn(n, *input_shape, generator=torch.Generator().manual_seed(0))
 
 
 def to_shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:

@@ -73,10 +73,13 @@ class RunContext:
         return self.trainers.loggers
 
     def network(self, stage: Stage) -> nn.Module:
-        """Return the network of a stage, on the CPU in evaluation mode; it is read once and must stay as it is."""
+        """Return the network of a stage, on the CPU in evaluation mode; it returns logits.
+
+        It is read once and must stay as it is.
+        """
         key = (stage.folder, stage.fingerprint)
         if key not in self._networks:
-            self._networks[key] = load_network(stage.folder)
+            self._networks[key] = load_network(stage.folder, logits=True)
         return self._networks[key]
 
     def data_fingerprint(self, *parts: str) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from torch import nn
 
 from kegnet_pl.api.checks import check_student
 from kegnet_pl.compression import CompressionPlan
-from kegnet_pl.networks import count_classes
+from kegnet_pl.networks import OutputKey, as_classifier, count_classes
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_generator
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, make_rules, source_definitions
 from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
 from kegnet_pl.runtime.seeds import seeded
-from kegnet_pl.settings import GeneratorSettings, OptimizerSettings, RunSettings
+from kegnet_pl.settings import GeneratorSettings, OptimizerSettings, Outputs, RunSettings
 from kegnet_pl.sources import SourceInfo, build_source, find_source_class
 
 
@@ -145,20 +145,25 @@ def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: 
         )
 
 
-def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], classes: int) -> None:
-    """Pass a blank batch through a network.
+def check_network(
+    network: nn.Module, name: str, context: RunContext, outputs: Outputs = "auto", output_key: OutputKey = None
+) -> nn.Module:
+    """Pass trial samples through a network, and return it as a classifier that returns logits.
 
     Raises:
-        ConfigError: If it does not take such samples, or does not return logits of this number of classes.
+        ConfigError: If it does not take such samples, or does not return logits of the data's number of classes.
     """
     try:
-        found = count_classes(network, input_shape, name)
+        network = as_classifier(network, context.input_shape, outputs, output_key, name)
+        found = count_classes(network, context.input_shape, name)
     except ValueError as error:
+        message = str(error).rstrip(".").replace("`output_key`", "teacher.output_key")
         raise ConfigError(
-            f"{str(error).rstrip('.')}. Choose data and network that fit: data=..., {name}=..., data.input_shape."
+            f"{message}. Choose data and network that fit: data=..., {name}=..., data.input_shape."
         ) from error
-    if found != classes:
+    if found != context.classes:
         raise ConfigError(
-            f"Expected the {name} {type(network).__name__} to have {classes} classes, as the data has, but it has "
-            f"{found}. Set data.classes to that, or choose data and network that fit."
+            f"Expected the {name} {type(network).__name__} to have {context.classes} classes, as the data has, but it "
+            f"has {found}. Set data.classes to that, or choose data and network that fit."
         )
+    return network

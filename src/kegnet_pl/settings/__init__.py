@@ -1,6 +1,6 @@
 """Typed settings: names, defaults, units and ranges, once for the library, the command line and the reference page."""
 
-from kegnet_pl.settings.base import LRSchedulerName, Parallel, Precision, Resume, Settings, StudentNorm
+from kegnet_pl.settings.base import LRSchedulerName, Outputs, Parallel, Precision, Resume, Settings, StudentNorm
 from kegnet_pl.settings.compression import CompressionSettings
 from kegnet_pl.settings.distillation import (
     DistillationSettings,
@@ -16,6 +16,7 @@ from kegnet_pl.settings.training import OptimizerSettings, TrainerSettings
 
 __all__ = [
     "CompressionSettings", "DistillationSettings", "FeatureDistillationSettings", "GeneratorSettings",
-    "GeneratorTrainingSettings", "LRSchedulerName", "ObjectiveTerm", "OptimizerSettings", "Parallel", "Precision",
-    "Resume", "RunSettings", "Settings", "StudentNorm", "StudentSettings", "TrainerSettings", "read_arguments",
+    "GeneratorTrainingSettings", "LRSchedulerName", "ObjectiveTerm", "OptimizerSettings", "Outputs", "Parallel",
+    "Precision", "Resume", "RunSettings", "Settings", "StudentNorm", "StudentSettings", "TrainerSettings",
+    "read_arguments",
 ]  # fmt: skip

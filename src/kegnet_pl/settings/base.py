@@ -13,6 +13,7 @@ BatchNormStatistics = Literal["batch", "running"]
 StudentNorm = Literal["batch", "frozen", "adapt"]
 Parallel = Literal["auto", "vmap", "sequential"]
 Selection = Literal["last", "synthetic", "real"]
+Outputs = Literal["auto", "logits", "probabilities", "log_probabilities", "sigmoid"]
 Resume = Literal["auto", "never", "require"]
 
 Count = Annotated[int, Field(ge=1)]

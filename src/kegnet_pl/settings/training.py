@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from kegnet_pl.settings.base import FREE, Count, Object, Positive, Precision, Rules, Settings, explained
+from kegnet_pl.settings.base import FREE, Count, Object, Outputs, Positive, Precision, Rules, Settings, explained
 
 
 class OptimizerSettings(Settings):
@@ -52,7 +52,11 @@ class TeacherSettings(TrainingSettings):
     name: str = Field(json_schema_extra=FREE)
     """Name of the teacher in tables; plans of the paper are found by it."""
     network: Object
-    """Any nn.Module that returns logits."""
+    """Any nn.Module that classifies."""
+    outputs: Outputs = Field(default="auto", json_schema_extra=FREE)
+    """Meaning of the numbers that it returns; auto: found by a trial, and said."""
+    output_key: str | int | None = Field(default=None, json_schema_extra=explained("a key or a number") | FREE)
+    """Key, attribute or position of its tensor, if it returns several; null: logits, or the first tensor."""
     weights: str | None = Field(default=None, json_schema_extra=explained("a file") | FREE)
     """File of trained weights: state dict, Lightning checkpoint or safetensors; null: train on the real data."""
     weights_url: str | None = Field(default=None, json_schema_extra=explained("an address") | FREE)

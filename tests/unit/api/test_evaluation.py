@@ -60,7 +60,7 @@ def test_no_graph_is_kept() -> None:
             return x[:, :3]
 
     measure_accuracy(Watch(), _split())
-    assert grads == [False]
+    assert set(grads) == {False}
 
 
 def test_digest_tells_test_sets_apart() -> None:

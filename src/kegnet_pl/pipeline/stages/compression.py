@@ -40,7 +40,7 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
             if other is not None:
                 with seeded(context.seed, "student"):
                     network = build(other)
-                check_network(network, "student", context.input_shape, context.classes)
+                network = check_network(network, "student", context)
                 save_network(network, folder, "network", other)
             else:
                 compressed = _compress(context, teacher, folder)

@@ -61,7 +61,7 @@ def student_stage(
         selection = Selection(student.selection != "last", student.patience, student.min_epochs)
         fit = ResumableFit(context.trainers, folder, "student", costs, "student_training", selection)
         module, metrics = fit_student(
-            load_network(initial.folder), data, student, build(student.optimizer), fit,
+            load_network(initial.folder, logits=True), data, student, build(student.optimizer), fit,
             StageProgress(title, context.console), name=source.name,
         )  # fmt: skip
         costs.teacher_forwards += module.teacher_forwards

@@ -1,5 +1,6 @@
 """The stage of the teacher: trained on real data, or read from the user's file."""
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import nn
 
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.weights import load_weights
+from kegnet_pl.networks import answers_of, explain_answers
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, code_of
 from kegnet_pl.pipeline.preflight import check_network
@@ -30,18 +32,18 @@ def teacher_stage(context: RunContext) -> Stage:
 def _train_teacher(context: RunContext) -> Stage:
     teacher = context.settings.teacher
     best = teacher.patience is not None
+    with seeded(context.seed, "teacher"):
+        network = _build_teacher(context)
     settings = {
         "teacher": teacher.fingerprint(),
         "data": context.data_fingerprint("train", *(["val"] if best else [])),
         "seed": context.seed,
         **training_fingerprint(context.settings),
         **code_of(teacher),
+        **_answers_fingerprint(network),
     }
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
-        with seeded(context.seed, "teacher"):
-            network = build(teacher.network)
-        check_network(network, "teacher", context.input_shape, context.classes)
         selection = Selection(best, teacher.patience, teacher.min_epochs)
         fit = ResumableFit(context.trainers, folder, "teacher", costs, "teacher_training", selection)
         module = TeacherModule(network, build(teacher.optimizer), seed=context.seed)
@@ -56,10 +58,13 @@ def _train_teacher(context: RunContext) -> Stage:
 
 def _read_teacher(context: RunContext, weights: Path) -> Stage:
     teacher = context.settings.teacher
-    network = build(teacher.network)
-    check_network(network, "teacher", context.input_shape, context.classes)
-    load_weights(network, weights)
-    settings = {"network": teacher.network, "weights": _digest(network), **code_of(teacher.network)}
+    network = _build_teacher(context, weights)
+    settings = {
+        "network": teacher.network,
+        "weights": _digest(network),
+        **code_of(teacher.network),
+        **_answers_fingerprint(network),
+    }
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:  # noqa: ARG001
         save_network(network, folder, "network", teacher.network)
@@ -67,6 +72,31 @@ def _read_teacher(context: RunContext, weights: Path) -> Stage:
         return {}
 
     return context.get_or_build("teacher", settings, [], make, title="teacher")
+
+
+def _build_teacher(context: RunContext, weights: Path | None = None) -> nn.Module:
+    """Return the teacher, with the weights of a file if there is one; it returns logits.
+
+    Raises:
+        ConfigError: If it does not take the data, or its answers are no logits of this number of classes.
+    """
+    teacher = context.settings.teacher
+    network: nn.Module = build(teacher.network)
+    check = functools.partial(check_network, network, "teacher", context, teacher.outputs, teacher.output_key)
+    if weights is not None:
+        check()
+        load_weights(network, weights)
+    network = check()
+    sentence = explain_answers(network)
+    if sentence is not None:
+        context.console.print(f"{sentence} Another meaning: teacher.outputs=logits, probabilities or sigmoid.")
+    return network
+
+
+def _answers_fingerprint(network: nn.Module) -> dict[str, Any]:
+    """Return what decides how the answers of a network become logits; empty if it returns them itself."""
+    answers = answers_of(network)
+    return {} if answers is None else {"answers": answers.to_dict()}
 
 
 def _digest(network: nn.Module) -> str:

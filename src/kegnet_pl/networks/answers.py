@@ -1,0 +1,204 @@
+"""Answers of classifiers: tuples, dicts, probabilities or one sigmoid, turned into logits ``(B, C)``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.networks.execution import copy_network, eval_mode, first_weight
+from kegnet_pl.networks.validation import call_trial, check_module, samples_for_trial
+from kegnet_pl.settings.base import Outputs
+
+OutputKey = str | int | None
+"""Place of the classifier's tensor in its answer; None finds it."""
+
+_TRIAL = 16
+"""Samples that tell what a network returns."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The way from the answer of a classifier to logits ``(B, C)``. It is a forward hook of the network.
+
+    Attributes:
+        outputs: Meaning of the numbers. One logit or sigmoid ``(B,)`` or ``(B, 1)`` becomes two classes; several
+            sigmoids become the logits of their classes.
+        key: Key, attribute or position of the tensor in the answer; None for ``.logits``, the key ``"logits"``, or the
+            first tensor.
+    """
+
+    outputs: Literal["logits", "probabilities", "log_probabilities", "sigmoid"]
+    key: OutputKey = None
+
+    def __call__(self, module: nn.Module, inputs: Any, answer: Any) -> Tensor:  # noqa: ARG002
+        """Return logits ``(B, C)`` for the answer of a network."""
+        values = find_tensor(answer, self.key)
+        values = values[:, None] if values.dim() == 1 else values.flatten(1)
+        if self.outputs == "sigmoid":
+            values = torch.special.logit(values, eps=torch.finfo(values.dtype).eps)
+        elif self.outputs == "probabilities":
+            values = values.clamp_min(torch.finfo(values.dtype).tiny).log()
+        return torch.cat([torch.zeros_like(values), values], dim=1) if values.shape[1] == 1 else values
+
+    def attach(self, network: nn.Module) -> nn.Module:
+        """Make a network return logits, in place, and return it."""
+        network.register_forward_hook(self)
+        return network
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON."""
+        return asdict(self)
+
+
+def find_tensor(answer: Any, key: OutputKey = None) -> Tensor:
+    """Return the tensor of a classifier's answer: a tensor, or one in a tuple, list, dict or ``ModelOutput``.
+
+    Raises:
+        ValueError: If there is none, or none at ``key``.
+    """
+    if key is not None:
+        if isinstance(key, str) and not isinstance(answer, Mapping):
+            found = getattr(answer, key, None)
+        else:
+            try:
+                found = answer[key]
+            except (LookupError, TypeError):
+                found = None
+        if not isinstance(found, Tensor):
+            raise ValueError(f"has no tensor at {key!r}, but {_describe(answer)}")
+        return found
+    if isinstance(answer, Tensor):
+        return answer
+    candidates: Sequence[Any] = ()
+    if isinstance(answer, Mapping):
+        candidates = (answer.get("logits"), *answer.values())
+    elif isinstance(answer, Sequence) and not isinstance(answer, str):
+        candidates = (getattr(answer, "logits", None), *answer)
+    else:
+        candidates = (getattr(answer, "logits", None),)
+    for value in candidates:
+        if isinstance(value, Tensor):
+            return value
+    raise ValueError(f"has no tensor, but {_describe(answer)}")
+
+
+def _describe(answer: Any) -> str:
+    if isinstance(answer, Mapping):
+        return f"the keys {', '.join(map(repr, answer)) or '(none)'}"
+    if isinstance(answer, Tensor):
+        return f"the shape {tuple(answer.shape)}"
+    size = f" of {len(answer)}" if isinstance(answer, Sequence) else ""
+    return f"is a {type(answer).__name__}{size}"
+
+
+def answers_of(network: nn.Module) -> Answers | None:
+    """Return the hook by which a network returns logits; None for a network that returns them itself."""
+    return next((hook for hook in network._forward_hooks.values() if isinstance(hook, Answers)), None)
+
+
+def restore_answers(network: nn.Module) -> nn.Module:
+    """Make a network answer as its class does again, in place, and return it."""
+    for key, hook in list(network._forward_hooks.items()):
+        if isinstance(hook, Answers):
+            del network._forward_hooks[key]
+    return network
+
+
+def as_classifier(
+    network: nn.Module,
+    input_shape: Sequence[int],
+    outputs: Outputs | Answers = "auto",
+    key: OutputKey = None,
+    name: str = "network",
+) -> nn.Module:
+    """Return a network that returns logits ``(B, C)``: the network itself if it does, else a copy with a hook.
+
+    ``"auto"`` decides by a trial with standard normal samples: rows of numbers in [0, 1] that sum to 1 are
+    probabilities, other rows in [0, 1] are sigmoids, one for each class, and everything else is logits. One number per
+    sample is a sigmoid if it is always in [0, 1], else a logit.
+
+    Args:
+        network: A classifier; it is not changed.
+        input_shape: Shape of one sample.
+        outputs: Meaning of its numbers; or the :class:`Answers` of another network that answers alike.
+        key: Place of its tensor, see :class:`Answers`.
+        name: Name of the network in messages.
+
+    Raises:
+        ValueError: If the network does not accept such samples, or no logits can be made of its answer.
+    """
+    check_module(network, name)
+    if answers_of(network) is not None:
+        return network
+    answers = outputs if isinstance(outputs, Answers) else _decide(network, input_shape, outputs, key, name)
+    if answers is None:
+        return network
+    return answers.attach(copy_network(network))
+
+
+def _decide(
+    network: nn.Module, input_shape: Sequence[int], outputs: Outputs, key: OutputKey, name: str
+) -> Answers | None:
+    """Return the hook that a network needs, or None if it returns logits of two or more classes."""
+    if outputs not in get_args(Outputs):
+        raise ValueError(f"Expected `outputs` to be one of {get_args(Outputs)}, but got {outputs!r}.")
+    called = f"{name} {type(network).__name__}"
+    weight = first_weight(network)
+    x = samples_for_trial(input_shape, _TRIAL)
+    x[::2] *= 100  # logits grow with the samples, probabilities do not
+    with torch.no_grad(), eval_mode(network):
+        answer = call_trial(network, called, x.to(weight))
+    try:
+        values = find_tensor(answer, key)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected the {called} to return logits, but its answer {error}. See `output_key`."
+        ) from error
+    shape = tuple(values.shape)
+    if shape[:1] != (_TRIAL,) or any(size != 1 for size in shape[2:]) or 0 in shape:
+        raise ValueError(
+            f"Expected the {called} to return one row of logits for each of {_TRIAL} samples, but got {shape}. A "
+            f"classifier is needed; `output_key` names the tensor if the network returns several."
+        )
+    rows = values.reshape(_TRIAL, -1)
+    if outputs == "auto":
+        outputs = _guess(rows)
+    elif outputs == "log_probabilities" and rows.shape[1] == 1:
+        raise ValueError(
+            f"Expected the {called} to return log-probabilities of two or more classes, but got one number for each "
+            f"sample. Use outputs=logits or outputs=sigmoid."
+        )
+    elif outputs in ("probabilities", "sigmoid") and not _in_unit_range(rows):
+        raise ValueError(
+            f"Expected the {called} to return numbers in [0, 1] with outputs={outputs}, but got "
+            f"{float(rows.min()):.3g} to {float(rows.max()):.3g}. Use outputs=logits."
+        )
+    if outputs == "probabilities" and rows.shape[1] == 1:
+        outputs = "sigmoid"
+    plain = isinstance(answer, Tensor) and key is None and values.dim() == 2 and rows.shape[1] > 1
+    return None if plain and outputs in ("logits", "log_probabilities") else Answers(outputs, key)  # type: ignore[arg-type]
+
+
+def _in_unit_range(rows: Tensor) -> bool:
+    return bool(((rows >= 0) & (rows <= 1)).all())
+
+
+def _guess(rows: Tensor) -> Outputs:
+    """Return what rows of a network's numbers are."""
+    if not _in_unit_range(rows) or bool((rows == rows[0]).all()):
+        return "logits"  # so are log-probabilities; a network that returns the same for all samples tells nothing
+    tolerance = max(1e-4, 4 * torch.finfo(rows.dtype).eps)
+    if rows.shape[1] > 1 and bool(((rows.double().sum(dim=1) - 1).abs() < tolerance).all()):
+        return "probabilities"
+    return "sigmoid"
+
+
+def explain_answers(network: nn.Module) -> str | None:
+    """Return a sentence that says how the answers of a network are taken; None for plain logits."""
+    answers = answers_of(network)
+    if answers is None:
+        return None
+    place = "" if answers.key is None else f" at {answers.key!r}"
+    return f"The answers of {type(network).__name__}{place} are taken as {answers.outputs.replace('_', '-')}."

@@ -1,0 +1,161 @@
+"""Answers of classifiers as logits: tuples, dicts, probabilities, one sigmoid."""
+
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.networks import Answers, answers_of, as_classifier, count_classes, explain_answers, restore_answers
+
+
+class Output(OrderedDict[str, Tensor]):
+    """As a ``ModelOutput`` of transformers: a dict whose items are attributes, too."""
+
+    __getattr__ = OrderedDict.__getitem__
+
+
+class Heads(NamedTuple):
+    """As the outputs of torchvision's Inception."""
+
+    aux: Tensor
+    logits: Tensor
+
+
+class Network(nn.Module):
+    """Returns a function of its logits, of three classes by default."""
+
+    def __init__(self, change: Any = lambda logits: logits, classes: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(5, classes)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.layer(x))
+
+
+X = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "outputs"),
+    [
+        (lambda logits: (logits, logits[:, :1]), "logits"),
+        (lambda logits: [None, logits], "logits"),
+        (lambda logits: {"features": logits.exp(), "logits": logits}, "logits"),
+        (lambda logits: {"prediction": logits}, "logits"),
+        (lambda logits: Output(loss=logits.sum(), logits=logits), "logits"),
+        (lambda logits: Heads(aux=logits + 1, logits=logits), "logits"),
+        (lambda logits: logits[:, :, None, None], "logits"),
+        (lambda logits: {"probabilities": logits.softmax(1)}, "probabilities"),
+        (lambda logits: logits.softmax(1), "probabilities"),
+        (lambda logits: (10 * logits).softmax(1), "probabilities"),
+        (lambda logits: logits.sigmoid(), "sigmoid"),
+    ],
+)
+def test_every_answer_becomes_logits(change: Any, outputs: str) -> None:
+    network = Network(change)
+    classifier = as_classifier(network, (5,))
+    answers = answers_of(classifier)
+    assert answers == Answers(outputs)  # type: ignore[arg-type]
+    expected = network.layer(X)
+    logits = classifier(X)
+    assert logits.shape == (7, 3)
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    if outputs == "logits":
+        assert torch.equal(logits, expected)
+    elif outputs == "probabilities":
+        value = change(expected)
+        assert torch.allclose(
+            logits.softmax(1), value["probabilities"] if isinstance(value, dict) else value, atol=1e-6
+        )
+    else:
+        assert torch.allclose(logits, expected, atol=1e-4)
+    assert count_classes(classifier, (5,)) == 3
+    assert answers_of(network) is None, "the original is not changed"
+    assert set(classifier.state_dict()) == set(network.state_dict()), "names of weights stay"
+    assert type(restore_answers(classifier)(X)) is type(network(X))
+
+
+@pytest.mark.parametrize("change", [lambda logits: logits, lambda logits: logits.log_softmax(1), torch.relu])
+def test_a_network_that_returns_logits_is_returned_itself(change: Any) -> None:
+    network = Network(change)
+    assert as_classifier(network, (5,)) is network
+    assert explain_answers(network) is None
+
+
+@pytest.mark.parametrize("squeeze", [False, True])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_one_number_becomes_two_classes(squeeze: bool, sigmoid: bool) -> None:
+    def change(logits: Tensor) -> Tensor:
+        values = logits.sigmoid() if sigmoid else logits
+        return values[:, 0] if squeeze else values
+
+    network = Network(change, classes=1)
+    classifier = as_classifier(network, (5,))
+    assert answers_of(classifier) == Answers("sigmoid" if sigmoid else "logits")
+    probability = network.layer(X)[:, 0].sigmoid()
+    assert torch.allclose(classifier(X).softmax(1), torch.stack([1 - probability, probability], dim=1), atol=1e-6)
+    assert count_classes(classifier, (5,)) == 2
+
+
+def test_small_logits_of_one_class_are_no_sigmoids() -> None:
+    network = Network(lambda logits: 0.5 + 0.02 * logits, classes=1)  # in [0, 1] for normal samples
+    assert answers_of(as_classifier(network, (5,))) == Answers("logits")
+
+
+def test_certain_answers_stay_finite_and_have_gradients() -> None:
+    for change, outputs in (
+        (lambda y: (1e4 * y).softmax(1), "probabilities"),
+        (lambda y: (1e4 * y).sigmoid(), "sigmoid"),
+    ):
+        x = X.clone().requires_grad_()
+        logits = as_classifier(Network(change), (5,), outputs)(x)  # type: ignore[arg-type]
+        logits.sum().backward()
+        assert logits.isfinite().all()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("key", ["main", 1, "logits"])
+def test_a_key_names_the_tensor(key: str | int) -> None:
+    answer = {"main": lambda y: {"aux": -y, "main": y}, 1: lambda y: (-y, y), "logits": lambda y: Heads(-y, y)}[key]
+    network = Network(answer)
+    assert torch.equal(as_classifier(network, (5,), key=key)(X), network.layer(X))
+
+
+def test_a_constant_network_returns_logits() -> None:
+    network = Network()
+    nn.init.zeros_(network.layer.weight)
+    nn.init.zeros_(network.layer.bias)
+    assert as_classifier(network, (5,)) is network
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda y: {}, {}, r"has no tensor, but the keys \(none\)\. See `output_key`"),
+        (lambda y: "text", {}, "has no tensor, but is a str"),
+        (lambda y: {"a": y}, {"key": "b"}, "has no tensor at 'b', but the keys 'a'"),
+        (lambda y: (y,), {"key": 3}, "has no tensor at 3, but is a tuple of 1"),
+        (lambda y: y[:, :, None].expand(-1, -1, 4), {}, r"one row of logits .* but got \(16, 3, 4\)"),
+        (lambda y: y.sum(), {}, r"one row of logits .* but got \(\)"),
+        (lambda y: y, {"outputs": "probabilities"}, r"numbers in \[0, 1\] with outputs=probabilities, but got -"),
+        (lambda y: y[:, :1], {"outputs": "log_probabilities"}, "of two or more classes, but got one number"),
+        (lambda y: y, {"outputs": "softmax"}, "`outputs` to be one of .* but got 'softmax'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_become_logits_is_refused(change: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        as_classifier(Network(change), (5,), **options)
+
+
+def test_networks_for_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="Networks for text are not supported"):
+        as_classifier(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)), (5,))
+    by_name = Network()
+    by_name.main_input_name = "input_ids"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="but it takes tokens"):
+        as_classifier(by_name, (5,))
