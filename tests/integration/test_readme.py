@@ -206,7 +206,7 @@ def test_a_student_runs_without_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     content = next(block for block in blocks("python") if "torch.export.save" in block)
     compressed = CompressionPlan([Rule("*", "target")], 2.0).apply(ResNet14(), (3, 32, 32))
     student, recipe = compressed.network.eval(), {"_target_": "kegnet_pl.networks.ResNet14"}
-    save_network(student, tmp_path, "network", recipe, compressed.report.ranks)
+    save_network(student, tmp_path, "network", recipe)
     code = content.replace("outputs/store/student-...", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     exec(code, {})

@@ -10,28 +10,21 @@ from safetensors.torch import save
 from torch import nn
 
 from kegnet_pl.api.weights import load_weights
-from kegnet_pl.compression import restore_structure
+from kegnet_pl.compression import describe_structure, restore_structure
 from kegnet_pl.networks import Answers, answers_of
 from kegnet_pl.runtime.atomic_files import atomic_write
 
 
-def save_network(
-    network: nn.Module,
-    folder: str | Path,
-    name: str,
-    recipe: Mapping[str, Any],
-    ranks: Mapping[str, tuple[int, int]] | None = None,
-) -> None:
+def save_network(network: nn.Module, folder: str | Path, name: str, recipe: Mapping[str, Any]) -> None:
     """Write ``NAME.safetensors`` and ``NAME.json``.
 
-    ``recipe`` holds ``_target_`` and arguments of the uncompressed network, ``ranks`` the pair ``(in_rank, out_rank)``
-    of each compressed layer by name.
+    ``recipe`` holds ``_target_`` and arguments of the uncompressed network.
     """
     # safetensors refuses tensors that share memory, such as tied weights, so they are copied.
     state = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
     # Unlike safetensors.torch.save_file, atomic_write raises an OSError for a full disk.
     atomic_write(Path(folder) / f"{name}.safetensors", save(state))
-    content: dict[str, Any] = {"network": dict(recipe), "ranks": dict(ranks or {})}
+    content: dict[str, Any] = {"network": dict(recipe), **describe_structure(network)}
     answers = answers_of(network)
     if answers is not None:
         content["answers"] = answers.to_dict()
@@ -66,7 +59,7 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
     content = json.loads(recipe.read_text())
     with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
         network: nn.Module = instantiate(content["network"], _convert_="all")
-        restore_structure(network, {layer: (pair[0], pair[1]) for layer, pair in content["ranks"].items()})
+        restore_structure(network, **{key: content[key] for key in ("ranks", "folded", "split") if key in content})
     load_weights(network, Path(folder) / f"{name}.safetensors")
     if logits and "answers" in content:
         Answers(**content["answers"]).attach(network)

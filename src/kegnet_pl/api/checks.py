@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from kegnet_pl.compression import TuckerConv2d, TuckerLinear, fittable_layers
+from kegnet_pl.compression import TuckerLayer, fittable_layers
 from kegnet_pl.networks import lacks_statistics, match_layers
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_trainable
@@ -63,7 +63,7 @@ def _check_compressed(student: nn.Module, teacher: nn.Module) -> None:
     modules, others = dict(student.named_modules()), []
     for name in fittable_layers(teacher):
         own, layer = modules.get(name), teacher.get_submodule(name)
-        if not (isinstance(own, TuckerConv2d | TuckerLinear) or (type(own) is type(layer) and str(own) == str(layer))):
+        if not (isinstance(own, TuckerLayer) or (type(own) is type(layer) and str(own) == str(layer))):
             others.append(name)
     if others:
         raise SettingsMismatchError(

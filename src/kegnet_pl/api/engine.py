@@ -17,6 +17,7 @@ from kegnet_pl.compression import (
     fittable_layers,
     measure_layers,
     reconstruct,
+    split_attention,
 )
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss, GeneratorObjective
@@ -254,7 +255,8 @@ def reconstruct_student(network: nn.Module, data: SyntheticDataModule) -> list[s
     Returns:
         The layers whose fit was kept.
     """
-    x, teacher = data.subset(_RECONSTRUCTION_SAMPLES), data.teacher.network
+    x, teacher = data.subset(_RECONSTRUCTION_SAMPLES), copy_network(data.teacher.network)
+    split_attention(teacher)
     held_out = torch.arange(len(x), device=x.device) % 5 == 0
     moments = measure_layers(teacher, fittable_layers(teacher), x[~held_out], seed=data.seed, of_inputs=())
     return reconstruct(teacher, network, moments, Calibration(x[~held_out], x[held_out], data.seed))

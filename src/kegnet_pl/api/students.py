@@ -12,7 +12,7 @@ from torch import nn
 from kegnet_pl.api.checks import check_student, describe_agreement
 from kegnet_pl.api.engine import adam, fit_compression, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
-from kegnet_pl.compression import Compressed, CompressionPlan, Rule, TuckerConv2d, TuckerLinear
+from kegnet_pl.compression import Compressed, CompressionPlan, Rule, TuckerLayer
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import (
     OutputKey,
@@ -39,6 +39,7 @@ def compress(
     rules: Mapping[str, Any] | Sequence[Rule] | None = None,
     when_larger: Literal["keep", "compress"] = "keep",
     fit: Literal["function", "weights"] = "function",
+    fold: bool | None = None,
     source: SyntheticSource | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
@@ -62,6 +63,8 @@ def compress(
         fit: ``"function"``: ranks for the target are those that change the logits least on synthetic samples, and
             layers are fitted one after another to what the network's layers do on them. ``"weights"``: both depend on
             the weights alone, as in the paper.
+        fold: True to merge parts of factorised layers that only cost parameters: dense layers and 1x1 convolutions
+            become two layers, not three. False for the paper's three parts. None: True for ``fit="function"``.
         source: Source of the samples; None: :class:`Procedural`, images, signals or rows of all kinds.
         mean: Mean of the pixels of each channel, in [0, 1], by which inputs are normalised. With it and ``std`` the
             images of the default source have the right range; without, their values are about N(0, 1).
@@ -91,7 +94,10 @@ def compress(
         rules = [Rule(layers, rank) for layers, rank in rules.items()]
     if fit not in ("function", "weights"):
         raise ValueError(f"Expected `fit` to be 'function' or 'weights', but got {fit!r}.")
-    shape, plan = to_shape(input_shape), CompressionPlan(list(rules), target, when_larger)
+    shape, plan = (
+        to_shape(input_shape),
+        CompressionPlan(list(rules), target, when_larger, fit == "function" if fold is None else fold),
+    )
     bar = StageProgress("compression", make_console(quiet=not progress))
     if fit == "weights":
         return fit_compression(network, shape, plan, bar)
@@ -177,7 +183,7 @@ def distill(
             f"Expected `data` to be a SyntheticDataset, which `Generators.dataset` returns, but got {data!r}."
         )
     student = student.network if isinstance(student, Compressed) else student
-    compressed = any(isinstance(layer, TuckerConv2d | TuckerLinear) for layer in student.modules())
+    compressed = any(isinstance(layer, TuckerLayer) for layer in student.modules())
     if norm is None:
         norm = "frozen" if compressed and not lacks_statistics(student) else "batch"
     layers = None if feature_distillation_layers is None else list(feature_distillation_layers)

@@ -2,12 +2,14 @@
 
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import allocate_ranks
+from kegnet_pl.compression.attention import split_attention
 from kegnet_pl.compression.evbmf import EVBMF, evbmf
 from kegnet_pl.compression.plan import CompressionPlan
 from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
 from kegnet_pl.compression.report import Compressed, CompressionReport, LayerReport, ModelSize, measure_size
 from kegnet_pl.compression.rules import Rule, fittable_layers
-from kegnet_pl.compression.tucker import TuckerConv2d, TuckerLinear, factorise, restore_structure
+from kegnet_pl.compression.structure import describe_structure, restore_structure
+from kegnet_pl.compression.tucker import TuckerConv, TuckerLayer, TuckerLinear, factorise
 
 __all__ = [
     "EVBMF",
@@ -19,9 +21,11 @@ __all__ = [
     "LayerReport",
     "ModelSize",
     "Rule",
-    "TuckerConv2d",
+    "TuckerConv",
+    "TuckerLayer",
     "TuckerLinear",
     "allocate_ranks",
+    "describe_structure",
     "evbmf",
     "factorise",
     "fittable_layers",
@@ -30,4 +34,5 @@ __all__ = [
     "measure_size",
     "reconstruct",
     "restore_structure",
+    "split_attention",
 ]

@@ -5,12 +5,13 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kegnet_pl.compression.tucker import Factorisable
+from kegnet_pl.compression.tucker import Convolution, Factorisable, is_transposed
 from kegnet_pl.networks.execution import at_least_float32, eval_mode
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.runtime.errors import first_line
@@ -70,19 +71,37 @@ def patches(layer: Factorisable, x: Tensor) -> Tensor:
     x = at_least_float32(x)
     if isinstance(layer, nn.Linear):
         return x.reshape(len(x), -1, x.shape[-1])
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        sides = layer._reversed_padding_repeated_twice  # of torch's own forward, for "same" and other modes
+    if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        return functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
+    x, stride = _pad(layer, x)
+    for axis, (kernel, dilation, step) in enumerate(zip(layer.kernel_size, layer.dilation, stride, strict=True), 2):
+        x = x.unfold(axis, dilation * (kernel - 1) + 1, step)[..., ::dilation]
+    axes = len(layer.kernel_size)  # x is (B, C, *positions, *kernel)
+    x = x.movedim(1, 1 + axes).flatten(1, axes)
+    return x.flatten(2)
+
+
+def _pad(layer: Convolution, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the input of a convolution with its padding, and the stride; of a transposed one with zeros in between."""
+    if not is_transposed(layer):
+        # As in torch's own forward, for "same" and other modes.
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = functional.pad(x, sides, mode=mode)
-        padding: int | tuple[int, ...] = 0
-    else:
-        padding = layer.padding
-    return functional.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride).transpose(1, 2)
+        return functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode), layer.stride
+    sizes = [step * (size - 1) + 1 for step, size in zip(layer.stride, x.shape[2:], strict=True)]
+    spread = x.new_zeros(*x.shape[:2], *sizes)
+    places: Any = (..., *(slice(None, None, int(step)) for step in layer.stride))
+    spread[places] = x
+    pads: list[int] = []
+    options: Any = (layer.kernel_size, layer.dilation, layer.padding, layer.output_padding)
+    for kernel, dilation, padding, extra in zip(*options, strict=True):
+        border = dilation * (kernel - 1) - padding
+        pads = [border, border + extra, *pads]  # of the last axis first
+    return functional.pad(spread, pads), (1,) * len(sizes)
 
 
 def takes_batches(layer: Factorisable, x: Tensor) -> bool:
     """Return True for an input that is a batch of samples; a layer also accepts a single sample, or none."""
-    return len(x) > 0 and (x.dim() == 4 if isinstance(layer, nn.Conv2d) else x.dim() > 1)
+    return len(x) > 0 and (x.dim() > 1 if isinstance(layer, nn.Linear) else x.dim() == len(layer.kernel_size) + 2)
 
 
 def probe_gradients(
@@ -168,7 +187,7 @@ def measure_layers(
     with eval_mode(network), recorder, torch.enable_grad():
         for x in samples.split(CHUNK):
             for name, inputs, output, gradients in _call(network, recorder, x, rng, probes):
-                is_conv = isinstance(network.get_submodule(name), nn.Conv2d)
+                is_conv = not isinstance(network.get_submodule(name), nn.Linear)
                 rows = to_rows(output, is_conv)
                 found = [torch.zeros(()), _square(rows), rows.sum(dim=0).double().cpu(), torch.zeros(rows.shape[1], 1)]
                 if of_inputs is None or name in of_inputs:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kegnet_pl.compression.activations import LayerMoments
 from kegnet_pl.compression.report import count_parameters
 from kegnet_pl.compression.rules import SideRank
-from kegnet_pl.compression.tucker import Factorisable, Ranks, factorised_parameters, sides
+from kegnet_pl.compression.tucker import Factorisable, Ranks, factorised_parameters, has_one_rank, read_weight, sides
 
 _DAMPING = 1e-3
 """Share of the mean that is added to the diagonal of moments, for directions that no sample has."""
@@ -36,7 +36,8 @@ def weighted_inputs(layer: Factorisable, inputs: Tensor, metric: Tensor) -> tupl
     Returns:
         The square root R of the moments, and ``R E R``: E sums ``W_k^T metric W_k`` over the positions k of the kernel.
     """
-    weight = layer.weight.detach().cpu().double().reshape(*layer.weight.shape[:2], -1)
+    weight = read_weight(layer).detach().cpu().double()
+    weight = weight.reshape(*weight.shape[:2], -1)
     root = square_root(inputs)
     return root, root @ torch.einsum("ock,op,pdk->cd", weight, metric, weight) @ root
 
@@ -49,9 +50,14 @@ def _tails(spectrum: Tensor, count: int) -> np.ndarray:
     return np.append(squares[::-1].cumsum()[::-1][1:], 0.0)
 
 
-def needs_inputs(layer: Factorisable, ranks: tuple[SideRank, SideRank]) -> bool:
+def takes_one_rank(layer: Factorisable, fold: bool) -> bool:
+    """Return True if both sides of a layer have the same rank, as those of a matrix."""
+    return isinstance(layer, nn.Linear) or (fold and has_one_rank(layer))
+
+
+def needs_inputs(layer: Factorisable, ranks: tuple[SideRank, SideRank], fold: bool = False) -> bool:
     """Return True if the choice of a layer's ranks needs the moments of its inputs."""
-    return not (isinstance(layer, nn.Linear) and ranks == ("target", "target"))  # a matrix has one rank
+    return not (takes_one_rank(layer, fold) and ranks == ("target", "target"))
 
 
 def truncation_losses(layer: Factorisable, moments: LayerMoments) -> tuple[np.ndarray | None, np.ndarray]:
@@ -83,17 +89,17 @@ class _Options:
     sizes: np.ndarray
 
 
-def _options(layer: Factorisable, fixed: tuple[int | None, int | None], moments: LayerMoments) -> _Options:
+def _options(layer: Factorisable, fixed: tuple[int | None, int | None], moments: LayerMoments, fold: bool) -> _Options:
     in_losses, out_losses = truncation_losses(layer, moments)
     choices = [range(1, full + 1) if rank is None else [rank] for rank, full in zip(fixed, sides(layer), strict=True)]
-    if isinstance(layer, nn.Linear) and fixed == (None, None):  # a matrix has one rank
+    if takes_one_rank(layer, fold) and fixed == (None, None):
         grid_in = grid_out = np.arange(1, min(sides(layer)) + 1)
         loss = out_losses[grid_out - 1]
     else:
         assert in_losses is not None
         grid_in, grid_out = np.meshgrid(np.array(choices[0]), np.array(choices[1]), indexing="ij")
         loss = in_losses[grid_in - 1] + out_losses[grid_out - 1]
-    size: np.ndarray = factorised_parameters(layer, (grid_in, grid_out))  # type: ignore[assignment, arg-type]
+    size: np.ndarray = factorised_parameters(layer, (grid_in, grid_out), fold)  # type: ignore[assignment, arg-type]
     whole = count_parameters(layer)
     smaller = size < whole
     pairs = np.stack([grid_in[smaller], grid_out[smaller]], axis=1)
@@ -105,6 +111,7 @@ def allocate_ranks(
     fixed: Mapping[str, tuple[int | None, int | None]],
     moments: Mapping[str, LayerMoments],
     budget: int,
+    fold: bool = False,
 ) -> dict[str, Ranks]:
     """Choose the ranks of all layers for a number of parameters, both sides of each layer independently.
 
@@ -117,6 +124,7 @@ def allocate_ranks(
         fixed: Given ranks of the input and output side, None where they are to be chosen.
         moments: Of :func:`measure_layers`.
         budget: Parameters of these layers together.
+        fold: True if factorised layers are folded (:class:`TuckerLayer`).
 
     Returns:
         Ranks by name; layers without are better left as they are.
@@ -124,7 +132,7 @@ def allocate_ranks(
     Raises:
         ValueError: If the budget is below the size with all ranks at 1.
     """
-    options = {name: _options(layer, fixed[name], moments[name]) for name, layer in layers.items()}
+    options = {name: _options(layer, fixed[name], moments[name], fold) for name, layer in layers.items()}
 
     def choose(price: float) -> dict[str, int]:
         return {name: int(np.argmin(o.losses + price * o.sizes)) for name, o in options.items()}

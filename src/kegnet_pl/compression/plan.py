@@ -12,15 +12,18 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
-from kegnet_pl.compression.allocation import allocate_ranks, needs_inputs
+from kegnet_pl.compression.allocation import allocate_ranks, needs_inputs, takes_one_rank
+from kegnet_pl.compression.attention import split_attention
 from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
 from kegnet_pl.compression.report import Compressed, CompressionReport, LayerReport, count_parameters, measure_size
 from kegnet_pl.compression.rules import LAYERS, Candidate, Rule, check_patterns, find_obstacles
 from kegnet_pl.compression.tucker import (
+    Convolution,
     Factorisable,
     Ranks,
     factorise,
     factorised_parameters,
+    is_transposed,
     replace_layer,
 )
 from kegnet_pl.networks.execution import copy_network
@@ -32,8 +35,8 @@ WhenLarger = Literal["keep", "compress"]
 """Treatment of a layer that its factorisation would enlarge."""
 
 _NO_CANDIDATES = (
-    "Expected layers that can be factorised, to reach target={}, but got none: plain convolutions (without groups) and "
-    "dense layers can, if their weights are not shared."
+    "Expected layers that can be factorised, to reach target={}, but got none: convolutions without groups and dense "
+    "layers can, if their weights are not shared."
 )
 
 _OVERSHOOT = 1.05
@@ -51,13 +54,17 @@ class CompressionPlan:
             rank of one layer would miss it), ranks of other layers are raised, starting with the smallest share.
         when_larger: Treatment of a layer that its factorisation would enlarge: ``"keep"`` leaves it (with a note in
             the report), ``"compress"`` factorises it, as the paper does with the outer layers of its MLP.
+        fold: True to merge parts of factorised layers that only cost parameters (:class:`TuckerLayer`); False for
+            layers of three parts, as the paper's.
 
     Raises:
         ValueError: If there is no rule, ``when_larger`` is unknown, or only one of ``target`` and a rank ``"target"``
             is given.
     """
 
-    def __init__(self, rules: Sequence[Rule], target: float | None = None, when_larger: WhenLarger = "keep") -> None:
+    def __init__(
+        self, rules: Sequence[Rule], target: float | None = None, when_larger: WhenLarger = "keep", fold: bool = False
+    ) -> None:
         if not rules:
             raise ValueError("Expected `rules` to hold at least one rule, but got none.")
         if when_larger not in get_args(WhenLarger):
@@ -73,6 +80,7 @@ class CompressionPlan:
         self.rules = tuple(rules)
         self.target = target
         self.when_larger = when_larger
+        self.fold = fold
 
     @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # many small decompositions: threads only wait
     def apply(
@@ -86,7 +94,7 @@ class CompressionPlan:
 
         Args:
             network: Any network; it is not changed.
-            input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
+            input_shape: Shape of one sample.
             calibration: Samples. With them, ranks ``"target"`` change the logits least (:func:`allocate_ranks`), and
                 layers are fitted to the network's function (:func:`reconstruct`); else weights alone decide.
             on_progress: Called with the finished share, in [0, 1): with samples, of the layers that are fitted; else of
@@ -114,6 +122,7 @@ class CompressionPlan:
         on_progress: Callable[[float], None],
     ) -> Compressed:
         """Compress a network in place."""
+        split_attention(network)
         layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
         if "" in layers:
             raise ValueError(
@@ -132,7 +141,8 @@ class CompressionPlan:
             ) from error
         if calibration is not None:
             teacher = copy.deepcopy(network).requires_grad_(False)
-            of_inputs = {c.name for c in candidates if "target" in c.ranks and needs_inputs(c.layer, c.ranks)}
+            free = [c for c in candidates if "target" in c.ranks]
+            of_inputs = {c.name for c in free if needs_inputs(c.layer, c.ranks, self.fold)}
             moments = measure_layers(
                 teacher, [name for name in layers if name not in obstacles], calibration.samples, seed=calibration.seed,
                 of_inputs=of_inputs,
@@ -155,7 +165,7 @@ class CompressionPlan:
         rows = tuple(
             LayerReport(
                 layer=name,
-                kind={nn.Conv2d: "conv", nn.Linear: "linear"}.get(type(layer), type(layer).__name__),
+                kind=_kind(layer),
                 in_rank=chosen[name][0] if name in chosen else None,
                 out_rank=chosen[name][1] if name in chosen else None,
                 parameters_before=parameters_before[name],
@@ -199,7 +209,7 @@ class CompressionPlan:
         if not layers:
             raise ValueError(_NO_CANDIDATES.format(self.target))
         saved = sum(
-            count_parameters(c.layer) - factorised_parameters(c.layer, given[c.name])
+            count_parameters(c.layer) - factorised_parameters(c.layer, given[c.name], self.fold)
             for c in candidates
             if c.name in given and not self._enlarges(c.layer, given[c.name])
         )
@@ -207,12 +217,14 @@ class CompressionPlan:
         free = sum(count_parameters(layer) for layer in called.values())
         rest = parameters - saved - free
         try:
-            chosen = allocate_ranks(called, fixed, moments, int(parameters / self.target) - rest)
+            chosen = allocate_ranks(called, fixed, moments, int(parameters / self.target) - rest, self.fold)
         except ValueError as error:
             unseen = [name for name in layers if name not in called]
             without = f" Layers without gradients or a batch cannot be used: {', '.join(unseen)}." if unseen else ""
             ones = {name: (fixed[name][0] or 1, fixed[name][1] or 1) for name in called}
-            smallest = sum(min(count_parameters(c), factorised_parameters(c, ones[name])) for name, c in called.items())
+            smallest = sum(
+                min(count_parameters(c), factorised_parameters(c, ones[name], self.fold)) for name, c in called.items()
+            )
             most = math.floor(100 * parameters / max(rest + smallest, 1)) / 100
             raise ValueError(
                 f"Expected a `target` within reach, at most {most:.2f}, but {self.target} leaves too little: "
@@ -241,18 +253,19 @@ class CompressionPlan:
                 continue
             ranks = chosen[candidate.name]
             if self._enlarges(candidate.layer, ranks):
-                growth = factorised_parameters(candidate.layer, ranks) - count_parameters(candidate.layer)
+                growth = factorised_parameters(candidate.layer, ranks, self.fold) - count_parameters(candidate.layer)
                 candidate.notes.append(
                     f"unchanged: ranks in {ranks[0]}, out {ranks[1]} would add {growth} parameters or save none"
                 )
                 del chosen[candidate.name]
             else:
-                new = factorise(candidate.layer, ranks).train(candidate.layer.training)
+                new = factorise(candidate.layer, ranks, self.fold).train(candidate.layer.training)
+                chosen[candidate.name] = new.ranks
                 carry_hooks(candidate.layer, new)
                 replace_layer(network, candidate.name, new)
 
     def _enlarges(self, layer: Factorisable, ranks: Ranks) -> bool:
-        return self.when_larger == "keep" and factorised_parameters(layer, ranks) >= count_parameters(layer)
+        return self.when_larger == "keep" and factorised_parameters(layer, ranks, self.fold) >= count_parameters(layer)
 
     def _choose(self, candidates: Sequence[Candidate], parameters: int) -> dict[str, Ranks]:
         """Return the ranks of every candidate."""
@@ -268,7 +281,7 @@ class CompressionPlan:
 
         def ratio(ranks: Mapping[str, Ranks]) -> float:
             saved = sum(
-                count_parameters(c.layer) - factorised_parameters(c.layer, ranks[c.name])
+                count_parameters(c.layer) - factorised_parameters(c.layer, ranks[c.name], self.fold)
                 for c in candidates
                 if not self._enlarges(c.layer, ranks[c.name])
             )
@@ -303,7 +316,7 @@ class CompressionPlan:
         for c in candidates:
             free_sides = tuple(side for side in (0, 1) if (c.name, side) in free)
             # A matrix has one rank, so raising one side of a dense layer alone keeps nothing more.
-            together = isinstance(c.layer, nn.Linear) and len(free_sides) == 2
+            together = takes_one_rank(c.layer, self.fold) and len(free_sides) == 2
             steps |= {(c.name, free_sides)} if together else {(c.name, (side,)) for side in free_sides}
         layers = {c.name: c.layer for c in candidates}
         while steps:
@@ -317,3 +330,12 @@ class CompressionPlan:
             else:
                 chosen = more
         return chosen
+
+
+def _kind(layer: nn.Module) -> str:
+    """Return the kind of a layer in a report."""
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    if type(layer) in get_args(Convolution):
+        return "transposed" if is_transposed(layer) else "conv"
+    return type(layer).__name__

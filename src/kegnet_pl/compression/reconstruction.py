@@ -14,7 +14,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,16 @@ from kegnet_pl.compression.activations import (
     to_rows,
 )
 from kegnet_pl.compression.allocation import square_root, weighted_inputs
-from kegnet_pl.compression.tucker import LARGE, Factorisable, TuckerConv2d, TuckerLinear
+from kegnet_pl.compression.tucker import (
+    LARGE,
+    Convolution,
+    Factorisable,
+    TuckerLayer,
+    has_one_rank,
+    kernel_size,
+    read_weight,
+    write_weight,
+)
 from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.runtime.seeds import stream
@@ -130,7 +138,7 @@ class _TeacherOutputs:
                 return earlier  # type: ignore[no-any-return]
             if not takes_batches(layer, output):
                 return None
-            rows = to_rows(output, isinstance(layer, nn.Conv2d))
+            rows = to_rows(output, not isinstance(layer, nn.Linear))
             values = rows.reshape(len(output), -1, rows.shape[1])
             streams[name].set_state(states[name])  # each call of a layer has the positions of the first
             return _choose_positions(values, streams[name]).clone(), values.shape[1]
@@ -157,10 +165,11 @@ def _collect(
     None if they do not belong together: a network may route its samples depending on their values.
     """
     rng = stream(calibration.seed, "positions")
-    dimension = layer.weight[0].numel()
+    weight = read_weight(layer).detach().cpu().double().flatten(1)
+    outputs_of_layer, dimension = weight.shape
     square = torch.zeros(dimension, dimension, dtype=torch.float64)
-    product = torch.zeros(len(layer.weight), dimension, dtype=torch.float64)
-    sums = torch.zeros(dimension, dtype=torch.float64), torch.zeros(len(layer.weight), dtype=torch.float64)
+    product = torch.zeros(outputs_of_layer, dimension, dtype=torch.float64)
+    sums = torch.zeros(dimension, dtype=torch.float64), torch.zeros(outputs_of_layer, dtype=torch.float64)
     count = 0
     recorder = LayerRecorder(student, [name], lambda _, x: x.clone() if len(x) else None, source="input")
     with eval_mode(student), recorder, torch.no_grad():
@@ -187,7 +196,6 @@ def _collect(
     inputs = square - torch.outer(mean_p, mean_p)
     # Where the inputs hardly vary, the rounding error of their mean square is larger than their variance.
     damping = RIDGE * max(float(inputs.diagonal().mean()), 1e-3 * float(square.diagonal().mean()), 1e-20)
-    weight = layer.weight.detach().cpu().double().flatten(1)
     metric = moments.sensitivity / moments.sensitivity.diagonal().mean().clamp_min(1e-30)
     return _Regression(
         inputs + damping * torch.eye(dimension, dtype=torch.float64),
@@ -208,35 +216,33 @@ def _reduced_rank(inputs: Tensor, cross: Tensor, root: Tensor, rank: int) -> tup
     return torch.linalg.solve(root, kept), kept.T @ root @ solution
 
 
-def _weights(layer: TuckerLinear | TuckerConv2d) -> list[Tensor]:
-    return [cast(Tensor, part.weight) for part in layer]
+def _columns(factor: Tensor, rank: int) -> Tensor:
+    """Return a factor with columns of zeros, up to a rank."""
+    return functional.pad(factor, (0, rank - factor.shape[1]))
 
 
-def _fit_linear(layer: TuckerLinear, regression: _Regression) -> Tensor:
-    """Fit a factorised dense layer; return its weight ``(out, in)``."""
-    first, core, last = _weights(layer)
-    rank = min(core.shape)
+def _fit_matrix(layer: TuckerLayer, regression: _Regression, original: Factorisable) -> Tensor:
+    """Fit a factorised layer without a kernel; return its weight ``(out, in)``."""
+    rank = min(layer.ranks)
     left, right = _reduced_rank(regression.inputs, regression.cross, regression.metric_root, rank)
     # Orthonormal outer factors, as those of Tucker: the core holds the scale.
     q_in, r_in = torch.linalg.qr(right.T)
     q_out, r_out = torch.linalg.qr(left)
-    for weight in (first, core, last):
-        weight.zero_()
-    first[:rank] = q_in.T.to(first)
-    core[:rank, :rank] = (r_out @ r_in.T).to(core)
-    last[:, :rank] = q_out.to(last)
+    in_rank, out_rank = layer.ranks
+    core = functional.pad(r_out @ r_in.T, (0, in_rank - rank, 0, out_rank - rank))
+    core = core.reshape(*core.shape, *(1,) * (original.weight.dim() - 2))
+    layer.set_factors(_columns(q_in, in_rank), core, _columns(q_out, out_rank))
     return left @ right
 
 
-def _fit_conv(layer: TuckerConv2d, regression: _Regression, original: nn.Conv2d) -> Tensor:
+def _fit_conv(layer: TuckerLayer, regression: _Regression, original: Convolution) -> Tensor:
     """Fit a factorised convolution; return its weight ``(out, in * kernel)``.
 
     The input factor starts from the directions of the channels that matter most to the logits. Then the output factor
     with the core, in closed form, and the input factor, by conjugate gradients, alternate.
     """
-    first, core, last = _weights(layer)
-    out_rank, in_rank = core.shape[:2]
-    channels, kernel = original.in_channels, math.prod(original.kernel_size)
+    in_rank, out_rank = layer.ranks
+    channels, kernel = original.in_channels, kernel_size(original)
     inputs = regression.inputs.reshape(channels, kernel, channels, kernel)
     root, gram = weighted_inputs(original, torch.einsum("ckdk->cd", inputs) / kernel, regression.metric)
     directions = torch.linalg.eigh(gram)[1][:, channels - in_rank :]
@@ -251,11 +257,8 @@ def _fit_conv(layer: TuckerConv2d, regression: _Regression, original: nn.Conv2d)
         if step < rounds - 1:
             a = torch.linalg.qr(_update_inputs(a, left, right.reshape(rank, in_rank, kernel), regression, cross).T)[0].T
     q_out, r_out = torch.linalg.qr(left)
-    core.zero_()
-    last.zero_()
-    first.copy_(a.reshape(first.shape))
-    core[:rank] = (r_out @ right).reshape(rank, *core.shape[1:]).to(core)
-    last[:, :rank] = q_out.reshape(-1, rank, 1, 1).to(last)
+    core = functional.pad(r_out @ right, (0, 0, 0, out_rank - rank))
+    layer.set_factors(a.T, core.reshape(out_rank, in_rank, *original.kernel_size), _columns(q_out, out_rank))
     return torch.einsum("or,rsk,sc->ock", left, right.reshape(rank, in_rank, kernel), a).flatten(1)
 
 
@@ -287,14 +290,14 @@ def _update_inputs(a: Tensor, left: Tensor, right: Tensor, regression: _Regressi
 @torch.no_grad()
 def _fit(layer: nn.Module, original: Factorisable, regression: _Regression) -> None:
     """Fit a plain or factorised layer with its bias, in place."""
-    if isinstance(layer, TuckerConv2d):
-        weight = _fit_conv(layer, regression, original)  # type: ignore[arg-type]
-    elif isinstance(layer, TuckerLinear):
-        weight = _fit_linear(layer, regression)
-    else:
+    if not isinstance(layer, TuckerLayer):
         weight = torch.linalg.solve(regression.inputs, regression.cross.T).T
-        cast(Tensor, layer.weight).copy_(weight.reshape(original.weight.shape))
-    bias = layer[-1].bias if isinstance(layer, nn.Sequential) else layer.bias
+        write_weight(layer, weight.reshape(read_weight(original).shape))
+    elif isinstance(original, nn.Linear) or (has_one_rank(original) and len(layer) == 2):
+        weight = _fit_matrix(layer, regression, original)
+    else:
+        weight = _fit_conv(layer, regression, original)
+    bias = layer.bias
     if bias is not None:
         bias.copy_(regression.mean_outputs - weight @ regression.mean_inputs)  # type: ignore[operator]
 
@@ -319,7 +322,7 @@ def measure_agreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -
 
 def _can_fit(layer: nn.Module) -> bool:
     """Return False for a layer that is too large, or whose output a hook may change."""
-    return cast(Tensor, layer.weight)[0].numel() <= MOST_INPUTS and not layer._forward_hooks
+    return read_weight(layer)[0].numel() <= MOST_INPUTS and not layer._forward_hooks
 
 
 def reconstruct(

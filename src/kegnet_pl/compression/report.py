@@ -56,7 +56,7 @@ class LayerReport:
 
     Attributes:
         layer: Name of the layer in the network.
-        kind: ``"conv"`` or ``"linear"``, or the class name of a layer that cannot be compressed.
+        kind: ``"conv"``, ``"transposed"`` (convolution) or ``"linear"``, or the class name of another layer.
         in_rank: Rank on the input side, None if the layer is unchanged.
         out_rank: Rank on the output side, None if the layer is unchanged.
         parameters_before: Weights and biases before.

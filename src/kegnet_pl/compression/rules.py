@@ -4,19 +4,30 @@ import fnmatch
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import nn
 
 from kegnet_pl.compression.evbmf import evbmf
-from kegnet_pl.compression.tucker import LARGE, Factorisable, sides, smaller_gram
+from kegnet_pl.compression.tucker import (
+    LARGE,
+    Convolution,
+    Factorisable,
+    read_weight,
+    sides,
+    smaller_gram,
+)
 
-LAYERS = nn.Linear | nn.modules.conv._ConvNd
-"""Layers of a report: dense layers and convolutions."""
+LAYERS = nn.Linear | nn.modules.conv._ConvNd | nn.RNNBase | nn.Embedding
+"""Layers of a report. Recurrent layers and embeddings stay as they are."""
 
 SideRank = int | float | str
 """Rank of one side: a number of components, a fraction in (0, 1], ``"evbmf"``, ``"full"`` or ``"target"``."""
+
+_PLAIN = get_args(Factorisable)
+"""Classes of layers that can be factorised; a subclass may use its weight outside of its call."""
 
 _WORDS = ("evbmf", "full", "target")
 
@@ -90,7 +101,7 @@ class Candidate:
 
     def unfolding(self, side: int) -> np.ndarray:
         """Return the weight as a matrix with the input (0) or output (1) side as rows."""
-        weight = self.layer.weight.detach().to("cpu").double().numpy()
+        weight = read_weight(self.layer).detach().to("cpu").double().numpy()
         return np.moveaxis(weight, 1 - side, 0).reshape(weight.shape[1 - side], -1)
 
     def fixed(self, side: int) -> int | None:
@@ -109,7 +120,7 @@ class Candidate:
         if isinstance(rank, float):
             return max(1, round(rank * full))
         if isinstance(rank, int) and rank > full:
-            kind = "channels" if isinstance(self.layer, nn.Conv2d) else "units"
+            kind = "units" if isinstance(self.layer, nn.Linear) else "channels"
             raise ValueError(
                 f"Expected `rank` between 1 and {full} for layer {self.name!r} ({full} {side_name}put {kind}), but got "
                 f"{rank}. Lower it, or write 'full' to keep that side."
@@ -119,7 +130,7 @@ class Candidate:
     def energy(self, side: int) -> np.ndarray:
         """Return the share of the squared singular values in the first r components, for r = 1, 2, ..."""
         matrix = self.unfolding(side)
-        if self.layer.weight[0].numel() > LARGE:
+        if read_weight(self.layer)[0].numel() > LARGE:
             squares = torch.linalg.eigvalsh(smaller_gram(torch.from_numpy(matrix))).flip(0).clamp_min(0).numpy()
         else:
             squares = np.linalg.svd(matrix, compute_uv=False) ** 2
@@ -133,13 +144,13 @@ def find_obstacles(network: nn.Module, layers: Mapping[str, nn.Module]) -> dict[
     fused = {
         id(layer)
         for module in network.modules()
-        if isinstance(module, nn.TransformerEncoderLayer)
+        if isinstance(module, nn.TransformerEncoderLayer) and isinstance(module.self_attn, nn.MultiheadAttention)
         for layer in module.modules()
     }
     uses = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
     obstacles: dict[str, str] = {}
     for name, layer in layers.items():
-        if type(layer) not in (nn.Conv2d, nn.Linear):  # a subclass may use its weight outside of its call
+        if type(layer) not in _PLAIN:
             obstacles[name] = f"{type(layer).__name__} cannot be factorised here"
         elif id(layer) in fused:
             obstacles[name] = "TransformerEncoderLayer reads its weight directly"
@@ -149,7 +160,7 @@ def find_obstacles(network: nn.Module, layers: Mapping[str, nn.Module]) -> dict[
             )
         elif uses[id(layer.weight)] > 1:
             obstacles[name] = "its weight is shared with another layer"
-        elif isinstance(layer, nn.Conv2d) and layer.groups != 1:
+        elif isinstance(layer, Convolution) and layer.groups != 1:
             obstacles[name] = f"grouped convolution (groups={layer.groups})"
     return obstacles
 

@@ -1,7 +1,6 @@
-"""Tucker-2 factorisation of convolutions and Tucker factorisation of dense layers (PAPER section 4)."""
+"""Factorisation of convolutions (Tucker-2 over the channels) and of dense layers (PAPER section 4)."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,48 @@ from torch import Tensor, nn
 Ranks = tuple[int, int]
 """``(in_rank, out_rank)``: ranks of the input side and of the output side."""
 
-Factorisable = nn.Conv2d | nn.Linear
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Factorisable = nn.Linear | Convolution
+
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 LARGE = 1_024
 """Inputs of a layer (channels x kernel) above which its decomposition, and the fit of a convolution, take fewer
 iterations."""
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """Return True for a transposed convolution."""
+    return isinstance(layer, nn.modules.conv._ConvTransposeNd)
+
+
+def read_weight(layer: nn.Module) -> Tensor:
+    """Return the weight ``(out, in, *kernel)`` of a layer, in the order in which a convolution reads it.
+
+    A transposed convolution is a convolution of its input with zeros between the positions; its kernel is reversed.
+    """
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.transpose(0, 1).flip(tuple(range(2, weight.dim()))) if is_transposed(layer) else weight
+
+
+def write_weight(layer: nn.Module, values: Tensor) -> None:
+    """Set the weight of a layer to ``values (out, in, *kernel)``, as :func:`read_weight` returns them."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    if is_transposed(layer):
+        values = values.flip(tuple(range(2, values.dim()))).transpose(0, 1)
+    weight.copy_(values.reshape(weight.shape).to(weight))
+
+
+def kernel_size(layer: Factorisable) -> int:
+    """Return the number of positions of a layer's kernel, 1 for a dense layer."""
+    return 1 if isinstance(layer, nn.Linear) else math.prod(layer.kernel_size)
+
+
 def sides(layer: Factorisable) -> Ranks:
     """Return the full ranks of a layer: its input and output channels or units."""
-    if isinstance(layer, nn.Conv2d):
-        return layer.in_channels, layer.out_channels
-    return layer.in_features, layer.out_features
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
 
 
 def _check_ranks(layer: Factorisable, ranks: Ranks) -> None:
@@ -68,7 +97,7 @@ def _decompose(weight: Tensor, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np
     The rank of a side is at most the product of the other side's rank and the kernel size. Further components get
     orthonormal directions, with zeros in the core: the function is the same, and they can be trained.
     """
-    values = weight.detach().to("cpu", torch.float64)
+    values = weight.detach().to("cpu", torch.float64).contiguous()
     in_rank, out_rank = ranks
     kernel = math.prod(values.shape[2:])
     out_real = min(out_rank, in_rank * kernel)
@@ -87,10 +116,96 @@ def _decompose(weight: Tensor, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np
     return np.pad(core, padding), _complete(in_factor, in_rank), _complete(out_factor, out_rank)
 
 
-class TuckerConv2d(nn.Sequential):
-    """A ``k x k`` convolution as 1x1 (in -> r_in), k x k core (r_in -> r_out), 1x1 (r_out -> out, with the bias).
+class TuckerLayer(nn.Sequential):
+    """A convolution or dense layer as a chain of smaller ones; it has the attributes of the layer that it replaces.
 
-    The core has the stride, padding and dilation of ``conv``, whose weights are not used (see :func:`factorise`).
+    The parts are a factor of the inputs (in -> r_in), a core (r_in -> r_out) and a factor of the outputs (r_out -> out,
+    with the bias). With ``fold`` parts that only cost parameters are merged into others: the core of a layer without a
+    kernel, and the factor of a side at its full rank. A slice is an ``nn.Sequential``.
+
+    Attributes:
+        ranks: ``(in_rank, out_rank)``.
+        fold: True if parts are merged.
+
+    Raises:
+        ValueError: If a rank is out of range.
+    """
+
+    __jit_unused_properties__ = ("weight", "bias")
+
+    ranks: Ranks
+    fold: bool
+    _roles: tuple[str, ...]
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """Return a part, or several as an ``nn.Sequential``."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the parts make together, in the shape of the layer that they replace; a new tensor."""
+        parts = [read_weight(part) for part in self]
+        weight = parts[0]
+        for part in parts[1:]:
+            weight = _multiply(part, weight)
+        return weight.transpose(0, 1).flip(tuple(range(2, weight.dim()))) if self._is_transposed else weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias, a parameter of the last part."""
+        return self[-1].bias  # type: ignore[no-any-return]
+
+    @property
+    def _is_transposed(self) -> bool:
+        return any(is_transposed(part) for part in self)
+
+    @torch.no_grad()
+    def set_factors(self, in_factor: Tensor, core: Tensor, out_factor: Tensor) -> None:
+        """Set the weights of the parts.
+
+        Args:
+            in_factor: ``(in, r_in)``.
+            core: ``(r_out, r_in, *kernel)``.
+            out_factor: ``(out, r_out)``.
+        """
+        values = {"in": in_factor.T, "core": core, "out": out_factor}
+        if "in" not in self._roles:
+            values["core"] = _multiply(values["core"], values["in"])
+        if "out" not in self._roles:
+            values["core"] = _multiply(values["out"], values["core"])
+        if "core" not in self._roles:
+            values["out"] = values["out"] @ core.flatten(1)
+        for role, part in zip(self._roles, self, strict=True):
+            write_weight(part, values[role])
+
+
+def _multiply(left: Tensor, right: Tensor) -> Tensor:
+    """Return the weight of two layers in a row, of which at most one has a kernel."""
+    if right.dim() == 2 or math.prod(right.shape[2:]) == 1:
+        return torch.einsum("or...,ri->oi...", left, right.flatten(1))
+    return torch.einsum("or,ri...->oi...", left.flatten(1), right)
+
+
+def _roles(layer: Factorisable, ranks: Ranks, fold: bool) -> tuple[str, ...]:
+    """Return the parts that a factorised layer has."""
+    if not fold:
+        return ("in", "core", "out")
+    if has_one_rank(layer):
+        return ("in", "out")
+    n_in, n_out = sides(layer)
+    return (*(["in"] if ranks[0] < n_in else []), "core", *(["out"] if ranks[1] < n_out else []))
+
+
+def has_one_rank(layer: Factorisable) -> bool:
+    """Return True for a layer without a kernel, whose weight is a matrix."""
+    return isinstance(layer, nn.Linear) or (kernel_size(layer) == 1 and not any(layer.padding))
+
+
+class TuckerConv(TuckerLayer):
+    """A convolution as 1x1 (in -> r_in), a core with the kernel (r_in -> r_out), 1x1 (r_out -> out).
+
+    The core has the stride, padding and dilation of ``conv``, whose weights are not used (see :func:`factorise`). It is
+    transposed if ``conv`` is.
 
     Raises:
         ValueError: If a rank is out of range or the convolution is grouped.
@@ -100,30 +215,39 @@ class TuckerConv2d(nn.Sequential):
         2016.
     """
 
-    def __init__(self, conv: nn.Conv2d, ranks: Ranks) -> None:
+    def __init__(self, conv: Convolution, ranks: Ranks, fold: bool = False) -> None:
         _check_ranks(conv, ranks)
         if conv.groups != 1:
             raise ValueError(f"Expected a convolution with groups=1, but got {conv}. Leave it out of the rules.")
         in_rank, out_rank = ranks
+        roles = _roles(conv, ranks, fold)
         like: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-        super().__init__(
-            nn.Conv2d(conv.in_channels, in_rank, 1, bias=False, **like),
-            nn.Conv2d(
-                in_rank,
-                out_rank,
-                conv.kernel_size,  # type: ignore[arg-type]
-                stride=conv.stride,  # type: ignore[arg-type]
-                padding=conv.padding,  # type: ignore[arg-type]
-                dilation=conv.dilation,  # type: ignore[arg-type]
-                padding_mode=conv.padding_mode,
-                bias=False,
-                **like,
-            ),
-            nn.Conv2d(out_rank, conv.out_channels, 1, bias=conv.bias is not None, **like),
-        )
+        plain = _CONVOLUTIONS[len(conv.kernel_size)]
+        spatial: dict[str, Any] = {
+            name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        }
+        if is_transposed(conv):
+            spatial["output_padding"] = conv.output_padding
+        bias = conv.bias is not None
+        parts: dict[str, nn.Module] = {}
+        if "in" in roles:
+            parts["in"] = plain(conv.in_channels, in_rank, 1, bias=False, **like)
+        if "core" in roles:
+            before = in_rank if "in" in roles else conv.in_channels
+            after = out_rank if "out" in roles else conv.out_channels
+            parts["core"] = type(conv)(before, after, **spatial, bias=bias and "out" not in roles, **like)
+        else:
+            parts["in"] = type(conv)(conv.in_channels, in_rank, **spatial, bias=False, **like)
+        if "out" in roles:
+            parts["out"] = plain(out_rank, conv.out_channels, 1, bias=bias, **like)
+        super().__init__(*(parts[role] for role in roles))
+        self.ranks, self.fold, self._roles = ranks, fold, roles
+        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, 1
+        for name, value in spatial.items():
+            setattr(self, name, value)
 
 
-class TuckerLinear(nn.Sequential):
+class TuckerLinear(TuckerLayer):
     """A dense layer as Linear(in, r_in), Linear(r_in, r_out), Linear(r_out, out, with the bias).
 
     The weights of ``linear`` are not used (see :func:`factorise`).
@@ -135,46 +259,61 @@ class TuckerLinear(nn.Sequential):
         KegNet, experiments on unstructured data (PAPER section 4).
     """
 
-    def __init__(self, linear: nn.Linear, ranks: Ranks) -> None:
+    def __init__(self, linear: nn.Linear, ranks: Ranks, fold: bool = False) -> None:
         _check_ranks(linear, ranks)
         in_rank, out_rank = ranks
+        roles = _roles(linear, ranks, fold)
         like: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        super().__init__(
-            nn.Linear(linear.in_features, in_rank, bias=False, **like),
-            nn.Linear(in_rank, out_rank, bias=False, **like),
-            nn.Linear(out_rank, linear.out_features, bias=linear.bias is not None, **like),
-        )
+        units = {
+            "in": (linear.in_features, in_rank, False),
+            "core": (in_rank, out_rank, False),
+            "out": (out_rank, linear.out_features, linear.bias is not None),
+        }
+        super().__init__(*(nn.Linear(*units[role], **like) for role in roles))
+        self.ranks, self.fold, self._roles = ranks, fold, roles
+        self.in_features, self.out_features = linear.in_features, linear.out_features
 
 
-def _empty_copy(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinear:
-    return TuckerConv2d(layer, ranks) if isinstance(layer, nn.Conv2d) else TuckerLinear(layer, ranks)
+def empty_copy(layer: Factorisable, ranks: Ranks, fold: bool = False) -> TuckerLayer:
+    """Return the factorised form of a layer, with weights of no meaning."""
+    if fold and has_one_rank(layer):
+        ranks = (min(ranks),) * 2
+    return TuckerLinear(layer, ranks, fold) if isinstance(layer, nn.Linear) else TuckerConv(layer, ranks, fold)
 
 
-def factorise(layer: Factorisable, ranks: Ranks) -> TuckerConv2d | TuckerLinear:
+def factorise(layer: Factorisable, ranks: Ranks, fold: bool = False) -> TuckerLayer:
     """Return the Tucker factorisation of a convolution (over its channel modes) or dense layer, a new module.
 
     TensorLy iterates until the error no longer falls, as in the paper. A layer with more than :data:`LARGE` inputs
     gets one iteration from eigenvectors of Gram matrices, many times faster; its error is nearly as low.
 
+    Args:
+        layer: A dense layer or a convolution of any dimension, possibly transposed.
+        ranks: ``(in_rank, out_rank)``.
+        fold: True to merge parts that only cost parameters, see :class:`TuckerLayer`; the function is the same.
+
     Raises:
         ValueError: If a rank is out of range or a convolution is grouped.
     """
-    new = _empty_copy(layer, ranks)
-    core, in_factor, out_factor = _decompose(layer.weight, ranks)
+    new = empty_copy(layer, ranks, fold)
+    core, in_factor, out_factor = _decompose(read_weight(layer), new.ranks)
     with torch.no_grad():
-        for part, values in zip(new, (in_factor.T, core, out_factor), strict=True):
-            weight = torch.from_numpy(np.ascontiguousarray(values)).reshape(part.weight.shape)  # type: ignore[arg-type]
-            part.weight.copy_(weight)  # type: ignore[operator]
+        new.set_factors(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (in_factor, core, out_factor)))
         if layer.bias is not None:
-            new[-1].bias.copy_(layer.bias)  # type: ignore[operator]
+            new[-1].bias.copy_(layer.bias)
     return new
 
 
-def factorised_parameters(layer: Factorisable, ranks: Ranks) -> int:
-    """Return the number of parameters of a layer that is factorised at these ranks."""
+def factorised_parameters(layer: Factorisable, ranks: Ranks, fold: bool = False) -> int:
+    """Return the number of parameters of a layer that is factorised at these ranks; arrays of ranks give arrays."""
     (n_in, n_out), (r_in, r_out) = sides(layer), ranks
-    kernel = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
-    return n_in * r_in + r_in * r_out * kernel + r_out * n_out + (0 if layer.bias is None else n_out)
+    bias = 0 if layer.bias is None else n_out
+    if fold and has_one_rank(layer):
+        return np.minimum(r_in, r_out) * (n_in + n_out) + bias  # type: ignore[no-any-return]
+    first, last = n_in * r_in, r_out * n_out
+    if fold:
+        first, last = first * (np.asarray(r_in) < n_in), last * (np.asarray(r_out) < n_out)  # type: ignore[assignment]
+    return first + r_in * r_out * kernel_size(layer) + last + bias
 
 
 def replace_layer(network: nn.Module, name: str, new: nn.Module) -> None:
@@ -182,18 +321,3 @@ def replace_layer(network: nn.Module, name: str, new: nn.Module) -> None:
     old = network.get_submodule(name)
     for path in [path for path, layer in network.named_modules(remove_duplicate=False) if layer is old]:
         network.set_submodule(path, new)
-
-
-def restore_structure(network: nn.Module, ranks: Mapping[str, Ranks]) -> nn.Module:
-    """Replace layers of a network by their compressed form, without weights, and return the network.
-
-    Args:
-        network: The uncompressed network; changed in place.
-        ranks: ``(in_rank, out_rank)`` by layer name, from a report.
-
-    Raises:
-        AttributeError: If a layer does not exist.
-    """
-    for name, pair in ranks.items():
-        replace_layer(network, name, _empty_copy(network.get_submodule(name), pair))  # type: ignore[arg-type]
-    return network

@@ -31,6 +31,9 @@ class CompressionPlan(Settings):
     """Compression ratio of the whole network (parameters of the teacher / of the student), for rank=target."""
     when_larger: Literal["keep", "compress"] = "keep"
     """keep: a layer that would grow stays as it is; compress: it is compressed all the same."""
+    fold: bool | None = None
+    """true: merge parts of a factorised layer that only cost parameters; false: always three parts, as in the paper;
+    null: true with fit=function."""
 
     @model_validator(mode="before")
     @classmethod
@@ -62,7 +65,13 @@ class CompressionSettings(CompressionPlan):
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that the result depends on, without those of samples that are not used."""
         unused = {"fit", "source", "samples", "oversampling"} if self.fit == "weights" else set()
+        unused |= set() if self.folds else {"fold"}  # stages of earlier versions lack it
         return {name: value for name, value in super().fingerprint().items() if name not in unused}
+
+    @property
+    def folds(self) -> bool:
+        """True if parts of factorised layers are merged."""
+        return self.fit == "function" if self.fold is None else self.fold
 
     def plan_for(self, teacher: str) -> Self:
         """Return the settings with the rules for a teacher; settings that are given win over those of the plan."""

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kegnet_pl.api.checkpoints import load_network, save_network
-from kegnet_pl.compression import CompressionPlan, Rule
+from kegnet_pl.compression import CompressionPlan, Rule, factorise
 from kegnet_pl.networks import MLP, ResNet14
 from kegnet_pl.runtime.errors import WeightsError
 
@@ -43,11 +43,12 @@ def test_running_statistics_are_kept(tmp_path: Path) -> None:
     assert torch.equal(load_network(tmp_path)(x), network.eval()(x))
 
 
-def test_compressed_networks_are_rebuilt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fold", [False, True])
+def test_compressed_networks_are_rebuilt(tmp_path: Path, fold: bool) -> None:
     teacher = _mlp().eval()
-    compressed = CompressionPlan([Rule("layers.3", 4)]).apply(teacher, (6,))
+    compressed = CompressionPlan([Rule("layers.3", 4)], fold=fold).apply(teacher, (6,))
     assert compressed.report.ranks, "nothing was compressed"
-    save_network(compressed.network, tmp_path, "student", RECIPE, compressed.report.ranks)
+    save_network(compressed.network, tmp_path, "student", RECIPE)
     found = load_network(tmp_path, "student")
     x = torch.randn(5, 6)
     assert torch.equal(found(x), compressed.network.eval()(x))
@@ -59,8 +60,10 @@ def test_compressed_networks_are_rebuilt(tmp_path: Path) -> None:
 
 def test_files_hold_the_recipe_and_tensors_alone(tmp_path: Path) -> None:
     network = _mlp()
-    save_network(network, tmp_path, "network", RECIPE, {"layers.0": (3, 4)})
-    assert json.loads((tmp_path / "network.json").read_text()) == {"network": RECIPE, "ranks": {"layers.0": [3, 4]}}
+    network.layers[3] = factorise(network.layers[3], (3, 4))
+    save_network(network, tmp_path, "network", RECIPE)
+    content = {"network": RECIPE, "ranks": {"layers.3": [3, 4]}, "folded": [], "split": []}
+    assert json.loads((tmp_path / "network.json").read_text()) == content
     assert set(load_file(tmp_path / "network.safetensors")) == set(network.state_dict())
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.compression import Compressed, CompressionPlan, LayerReport, Rule, TuckerConv2d, TuckerLinear, evbmf
+from kegnet_pl.compression import Compressed, CompressionPlan, LayerReport, Rule, TuckerLayer, evbmf
 from tests.unit.compression.networks import LAYERS, Small, count, equal, storages, tensors
 
 CONVOLUTIONS = ["blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2"]
@@ -35,7 +35,7 @@ def test_the_first_rule_that_matches_decides() -> None:
         ("*conv[2]", ["blocks.0.conv2", "blocks.1.conv2"]),
         ("blocks.?.conv1", ["blocks.0.conv1", "blocks.1.conv1"]),
         (["blocks.0.conv1", "*1.conv2"], ["blocks.0.conv1", "blocks.1.conv2"]),
-        ("*", ["stem", *CONVOLUTIONS, "fc1", "fc2"]),
+        ("*", ["stem", *CONVOLUTIONS, "up", "fc1", "fc2"]),
     ],
 )
 def test_patterns(patterns: str | list[str], named: list[str]) -> None:
@@ -43,7 +43,7 @@ def test_patterns(patterns: str | list[str], named: list[str]) -> None:
 
     assert list(result.report.ranks) == named
     for name in named:
-        assert isinstance(result.network.get_submodule(name), TuckerConv2d | TuckerLinear)
+        assert isinstance(result.network.get_submodule(name), TuckerLayer)
 
 
 @pytest.mark.parametrize("pattern", ["conv1", "blocks", "STEM", "blocks.0.norm", "blocks.*.conv3"])
@@ -127,12 +127,20 @@ def test_what_cannot_be_factorised_is_left_alone_with_a_reason() -> None:
     result = _apply(Rule("*", 1), when_larger="compress")
 
     assert _row(result, "depthwise").note == "unchanged: grouped convolution (groups=12)"
-    assert _row(result, "up").note == "unchanged: ConvTranspose2d cannot be factorised here"
-    for name in ("depthwise", "up"):
-        row = _row(result, name)
-        assert row.ranks is None
-        assert (row.parameters_after, row.macs_after) == (row.parameters_before, row.macs_before)
-        assert type(result.network.get_submodule(name)) is type(Small().get_submodule(name))
+    row = _row(result, "depthwise")
+    assert row.ranks is None
+    assert (row.parameters_after, row.macs_after) == (row.parameters_before, row.macs_before)
+    assert type(result.network.depthwise) is nn.Conv2d
+
+    recurrent = nn.Sequential(nn.GRU(4, 4), _First(), nn.Linear(4, 30))
+    rows = {row.layer: row for row in CompressionPlan([Rule("*", 1)]).apply(recurrent, (6, 4)).report.rows}
+    assert (rows["0"].kind, rows["0"].note) == ("GRU", "unchanged: GRU cannot be factorised here")
+    assert rows["2"].ranks == (1, 1)
+
+
+class _First(nn.Module):
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return pair[0]
 
 
 def test_what_no_rule_names_is_left_alone_with_a_reason() -> None:
@@ -266,7 +274,7 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True, add_bias_kv=True)
         self.fc = nn.Linear(16, 16)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -299,13 +307,20 @@ def test_random_numbers_and_modes_of_the_caller_stay() -> None:
     assert small[0].training and small[0][0].training
 
 
-def test_layers_of_a_transformer_encoder_are_left_alone() -> None:
+@pytest.mark.parametrize("with_bias_kv", [False, True])
+def test_layers_of_a_transformer_encoder(with_bias_kv: bool) -> None:
     encoder = nn.TransformerEncoderLayer(8, 2, 64, batch_first=True)
+    if with_bias_kv:
+        encoder.self_attn = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)
     network = nn.Sequential(encoder, nn.Flatten(), nn.Linear(40, 30)).eval()
     report = CompressionPlan([Rule("*", 2)]).apply(network, (5, 8)).report
     notes = {row.layer: row.note for row in report.rows}
-    assert "TransformerEncoderLayer reads its weight directly" in notes["0.linear1"]
-    assert set(report.ranks) == {"2"}
+    if with_bias_kv:
+        assert "TransformerEncoderLayer reads its weight directly" in notes["0.linear1"]
+        assert set(report.ranks) == {"2"}
+    else:
+        layers = ["q_proj", "k_proj", "v_proj", "out_proj"]
+        assert set(report.ranks) == {*(f"0.self_attn.{name}" for name in layers), "0.linear1", "0.linear2", "2"}
 
 
 class _Reader(nn.Module):
@@ -317,8 +332,19 @@ class _Reader(nn.Module):
         return x @ self.fc.weight
 
 
-def test_refuses_a_network_that_reads_weights_directly() -> None:
-    with pytest.raises(
-        ValueError, match=r"_Reader failed after they were factorised.*Leave those layers out of `rules`"
-    ):
-        CompressionPlan([Rule("*", 1)]).apply(_Reader(), (6,))
+def test_a_network_may_read_weights_directly() -> None:
+    network, x = _Reader(), torch.randn(3, 6)
+    small = CompressionPlan([Rule("*", 6)], when_larger="compress").apply(network, (6,)).network
+    assert torch.allclose(small(x), network(x), atol=1e-5)
+
+
+class _Data(_Reader):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.fc.weight_of_another_class  # type: ignore[operator]
+
+
+def test_refuses_a_network_that_needs_another_class_of_layer() -> None:
+    network = _Data()
+    network.fc.weight_of_another_class = nn.Parameter(torch.ones(6, 6))
+    with pytest.raises(ValueError, match=r"_Data failed after they were factorised.*Leave those layers out of `rules`"):
+        CompressionPlan([Rule("*", 1)]).apply(network, (6,))

@@ -91,11 +91,11 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
         )  # fmt: skip
     progress = StageProgress("compression", context.console)
     compressed = fit_compression(
-        network, context.input_shape, CompressionPlan(make_rules(plan), plan.target, plan.when_larger), progress,
-        source, plan.samples, plan.oversampling, context.seed,
+        network, context.input_shape, CompressionPlan(make_rules(plan), plan.target, plan.when_larger, plan.folds),
+        progress, source, plan.samples, plan.oversampling, context.seed,
     )  # fmt: skip
     compressed.network.cpu()
-    save_network(compressed.network, folder, "network", context.settings.teacher.network, compressed.report.ranks)
+    save_network(compressed.network, folder, "network", context.settings.teacher.network)
     atomic_write(folder / "compression.json", json.dumps(compressed.report.to_dict(), indent=2))
     context.loggers.show("compression", folder, lambda: {"layers": compression_table(compressed.report)})
     return compressed

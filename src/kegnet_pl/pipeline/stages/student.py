@@ -67,7 +67,7 @@ def student_stage(
         costs.teacher_forwards += module.teacher_forwards
         if rank() == 0:
             recipe = json.loads((initial.folder / "network.json").read_text())
-            save_network(module.network, folder, "network", recipe["network"], recipe["ranks"])
+            save_network(module.network, folder, "network", recipe["network"])
         entropies = data.label_entropies()
         context.loggers.show("student", folder, lambda: {"labels/entropies": histogram(entropies)})
         return metrics | {"label_entropy": float(entropies.mean()), "label_information": data.label_information()}

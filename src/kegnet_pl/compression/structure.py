@@ -1,0 +1,45 @@
+"""Structure of a compressed network: which layers are factorised, and how."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from kegnet_pl.compression.attention import SplitAttention, split_attention
+from kegnet_pl.compression.tucker import TuckerLayer, empty_copy, replace_layer
+
+
+def describe_structure(network: nn.Module) -> dict[str, Any]:
+    """Return what :func:`restore_structure` needs to make the same layers from the original, as values for JSON.
+
+    Returns:
+        ``ranks``, the pair ``[in_rank, out_rank]`` by name of a factorised layer; ``folded``, the names of those whose
+        parts are merged; ``split``, the names of split attentions.
+    """
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, TuckerLayer)}
+    return {
+        "ranks": {name: list(layer.ranks) for name, layer in layers.items()},
+        "folded": [name for name, layer in layers.items() if layer.fold],
+        "split": [name for name, module in network.named_modules() if isinstance(module, SplitAttention)],
+    }
+
+
+def restore_structure(
+    network: nn.Module, ranks: Mapping[str, Sequence[int]], folded: Sequence[str] = (), split: Sequence[str] = ()
+) -> nn.Module:
+    """Replace layers of a network by their compressed form, without weights, and return the network.
+
+    Args:
+        network: The uncompressed network; changed in place.
+        ranks: ``(in_rank, out_rank)`` by layer name.
+        folded: Layers whose parts are merged.
+        split: Attentions that are split.
+
+    Raises:
+        AttributeError: If a layer does not exist.
+    """
+    split_attention(network, split)
+    for name, (in_rank, out_rank) in ranks.items():
+        layer = network.get_submodule(name)
+        replace_layer(network, name, empty_copy(layer, (in_rank, out_rank), name in folded))  # type: ignore[arg-type]
+    return network
