@@ -35,7 +35,9 @@ from kegnet_pl.settings import RunSettings
 from kegnet_pl.training import GeneratorModule
 
 FAST = "debug=fast"
-PLAIN = ["sources=[uniform,normal,kegnet]", "compression.fit=weights", "student.oversampling=1"]
+PLAIN = [
+    "sources=[uniform,normal,kegnet]", "compression.fit=weights", "student.oversampling=1", "latency.batch_sizes=[]"
+]  # fmt: skip
 """Settings of a plain run; those of a test come later."""
 SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results.schema.json").read_text())
 

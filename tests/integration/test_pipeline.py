@@ -1043,6 +1043,51 @@ def test_teachers_of_other_answers(
     assert kegnet_pl.measure_accuracy(student, Split(x, logits.argmax(dim=1)), output_key=key) == 1
 
 
+def test_latency_stands_beside_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["sources=[normal]", "latency.batch_sizes=[1,3]", "latency.seconds=0.01"]
+    rows = go(tmp_path, *given, train=False)
+    for row in rows:
+        assert list(row["latency"]["batches"]) == ["1", "3"] and row["latency"]["device"]
+    assert rows[0]["latency"]["batches"]["3"]["speedup"] == 1
+    assert rows[1]["latency"] == rows[2]["latency"] != rows[0]["latency"], "students share it"
+    out = capsys.readouterr().out
+    assert (
+        "speed-up at" in out and "Speed-up: time of the teacher / time of the network, for batches of 1, 3, on" in out
+    )
+    before = stages(tmp_path)
+    assert go(tmp_path, *given, "resume=require", train=False)[1]["latency"] == rows[1]["latency"]
+    assert stages(tmp_path) == before
+    shutil.rmtree(next((tmp_path / "store").glob("latency-*")))
+    assert go(tmp_path, *given, "resume=require", train=False)[1]["latency"] is None
+
+    from kegnet_pl.benchmark import main
+
+    capsys.readouterr()
+    options = ["--batch-sizes", "2", "--seconds", "0.01", "--threads", "1", "--json", str(tmp_path / "latency.json")]
+    assert main([str(tmp_path / "run"), *options]) == 0
+    assert "measured on" in capsys.readouterr().out
+    assert [row["network"] for row in json.loads((tmp_path / "latency.json").read_text())["rows"]] == [
+        "teacher",
+        "student",
+    ]
+
+
+@pytest.mark.parametrize("by", ["macs", "latency"])
+def test_a_compression_by_operations_or_time(tmp_path: Path, by: str) -> None:
+    given = [f"compression.by={by}", "compression.target=1.02", "compression.batch_size=4", "compression.fit=function"]
+    try:
+        rows = go(tmp_path, "sources=[]", "compression.source=normal", *given, train=False)
+    except ValueError as error:
+        assert by == "latency" and "1.02 by latency is too much" in str(error)  # on this machine
+    else:
+        assert by == "latency" or rows[1]["teacher_macs"] / rows[1]["macs"] >= 1.02
+
+
+def test_a_compression_by_operations_needs_samples(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Use fit='function'"):
+        go(tmp_path, "sources=[]", "compression.by=macs", "compression.target=2", train=False)
+
+
 def test_a_diverged_student_is_not_published(tmp_path: Path, prepared: Prepared) -> None:
     copy_parents(prepared(), tmp_path, "generators")
     with pytest.raises(DivergedError, match="Lower the learning rate"):

@@ -341,6 +341,8 @@ def _same_defaults(settings: Settings, given: dict[str, Any]) -> None:
             _same_defaults(value, given[field.alias or name])
         elif name == "when_larger":  # null: as in the plan, or the default
             assert given[name] in (None, field.default)
+        elif name == "fold":  # off for the paper's plans
+            assert given[name] is (False if given["name"].startswith("option") else field.default)
         elif name == "source":  # a name, or a mixture
             assert value == field.default
         elif name not in chosen:

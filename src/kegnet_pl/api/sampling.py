@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -184,11 +185,11 @@ class SyntheticDataset(TensorDataset):
                 f"Expected `source` to be a SyntheticSource, such as kegnet_pl.sources.Procedural(shape), but got "
                 f"{type(source).__name__}."
             )
-        place = find_device(device)
+        data = SyntheticDataModule(
+            source, teacher, samples=samples, seed=seed, device=find_device(device),
+            as_classifier=partial(as_classifier, outputs=outputs, key=output_key, name="teacher"),
+        )  # fmt: skip
         try:
-            shape = tuple(source.sample(source.multiple, seed).shape[1:])
-            teacher = as_classifier(teacher, shape, outputs, output_key, "teacher")
-            data = SyntheticDataModule(source, teacher, samples=samples, seed=seed, device=place)
             data.setup()
         except ValueError:  # a source's message is complete
             raise
@@ -198,6 +199,7 @@ class SyntheticDataset(TensorDataset):
                 f"{first_line(error)}"
             ) from error
         x, logits = (tensor.cpu() for tensor in data.splits["train"])
+        shape = tuple(x.shape[1:])
         count_classes(data.teacher.network, shape, "teacher")
         super().__init__(x, logits)
         self.source = source

@@ -12,7 +12,7 @@ from torch import nn
 from kegnet_pl.api.checks import check_student, describe_agreement
 from kegnet_pl.api.engine import adam, fit_compression, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
-from kegnet_pl.compression import Compressed, CompressionPlan, Rule, TuckerLayer
+from kegnet_pl.compression import Compressed, CompressionPlan, CostName, Rule, TuckerLayer
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import (
     OutputKey,
@@ -40,6 +40,9 @@ def compress(
     when_larger: Literal["keep", "compress"] = "keep",
     fit: Literal["function", "weights"] = "function",
     fold: bool | None = None,
+    by: CostName = "parameters",
+    round_to: int = 1,
+    batch_size: int = 64,
     source: SyntheticSource | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
@@ -55,7 +58,7 @@ def compress(
     Args:
         network: Any network; it is not changed.
         input_shape: Shape of one sample.
-        target: Compression ratio of the whole network, parameters before / after.
+        target: Ratio of the whole network, before / after, of its parameters or of what ``by`` names.
         rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or ``{"in":
             ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or by EVBMF
             if there is none.
@@ -65,6 +68,10 @@ def compress(
             the weights alone, as in the paper.
         fold: True to merge parts of factorised layers that only cost parameters: dense layers and 1x1 convolutions
             become two layers, not three. False for the paper's three parts. None: True for ``fit="function"``.
+        by: Quantity of the target: ``"parameters"``, ``"macs"`` (multiply-accumulates) or ``"latency"``, the time for a
+            batch, measured on the device of the network. Fewer parameters need not take less time.
+        round_to: Ranks that are chosen for the target are multiples of this number (8 suits most hardware), or full.
+        batch_size: Samples of the batch for ``by="latency"``.
         source: Source of the samples; None: :class:`Procedural`, images, signals or rows of all kinds.
         mean: Mean of the pixels of each channel, in [0, 1], by which inputs are normalised. With it and ``std`` the
             images of the default source have the right range; without, their values are about N(0, 1).
@@ -94,10 +101,11 @@ def compress(
         rules = [Rule(layers, rank) for layers, rank in rules.items()]
     if fit not in ("function", "weights"):
         raise ValueError(f"Expected `fit` to be 'function' or 'weights', but got {fit!r}.")
-    shape, plan = (
-        to_shape(input_shape),
-        CompressionPlan(list(rules), target, when_larger, fit == "function" if fold is None else fold),
-    )
+    shape = to_shape(input_shape)
+    plan = CompressionPlan(
+        list(rules), target, when_larger, fit == "function" if fold is None else fold,
+        by=by, round_to=round_to, batch_size=batch_size,
+    )  # fmt: skip
     bar = StageProgress("compression", make_console(quiet=not progress))
     if fit == "weights":
         return fit_compression(network, shape, plan, bar)

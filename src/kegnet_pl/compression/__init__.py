@@ -3,6 +3,7 @@
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import allocate_ranks
 from kegnet_pl.compression.attention import split_attention
+from kegnet_pl.compression.costs import CostName
 from kegnet_pl.compression.evbmf import EVBMF, evbmf
 from kegnet_pl.compression.plan import CompressionPlan
 from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
@@ -17,6 +18,7 @@ __all__ = [
     "Compressed",
     "CompressionPlan",
     "CompressionReport",
+    "CostName",
     "LayerMoments",
     "LayerReport",
     "ModelSize",

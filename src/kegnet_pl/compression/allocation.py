@@ -1,4 +1,4 @@
-"""Allocation of ranks: the least change of the logits for a number of parameters."""
+"""Allocation of ranks: the least change of the logits for a number of parameters, operations or seconds."""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.compression.activations import LayerMoments
+from kegnet_pl.compression.costs import Cost, ParameterCost
 from kegnet_pl.compression.report import count_parameters
 from kegnet_pl.compression.rules import SideRank
 from kegnet_pl.compression.tucker import Factorisable, Ranks, factorised_parameters, has_one_rank, read_weight, sides
@@ -82,79 +83,100 @@ def truncation_losses(layer: Factorisable, moments: LayerMoments) -> tuple[np.nd
 
 @dataclass(frozen=True)
 class _Options:
-    """Pairs of ranks of a layer ``(n, 2)``, and losses and sizes ``(n + 1,)``; the last is the layer as it is."""
+    """Pairs of ranks of a layer ``(n, 2)``, and losses and costs ``(n + 1,)``; the last is the layer as it is."""
 
     ranks: np.ndarray
     losses: np.ndarray
-    sizes: np.ndarray
+    costs: np.ndarray
 
 
-def _options(layer: Factorisable, fixed: tuple[int | None, int | None], moments: LayerMoments, fold: bool) -> _Options:
+def _multiples(full: int, step: int) -> list[int]:
+    """Return the ranks that are multiples of a number, and the full one."""
+    return [*range(step, full, step), full]
+
+
+def _options(
+    name: str,
+    layer: Factorisable,
+    fixed: tuple[int | None, int | None],
+    moments: LayerMoments,
+    cost: Cost,
+    fold: bool,
+    round_to: int,
+) -> _Options:
     in_losses, out_losses = truncation_losses(layer, moments)
-    choices = [range(1, full + 1) if rank is None else [rank] for rank, full in zip(fixed, sides(layer), strict=True)]
+    choices = [
+        _multiples(full, round_to) if rank is None else [rank] for rank, full in zip(fixed, sides(layer), strict=True)
+    ]
     if takes_one_rank(layer, fold) and fixed == (None, None):
-        grid_in = grid_out = np.arange(1, min(sides(layer)) + 1)
+        grid_in = grid_out = np.array(_multiples(min(sides(layer)), round_to))
         loss = out_losses[grid_out - 1]
     else:
         assert in_losses is not None
-        grid_in, grid_out = np.meshgrid(np.array(choices[0]), np.array(choices[1]), indexing="ij")
+        grid_in, grid_out = (grid.ravel() for grid in np.meshgrid(*map(np.array, choices), indexing="ij"))
         loss = in_losses[grid_in - 1] + out_losses[grid_out - 1]
-    size: np.ndarray = factorised_parameters(layer, (grid_in, grid_out), fold)  # type: ignore[assignment, arg-type]
-    whole = count_parameters(layer)
-    smaller = size < whole
+    size = np.asarray(factorised_parameters(layer, (grid_in, grid_out), fold))  # type: ignore[arg-type]
+    costs, whole = cost.of_factors(name, grid_in, grid_out), cost.of_layer(name)
+    smaller = (costs < whole) & (size < count_parameters(layer))
     pairs = np.stack([grid_in[smaller], grid_out[smaller]], axis=1)
-    return _Options(pairs, np.append(loss[smaller], 0.0), np.append(size[smaller], whole).astype(float))
+    return _Options(pairs, np.append(loss[smaller], 0.0), np.append(costs[smaller], whole))
 
 
 def allocate_ranks(
     layers: Mapping[str, Factorisable],
     fixed: Mapping[str, tuple[int | None, int | None]],
     moments: Mapping[str, LayerMoments],
-    budget: int,
+    budget: float,
+    *,
+    cost: Cost | None = None,
     fold: bool = False,
+    round_to: int = 1,
 ) -> dict[str, Ranks]:
-    """Choose the ranks of all layers for a number of parameters, both sides of each layer independently.
+    """Choose the ranks of all layers for a budget, both sides of each layer independently.
 
-    The sum of the losses (:func:`truncation_losses`) is minimised by a Lagrangian: with one price of a parameter for
-    all layers, each layer takes its best pair of ranks; the price is found by bisection. What is left of the budget is
-    spent on the layer that gains most.
+    The sum of the losses (:func:`truncation_losses`) is minimised by a Lagrangian: with one price for all layers, each
+    layer takes its best pair of ranks; the price is found by bisection. What is left of the budget is spent on the
+    layer that gains most.
 
     Args:
         layers: Convolutions and dense layers by name.
         fixed: Given ranks of the input and output side, None where they are to be chosen.
         moments: Of :func:`measure_layers`.
-        budget: Parameters of these layers together.
+        budget: Cost of these layers together.
+        cost: Cost of layers; None for their parameters.
         fold: True if factorised layers are folded (:class:`TuckerLayer`).
+        round_to: Ranks are multiples of this number, or full.
 
     Returns:
         Ranks by name; layers without are better left as they are.
 
     Raises:
-        ValueError: If the budget is below the size with all ranks at 1.
+        ValueError: If the budget is below the cost with all ranks at 1.
     """
-    options = {name: _options(layer, fixed[name], moments[name], fold) for name, layer in layers.items()}
+    cost = cost or ParameterCost(layers, 0, fold)
+    options = {
+        name: _options(name, layer, fixed[name], moments[name], cost, fold, round_to) for name, layer in layers.items()
+    }
 
     def choose(price: float) -> dict[str, int]:
-        return {name: int(np.argmin(o.losses + price * o.sizes)) for name, o in options.items()}
+        return {name: int(np.argmin(o.losses + price * o.costs)) for name, o in options.items()}
 
-    def size(chosen: Mapping[str, int]) -> float:
-        return sum(float(options[name].sizes[index]) for name, index in chosen.items())
+    def spent(chosen: Mapping[str, int]) -> float:
+        return sum(float(options[name].costs[index]) for name, index in chosen.items())
 
-    smallest = {name: int(np.argmin(o.sizes)) for name, o in options.items()}
-    if size(smallest) > budget:
-        raise ValueError(
-            f"Expected at least {size(smallest):,.0f} parameters, with all ranks at 1, but got {budget:,}."
-        )
+    smallest = {name: int(np.argmin(o.costs)) for name, o in options.items()}
+    if spent(smallest) > budget:
+        raise BudgetError(spent(smallest), budget)
     low, high = 1e-15, 1e15
     for _ in range(100):
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if size(choose(middle)) <= budget else (middle, high)
+        low, high = (low, middle) if spent(choose(middle)) <= budget else (middle, high)
     chosen = choose(high)
-    chosen = chosen if size(chosen) <= budget else smallest
+    chosen = chosen if spent(chosen) <= budget else smallest
     while True:  # spend the rest
-        left, best = budget - size(chosen), (0.0, "", 0)
+        left, best = budget - spent(chosen), (0.0, "", 0)
         for name, o in options.items():
-            affordable = np.flatnonzero(o.sizes <= o.sizes[chosen[name]] + left)
+            affordable = np.flatnonzero(o.costs <= o.costs[chosen[name]] + left)
             index = int(affordable[np.argmin(o.losses[affordable])])
             best = max(best, (float(o.losses[chosen[name]] - o.losses[index]), name, index))
         if best[0] <= 0:
@@ -162,3 +184,18 @@ def allocate_ranks(
         chosen[best[1]] = best[2]
     found = {name: options[name].ranks[index : index + 1] for name, index in chosen.items()}
     return {name: (int(pair[0][0]), int(pair[0][1])) for name, pair in found.items() if len(pair)}
+
+
+class BudgetError(ValueError):
+    """A budget below the smallest cost of the layers.
+
+    Attributes:
+        smallest: That cost.
+    """
+
+    def __init__(self, smallest: float, budget: float) -> None:
+        super().__init__(
+            f"Expected a budget of at least {smallest:.6g}, the cost of the layers at the smallest ranks, but got "
+            f"{budget:.6g}."
+        )
+        self.smallest = smallest

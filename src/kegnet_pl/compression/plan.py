@@ -2,6 +2,7 @@
 
 import bisect
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, cast, get_args
@@ -12,11 +13,20 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
-from kegnet_pl.compression.allocation import allocate_ranks, needs_inputs, takes_one_rank
+from kegnet_pl.compression.allocation import BudgetError, allocate_ranks, needs_inputs, takes_one_rank
 from kegnet_pl.compression.attention import split_attention
+from kegnet_pl.compression.costs import Cost, CostName, LatencyCost, MacCost, ParameterCost, observe_shapes
 from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
-from kegnet_pl.compression.report import Compressed, CompressionReport, LayerReport, count_parameters, measure_size
+from kegnet_pl.compression.report import (
+    Compressed,
+    CompressionReport,
+    LayerReport,
+    ModelSize,
+    count_parameters,
+    measure_size,
+)
 from kegnet_pl.compression.rules import LAYERS, Candidate, Rule, check_patterns, find_obstacles
+from kegnet_pl.compression.structure import restore_structure
 from kegnet_pl.compression.tucker import (
     Convolution,
     Factorisable,
@@ -39,6 +49,14 @@ _NO_CANDIDATES = (
     "layers can, if their weights are not shared."
 )
 
+_UNITS = {"parameters": "parameters", "macs": "MACs", "latency": "seconds"}
+
+_CORRECTIONS = 7
+"""Networks that are measured to reach a target of latency."""
+
+_ALMOST = 0.97
+"""Share of a target of latency that is enough; measurements vary."""
+
 _OVERSHOOT = 1.05
 """Ratio to the target above which the remaining parameters are assigned to other layers."""
 
@@ -48,14 +66,20 @@ class CompressionPlan:
 
     Args:
         rules: The first rule that matches a layer determines its ranks; layers without a rule are unchanged.
-        target: Compression ratio of the whole network (parameters before / after), above 1. It determines the ranks of
-            sides with the rank ``"target"``: they all keep the same share of their squared singular values, the
-            largest share that reaches the ratio. If the result exceeds the ratio by more than 5 % (because one more
-            rank of one layer would miss it), ranks of other layers are raised, starting with the smallest share.
+        target: Ratio of the whole network before / after, above 1, of its parameters or of what ``by`` names. It
+            determines the ranks of sides with the rank ``"target"``. With samples, they change the logits least.
+            Without, they all keep the same share of their squared singular values, the largest share that reaches the
+            ratio; if the result exceeds the ratio by more than 5 % (because one more rank of one layer would miss it),
+            ranks of other layers are raised, starting with the smallest share.
         when_larger: Treatment of a layer that its factorisation would enlarge: ``"keep"`` leaves it (with a note in
             the report), ``"compress"`` factorises it, as the paper does with the outer layers of its MLP.
         fold: True to merge parts of factorised layers that only cost parameters (:class:`TuckerLayer`); False for
             layers of three parts, as the paper's.
+        by: Quantity of the target: ``"parameters"``, ``"macs"`` (multiply-accumulates), or ``"latency"``, the time for
+            a batch, which is measured on the device of the samples. The latter two need samples.
+        round_to: Ranks that are chosen for the target are multiples of this number, which hardware may prefer. It needs
+            samples.
+        batch_size: Samples of the batch for ``by="latency"``.
 
     Raises:
         ValueError: If there is no rule, ``when_larger`` is unknown, or only one of ``target`` and a rank ``"target"``
@@ -63,7 +87,15 @@ class CompressionPlan:
     """
 
     def __init__(
-        self, rules: Sequence[Rule], target: float | None = None, when_larger: WhenLarger = "keep", fold: bool = False
+        self,
+        rules: Sequence[Rule],
+        target: float | None = None,
+        when_larger: WhenLarger = "keep",
+        fold: bool = False,
+        *,
+        by: CostName = "parameters",
+        round_to: int = 1,
+        batch_size: int = 64,
     ) -> None:
         if not rules:
             raise ValueError("Expected `rules` to hold at least one rule, but got none.")
@@ -77,10 +109,18 @@ class CompressionPlan:
             raise ValueError("Expected `target`, a compression ratio, since a rule has the rank 'target'; got None.")
         if target is not None and not wanted:
             raise ValueError(f"Expected a rule with the rank 'target' to reach target={target}, but there is none.")
+        if by not in get_args(CostName):
+            raise ValueError(f"Expected `by` to be one of {get_args(CostName)}, but got {by!r}.")
+        for name, value in (("round_to", round_to), ("batch_size", batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected `{name}` to be a whole number of at least 1, but got {value!r}.")
         self.rules = tuple(rules)
         self.target = target
         self.when_larger = when_larger
         self.fold = fold
+        self.by: CostName = by
+        self.round_to = round_to
+        self.batch_size = batch_size
 
     @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # many small decompositions: threads only wait
     def apply(
@@ -107,6 +147,11 @@ class CompressionPlan:
             ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target cannot
                 be reached, weights are not finite, or the network does not accept such samples.
         """
+        if calibration is None and (self.by != "parameters" or self.round_to > 1):
+            raise ValueError(
+                f"Expected samples for by={self.by!r} and round_to={self.round_to}, since ranks are chosen by the "
+                f"function of the network, but got none. Use fit='function'."
+            )
         invalid = [name for name, weight in network.named_parameters() if not bool(weight.detach().isfinite().all())]
         if invalid:
             raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
@@ -123,6 +168,7 @@ class CompressionPlan:
     ) -> Compressed:
         """Compress a network in place."""
         split_attention(network)
+        begun = 0.0
         layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
         if "" in layers:
             raise ValueError(
@@ -150,7 +196,10 @@ class CompressionPlan:
         if calibration is None or self.target is None:
             chosen = self._choose(candidates, before.parameters)
         else:
-            chosen = self._choose_by_function(candidates, before.parameters, moments)
+            sample = calibration.samples[:1].clone()  # the network may work in place
+            cost = self._measure_costs(network, candidates, before, sample, lambda share: on_progress(0.3 * share))
+            chosen = self._choose_by_function(network, candidates, moments, cost)
+            begun = 0.3 if self.by == "latency" else 0.0
         parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
         self._replace_layers(network, candidates, chosen, on_progress if calibration is None else lambda _: None)
         notes |= {candidate.name: "; ".join(candidate.notes) for candidate in candidates}
@@ -172,14 +221,16 @@ class CompressionPlan:
                 parameters_after=count_parameters(network.get_submodule(name)),
                 macs_before=before.layer_macs.get(name, 0),
                 macs_after=after.layer_macs.get(name, 0),
-                note=notes[name],
+                note=notes[name] or _note_macs(before.layer_macs.get(name, 0), after.layer_macs.get(name, 0)),
             )
             for name, layer in layers.items()
         )
         report = CompressionReport(rows, before.parameters, after.parameters, before.macs, after.macs)
         if calibration is None:
             return Compressed(network, report)
-        fitted = reconstruct(teacher, network, moments, calibration, on_progress)
+        fitted = reconstruct(
+            teacher, network, moments, calibration, lambda share: on_progress(begun + (1 - begun) * share)
+        )
         return Compressed(network, report, tuple(fitted), measure_agreement(teacher, network, calibration.held_out))
 
     def _find_candidates(
@@ -198,8 +249,25 @@ class CompressionPlan:
                 candidates.append(Candidate(name, cast(Factorisable, layer), rule.sides))
         return candidates, notes
 
+    def _measure_costs(
+        self,
+        network: nn.Module,
+        candidates: Sequence[Candidate],
+        size: ModelSize,
+        sample: torch.Tensor,
+        on_progress: Callable[[float], None],
+    ) -> Cost:
+        """Return the costs of the candidates that the network calls."""
+        shapes = observe_shapes(network, [c.name for c in candidates], sample)
+        layers = {c.name: c.layer for c in candidates if c.name in shapes}
+        if self.by == "macs":
+            return MacCost(layers, shapes, size.macs, self.fold)
+        if self.by == "latency":
+            return LatencyCost(network, layers, shapes, sample, self.batch_size, self.fold, on_progress)
+        return ParameterCost({c.name: c.layer for c in candidates}, size.parameters, self.fold)
+
     def _choose_by_function(
-        self, candidates: Sequence[Candidate], parameters: int, moments: Mapping[str, LayerMoments]
+        self, network: nn.Module, candidates: Sequence[Candidate], moments: Mapping[str, LayerMoments], cost: Cost
     ) -> dict[str, Ranks]:
         """Return the ranks of candidates that change the logits least; a candidate without ranks stays as it is."""
         assert self.target is not None
@@ -209,33 +277,78 @@ class CompressionPlan:
         if not layers:
             raise ValueError(_NO_CANDIDATES.format(self.target))
         saved = sum(
-            count_parameters(c.layer) - factorised_parameters(c.layer, given[c.name], self.fold)
+            cost.of_layer(c.name) - float(cost.of_factors(c.name, *(np.array([rank]) for rank in given[c.name]))[0])
             for c in candidates
-            if c.name in given and not self._enlarges(c.layer, given[c.name])
+            if c.name in given and c.name in moments and not self._enlarges(c.layer, given[c.name])
         )
         called = {name: layer for name, layer in layers.items() if name in moments}
-        free = sum(count_parameters(layer) for layer in called.values())
-        rest = parameters - saved - free
+        rest = cost.total - saved - sum(map(cost.of_layer, called))
+        budget = cost.total / self.target - rest
+
+        allocate = functools.partial(
+            allocate_ranks, called, fixed, moments, cost=cost, fold=self.fold, round_to=self.round_to
+        )
         try:
-            chosen = allocate_ranks(called, fixed, moments, int(parameters / self.target) - rest, self.fold)
-        except ValueError as error:
-            unseen = [name for name in layers if name not in called]
-            without = f" Layers without gradients or a batch cannot be used: {', '.join(unseen)}." if unseen else ""
-            ones = {name: (fixed[name][0] or 1, fixed[name][1] or 1) for name in called}
-            smallest = sum(
-                min(count_parameters(c), factorised_parameters(c, ones[name], self.fold)) for name, c in called.items()
-            )
-            most = math.floor(100 * parameters / max(rest + smallest, 1)) / 100
-            raise ValueError(
-                f"Expected a `target` within reach, at most {most:.2f}, but {self.target} leaves too little: "
-                f"{error}{without} Name more layers in `rules`, lower the target, or use fit='weights'."
-            ) from error
+            chosen = allocate(budget)
+        except BudgetError as error:
+            if not isinstance(cost, LatencyCost):
+                unseen = [name for name in layers if name not in called]
+                without = f" Layers without gradients or a batch cannot be used: {', '.join(unseen)}." if unseen else ""
+                most = math.floor(100 * cost.total / max(rest + error.smallest, 1e-9 * cost.total)) / 100
+                raise ValueError(
+                    f"Expected a `target` within reach, at most {most:.2f} by {self.by}, but {self.target} leaves too "
+                    f"little for the layers.{without} Name more layers in `rules`, or lower the target."
+                ) from error
+            budget = error.smallest
+        if isinstance(cost, LatencyCost):
+            smaller = {c.name for c in candidates if c.name in given and not self._enlarges(c.layer, given[c.name])}
+            chosen = self._search(network, {name: given[name] for name in smaller}, cost, budget, allocate)
         for candidate in candidates:
             if candidate.name in layers and candidate.name not in moments:
                 candidate.notes.append("unchanged: the network does not call it, or not with gradients and a batch")
             elif candidate.name in layers and candidate.name not in chosen:
-                candidate.notes.append("unchanged: the same parameters cost the logits less elsewhere")
+                candidate.notes.append(f"unchanged: the same {_UNITS[self.by]} cost the logits less elsewhere")
         return {**given, **chosen}
+
+    def _search(
+        self,
+        network: nn.Module,
+        given: Mapping[str, Ranks],
+        cost: LatencyCost,
+        budget: float,
+        allocate: Callable[[float], dict[str, Ranks]],
+    ) -> dict[str, Ranks]:
+        """Return ranks whose network reaches the target of latency when it is measured, at the largest budget.
+
+        The times of layers do not add up to that of the network, so the budget is found by bisection.
+        """
+        assert self.target is not None
+        found: list[tuple[float, dict[str, Ranks]]] = []
+        low, high = 0.0, sum(map(cost.of_layer, cost.layers))
+        for _ in range(_CORRECTIONS):
+            try:
+                chosen = allocate(budget)
+            except BudgetError as error:
+                low = budget = error.smallest
+                chosen = allocate(budget)
+            ranks = {**given, **chosen}
+            trial = restore_structure(copy.deepcopy(network), ranks, list(ranks) if self.fold else [])
+            speedup = cost.speedup(network, trial)
+            found.append((speedup, chosen))
+            if self.target <= speedup <= _OVERSHOOT * self.target:
+                break
+            low, high = (budget, high) if speedup >= self.target else (low, budget)
+            budget = (low + high) / 2
+        reached = [pair for pair in found if pair[0] >= self.target]
+        if reached:
+            return min(reached, key=lambda pair: pair[0])[1]
+        speedup, chosen = max(found, key=lambda pair: pair[0])
+        if speedup < _ALMOST * self.target:
+            raise ValueError(
+                f"Expected a `target` within reach, but {self.target} by latency is too much: the fastest network that "
+                f"was measured has a speed-up of {speedup:.2f}. Name more layers in `rules`, or lower the target."
+            )
+        return chosen
 
     def _replace_layers(
         self,
@@ -330,6 +443,11 @@ class CompressionPlan:
             else:
                 chosen = more
         return chosen
+
+
+def _note_macs(before: int, after: int) -> str:
+    """Return a note on a layer that has more operations than before."""
+    return f"more MACs than before: {after / before:.2f}x" if after > before > 0 else ""
 
 
 def _kind(layer: nn.Module) -> str:

@@ -130,10 +130,7 @@ class CompressionReport:
 
     def __str__(self) -> str:
         """Return the report as a plain table, for ``print``."""
-        cells = self.cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = (zip(line, widths, strict=True) for line in cells)
-        return "\n".join("  ".join(text.ljust(width) for text, width in line).rstrip() for line in lines)
+        return align(self.cells())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
@@ -167,6 +164,13 @@ class Compressed:
     def __repr__(self) -> str:
         before, after = self.report.parameters_before, self.report.parameters_after
         return f"Compressed({type(self.network).__name__}, {before:,} -> {after:,} parameters, {before / after:.2f}x)"
+
+
+def align(cells: Sequence[Sequence[str]]) -> str:
+    """Return a table of texts as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = (zip(line, widths, strict=True) for line in cells)
+    return "\n".join("  ".join(text.ljust(width) for text, width in line).rstrip() for line in lines)
 
 
 def _change(before: int, after: int) -> str:

@@ -1,6 +1,7 @@
 """Synthetic data for a student: samples of a source, labelled by the teacher."""
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class SyntheticDataModule(LightningDataModule):
         seed: Seed of the draw and of the order.
         device: Device of the student's training, which labels and stores the samples.
         costs: Costs of a stage, to which drawing and labelling are added; between steps, they are no training.
+        as_classifier: Called with the teacher and the shape of the first samples; returns a network of logits.
 
     Raises:
         ValueError: If a count is out of range.
@@ -54,6 +56,7 @@ class SyntheticDataModule(LightningDataModule):
         seed: int = 0,
         device: torch.device | str = "cpu",
         costs: StageCosts | None = None,
+        as_classifier: Callable[[nn.Module, Sequence[int]], nn.Module] = lambda network, _: network,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -75,6 +78,7 @@ class SyntheticDataModule(LightningDataModule):
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
         self.real_validation = real_validation
         self.costs = costs or StageCosts()
+        self.as_classifier = as_classifier
 
     @torch.no_grad()
     def label(self, x: Tensor) -> Tensor:
@@ -119,6 +123,7 @@ class SyntheticDataModule(LightningDataModule):
             self._synchronize()
         with self.costs.measure("labelling"):
             if not self.splits:  # only once, as it calls the network
+                self.teacher.network = self.as_classifier(self.teacher.network, x.shape[1:])
                 prefer_channels_last(self.teacher, x.shape[1:])
             logits = self.label(x)
             self._synchronize()

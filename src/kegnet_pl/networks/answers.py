@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks.execution import copy_network, eval_mode, first_weight
+from kegnet_pl.networks.hooks import hook_output
 from kegnet_pl.networks.validation import call_trial, check_module, samples_for_trial
-from kegnet_pl.settings.base import Outputs
+
+Outputs = Literal["auto", "logits", "probabilities", "log_probabilities", "sigmoid"]
+"""Meaning of the numbers that a classifier returns."""
 
 OutputKey = str | int | None
 """Place of the classifier's tensor in its answer; None finds it."""
@@ -44,7 +47,7 @@ class Answers:
 
     def attach(self, network: nn.Module) -> nn.Module:
         """Make a network return logits, in place, and return it."""
-        network.register_forward_hook(self)
+        hook_output(network, self)
         return network
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 import kegnet_pl
-from kegnet_pl.compression import Rule
+from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings import CompressionSettings, ObjectiveTerm, RunSettings, Settings
@@ -45,13 +45,17 @@ def build_objective(terms: Mapping[str, ObjectiveTerm]) -> GeneratorObjective:
     )
 
 
-def make_rules(settings: CompressionSettings) -> list[Rule]:
-    """Return the rules that ``compression`` describes.
+def make_plan(settings: CompressionSettings) -> CompressionPlan:
+    """Return the plan that ``compression`` describes.
 
     Raises:
-        ValueError: If a rank is out of range.
+        ValueError: If a rank is out of range, or settings do not fit each other.
     """
-    return [Rule(rule.layers, rule.rank) for rule in settings.rules or []]
+    rules = [Rule(rule.layers, rule.rank) for rule in settings.rules or []]
+    return CompressionPlan(
+        rules, settings.target, settings.when_larger, settings.folds,
+        by=settings.by, round_to=settings.round_to, batch_size=settings.batch_size,
+    )  # fmt: skip
 
 
 def source_definitions(settings: RunSettings, names: Iterable[str]) -> dict[str, Mapping[str, Any] | None]:

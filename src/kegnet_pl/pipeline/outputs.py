@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kegnet_pl.benchmark import LatencyReport
 from kegnet_pl.compression import measure_size
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.pipeline.context import RunContext, student_name
@@ -17,6 +18,7 @@ from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.tables import (
     describe_results,
     explain_losses,
+    explain_speed,
     format_accuracy,
     make_compression_table,
     make_results_table,
@@ -54,7 +56,13 @@ class Network:
         return [*self.stages, *([self.evaluation] if self.evaluation is not None else [])]
 
 
-def describe(context: RunContext, network: Network, teacher: Network, compression_source: SourceInfo | None) -> Row:
+def describe(
+    context: RunContext,
+    network: Network,
+    teacher: Network,
+    compression_source: SourceInfo | None,
+    latency: LatencyReport | None,
+) -> Row:
     """Return the row of results of a network; ``compression_source`` is that of the samples it was compressed with."""
     settings, last = context.settings, network.stages[-1]
     size = measure_size(context.network(teacher.stages[0]), context.input_shape)
@@ -80,6 +88,7 @@ def describe(context: RunContext, network: Network, teacher: Network, compressio
         compression_ratio=round(size.parameters / own["parameters"], 4),
         macs=own["macs"],
         teacher_macs=size.macs,
+        latency=None if latency is None else latency.describe("teacher" if network is teacher else "student"),
         samples=last.manifest["config"]["student"]["samples"] if trained else None,
         label_entropy=last.metrics["label_entropy"] if trained else None,
         precision=settings.trainer.precision,
@@ -128,7 +137,11 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     say(describe_results(rows))
     context.console.print(make_results_table(rows))
     batch_norm = bool(norm_layers(context.network(networks[0].stages[0])))
-    for line in [*explain_ceilings(rows), *explain_losses(rows, context.settings.student.norm, batch_norm)]:
+    for line in [
+        *explain_speed(rows),
+        *explain_ceilings(rows),
+        *explain_losses(rows, context.settings.student.norm, batch_norm),
+    ]:
         say(line)
     spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}
     spent |= {row.method: row.seconds for row in rows if row.samples is not None}

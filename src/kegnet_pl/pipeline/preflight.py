@@ -6,12 +6,11 @@ import torch
 from torch import nn
 
 from kegnet_pl.api.checks import check_student
-from kegnet_pl.compression import CompressionPlan
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_generator
 from kegnet_pl.pipeline.context import RunContext
-from kegnet_pl.pipeline.objects import build, make_rules, source_definitions
+from kegnet_pl.pipeline.objects import build, make_plan, source_definitions
 from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import GeneratorSettings, OptimizerSettings, Outputs, RunSettings
@@ -73,7 +72,7 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo], of_compress
             )
     if settings.student.network is None:
         try:
-            CompressionPlan(make_rules(settings.compression), settings.compression.target)
+            make_plan(settings.compression)
         except ValueError as error:
             raise ConfigError(f"{error} See compression=... and compression.target.") from error
     if settings.teacher.weights is None:

@@ -10,6 +10,7 @@ from kegnet_pl.pipeline.preflight import check_before, check_sources, check_teac
 from kegnet_pl.pipeline.stages.compression import compression_stage, describe_compression_source
 from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
 from kegnet_pl.pipeline.stages.generators import generators_stage
+from kegnet_pl.pipeline.stages.latency import measure_stage_latency
 from kegnet_pl.pipeline.stages.student import describe_student_source, student_stage
 from kegnet_pl.pipeline.stages.teacher import teacher_stage
 from kegnet_pl.reporting.results import find_last
@@ -67,8 +68,9 @@ def run(
 
     for network in networks:
         network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
+    latency = measure_stage_latency(context, teacher, initial)
     rows = [
-        describe(context, network, networks[0], compression_source if network.method != "teacher" else None)
+        describe(context, network, networks[0], compression_source if network.method != "teacher" else None, latency)
         for network in networks
     ]
     if rank() == 0:

@@ -16,7 +16,7 @@ class Row:
     """One network of one run.
 
     ``results.schema.json`` describes every field, its unit, and where it is None. ``source``,
-    ``compression_source``, ``epochs`` and ``epoch`` are missing in rows of older versions.
+    ``compression_source``, ``epochs``, ``epoch`` and ``latency`` are missing in rows of older versions.
     """
 
     dataset: str
@@ -38,6 +38,7 @@ class Row:
     compression_ratio: float
     macs: int
     teacher_macs: int
+    latency: dict[str, Any] | None = None
     samples: int | None
     label_entropy: float | None
     precision: str
@@ -77,6 +78,12 @@ class Row:
     def is_ceiling(self) -> bool:
         """True if the network was trained on real data: a ceiling for the others, no data-free result."""
         return REAL_DATA in self.prior.split(" + ")
+
+    @property
+    def speedups(self) -> dict[int, float]:
+        """Time of the teacher divided by that of the network, by batch size; empty if it was not measured."""
+        batches = {} if self.latency is None else self.latency["batches"]
+        return {int(size): float(values["speedup"]) for size, values in batches.items()}
 
 
 def find_last(rows: Sequence[Row]) -> Row:

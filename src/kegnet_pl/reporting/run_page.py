@@ -129,6 +129,10 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     facts.append((f"{last.compression_ratio:.2f}x", "fewer parameters"))
     if last.macs:
         facts.append((f"{teacher.macs / last.macs:.2f}x", "fewer multiply-accumulates"))
+    speedups = last.speedups
+    if speedups:
+        size = max(speedups)
+        facts.append((f"{speedups[size]:.2f}x", f"the teacher's speed, for batches of {size}"))
     facts.append((figures.clock(sum(_spent(rows).values())), "in all, in this run or before"))
     return facts
 

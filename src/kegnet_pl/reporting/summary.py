@@ -16,7 +16,7 @@ _IN_ROWS = (
 _OF_STUDENTS = ("generator", "student", "compression", "schedule", "source")
 """Groups of settings that a teacher does not depend on. It may depend on all others, also on those a user adds."""
 
-NUMBERS = ("accuracy", "seeds", "ratio", "MACs", "seconds")
+NUMBERS = ("accuracy", "seeds", "ratio", "MACs", "speed-up", "seconds")
 """Columns of numbers in the table of means."""
 
 
@@ -139,6 +139,16 @@ def format_mean(point: Point) -> str:
     return f"{100 * point.mean:.2f}{spread} %"
 
 
+def format_speedup(point: Point) -> str:
+    """Return the mean speed-up at the largest batch size, as text; empty if it was not measured for every row."""
+    found = [row.speedups for row in point.rows]
+    if not all(found):
+        return ""
+    size = max(found[0])
+    values = [speedups[size] for speedups in found if size in speedups]
+    return f"{statistics.mean(values):.2f}x at {size}"
+
+
 def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
     """Return the table of means: heading -> a cell for each point. Columns in which nothing differs are left out."""
     columns = {
@@ -152,11 +162,13 @@ def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
         "seeds": [str(len(point.rows)) for point in points],
         "ratio": [f"{point.average('compression_ratio'):.2f}x" for point in points],
         "MACs": [f"{point.average('macs'):,.0f}" for point in points],
+        "speed-up": [format_speedup(point) for point in points],
         "seconds": [f"{point.average('seconds'):.1f}" for point in points],
     }
     wanted = {
         "data": len(set(columns["data"])) > 1,
         "recipe": len(set(columns["recipe"]) - {""}) > 1,
         "settings": any(columns["settings"]),
+        "speed-up": any(columns["speed-up"]),
     }
     return {heading: cells for heading, cells in columns.items() if wanted.get(heading, True)}

@@ -8,6 +8,9 @@ from rich.text import Text
 from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting.results import Row
 
+_SLOWER = 0.95
+"""Speed-up below which a network is called slower; measurements vary."""
+
 
 def describe_results(rows: Sequence[Row]) -> str:
     """Return the test set of one run, its seed, and the selection of epochs, as one line."""
@@ -30,7 +33,9 @@ def find_best(rows: Sequence[Row]) -> Row | None:
 
 def make_results_table(rows: Sequence[Row]) -> Table:
     """Lay out the rows of one run."""
-    table = Table("network", "prior", *number_columns("accuracy", "parameters", "ratio", "MACs", "seconds"))
+    sizes = list(rows[0].speedups)
+    speed = [f"speed-up at {', '.join(map(str, sizes))}"] if sizes else []
+    table = Table("network", "prior", *number_columns("accuracy", "parameters", "ratio", "MACs", *speed, "seconds"))
     best = find_best(rows)
     for row in rows:
         table.add_row(
@@ -40,11 +45,32 @@ def make_results_table(rows: Sequence[Row]) -> Table:
             f"{row.parameters:,}",
             f"{row.compression_ratio:.2f}x",
             f"{row.macs:,}",
+            *([", ".join(f"{value:.2f}x" for value in row.speedups.values())] if speed else []),
             f"{row.seconds:.1f}",
             end_section=row.method == "teacher",
             style="dim italic" if row.is_ceiling else "",
         )
     return table
+
+
+def explain_speed(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence on the measured speed of one run, with a warning if its network is slower than the teacher."""
+    latency, speedups = rows[-1].latency, rows[-1].speedups
+    if latency is None or not speedups:
+        return []
+    threads = "" if latency["threads"] is None else f", PyTorch with {latency['threads']} threads"
+    sizes = ", ".join(map(str, speedups))
+    lines = [
+        f"Speed-up: time of the teacher / time of the network, for batches of {sizes}, on {latency['device']}{threads}."
+    ]
+    slower = {size: value for size, value in speedups.items() if value < _SLOWER}
+    if slower and len(rows) > 1:
+        found = " and ".join(f"{value:.2f}x at batch size {size}" for size, value in slower.items())
+        lines.append(
+            f"The student is slower than its teacher here: {found}. Fewer parameters need not take less time; "
+            f"compression.by=latency chooses layers by their measured time."
+        )
+    return lines
 
 
 def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str]:

@@ -28,7 +28,7 @@ class CompressionPlan(Settings):
     )
     """Ranks by layer; null: those that `plans` holds for the teacher."""
     target: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
-    """Compression ratio of the whole network (parameters of the teacher / of the student), for rank=target."""
+    """Ratio of the whole network, teacher / student, for rank=target: of parameters, or of what `by` names."""
     when_larger: Literal["keep", "compress"] = "keep"
     """keep: a layer that would grow stays as it is; compress: it is compressed all the same."""
     fold: bool | None = None
@@ -50,6 +50,12 @@ class CompressionSettings(CompressionPlan):
     """For compression=fraction: the share of every side that is kept."""
     fit: Literal["weights", "function"] = "weights"
     """weights: ranks for the target and factors depend on weights alone; function: they preserve logits of samples."""
+    by: Literal["parameters", "macs", "latency"] = "parameters"
+    """Quantity of the target; latency is the measured time for a batch on the device of the run. With fit=function."""
+    round_to: Count = 1
+    """Ranks that are chosen for the target are multiples of this number, or full. With fit=function."""
+    batch_size: Count = 64
+    """Samples of the batch for by=latency."""
     source: OneMixture = Field(
         default=DEFAULT_SOURCE,
         json_schema_extra=explained("the name of a source, or a mixture of sources with shares"),
@@ -65,7 +71,10 @@ class CompressionSettings(CompressionPlan):
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that the result depends on, without those of samples that are not used."""
         unused = {"fit", "source", "samples", "oversampling"} if self.fit == "weights" else set()
-        unused |= set() if self.folds else {"fold"}  # stages of earlier versions lack it
+        # Stages of earlier versions lack these settings.
+        unused |= {name for name, off in (("fold", not self.folds), ("round_to", self.round_to == 1)) if off}
+        unused |= {"batch_size"} if self.by != "latency" else set()
+        unused |= {"by"} if self.by == "parameters" else set()
         return {name: value for name, value in super().fingerprint().items() if name not in unused}
 
     @property

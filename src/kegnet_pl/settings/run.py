@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationError
 
 from kegnet_pl.runtime.errors import ConfigError
-from kegnet_pl.settings.base import Object, Resume, Seed, Settings, explained
+from kegnet_pl.settings.base import Count, Object, Positive, Resume, Seed, Settings, explained
 from kegnet_pl.settings.compression import DEFAULT_SOURCE, CompressionSettings
 from kegnet_pl.settings.data import ENTRY_POINTS, DataSettings, Mixtures
 from kegnet_pl.settings.distillation import GeneratorSettings, StudentSettings
@@ -98,6 +98,17 @@ def _objects(group: str) -> Any:
     return Field(default={}, json_schema_extra=extra)
 
 
+class LatencySettings(Settings):
+    """Measurement of the time that teacher and student take for a batch."""
+
+    batch_sizes: list[Count] = Field(
+        default=[1, 64], json_schema_extra=explained("a list of whole numbers of at least 1")
+    )
+    """Samples of a batch; an empty list measures nothing."""
+    seconds: Positive = 0.5
+    """Time for each batch size, at least."""
+
+
 class RunSettings(Settings):
     """All settings of a run."""
 
@@ -135,6 +146,8 @@ class RunSettings(Settings):
     """The students."""
     compression: CompressionSettings
     """The compression of the teacher."""
+    latency: LatencySettings = LatencySettings()
+    """Time of teacher and student for a batch."""
     trainer: TrainerSettings = TrainerSettings()
     """Device and precision of all training."""
     logger: Annotated[dict[str, Object], BeforeValidator(_no_null)] = _objects("logger")

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.networks import Answers, answers_of, as_classifier, count_classes, explain_answers, restore_answers
+from kegnet_pl import settings
+from kegnet_pl.networks import (
+    Answers,
+    answers,
+    answers_of,
+    as_classifier,
+    count_classes,
+    explain_answers,
+    restore_answers,
+)
 
 
 class Output(OrderedDict[str, Tensor]):
@@ -159,3 +168,7 @@ def test_networks_for_tokens_are_refused() -> None:
     by_name.main_input_name = "input_ids"  # type: ignore[assignment]
     with pytest.raises(ValueError, match="but it takes tokens"):
         as_classifier(by_name, (5,))
+
+
+def test_settings_allow_the_same_outputs() -> None:
+    assert answers.Outputs == settings.Outputs

@@ -8,9 +8,9 @@ from typing import Any
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.checks import describe_agreement
 from kegnet_pl.api.engine import fit_compression
-from kegnet_pl.compression import Compressed, CompressionPlan, measure_size
+from kegnet_pl.compression import Compressed, measure_size
 from kegnet_pl.pipeline.context import RunContext
-from kegnet_pl.pipeline.objects import build, code_of, make_rules, source_definitions
+from kegnet_pl.pipeline.objects import build, code_of, make_plan, source_definitions
 from kegnet_pl.pipeline.preflight import check_network
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.reporting.wandb import compression_table
@@ -91,8 +91,7 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
         )  # fmt: skip
     progress = StageProgress("compression", context.console)
     compressed = fit_compression(
-        network, context.input_shape, CompressionPlan(make_rules(plan), plan.target, plan.when_larger, plan.folds),
-        progress, source, plan.samples, plan.oversampling, context.seed,
+        network, context.input_shape, make_plan(plan), progress, source, plan.samples, plan.oversampling, context.seed,
     )  # fmt: skip
     compressed.network.cpu()
     save_network(compressed.network, folder, "network", context.settings.teacher.network)

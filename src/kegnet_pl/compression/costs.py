@@ -1,0 +1,284 @@
+"""Costs of layers at given ranks: parameters, multiply-accumulates, or measured time."""
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from kegnet_pl.compression.report import count_parameters
+from kegnet_pl.compression.tucker import (
+    Factorisable,
+    Ranks,
+    empty_copy,
+    factorised_parameters,
+    has_one_rank,
+    is_transposed,
+    kernel_size,
+    sides,
+)
+from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.hooks import LayerRecorder
+from kegnet_pl.runtime.timing import seconds_per_call
+
+CostName = Literal["parameters", "macs", "latency"]
+"""Quantity that a compression reduces."""
+
+_REPEATS = 7
+"""Measurements of a layer, of which the shortest counts: other work on the machine only adds time."""
+
+_SHORTEST = 1e-3
+"""Seconds of one measurement at least."""
+
+
+class Cost(ABC):
+    """Costs of the layers of a network, as they are and factorised.
+
+    Attributes:
+        name: Name of the quantity.
+        total: Cost of the whole network.
+    """
+
+    name: CostName
+    total: float
+
+    @abstractmethod
+    def of_layer(self, name: str) -> float:
+        """Return the cost of a layer as it is."""
+
+    @abstractmethod
+    def of_factors(self, name: str, in_ranks: np.ndarray, out_ranks: np.ndarray) -> np.ndarray:
+        """Return the costs of a layer that is factorised at pairs of ranks, both ``(n,)``."""
+
+
+class ParameterCost(Cost):
+    """Weights and biases.
+
+    Args:
+        layers: Layers that may be factorised, by name.
+        total: Parameters of the whole network.
+        fold: See :class:`TuckerLayer`.
+    """
+
+    name = "parameters"
+
+    def __init__(self, layers: Mapping[str, Factorisable], total: int, fold: bool) -> None:
+        self.layers, self.total, self.fold = layers, total, fold
+
+    def of_layer(self, name: str) -> float:
+        """Return the parameters of a layer."""
+        return count_parameters(self.layers[name])
+
+    def of_factors(self, name: str, in_ranks: np.ndarray, out_ranks: np.ndarray) -> np.ndarray:
+        """Return the parameters of a factorised layer."""
+        return np.asarray(factorised_parameters(self.layers[name], (in_ranks, out_ranks), self.fold), dtype=float)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Shapes of a layer in a forward pass of one sample.
+
+    Attributes:
+        inputs: Shape of its input.
+        outputs: Shape of its output.
+        calls: How often it is called.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    calls: int
+
+    def positions(self, layer: Factorisable) -> tuple[int, int]:
+        """Return the positions of input and output: rows of a dense layer, or pixels of a convolution."""
+        if isinstance(layer, nn.Linear):
+            return math.prod(self.inputs[:-1]), math.prod(self.outputs[:-1])
+        return self.inputs[0] * math.prod(self.inputs[2:]), self.outputs[0] * math.prod(self.outputs[2:])
+
+
+def observe_shapes(network: nn.Module, layers: Sequence[str], sample: Tensor) -> dict[str, LayerShape]:
+    """Return the shapes of the layers that a network calls for one sample ``(1, *input_shape)``."""
+    found: dict[str, LayerShape] = {}
+
+    def collect(name: str, pair: tuple[Tensor, Tensor]) -> None:
+        calls = found[name].calls + 1 if name in found else 1
+        found[name] = LayerShape(tuple(pair[0].shape), tuple(pair[1].shape), calls)
+
+    recorder = LayerRecorder(network, layers, collect, source="both")
+    with eval_mode(network), recorder, torch.no_grad():
+        recorder.call(sample.clone())
+    return found
+
+
+class MacCost(Cost):
+    """Multiply-accumulates for one sample.
+
+    Args:
+        layers: Layers that may be factorised, by name.
+        shapes: Their shapes (:func:`observe_shapes`).
+        total: Multiply-accumulates of the whole network.
+        fold: See :class:`TuckerLayer`.
+    """
+
+    name = "macs"
+
+    def __init__(
+        self, layers: Mapping[str, Factorisable], shapes: Mapping[str, LayerShape], total: int, fold: bool
+    ) -> None:
+        self.layers, self.shapes, self.total, self.fold = layers, shapes, total, fold
+
+    def of_layer(self, name: str) -> float:
+        """Return the multiply-accumulates of a layer."""
+        layer = self.layers[name]
+        return math.prod(sides(layer)) * kernel_size(layer) * self._kernel_positions(name) * self.shapes[name].calls
+
+    def of_factors(self, name: str, in_ranks: np.ndarray, out_ranks: np.ndarray) -> np.ndarray:
+        """Return the multiply-accumulates of a factorised layer."""
+        layer, shape = self.layers[name], self.shapes[name]
+        (n_in, n_out), (before, after) = sides(layer), shape.positions(layer)
+        if self.fold and has_one_rank(layer):
+            rank = np.minimum(in_ranks, out_ranks)
+            return shape.calls * rank * (n_in * self._kernel_positions(name) + n_out * after)  # type: ignore[no-any-return]
+        first, last = n_in * in_ranks * before, n_out * out_ranks * after
+        if self.fold:
+            first, last = first * (in_ranks < n_in), last * (out_ranks < n_out)
+        core = in_ranks * out_ranks * kernel_size(layer) * self._kernel_positions(name)
+        return (shape.calls * (first + core + last)).astype(float)  # type: ignore[no-any-return]
+
+    def _kernel_positions(self, name: str) -> int:
+        """Return the positions at which a layer applies its kernel."""
+        before, after = self.shapes[name].positions(self.layers[name])
+        return before if is_transposed(self.layers[name]) else after
+
+
+class LatencyCost(Cost):
+    """Seconds for a batch on this device, measured layer by layer.
+
+    A layer is measured as it is and at a few ranks. The time of a form (three parts, or two of them) at other ranks is
+    a sum of non-negative terms in the ranks and their product, fitted to these measurements. Layers of equal shape are
+    measured once. The cost of the whole network is measured, too, so that what no layer explains stays.
+
+    Args:
+        network: The network, on the device.
+        layers: Layers that may be factorised, by name.
+        shapes: Their shapes (:func:`observe_shapes`).
+        sample: ``(1, *input_shape)``, on the device.
+        batch_size: Samples of a batch.
+        fold: See :class:`TuckerLayer`.
+        on_progress: Called with the share of the layers that are measured, in [0, 1).
+    """
+
+    name = "latency"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Mapping[str, Factorisable],
+        shapes: Mapping[str, LayerShape],
+        sample: Tensor,
+        batch_size: int,
+        fold: bool,
+        on_progress: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.layers, self.shapes, self.fold = layers, shapes, fold
+        self._batch = sample.repeat(batch_size, *(1,) * (sample.dim() - 1))
+        with eval_mode(network):
+            (self.total,) = shortest_times([network], self._batch)
+        self._models: dict[str, _TimeModel] = {}
+        known: dict[str, _TimeModel] = {}
+        for index, (name, layer) in enumerate(layers.items()):
+            on_progress(index / len(layers))
+            shape = shapes[name]
+            key = f"{layer} {shape.inputs}"
+            if key not in known:
+                first, *rest = shape.inputs
+                x = torch.randn(first * batch_size, *rest, device=sample.device, dtype=sample.dtype)
+                known[key] = _TimeModel(layer, x, fold)
+            self._models[name] = known[key]
+
+    def speedup(self, network: nn.Module, other: nn.Module) -> float:
+        """Return the time of a network divided by that of another one."""
+        with eval_mode(network), eval_mode(other):
+            first, second = shortest_times([network, other], self._batch)
+        return first / second
+
+    def of_layer(self, name: str) -> float:
+        """Return the seconds of a layer."""
+        return self._models[name].whole * self.shapes[name].calls
+
+    def of_factors(self, name: str, in_ranks: np.ndarray, out_ranks: np.ndarray) -> np.ndarray:
+        """Return the seconds of a factorised layer."""
+        return self._models[name].predict(in_ranks, out_ranks) * self.shapes[name].calls
+
+
+class _TimeModel:
+    """Seconds of a layer as it is, and of its factorised forms as a function of the ranks."""
+
+    def __init__(self, layer: Factorisable, x: Tensor, fold: bool) -> None:
+        self.full, self.one_rank = sides(layer), fold and has_one_rank(layer)
+        self._fold = fold
+        pairs = self._pairs()
+        forms = [empty_copy(layer, pair, fold).eval() for pair in pairs]
+        times = shortest_times([layer, *forms], x)
+        self.whole = times[0]
+        measured: dict[str, list[tuple[Ranks, float]]] = {}
+        for pair, seconds in zip(pairs, times[1:], strict=True):
+            measured.setdefault(self._form(*pair), []).append((pair, seconds))
+        self._weights = {
+            form: nnls(self._terms(*np.array([pair for pair, _ in found]).T), np.array([value for _, value in found]))[
+                0
+            ]
+            for form, found in measured.items()
+        }
+
+    def _pairs(self) -> list[Ranks]:
+        """Return the ranks to measure: some for each form."""
+        n_in, n_out = self.full
+        if self.one_rank:
+            return [(rank, rank) for rank in _some(min(self.full))]
+        pairs = [(a, b) for a, b in itertools.product(_some(n_in - 1), _some(n_out - 1))]
+        return [*pairs, *((n_in, b) for b in _some(n_out - 1)), *((a, n_out) for a in _some(n_in - 1)), self.full]
+
+    def _form(self, in_rank: int, out_rank: int) -> str:
+        """Return the name of the parts at a pair of ranks."""
+        if self.one_rank or not self._fold:
+            return ""
+        return f"{in_rank < self.full[0]} {out_rank < self.full[1]}"
+
+    @staticmethod
+    def _terms(in_ranks: np.ndarray, out_ranks: np.ndarray) -> np.ndarray:
+        columns = [np.ones(len(in_ranks)), in_ranks, out_ranks, in_ranks * out_ranks]
+        return np.stack(columns, axis=1).astype(float)
+
+    def predict(self, in_ranks: np.ndarray, out_ranks: np.ndarray) -> np.ndarray:
+        """Return the seconds at pairs of ranks."""
+        terms = self._terms(in_ranks, out_ranks)
+        forms = np.array([self._form(a, b) for a, b in zip(in_ranks, out_ranks, strict=True)])
+        seconds = np.empty(len(terms))
+        for form in np.unique(forms):
+            seconds[forms == form] = terms[forms == form] @ self._weights[form]
+        return seconds
+
+
+def _some(most: int) -> list[int]:
+    """Return about four ranks from 1 to ``most``, denser for small ones; none for 0."""
+    return sorted({max(round(most * share), 1) for share in (0.1, 0.3, 0.6, 1.0)}) if most > 0 else []
+
+
+@torch.inference_mode()
+def shortest_times(networks: Sequence[nn.Module], x: Tensor) -> list[float]:
+    """Return the shortest seconds of a call of each network or layer; they take turns."""
+    numbers = []
+    for network in networks:
+        seconds_per_call(network, x)
+        numbers.append(max(math.ceil(_SHORTEST / seconds_per_call(network, x)), 1))
+    rounds = [
+        [seconds_per_call(network, x, number) for network, number in zip(networks, numbers, strict=True)]
+        for _ in range(_REPEATS)
+    ]
+    return [min(times) for times in zip(*rounds, strict=True)]
