@@ -116,7 +116,8 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def make_summary_table(points: Sequence[Point]) -> Table:
     """Lay out means over seeds; a line separates students."""
     columns = make_columns(points)
-    table = Table(*(heading for heading in columns if heading not in NUMBERS), *number_columns(*(name for name in NUMBERS if name in columns)))
+    numbers = [heading for heading in NUMBERS if heading in columns]
+    table = Table(*(heading for heading in columns if heading not in NUMBERS), *number_columns(*numbers))
     students = [point.row.student for point in points]
     changes = [before != after for before, after in pairwise(students)]
     for cells, last in zip(zip(*columns.values(), strict=True), [*changes, False], strict=True):
