@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from pytorch_lightning import Trainer
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -1070,6 +1071,31 @@ def test_latency_stands_beside_parameters(tmp_path: Path, capsys: pytest.Capture
         "teacher",
         "student",
     ]
+
+
+def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kegnet_pl.export import main
+
+    go(tmp_path, "sources=[normal]", train=False)
+    capsys.readouterr()
+    assert main([str(tmp_path / "run"), "--format", "torch_export,safetensors"]) == 0
+    assert "largest difference from the network: 0.0e+00" in capsys.readouterr().out
+    out = tmp_path / "run" / "export"
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "model.json", "model.pt2", "model.safetensors"]
+    x = torch.randn(3, 1, 32, 32)
+    found = torch.export.load(out / "model.pt2").module()(x)
+    torch.testing.assert_close(found, load_network(out, "model")(x))
+    text = (out / "README.md").read_text()
+    _, head, body = text.split("---\n", 2)
+    front = yaml.safe_load(head)
+    assert front["pipeline_tag"] == "image-classification" and "data-free" in front["tags"]
+    assert front["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
+    for part in ("T+Normal", "`model.pt2`", "kegnet_pl.load_network", "## Limits", "539 test samples"):
+        assert part in body, part
+    assert main([str(tmp_path / "run"), "--format", "safetensors", "--method", "T", "--out", str(tmp_path / "T")]) == 0
+    assert "(compressed, without training)" in (tmp_path / "T" / "README.md").read_text()
+    assert main([str(tmp_path / "run"), "--method", "T+Real"]) == 1
+    assert "has: teacher, T, T+Normal" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", ["macs", "latency"])

@@ -1,4 +1,4 @@
-"""Rendering of HTML pages that are one file: templates and pictures."""
+"""Rendering of templates: HTML pages that are one file, with pictures."""
 
 import base64
 import re
@@ -34,10 +34,15 @@ def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[s
         sections: Identifiers and names of the sections that its head links to.
         values: Values of the template.
     """
-    text = _ENVIRONMENT.get_template(template).render(title=title, sections=sections, version=__version__, **values)
+    text = render(template, title=title, sections=sections, version=__version__, **values)
     text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)  # a number and its unit stay on one line
     atomic_write(path, text)
     return path
+
+
+def render(template: str, **values: Any) -> str:
+    """Return the text of a template of the folder ``templates``; values are escaped in HTML."""
+    return _ENVIRONMENT.get_template(template).render(**values)
 
 
 def embed(path: Path) -> str:

@@ -58,7 +58,7 @@ def explain_speed(rows: Sequence[Row]) -> list[str]:
     latency, speedups = rows[-1].latency, rows[-1].speedups
     if latency is None or not speedups:
         return []
-    threads = "" if latency["threads"] is None else f", PyTorch with {latency['threads']} threads"
+    threads = "" if latency["threads"] is None else f", threads of PyTorch: {latency['threads']}"
     sizes = ", ".join(map(str, speedups))
     lines = [
         f"Speed-up: time of the teacher / time of the network, for batches of {sizes}, on {latency['device']}{threads}."

@@ -1,0 +1,72 @@
+"""The model card ``README.md`` of an exported network, as the Hugging Face Hub expects it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kegnet_pl.reporting.html import render
+from kegnet_pl.reporting.results import Row
+from kegnet_pl.reporting.run_page import StageFolders
+from kegnet_pl.runtime.atomic_files import atomic_write
+
+_TASKS = {1: "tabular-classification", 3: "image-classification"}
+"""Dimensions of a sample -> task of the Hub."""
+
+
+def write_model_card(
+    path: Path, row: Row, teacher: Row, stages: StageFolders, files: Sequence[tuple[str, str, int]]
+) -> None:
+    """Write the card of a network.
+
+    Args:
+        path: The file.
+        row: Row of results of the network.
+        teacher: Row of its teacher.
+        stages: The stages behind the run.
+        files: Format, name and bytes of every exported file.
+    """
+    data = stages.config["data"]
+    compression = stages.networks[row.method].get("compression")
+    manifest = compression / "manifest.json" if compression is not None else None
+    metrics = json.loads(manifest.read_text())["metrics"] if manifest is not None and manifest.exists() else {}
+    text = render(
+        "card.md",
+        front_matter=yaml.safe_dump(_front_matter(row, data), sort_keys=False, allow_unicode=True).strip(),
+        row=row,
+        teacher=teacher,
+        input_shape=list(data["input_shape"]),
+        classes=data["classes"],
+        mean=data.get("mean"),
+        std=data.get("std"),
+        agreement=metrics.get("agreement"),
+        files=files,
+    )
+    atomic_write(path, text)
+
+
+def _front_matter(row: Row, data: dict[str, Any]) -> dict[str, Any]:
+    task = _TASKS.get(len(data["input_shape"]), "other")
+    content: dict[str, Any] = {
+        "library_name": "kegnet_pl",
+        "tags": ["knowledge-distillation", "model-compression", *([] if row.is_ceiling else ["data-free"])],
+        "pipeline_tag": task,
+    }
+    if row.accuracy is not None:
+        metric = {"type": "accuracy", "value": round(row.accuracy, 4), "name": "test accuracy"}
+        content["metrics"] = ["accuracy"]
+        content["model-index"] = [
+            {
+                "name": f"{row.teacher} {row.student or ''} {row.method}".strip(),
+                "results": [
+                    {
+                        "task": {"type": task},
+                        "dataset": {"type": row.dataset, "name": row.test_set or row.dataset},
+                        "metrics": [metric],
+                    }
+                ],
+            }
+        ]
+    return content

@@ -1,0 +1,113 @@
+"""Files that run without the package."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kegnet_pl
+from kegnet_pl import export
+from kegnet_pl.export import export_network
+from kegnet_pl.networks import MLP, LeNet5
+from kegnet_pl.runtime.errors import UserError
+
+
+class _Dictionary(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = MLP(features=6, classes=3, width=8, blocks=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.network(x), "features": x}
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(x).mean(dim=1))
+        return out
+
+
+def _compressed(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    return kegnet_pl.compress(network, shape, 1.5, fit="weights", fold=True, progress=False).network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (LeNet5(), (1, 32, 32)),
+        (nn.Sequential(MLP(features=6, classes=3, width=20, blocks=2), nn.Softmax(dim=1)), (6,)),
+        (nn.Sequential(nn.Conv1d(2, 16, 5), nn.ConvTranspose1d(16, 12, 4, 2), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
+                       nn.Linear(12, 3)), (2, 40)),
+        (_Attention(), (9, 16)),
+    ],
+    ids=["images", "rows with probabilities", "signals", "attention"],
+)  # fmt: skip
+def test_each_file_returns_what_the_network_returns(network: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    student = _compressed(network, shape).eval()
+    files = export_network(student, tmp_path, shape, ["onnx", "torch_export", "torchscript"])
+    assert [file.path.name for file in files] == ["model.onnx", "model.pt2", "model.ts"]
+    assert all(file.difference < 1e-4 and file.size == file.path.stat().st_size > 0 for file in files)
+    x = torch.randn(3, *shape)
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(loaded(x), student(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_dictionary_becomes_logits(tmp_path: Path) -> None:
+    network = _Dictionary().eval()
+    (file,) = export_network(network, tmp_path, (6,), ["torch_export"])
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(torch.export.load(file.path).module()(x), network(x)["logits"])
+    assert isinstance(network(x), dict), "the network itself is not changed"
+
+
+def test_a_fixed_batch(tmp_path: Path) -> None:
+    (file,) = export_network(MLP(6, 3, 8, 1), tmp_path, (6,), ["torch_export"], batch_size=4)
+    module = torch.export.load(file.path).module()
+    assert module(torch.randn(4, 6)).shape == (4, 3)
+    with pytest.raises(Exception, match="4"):
+        module(torch.randn(5, 6))
+
+
+def test_a_file_that_differs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(network: nn.Module, x: Tensor, path: Path, dynamic: bool) -> Any:
+        path.write_text("x")
+        return lambda batch: network(batch) + 0.01
+
+    monkeypatch.setitem(export._WRITERS, "torch_export", ("pt2", write))
+    with pytest.raises(UserError, match=r"model\.pt2 to return what the network returns, but outputs differ by 0\.0"):
+        export_network(MLP(6, 3, 8, 1), tmp_path, (6,), ["torch_export"])
+    assert not list(tmp_path.iterdir())
+
+
+class _Counts(nn.Module):
+    """Its result depends on a number that it reads from a tensor, which torch cannot export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out * 2 if float(x.sum()) > 0 else out
+
+
+def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a network that torch can export as torch_export, but _Counts failed: "):
+        export_network(_Counts(), tmp_path, (6,), ["torch_export"])
+    with pytest.raises(UserError, match="some of onnx, torch_export, torchscript, but got tflite"):
+        export_network(_Counts(), tmp_path, (6,), ["tflite"])
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["nowhere", "--format", "tflite"]])
+def test_the_command_names_mistakes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert export.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("Error: Expected ")
