@@ -41,7 +41,7 @@ NEEDED = {"custom/table": ["data=letter", "teacher=mlp"], **{name: ["teacher.wei
 """Preset -> settings that its user adds; the others run with the default data."""
 SINCE = (
     "compression.fold", "compression.by", "compression.round_to", "compression.batch_size", "latency.",
-    "teacher.output",
+    "teacher.output", "teacher.pretrained",
 )  # fmt: skip
 """Settings that are not in the snapshot of any preset: they are younger."""
 NEW = (

@@ -1073,6 +1073,45 @@ def test_latency_stands_beside_parameters(tmp_path: Path, capsys: pytest.Capture
     ]
 
 
+@pytest.mark.parametrize("library", ["file", "huggingface"])
+def test_teachers_of_files_and_of_hugging_face(
+    tmp_path: Path, library: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if library == "huggingface":
+        from transformers import ViTConfig, ViTForImageClassification
+
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        config = ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=4, num_channels=1)
+        ViTForImageClassification(config).save_pretrained(tmp_path / "model")
+        given = ["teacher=huggingface", f"teacher.path={tmp_path / 'model'}"]
+    else:
+        layers = "nn.Flatten(), nn.Linear(256, 60), nn.Linear(60, 4)"
+        code = f"from torch import nn\ndef make():\n    return nn.Sequential({layers})"
+        (tmp_path / "net.py").write_text(code)
+        torch.save(nn.Sequential(nn.Flatten(), nn.Linear(256, 60), nn.Linear(60, 4)).state_dict(), tmp_path / "w.pt")
+        given = ["teacher=file", f"teacher.path={tmp_path / 'net.py'}", "teacher.factory=make"]
+        given += [f"teacher.weights={tmp_path / 'w.pt'}"]
+    given += ["data=none", "data.input_shape=[1,16,16]", "data.classes=4", "sources=[normal]", "compression.target=1.3"]
+    rows = go(tmp_path, *given, "compression.fit=function", "compression.source=normal")
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+Normal"] and rows[1]["compression_ratio"] >= 1.3
+    (folder,) = (tmp_path / "store").glob("student-*")
+    assert load_network(folder, logits=True)(torch.zeros(2, 1, 16, 16)).shape == (2, 4)
+    if library == "huggingface":
+        assert "The answers of ViTForImageClassification are taken as logits." in capsys.readouterr().out
+        shutil.rmtree(tmp_path / "model")
+        assert hasattr(load_network(folder)(torch.zeros(2, 1, 16, 16)), "logits"), "the folder is not needed again"
+    else:
+        before = stages(tmp_path)
+        (tmp_path / "net.py").write_text(f"{code}  # changed")
+        go(tmp_path, *given, "compression.fit=function", "compression.source=normal")
+        assert len(stages(tmp_path)) > len(before), "changed code is another network"
+
+
+def test_a_pretrained_teacher_takes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`teacher\.weights` to be null with teacher\.pretrained=true"):
+        go(tmp_path, "teacher=torchvision", "teacher.arch=resnet18", "teacher.pretrained=true", "teacher.weights=w.pt")
+
+
 def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from kegnet_pl.export import main
 

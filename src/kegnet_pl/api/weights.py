@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from kegnet_pl.runtime.errors import WeightsError, first_line
 
-_CONTAINERS = ("state_dict", "model_state", "model_state_dict", "model")
-"""Keys of the state dict in checkpoints of Lightning, the KegNet release and others."""
+_CONTAINERS = (
+    "state_dict", "model_state", "model_state_dict", "model", "net", "network", "weights", "params",
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema",
+)  # fmt: skip
+"""Keys of the state dict in checkpoints of Lightning, the KegNet release, timm and others; plain weights come before
+averages of weights (EMA)."""
 
 _FOREIGN = ("Unsupported global", "unsupported GLOBAL", "add_safe_globals` but got", "add_safe_globals`, but got")
 """Parts of torch's messages about other objects than tensors; other messages mean a damaged file."""
@@ -63,10 +67,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged files raise many kinds
         raise _damaged(path, error) from error
 
-    for container in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
-            content = content[container]
-            break
+    for _ in range(3):  # such as {"model": {"state_dict": ...}}
+        containers = [
+            key for key in _CONTAINERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+        ]
+        content = content[containers[0]] if containers else content
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         received = f"a {type(content).__name__}"
         if isinstance(content, Mapping):

@@ -85,10 +85,12 @@ def code_of(*specifications: Any) -> dict[str, Any]:
     """
     targets = sorted({target for specification in specifications for target in _targets(specification)})
     files = {target: _source_file(target) for target in targets}
+    files |= {str(path): path for path in sorted(set(_files(specifications)))}
     hashes = {
         target: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         for target, path in files.items()
         if path is not None
+        and path.is_file()
         and not set(path.parts) & {"site-packages", "dist-packages"}
         and not path.is_relative_to(Path(kegnet_pl.__file__).resolve().parent)
     }
@@ -105,6 +107,19 @@ def _targets(specification: Any) -> Iterator[str]:
     if isinstance(specification, list):
         for value in specification:
             yield from _targets(value)
+
+
+def _files(specification: Any) -> Iterator[Path]:
+    """Return the Python files that ``from_file`` executes."""
+    if isinstance(specification, Settings):
+        specification = plain(specification)
+    if isinstance(specification, Mapping):
+        if str(specification.get("_target_")).endswith(".from_file"):
+            yield Path(str(specification.get("path")))
+        specification = list(specification.values())
+    if isinstance(specification, list | tuple):
+        for value in specification:
+            yield from _files(value)
 
 
 def _source_file(target: str) -> Path | None:

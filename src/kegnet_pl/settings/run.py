@@ -29,7 +29,13 @@ def _check_sources(run: "RunSettings") -> Iterator[str]:
 
 
 def _check_teacher(run: "RunSettings") -> Iterator[str]:
-    if run.data.target is None and run.teacher.weights is None:
+    if run.teacher.pretrained:
+        if run.teacher.weights is not None:
+            yield (
+                f"Expected `teacher.weights` to be null with teacher.pretrained=true, as the network has its weights, "
+                f"but got {run.teacher.weights!r}. Set one of them."
+            )
+    elif run.data.target is None and run.teacher.weights is None:
         yield (
             "Expected `teacher.weights`, a file of trained weights, since data=none leaves nothing to train a teacher "
             "on, but got null. Add teacher.weights=FILE, or choose data=..."

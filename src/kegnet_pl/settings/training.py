@@ -57,6 +57,14 @@ class TeacherSettings(TrainingSettings):
     """Meaning of the numbers that it returns; auto: found by a trial, and said."""
     output_key: str | int | None = Field(default=None, json_schema_extra=explained("a key or a number") | FREE)
     """Key, attribute or position of its tensor, if it returns several; null: logits, or the first tensor."""
+    arch: str | None = Field(default=None, json_schema_extra=explained("a name") | FREE)
+    """Name of the architecture, for teacher=torchvision and teacher=timm."""
+    path: str | None = Field(default=None, json_schema_extra=explained("a path") | FREE)
+    """Folder or Hub name for teacher=huggingface; Python file for teacher=file."""
+    factory: str | None = Field(default=None, json_schema_extra=explained("a name") | FREE)
+    """Class or function of the Python file that returns the network, for teacher=file."""
+    pretrained: bool = Field(default=False, json_schema_extra=FREE)
+    """true: the constructor of the network returns trained weights, and no file is needed."""
     weights: str | None = Field(default=None, json_schema_extra=explained("a file") | FREE)
     """File of trained weights: state dict, Lightning checkpoint or safetensors; null: train on the real data."""
     weights_url: str | None = Field(default=None, json_schema_extra=explained("an address") | FREE)

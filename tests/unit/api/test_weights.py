@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,18 @@ def test_buffers_of_ones_own_may_be_infinite_and_weights_and_statistics_may_not(
         torch.save(state, tmp_path / "wrong.pt")
         with pytest.raises(WeightsError, match=rf"infinite or other values in: {key}"):
             load_weights(network, tmp_path / "wrong.pt")
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: {"model": state, "epoch": 3},
+    lambda state: {"net": {f"module.{key}": value for key, value in state.items()}},
+    lambda state: {"ema": state},
+    lambda state: {"model": {"state_dict": {f"_orig_mod.{key}": value for key, value in state.items()}}},
+    lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}, "state_dict_ema": {}},
+    lambda state: {"state_dict_ema": state, "optimizer": {}},
+])  # fmt: skip
+def test_wrappers_of_other_programs_are_understood(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
+    source, network = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
+    torch.save(wrap(source.state_dict()), tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    assert torch.equal(network[0].weight, source[0].weight)

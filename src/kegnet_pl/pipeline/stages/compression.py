@@ -9,6 +9,7 @@ from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.checks import describe_agreement
 from kegnet_pl.api.engine import fit_compression
 from kegnet_pl.compression import Compressed, measure_size
+from kegnet_pl.networks.foreign import recipe_of
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, code_of, make_plan, source_definitions
 from kegnet_pl.pipeline.preflight import check_network
@@ -41,7 +42,7 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
                 with seeded(context.seed, "student"):
                     network = build(other)
                 network = check_network(network, "student", context)
-                save_network(network, folder, "network", other)
+                save_network(network, folder, "network", recipe_of(network, other))
             else:
                 compressed = _compress(context, teacher, folder)
                 network = compressed.network
@@ -94,7 +95,7 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
         network, context.input_shape, make_plan(plan), progress, source, plan.samples, plan.oversampling, context.seed,
     )  # fmt: skip
     compressed.network.cpu()
-    save_network(compressed.network, folder, "network", context.settings.teacher.network)
+    save_network(compressed.network, folder, "network", recipe_of(network, context.settings.teacher.network))
     atomic_write(folder / "compression.json", json.dumps(compressed.report.to_dict(), indent=2))
     context.loggers.show("compression", folder, lambda: {"layers": compression_table(compressed.report)})
     return compressed

@@ -11,6 +11,7 @@ from torch import nn
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.networks import answers_of, explain_answers
+from kegnet_pl.networks.foreign import recipe_of
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, code_of
 from kegnet_pl.pipeline.preflight import check_network
@@ -24,9 +25,11 @@ from kegnet_pl.training.progress import StageProgress
 
 
 def teacher_stage(context: RunContext) -> Stage:
-    """Train the teacher on real data, or read it from the user's file."""
-    weights = context.settings.teacher.weights
-    return _train_teacher(context) if weights is None else _read_teacher(context, Path(weights))
+    """Train the teacher on real data, or read it from the user's file or library."""
+    teacher = context.settings.teacher
+    if teacher.weights is None and not teacher.pretrained:
+        return _train_teacher(context)
+    return _read_teacher(context, None if teacher.weights is None else Path(teacher.weights))
 
 
 def _train_teacher(context: RunContext) -> Stage:
@@ -50,13 +53,13 @@ def _train_teacher(context: RunContext) -> Stage:
         with StageProgress("teacher", context.console) as progress:
             metrics = fit(module, context.data, name="teacher", epochs=teacher.epochs, callbacks=[progress])
         if rank() == 0:
-            save_network(network, folder, "network", teacher.network)
+            save_network(network, folder, "network", recipe_of(network, teacher.network))
         return metrics
 
     return context.get_or_build("teacher", settings, [], make, title="teacher", collective=True)
 
 
-def _read_teacher(context: RunContext, weights: Path) -> Stage:
+def _read_teacher(context: RunContext, weights: Path | None) -> Stage:
     teacher = context.settings.teacher
     network = _build_teacher(context, weights)
     settings = {
@@ -67,8 +70,8 @@ def _read_teacher(context: RunContext, weights: Path) -> Stage:
     }
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:  # noqa: ARG001
-        save_network(network, folder, "network", teacher.network)
-        context.console.print(f"teacher: read from {weights}")
+        save_network(network, folder, "network", recipe_of(network, teacher.network))
+        context.console.print(f"teacher: read from {teacher.path or teacher.name if weights is None else weights}")
         return {}
 
     return context.get_or_build("teacher", settings, [], make, title="teacher")

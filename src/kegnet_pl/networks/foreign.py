@@ -1,0 +1,154 @@
+"""Networks of torchvision, timm and Hugging Face, and of Python files.
+
+A run writes the recipe of its networks to ``network.json``. Here the recipe has no pretrained weights, since those of
+the run are read from its own file: nothing is downloaded again.
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kegnet_pl.runtime.errors import ConfigError, first_line
+
+_RECIPE = "_kegnet_recipe"
+
+
+def recipe_of(network: nn.Module, default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``_target_`` and arguments that rebuild a network without its weights; ``default`` if it has no own."""
+    return dict(getattr(network, _RECIPE, default))
+
+
+def _remember(network: nn.Module, function: str, **arguments: Any) -> nn.Module:
+    setattr(network, _RECIPE, {"_target_": f"{__name__}.{function}", **arguments})
+    return network
+
+
+def from_torchvision(arch: str, classes: int | None = None, pretrained: bool = False, **options: Any) -> nn.Module:
+    """Return a classifier of torchvision.
+
+    Args:
+        arch: Name of the architecture, such as ``"resnet18"``.
+        classes: Number of classes; None for the architecture's default. Pretrained weights have their own number.
+        pretrained: True to download the default weights of torchvision (ImageNet).
+        options: Further arguments of the architecture.
+
+    Raises:
+        ConfigError: If there is no such architecture.
+    """
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if arch not in known:
+        raise ConfigError(f"Expected `teacher.arch` to be one of torchvision's {', '.join(known)}, but got {arch!r}.")
+    given = {} if classes is None or pretrained else {"num_classes": classes}
+    network = torchvision.models.get_model(arch, weights="DEFAULT" if pretrained else None, **given, **options)
+    return _remember(network, "from_torchvision", arch=arch, classes=None if pretrained else classes, **options)
+
+
+def from_timm(
+    arch: str, classes: int | None = None, channels: int = 3, pretrained: bool = False, **options: Any
+) -> nn.Module:
+    """Return a classifier of timm.
+
+    Args:
+        arch: Name of the architecture, such as ``"vit_tiny_patch16_224"``.
+        classes: Number of classes; None for the architecture's default. Pretrained weights have their own number.
+        channels: Channels of an image.
+        pretrained: True to download the weights of timm.
+        options: Further arguments of ``timm.create_model``, such as ``img_size``.
+
+    Raises:
+        ConfigError: If timm is not installed, or there is no such architecture.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError("Expected timm for teacher=timm, but it is not installed. Run: pip install timm") from error
+
+    if not timm.is_model(arch.split(".")[0]):
+        similar = ", ".join(timm.list_models(f"*{arch.split('_')[0]}*")[:8]) or "see timm.list_models()"
+        raise ConfigError(f"Expected `teacher.arch` to be an architecture of timm ({similar}), but got {arch!r}.")
+    given: dict[str, Any] = {} if classes is None or pretrained else {"num_classes": classes}
+    network: Any = timm.create_model(arch, pretrained=pretrained, in_chans=channels, **given, **options)
+    own = int(network.num_classes)
+    return _remember(network, "from_timm", arch=arch, classes=own, channels=channels, **options)
+
+
+def from_huggingface(path: str, **options: Any) -> nn.Module:
+    """Return an image classifier of transformers with its weights.
+
+    Args:
+        path: A folder of ``save_pretrained``, or the name of a model on the Hub.
+        options: Further arguments of ``AutoModelForImageClassification.from_pretrained``.
+
+    Raises:
+        ConfigError: If transformers is not installed, or there is no such image classifier.
+    """
+    try:
+        from transformers import AutoModelForImageClassification
+    except ImportError as error:
+        raise ConfigError(
+            "Expected transformers for teacher=huggingface, but it is not installed. Run: pip install transformers"
+        ) from error
+    try:
+        network: Any = AutoModelForImageClassification.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"Expected `teacher.path` to be a folder or a Hub name of an image classifier, but {path!r} failed: "
+            f"{first_line(error)}"
+        ) from error
+    return _remember(network, "from_config", config=json.loads(network.config.to_json_string(use_diff=False)))
+
+
+def from_config(config: Mapping[str, Any]) -> nn.Module:
+    """Return an image classifier of transformers for a configuration, with new weights."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    values = dict(config)
+    made = AutoConfig.for_model(values.pop("model_type"), **values)
+    network: nn.Module = AutoModelForImageClassification.from_config(made)  # type: ignore[no-untyped-call]
+    return _remember(network, "from_config", config=dict(config))
+
+
+def from_file(path: str, factory: str, **options: Any) -> nn.Module:
+    """Return a network of a Python file, which is executed: use only files that you trust.
+
+    Args:
+        path: The file; modules beside it can be imported.
+        factory: Name of a class or function in it that returns the network.
+        options: Arguments of the factory.
+
+    Raises:
+        ConfigError: If there is no such file or factory, or it returns no module.
+    """
+    file = Path(path).resolve()
+    if not file.is_file() or file.suffix != ".py":
+        raise ConfigError(f"Expected `teacher.path` to be a Python file, but got {path!r}.")
+    name = f"_kegnet_file_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # as an import does, for dataclasses and copies
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent))
+    make = getattr(module, factory, None)
+    if not callable(make):
+        names = [
+            key for key, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == name
+        ]
+        raise ConfigError(
+            f"Expected `teacher.factory` to be a class or function of {file.name} ({', '.join(names) or 'it has none'})"
+            f", but got {factory!r}."
+        )
+    network = make(**options)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"Expected {factory} of {file.name} to return a torch.nn.Module, but got {network!r}.")
+    return _remember(network, "from_file", path=str(file), factory=factory, **options)

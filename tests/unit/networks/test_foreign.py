@@ -1,0 +1,121 @@
+"""Networks of other libraries and of Python files, and the recipes that rebuild them."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from kegnet_pl.api.checkpoints import load_network, save_network
+from kegnet_pl.compression import CompressionPlan, Rule
+from kegnet_pl.networks import as_classifier, count_classes, explain_answers
+from kegnet_pl.networks.foreign import from_file, from_huggingface, from_timm, from_torchvision, recipe_of
+from kegnet_pl.runtime.errors import ConfigError
+
+FILE = """
+import torch
+from helper import WIDTH
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, classes)
+
+    def forward(self, x):
+        return self.layer(x)
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(FILE)
+    (tmp_path / "helper.py").write_text("WIDTH = 6")
+    return str(tmp_path / "net.py")
+
+
+def _huggingface(folder: Path) -> str:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=4)
+    torch.manual_seed(0)
+    ViTForImageClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+def _make(name: str, folder: Path) -> tuple[nn.Module, tuple[int, ...], int]:
+    if name == "torchvision":
+        return from_torchvision("squeezenet1_1", classes=5), (3, 64, 64), 5
+    if name == "timm":
+        return from_timm("vit_tiny_patch16_224", classes=5, channels=1, img_size=32, depth=2), (1, 32, 32), 5
+    return from_huggingface(_huggingface(folder)), (3, 16, 16), 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision", "timm", "huggingface"])
+def test_networks_of_libraries_are_compressed_and_rebuilt(name: str, tmp_path: Path) -> None:
+    network, shape, classes = _make(name, tmp_path / "model")
+    network.eval()
+    classifier = as_classifier(network, shape)
+    assert count_classes(classifier, shape) == classes
+    assert (explain_answers(classifier) is not None) == (name == "huggingface")
+    small = CompressionPlan([Rule("*", "target")], 1.2, fold=True).apply(classifier, shape).network.eval()
+    save_network(small, tmp_path, "network", recipe_of(small, {}))
+    x = torch.randn(2, *shape)
+    again = load_network(tmp_path, logits=True)
+    assert again(x).shape == (2, classes)
+    torch.testing.assert_close(again(x), small(x))
+    if name == "huggingface":
+        assert torch.equal(load_network(tmp_path)(x).logits, again(x)), "it answers as the original does"
+
+
+def test_a_recipe_names_no_pretrained_weights() -> None:
+    assert recipe_of(from_torchvision("squeezenet1_1", classes=5), {})["_target_"].endswith("foreign.from_torchvision")
+    assert recipe_of(nn.Linear(2, 2), {"_target_": "x"}) == {"_target_": "x"}
+    network = from_torchvision("squeezenet1_1", classes=5)
+    assert recipe_of(copy.deepcopy(network), {}) == recipe_of(network, {})
+
+
+def test_a_network_of_a_file(file: str) -> None:
+    network = from_file(file, "Net", classes=4)
+    assert network(torch.zeros(2, 6)).shape == (2, 4)
+    again = instantiate(recipe_of(network, {}))
+    assert again.layer.out_features == 4
+    copy.deepcopy(network)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda file: from_file("nowhere.py", "Net"), "`teacher.path` to be a Python file, but got 'nowhere.py'"),
+        (lambda file: from_file(file, "Nett"), r"class or function of net\.py \(Net, number\), but got 'Nett'"),
+        (lambda file: from_file(file, "number"), r"number of net\.py to return a torch\.nn\.Module, but got 3"),
+        (lambda file: from_torchvision("resnet19"), "one of torchvision's .*resnet18.* but got 'resnet19'"),
+        (lambda file: from_timm("vit_tinny"), r"an architecture of timm \(.*vit.*\), but got 'vit_tinny'"),
+        (lambda file: from_huggingface(str(Path(file).parent)), "a folder or a Hub name of an image classifier, but "),
+    ],
+)
+def test_mistakes_are_named(call: Any, message: str, file: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call(file)
+
+
+def test_the_weight_of_a_compressed_layer_is_read_by_foreign_code() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(20, 20)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(x.to(self.layer.weight.dtype))
+            return out
+
+    small = CompressionPlan([Rule("*", 3)]).apply(Reads(), (20,)).network
+    assert small(torch.zeros(2, 20)).shape == (2, 20)
