@@ -352,6 +352,25 @@ def _with_generator(make: Any) -> None:
     kegnet_pl.train_generators(_lenet(), SHAPE, make_generator=make, **TINY)
 
 
+@pytest.mark.parametrize("shape", [(2, 50), (1, 6, 8, 9)], ids=["signals", "volumes"])
+def test_signals_and_volumes_go_the_whole_way(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv1d if len(shape) == 2 else nn.Conv3d
+    pool = nn.AdaptiveAvgPool1d(1) if len(shape) == 2 else nn.AdaptiveAvgPool3d(1)
+    layers = [conv(shape[0], 16, 3), nn.ReLU(), conv(16, 24, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(24, 4)]
+    teacher = nn.Sequential(*layers)
+    generators = kegnet_pl.train_generators(teacher, shape, **TINY)
+    data = generators.dataset(32)
+    assert data.tensors[0].shape == (32, *shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an untrained network
+        small = kegnet_pl.compress(teacher, shape, target=1.5, samples=200, progress=False)
+    assert small.report.compression_ratio >= 1.5 and small.fitted
+    student = kegnet_pl.distill(small, data, epochs=1, batch_size=16, progress=False)
+    assert student(data.tensors[0]).shape == (32, 4)
+    assert min(generators.sheet(2).size) > 8 and min(kegnet_pl.to_image([[data.tensors[0][0]] * 3]).size) > 8
+
+
 @pytest.mark.parametrize("answer", [nn.Softmax(dim=1), nn.Sequential(nn.Linear(10, 1), nn.Sigmoid())])
 def test_a_student_answers_as_its_teacher_does(answer: nn.Module) -> None:
     teacher = nn.Sequential(_lenet(), answer)
@@ -376,8 +395,8 @@ def test_a_student_answers_as_its_teacher_does(answer: nn.Module) -> None:
     [
         (lambda: kegnet_pl.train_generators(_lenet(), (3, 32, 32), **TINY), r"take samples of shape \(3, 32, 32\)"),
         (lambda: kegnet_pl.train_generators(nn.Flatten(0), SHAPE, **TINY), "one row of logits for each of 16 samples"),
-        (lambda: kegnet_pl.train_generators(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (8, 8), **TINY),
-         r"`make_generator` for samples of shape \(8, 8\)"),
+        (lambda: kegnet_pl.train_generators(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (1, 2, 2, 4, 4), **TINY),
+         r"`make_generator` for samples of shape \(1, 2, 2, 4, 4\)"),
         (lambda: kegnet_pl.train_generators(torch.jit.script(_lenet()), SHAPE, **TINY), "Build it from its class"),
         (lambda: kegnet_pl.train_generators(_broken(_lenet()), SHAPE, **TINY), "finite logits, but got NaN"),
         (lambda: _with_generator(_Once()), "a new module at every call, but got the same twice"),

@@ -319,7 +319,7 @@ def test_arguments_of_the_library_have_no_group_in_their_names() -> None:
     [
         *[("teacher", name, []) for name in ("lenet5", "resnet14", "resnet20", "resnet56", "mlp")],
         ("teacher", "custom", ["teacher.network._target_=torch.nn.Identity"]),
-        *[("generator", name, []) for name in ("image", "dense")],
+        *[("generator", name, []) for name in ("image", "dense", "conv")],
         ("generator", "custom", ["generator.network._target_=torch.nn.Identity"]),
         *[("student", name, []) for name in ("tucker", "lenet5", "resnet14", "resnet20", "mlp")],
         ("trainer", "cpu", []),

@@ -12,6 +12,7 @@ from kegnet_pl.api.engine import GeneratorTask, adam, fit_generators
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.networks import (
+    ConvGenerator,
     Decoder,
     DenseGenerator,
     ImageGenerator,
@@ -61,8 +62,9 @@ def train_generators(
 
     Args:
         teacher: Any classifier; it is not changed.
-        input_shape: Shape of one sample: ``(channels, height, width)``, or the number of features; any other one needs
-            ``make_generator``. Samples are standardised, as the teacher's own input should have been.
+        input_shape: Shape of one sample: ``(channels, height, width)``, ``(channels, length)``, ``(channels, depth,
+            height, width)``, or the number of features; any other one needs ``make_generator``. Samples are
+            standardised, as the teacher's own input should have been.
         count: Generators, trained independently; a student learns more from several.
         noise_dim: Dimensions of the noise.
         epochs: Epochs; the paper's images have 200 of 100 steps.
@@ -157,10 +159,12 @@ def _default_generator(input_shape: tuple[int, ...], classes: int, noise_dim: in
         return partial(DenseGenerator, input_shape[0], classes, noise_dim)
     if len(input_shape) == 3:
         return partial(ImageGenerator, input_shape[0], classes, noise_dim, input_shape[1:])
+    if len(input_shape) in (2, 4):
+        return partial(ConvGenerator, input_shape, classes, noise_dim)
     raise ValueError(
-        f"Expected `make_generator` for samples of shape {input_shape}: our own generators make (channels, height, "
-        f"width) and (features,). Give a function that returns a module with `noise_dim` and `classes`, called with "
-        f"(z, y)."
+        f"Expected `make_generator` for samples of shape {input_shape}: our own generators make (channels, length), "
+        f"(channels, height, width), (channels, depth, height, width) and (features,). Give a function that returns a "
+        f"module with `noise_dim` and `classes`, called with (z, y)."
     )
 
 

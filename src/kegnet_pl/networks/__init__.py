@@ -14,7 +14,7 @@ from kegnet_pl.networks.ensemble import StackedModule, over_stack
 from kegnet_pl.networks.execution import prefer_channels_last
 from kegnet_pl.networks.feature_extractor import FeatureExtractor, match_layers
 from kegnet_pl.networks.frozen import FrozenModule, TeacherNorm
-from kegnet_pl.networks.generator import DenseGenerator, ImageGenerator
+from kegnet_pl.networks.generator import ConvGenerator, DenseGenerator, ImageGenerator
 from kegnet_pl.networks.lenet import LeNet5
 from kegnet_pl.networks.mlp import MLP
 from kegnet_pl.networks.resnet import CifarResNet, ResNet14
@@ -25,6 +25,7 @@ __all__ = [
     "Answers",
     "BatchNormMoments",
     "CifarResNet",
+    "ConvGenerator",
     "Decoder",
     "DenseGenerator",
     "FeatureExtractor",

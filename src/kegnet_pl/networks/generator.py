@@ -1,6 +1,7 @@
-"""Generator networks of images and of feature rows, from noise ``z`` and one-hot labels ``y``."""
+"""Generator networks of images, signals, volumes and feature rows, from noise ``z`` and one-hot labels ``y``."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -175,3 +176,75 @@ class DenseGenerator(nn.Module):
         """Return rows ``(B, features)`` for noise ``(B, noise_dim)`` and one-hot labels ``(B, classes)``."""
         x: Tensor = self.output_norm(self.layers(torch.cat([z, y], dim=1)))
         return x
+
+
+class ConvGenerator(nn.Module):
+    """Convolutional generator of signals, images or volumes of any size, for networks other than the paper's.
+
+    Two dense layers make a map of at most 64 positions with 128 channels. Nearest-neighbour upsampling doubles it, each
+    time before a convolution of width 3, until it is as large as a sample. It is cropped at its center. A batch norm
+    without parameters standardises every channel over all samples.
+
+    Args:
+        input_shape: Shape of one sample: ``(C, length)``, ``(C, H, W)`` or ``(C, D, H, W)``.
+        classes: Number of classes, at least 2.
+        noise_dim: Dimensions of the noise.
+
+    Shapes:
+        Input ``z (B, noise_dim)`` and one-hot ``y (B, classes)``, output ``(B, *input_shape)``.
+
+    Raises:
+        ValueError: If the shape has another number of dimensions.
+
+    Source:
+        The generator of Chen et al., "Data-Free Learning of Student Networks", 2019, in any number of dimensions.
+    """
+
+    def __init__(self, input_shape: Sequence[int], classes: int, noise_dim: int = 10) -> None:
+        super().__init__()
+        channels, *sizes = input_shape
+        if len(sizes) not in (1, 2, 3):
+            raise ValueError(
+                f"Expected `input_shape` of a signal (C, length), an image (C, H, W) or a volume (C, D, H, W), but got "
+                f"{tuple(input_shape)}. For rows of features use DenseGenerator (generator=dense)."
+            )
+        conv, norm = _LAYERS[len(sizes)]
+        self.noise_dim, self.classes, self.size = noise_dim, classes, tuple(sizes)
+        doublings = 3
+        while math.prod(-(-size // 2**doublings) for size in sizes) > _MAP:
+            doublings += 1
+        self.map = [-(-size // 2**doublings) for size in sizes]
+        positions = math.prod(self.map)
+        self.fc = nn.Sequential(
+            nn.Linear(noise_dim + classes, 256), nn.BatchNorm1d(256), nn.ReLU(),
+            nn.Linear(256, 128 * positions), nn.BatchNorm1d(128 * positions), nn.ReLU(),
+        )  # fmt: skip
+        widths = [max(128 // 2**step, 16) for step in range(doublings + 1)]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [
+                nn.Upsample(scale_factor=2),
+                conv(before, after, 3, padding=1, bias=False),
+                norm(after),
+                nn.ReLU(),
+            ]
+        self.conv = nn.Sequential(*layers, conv(widths[-1], channels, 3, padding=1), nn.Tanh())
+        self.norm = norm(channels, affine=False)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Return samples ``(B, *input_shape)`` for noise ``(B, noise_dim)`` and one-hot labels ``(B, classes)``."""
+        hidden = self.fc(torch.cat([z, y], dim=1))
+        x: Tensor = self.conv(hidden.unflatten(1, (-1, *self.map)))
+        for axis, size in enumerate(self.size, 2):
+            x = x.narrow(axis, (x.shape[axis] - size) // 2, size)
+        return self.norm(at_least_float32(x))  # type: ignore[no-any-return]
+
+
+_MAP = 64
+"""Most positions of the first map of :class:`ConvGenerator`."""
+
+_LAYERS: dict[int, tuple[type[nn.Module], type[nn.Module]]] = {
+    1: (nn.Conv1d, nn.BatchNorm1d),
+    2: (nn.Conv2d, nn.BatchNorm2d),
+    3: (nn.Conv3d, nn.BatchNorm3d),
+}

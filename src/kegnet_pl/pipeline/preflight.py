@@ -114,7 +114,8 @@ def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], 
     except ValueError as error:
         raise ConfigError(
             f"{error} generator=image makes images (data.input_shape=[channels,height,width]), generator=dense rows of "
-            f"features; generator=custom takes your own generator.network and generator.decoder."
+            f"features, generator=conv signals and volumes; generator=custom takes your own generator.network and "
+            f"generator.decoder."
         ) from error
 
 

@@ -15,11 +15,16 @@ _FEATURE_RANGE = 2.5
 """Features are standardised: this many standard deviations have the strongest red or blue."""
 
 
+_BAND = 16
+"""Height of the picture of a signal, in pixels."""
+
+
 def picture(x: Tensor) -> np.ndarray:
     """Return one sample as a picture ``(H, W, 3)`` in [0, 1].
 
     An image ``(C, H, W)`` is stretched to its own range; a row of features ``(F,)`` becomes a strip ``(F, 1, 3)``, blue
-    below the mean and red above.
+    below the mean and red above. A signal ``(C, length)`` becomes a band for each channel, a volume ``(C, D, H, W)``
+    becomes its middle slice.
     """
     values: np.ndarray = x.detach().float().cpu().numpy()
     if values.ndim == 1:
@@ -27,6 +32,10 @@ def picture(x: Tensor) -> np.ndarray:
 
         share = (values[:, None] / _FEATURE_RANGE + 1) / 2
         return np.asarray(colormaps["coolwarm"](share)[..., :3])
+    if values.ndim == 2:
+        values = values.repeat(max(_BAND // len(values), 1), axis=0)[None]
+    elif values.ndim == 4:
+        values = values[:, values.shape[1] // 2]
     low, high = values.min(), values.max()
     scaled = (values - low) / max(high - low, 1e-6)
     return np.asarray(scaled.transpose(1, 2, 0) if len(scaled) == 3 else scaled[0][..., None].repeat(3, axis=2))

@@ -102,7 +102,7 @@ class _Pixels:
     def __call__(self, values: Tensor) -> Tensor:
         positions = (torch.special.ndtr(values) * _STEPS).clamp(0, _STEPS - 1e-3)
         index = positions.long()
-        channel = torch.arange(values.shape[1]).view(1, -1, 1, 1)
+        channel = torch.arange(values.shape[1]).view(1, -1, *(1,) * (values.dim() - 2))
         low, high = self._table[channel, index], self._table[channel, index + 1]
         return torch.lerp(low, high, positions - index)
 
@@ -233,10 +233,10 @@ class Procedural(ProceduralSource):
     """All procedural samples of a kind of data.
 
     Images: leaves, strokes, blobs and compositions of two of them, a quarter each. Signals: the same and waves, a fifth
-    each. Rows of features: see :class:`RandomRows`.
+    each. Volumes: see :class:`Volumes`. Rows of features: see :class:`RandomRows`.
 
     Args:
-        input_shape: ``(C, H, W)``, ``(C, length)`` or ``(features,)``.
+        input_shape: ``(C, H, W)``, ``(C, length)``, ``(C, D, H, W)`` or ``(features,)``.
         device: Device of the samples.
         mean: Mean of the pixels of each channel; see :class:`ProceduralImages`. Rows need none.
         std: Standard deviation of the pixels of each channel.
@@ -255,11 +255,76 @@ class Procedural(ProceduralSource):
     ) -> None:
         super().__init__(input_shape, device)
         shape = self.input_shape
-        self.source = RandomRows(shape, device) if len(shape) == 1 else _Mix(shape, device, mean, std)
+        if len(shape) == 1:
+            self.source: ProceduralSource = RandomRows(shape, device)
+        else:
+            self.source = (Volumes if len(shape) == 4 else _Mix)(shape, device, mean, std)
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)``."""
         return self.source.sample(n, seed)
+
+
+class Volumes(ProceduralSource):
+    """Volumes of three kinds, a third each: random fields, bands around their level sets, and regions of one value.
+
+    Regions are the steps of a smooth field, each with a texture. Values are about N(0, 1) over all volumes.
+
+    Args:
+        input_shape: ``(C, D, H, W)``.
+        device: Device of the samples.
+        mean: Mean of the values of each channel, in [0, 1], by which the teacher's inputs are normalised; see
+            :class:`ProceduralImages`.
+        std: Standard deviation of the values of each channel.
+
+    Raises:
+        ValueError: If the shape is no volume.
+    """
+
+    title = "Volumes"
+    color = "#0369a1"
+    marker = "X"
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(input_shape, device)
+        if len(self.input_shape) != 4:
+            raise ValueError(f"Expected `input_shape` of a volume (C, D, H, W), but got {self.input_shape}.")
+        self._pixels = None if mean is None and std is None else _Pixels(mean, std, self.input_shape[0])
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int) -> Tensor:
+        """Draw ``n`` samples ``(n, C, D, H, W)``."""
+        chunk = max(_CHUNK * 1024 // math.prod(self.input_shape), 3)
+        parts = [self._draw(min(chunk, n - start), stream(seed, "synthetic", start)) for start in range(0, n, chunk)]
+        return torch.cat(parts).to(self.device)
+
+    def _draw(self, n: int, rng: torch.Generator) -> Tensor:
+        count = -(-n // 3)
+        plane = (1, *self.input_shape[1:])
+
+        def normal(channels: int = 1) -> Tensor:
+            return torch.randn(count, channels, 1, 1, 1, generator=rng)
+
+        fields = draw_fields(3 * count, self.input_shape, rng, (1.0, 4.0))
+        smooth = draw_fields(2 * count, plane, rng, (3.0, 6.0))
+        share = 0.3 * torch.rand(count, 1, 1, 1, 1, generator=rng)
+        plain = (1 - share).sqrt() * fields[:count] + share.sqrt() * normal()
+        bands = (1.13 - (smooth[:count] - normal()).abs()) / 0.85 + 0.3 * fields[
+            count : 2 * count
+        ]  # mean 0, variance 1
+        regions = normal(self.input_shape[0])
+        for _ in range(3):
+            inside = smooth[count:] > normal()
+            regions = torch.where(inside, normal(self.input_shape[0]), regions)
+        values = torch.cat([plain, bands, regions + 0.3 * fields[2 * count :]])
+        values = values[torch.randperm(len(values), generator=rng)[:n]]
+        return values if self._pixels is None else self._pixels(values)
 
 
 class _Mix(ProceduralImages):

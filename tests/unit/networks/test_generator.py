@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kegnet_pl.networks import DenseGenerator, ImageGenerator
+from kegnet_pl.networks import ConvGenerator, DenseGenerator, ImageGenerator
 from kegnet_pl.networks.generator import RepeatingConv2d, Upsampling, standardise_images
 
 
@@ -222,3 +222,19 @@ def test_an_image_is_cut_around_its_middle() -> None:
 def test_no_size_of_an_image(size: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="`size` to be height and width of an image, but got"):
         ImageGenerator(1, 4, size=size)
+
+
+@pytest.mark.parametrize("shape", [(2, 50), (1, 16_000), (3, 33, 20), (1, 6, 8, 9), (1, 1)])
+def test_samples_of_any_number_of_dimensions(shape: tuple[int, ...]) -> None:
+    generator = ConvGenerator(shape, classes=4, noise_dim=5)
+    x = generator(torch.randn(6, 5), torch.eye(4)[[0, 1, 2, 3, 0, 1]])
+    assert x.shape == (6, *shape) and bool(x.isfinite().all())
+    axes = (0, *range(2, x.dim()))
+    if x[0, 0].numel() > 1:
+        assert float(x.mean(axes).abs().max()) < 1e-4 and float((x.std(axes) - 1).abs().max()) < 0.1
+    assert sum(parameter.numel() for parameter in generator.parameters()) < 3_000_000
+
+
+def test_rows_have_another_generator() -> None:
+    with pytest.raises(ValueError, match="For rows of features use DenseGenerator"):
+        ConvGenerator((5,), 4)
