@@ -42,10 +42,12 @@ class Cost(ABC):
 
     Attributes:
         name: Name of the quantity.
+        layers: The layers, by name.
         total: Cost of the whole network.
     """
 
     name: CostName
+    layers: Mapping[str, Factorisable]
     total: float
 
     @abstractmethod

@@ -1,32 +1,28 @@
 """The compression plan: choice of layers and ranks, and their factorisation."""
 
-import bisect
 import copy
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
-import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
-from kegnet_pl.compression.allocation import BudgetError, allocate_ranks, needs_inputs, takes_one_rank
+from kegnet_pl.compression.activations import Calibration, measure_layers
+from kegnet_pl.compression.allocation import needs_inputs
 from kegnet_pl.compression.attention import split_attention
-from kegnet_pl.compression.costs import Cost, CostName, LatencyCost, MacCost, ParameterCost, observe_shapes
+from kegnet_pl.compression.choice import RankChoice, WhenLarger
+from kegnet_pl.compression.costs import CostName
 from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
 from kegnet_pl.compression.report import (
     Compressed,
     CompressionReport,
     LayerReport,
-    ModelSize,
     count_parameters,
     measure_size,
 )
 from kegnet_pl.compression.rules import LAYERS, Candidate, Rule, check_patterns, find_obstacles
-from kegnet_pl.compression.structure import restore_structure
 from kegnet_pl.compression.tucker import (
     Convolution,
     Factorisable,
@@ -40,25 +36,6 @@ from kegnet_pl.networks.execution import copy_network
 from kegnet_pl.networks.hooks import carry_hooks
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
-
-WhenLarger = Literal["keep", "compress"]
-"""Treatment of a layer that its factorisation would enlarge."""
-
-_NO_CANDIDATES = (
-    "Expected layers that can be factorised, to reach target={}, but got none: convolutions without groups and dense "
-    "layers can, if their weights are not shared."
-)
-
-_UNITS = {"parameters": "parameters", "macs": "MACs", "latency": "seconds"}
-
-_CORRECTIONS = 7
-"""Networks that are measured to reach a target of latency."""
-
-_ALMOST = 0.97
-"""Share of a target of latency that is enough; measurements vary."""
-
-_OVERSHOOT = 1.05
-"""Ratio to the target above which the remaining parameters are assigned to other layers."""
 
 
 class CompressionPlan:
@@ -115,12 +92,7 @@ class CompressionPlan:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Expected `{name}` to be a whole number of at least 1, but got {value!r}.")
         self.rules = tuple(rules)
-        self.target = target
-        self.when_larger = when_larger
-        self.fold = fold
-        self.by: CostName = by
-        self.round_to = round_to
-        self.batch_size = batch_size
+        self.choice = RankChoice(target, when_larger, fold, by, round_to, batch_size)
 
     @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # many small decompositions: threads only wait
     def apply(
@@ -147,10 +119,11 @@ class CompressionPlan:
             ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target cannot
                 be reached, weights are not finite, or the network does not accept such samples.
         """
-        if calibration is None and (self.by != "parameters" or self.round_to > 1):
+        by, round_to = self.choice.by, self.choice.round_to
+        if calibration is None and (by != "parameters" or round_to > 1):
             raise ValueError(
-                f"Expected samples for by={self.by!r} and round_to={self.round_to}, since ranks are chosen by the "
-                f"function of the network, but got none. Use fit='function'."
+                f"Expected samples for by={by!r} and round_to={round_to}, which choose ranks by the function of the "
+                f"network, but got none. Use fit='function'."
             )
         invalid = [name for name, weight in network.named_parameters() if not bool(weight.detach().isfinite().all())]
         if invalid:
@@ -188,18 +161,20 @@ class CompressionPlan:
         if calibration is not None:
             teacher = copy.deepcopy(network).requires_grad_(False)
             free = [c for c in candidates if "target" in c.ranks]
-            of_inputs = {c.name for c in free if needs_inputs(c.layer, c.ranks, self.fold)}
+            of_inputs = {c.name for c in free if needs_inputs(c.layer, c.ranks, self.choice.fold)}
             moments = measure_layers(
                 teacher, [name for name in layers if name not in obstacles], calibration.samples, seed=calibration.seed,
                 of_inputs=of_inputs,
             )  # fmt: skip
-        if calibration is None or self.target is None:
-            chosen = self._choose(candidates, before.parameters)
+        if calibration is None or self.choice.target is None:
+            chosen = self.choice.by_weights(candidates, before.parameters)
         else:
             sample = calibration.samples[:1].clone()  # the network may work in place
-            cost = self._measure_costs(network, candidates, before, sample, lambda share: on_progress(0.3 * share))
-            chosen = self._choose_by_function(network, candidates, moments, cost)
-            begun = 0.3 if self.by == "latency" else 0.0
+            cost = self.choice.measure_costs(
+                network, candidates, before, sample, lambda share: on_progress(0.3 * share)
+            )
+            chosen = self.choice.by_function(network, candidates, moments, cost)
+            begun = 0.3 if self.choice.by == "latency" else 0.0
         parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
         self._replace_layers(network, candidates, chosen, on_progress if calibration is None else lambda _: None)
         notes |= {candidate.name: "; ".join(candidate.notes) for candidate in candidates}
@@ -249,107 +224,6 @@ class CompressionPlan:
                 candidates.append(Candidate(name, cast(Factorisable, layer), rule.sides))
         return candidates, notes
 
-    def _measure_costs(
-        self,
-        network: nn.Module,
-        candidates: Sequence[Candidate],
-        size: ModelSize,
-        sample: torch.Tensor,
-        on_progress: Callable[[float], None],
-    ) -> Cost:
-        """Return the costs of the candidates that the network calls."""
-        shapes = observe_shapes(network, [c.name for c in candidates], sample)
-        layers = {c.name: c.layer for c in candidates if c.name in shapes}
-        if self.by == "macs":
-            return MacCost(layers, shapes, size.macs, self.fold)
-        if self.by == "latency":
-            return LatencyCost(network, layers, shapes, sample, self.batch_size, self.fold, on_progress)
-        return ParameterCost({c.name: c.layer for c in candidates}, size.parameters, self.fold)
-
-    def _choose_by_function(
-        self, network: nn.Module, candidates: Sequence[Candidate], moments: Mapping[str, LayerMoments], cost: Cost
-    ) -> dict[str, Ranks]:
-        """Return the ranks of candidates that change the logits least; a candidate without ranks stays as it is."""
-        assert self.target is not None
-        fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
-        given = {name: (a, b) for name, (a, b) in fixed.items() if a is not None and b is not None}
-        layers = {c.name: c.layer for c in candidates if c.name not in given}
-        if not layers:
-            raise ValueError(_NO_CANDIDATES.format(self.target))
-        saved = sum(
-            cost.of_layer(c.name) - float(cost.of_factors(c.name, *(np.array([rank]) for rank in given[c.name]))[0])
-            for c in candidates
-            if c.name in given and c.name in moments and not self._enlarges(c.layer, given[c.name])
-        )
-        called = {name: layer for name, layer in layers.items() if name in moments}
-        rest = cost.total - saved - sum(map(cost.of_layer, called))
-        budget = cost.total / self.target - rest
-
-        allocate = functools.partial(
-            allocate_ranks, called, fixed, moments, cost=cost, fold=self.fold, round_to=self.round_to
-        )
-        try:
-            chosen = allocate(budget)
-        except BudgetError as error:
-            if not isinstance(cost, LatencyCost):
-                unseen = [name for name in layers if name not in called]
-                without = f" Layers without gradients or a batch cannot be used: {', '.join(unseen)}." if unseen else ""
-                most = math.floor(100 * cost.total / max(rest + error.smallest, 1e-9 * cost.total)) / 100
-                raise ValueError(
-                    f"Expected a `target` within reach, at most {most:.2f} by {self.by}, but {self.target} leaves too "
-                    f"little for the layers.{without} Name more layers in `rules`, or lower the target."
-                ) from error
-            budget = error.smallest
-        if isinstance(cost, LatencyCost):
-            smaller = {c.name for c in candidates if c.name in given and not self._enlarges(c.layer, given[c.name])}
-            chosen = self._search(network, {name: given[name] for name in smaller}, cost, budget, allocate)
-        for candidate in candidates:
-            if candidate.name in layers and candidate.name not in moments:
-                candidate.notes.append("unchanged: the network does not call it, or not with gradients and a batch")
-            elif candidate.name in layers and candidate.name not in chosen:
-                candidate.notes.append(f"unchanged: the same {_UNITS[self.by]} cost the logits less elsewhere")
-        return {**given, **chosen}
-
-    def _search(
-        self,
-        network: nn.Module,
-        given: Mapping[str, Ranks],
-        cost: LatencyCost,
-        budget: float,
-        allocate: Callable[[float], dict[str, Ranks]],
-    ) -> dict[str, Ranks]:
-        """Return ranks whose network reaches the target of latency when it is measured, at the largest budget.
-
-        The times of layers do not add up to that of the network, so the budget is found by bisection.
-        """
-        assert self.target is not None
-        found: list[tuple[float, dict[str, Ranks]]] = []
-        low, high = 0.0, sum(map(cost.of_layer, cost.layers))
-        for _ in range(_CORRECTIONS):
-            try:
-                chosen = allocate(budget)
-            except BudgetError as error:
-                low = budget = error.smallest
-                chosen = allocate(budget)
-            ranks = {**given, **chosen}
-            trial = restore_structure(copy.deepcopy(network), ranks, list(ranks) if self.fold else [])
-            speedup = cost.speedup(network, trial)
-            found.append((speedup, chosen))
-            if self.target <= speedup <= _OVERSHOOT * self.target:
-                break
-            low, high = (budget, high) if speedup >= self.target else (low, budget)
-            budget = (low + high) / 2
-        reached = [pair for pair in found if pair[0] >= self.target]
-        if reached:
-            return min(reached, key=lambda pair: pair[0])[1]
-        speedup, chosen = max(found, key=lambda pair: pair[0])
-        if speedup < _ALMOST * self.target:
-            raise ValueError(
-                f"Expected a `target` within reach, but {self.target} by latency is too much: the fastest network that "
-                f"was measured has a speed-up of {speedup:.2f}. Name more layers in `rules`, or lower the target."
-            )
-        return chosen
-
     def _replace_layers(
         self,
         network: nn.Module,
@@ -365,84 +239,18 @@ class CompressionPlan:
             if candidate.name not in chosen:
                 continue
             ranks = chosen[candidate.name]
-            if self._enlarges(candidate.layer, ranks):
-                growth = factorised_parameters(candidate.layer, ranks, self.fold) - count_parameters(candidate.layer)
+            if self.choice.enlarges(candidate.layer, ranks):
+                size = factorised_parameters(candidate.layer, ranks, self.choice.fold)
+                growth = size - count_parameters(candidate.layer)
                 candidate.notes.append(
                     f"unchanged: ranks in {ranks[0]}, out {ranks[1]} would add {growth} parameters or save none"
                 )
                 del chosen[candidate.name]
             else:
-                new = factorise(candidate.layer, ranks, self.fold).train(candidate.layer.training)
+                new = factorise(candidate.layer, ranks, self.choice.fold).train(candidate.layer.training)
                 chosen[candidate.name] = new.ranks
                 carry_hooks(candidate.layer, new)
                 replace_layer(network, candidate.name, new)
-
-    def _enlarges(self, layer: Factorisable, ranks: Ranks) -> bool:
-        return self.when_larger == "keep" and factorised_parameters(layer, ranks, self.fold) >= count_parameters(layer)
-
-    def _choose(self, candidates: Sequence[Candidate], parameters: int) -> dict[str, Ranks]:
-        """Return the ranks of every candidate."""
-        fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
-        free = {(c.name, side): c.energy(side) for c in candidates for side in (0, 1) if fixed[c.name][side] is None}
-
-        def at(share: float) -> dict[str, Ranks]:
-            def rank(name: str, side: int) -> int:
-                known = fixed[name][side]
-                return known if known is not None else 1 + int(np.searchsorted(free[name, side][:-1], share))
-
-            return {c.name: (rank(c.name, 0), rank(c.name, 1)) for c in candidates}
-
-        def ratio(ranks: Mapping[str, Ranks]) -> float:
-            saved = sum(
-                count_parameters(c.layer) - factorised_parameters(c.layer, ranks[c.name], self.fold)
-                for c in candidates
-                if not self._enlarges(c.layer, ranks[c.name])
-            )
-            return parameters / (parameters - saved)
-
-        if self.target is None:
-            return at(1.0)
-        # All shares at which a rank grows; the ratio decreases along them.
-        shares = np.unique(np.concatenate([[0.0], *free.values()]))
-        bound = ratio(at(shares[0]))
-        if bound < self.target:
-            if not free:
-                raise ValueError(_NO_CANDIDATES.format(self.target))
-            raise ValueError(
-                f"Expected `target` of at most {math.floor(100 * bound) / 100:.2f}, the ratio with every rank 'target' "
-                f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."
-            )
-        reached = bisect.bisect_right(shares, -self.target, key=lambda share: -ratio(at(share)))
-        chosen = at(shares[reached - 1])
-        return chosen if ratio(chosen) <= _OVERSHOOT * self.target else self._spend(candidates, free, chosen, ratio)
-
-    def _spend(
-        self,
-        candidates: Sequence[Candidate],
-        free: Mapping[tuple[str, int], np.ndarray],
-        chosen: dict[str, Ranks],
-        ratio: Callable[[Mapping[str, Ranks]], float],
-    ) -> dict[str, Ranks]:
-        """Raise free ranks one by one, smallest share first, while the target is still reached."""
-        assert self.target is not None
-        steps: set[tuple[str, tuple[int, ...]]] = set()
-        for c in candidates:
-            free_sides = tuple(side for side in (0, 1) if (c.name, side) in free)
-            # A matrix has one rank, so raising one side of a dense layer alone keeps nothing more.
-            together = takes_one_rank(c.layer, self.fold) and len(free_sides) == 2
-            steps |= {(c.name, free_sides)} if together else {(c.name, (side,)) for side in free_sides}
-        layers = {c.name: c.layer for c in candidates}
-        while steps:
-            step = min(steps, key=lambda s: (free[s[0], s[1][0]][chosen[s[0]][s[1][0]] - 1], s))
-            name, raised = step
-            ranks = (chosen[name][0] + (0 in raised), chosen[name][1] + (1 in raised))
-            more = {**chosen, name: ranks}
-            full = any(ranks[side] > len(free[name, side]) for side in raised)
-            if full or self._enlarges(layers[name], ranks) or ratio(more) < self.target:
-                steps.remove(step)
-            else:
-                chosen = more
-        return chosen
 
 
 def _note_macs(before: int, after: int) -> str:
