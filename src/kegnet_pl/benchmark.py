@@ -111,8 +111,8 @@ def measure_latency(
 ) -> LatencyReport:
     """Measure how long networks take for a batch, in PyTorch without compilation.
 
-    The networks take turns, so that other work on the machine concerns all of them. Use ratios: the milliseconds of two
-    calls may differ by more than the networks do.
+    The networks are measured in turns, so other load on the machine affects all of them. Compare speed-ups, not
+    milliseconds of two calls.
 
     Args:
         networks: Networks by name, in evaluation mode for the measurement; the first is the baseline. They are moved to
@@ -120,8 +120,12 @@ def measure_latency(
         input_shape: Shape of one sample.
         batch_sizes: Samples of a batch.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU if there is one.
-        threads: Threads of PyTorch on a CPU; None for the present number.
-        seconds: Time for each batch size, at least; every network is measured at least five times.
+        threads: Threads of PyTorch on a CPU; None: the current setting of PyTorch.
+        seconds: Measuring time per batch size, for all networks together. Every network is measured in 5 to 200 rounds,
+            so fast networks take less time and slow ones more.
+
+    Returns:
+        Median, spread and speed-up per network and batch size.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -230,7 +234,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES, metavar="N", help="default: 1 64")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of PyTorch on a CPU (default: those it has)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each batch size (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="measuring time per batch size (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to a file")
     options = parser.parse_args(arguments)
     try:

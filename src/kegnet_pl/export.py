@@ -1,4 +1,4 @@
-"""Export of a student: ``python -m kegnet_pl.export RUN`` writes files that run without kegnet_pl."""
+"""Export of a student as ONNX, torch.export, TorchScript and safetensors: ``python -m kegnet_pl.export RUN``."""
 
 import argparse
 import copy
@@ -41,7 +41,8 @@ class ExportedFile:
         format: Name of the format.
         path: The file.
         size: Bytes.
-        difference: Largest difference between outputs of the file, loaded by its own runtime, and of the network.
+        difference: Largest difference between the outputs of the file and of the network, divided by the largest output
+            or by 1. 0 for safetensors if the network returns no single tensor: it is not compared.
     """
 
     format: str
@@ -119,6 +120,9 @@ def export_network(
         formats: Some of ``"onnx"``, ``"torch_export"`` and ``"torchscript"``.
         batch_size: Samples of every batch; None for any number.
 
+    Returns:
+        One entry per format: path, size, and difference from the network.
+
     Raises:
         UserError: If a package is missing, the network cannot be exported, or a file does not return what the network
             returns.
@@ -140,7 +144,9 @@ def export_network(
                 run = write(plain, batches[-1], path, batch_size is None)
         except (*FORWARD_ERRORS, torch.onnx.errors.OnnxExporterError) as error:
             path.unlink(missing_ok=True)
-            fixed = " Try a fixed batch size." if batch_size is None else ""
+            fixed = (
+                " Try a fixed batch size: batch_size=N (command line: --batch-size N)." if batch_size is None else ""
+            )
             raise UserError(
                 f"Expected a network that torch can export as {name}, but {type(network).__name__} failed: "
                 f"{first_line(error).rstrip('.')}.{fixed}"
@@ -149,8 +155,9 @@ def export_network(
         if not difference <= TOLERANCE:
             path.unlink()
             raise UserError(
-                f"Expected {path.name} to return what the network returns, but outputs differ by {difference:.2g} "
-                f"(at most {TOLERANCE:.0e} of the largest one). The file was deleted."
+                f"Expected {path.name} to return the outputs of the network, with a relative difference of at most "
+                f"{TOLERANCE:.0e}, but got {difference:.2g} (inf: another shape). The file was deleted. Try another "
+                f"format or a fixed batch size (--batch-size N)."
             )
         files.append(ExportedFile(name, path, path.stat().st_size, difference))
     return files
@@ -204,7 +211,8 @@ def export_run(
         run: Folder of the run.
         out: Folder of the files; None for ``RUN/export``.
         formats: Some of :data:`FORMATS`. ``"safetensors"`` writes weights and structure for :func:`load_network`.
-        method: Network of the run, such as ``"T+KegNet"``; None for the last one that is no ceiling.
+        method: Network of the run, such as ``"T+KegNet"``; None for the last one that was not trained on real
+            data.
         batch_size: Samples of every batch; None for any number.
 
     Returns:
@@ -219,11 +227,13 @@ def export_run(
     rows = read_runs(run)[0].rows
     row = find_last(rows) if method is None else next((row for row in rows if row.method == method), None)
     stages = StageFolders.read(run)
-    if row is None or stages is None:
+    if stages is None:
         raise UserError(
-            f"Expected the folder of one run with a network {method or ''}, but {display_path(run)} has: "
-            f"{', '.join(row.method for row in rows)}."
+            f"Expected stages.json in {display_path(run)}, but found none. Give the folder of one run, such as "
+            f"outputs/runs/..., not of a sweep."
         )
+    if row is None:
+        raise UserError(f"Expected `method` to be one of {', '.join(one.method for one in rows)}, but got {method!r}.")
     source = list(stages.networks[row.method].values())
     folder = next((path for path in reversed(source) if (path / "network.json").exists()), None)
     if folder is None:
@@ -281,14 +291,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line with arguments, or those of this process; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kegnet_pl.export",
-        description="Write the student of a finished run as files that run without kegnet_pl, with a model card. Each "
-        "file is loaded by its own runtime and compared with the student.",
+        description="Export the student of a finished run, with a model card. Files other than safetensors run without "
+        "kegnet_pl; each is compared with the student.",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run, such as outputs/runs/...")
     parser.add_argument(
         "--format", default=",".join(FORMATS), help="comma-separated list of formats (default: %(default)s)"
     )
-    parser.add_argument("--method", help="network of the run, such as T+KegNet (default: the last one)")
+    parser.add_argument(
+        "--method",
+        help="network of the run, such as T+KegNet (default: the last one that was not trained on real data)",
+    )
     parser.add_argument("--out", type=Path, help="folder of the files (default: RUN/export)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="fixed size of every batch (default: any size)")
     parser.add_argument("--push-to-hub", metavar="REPO", help="also upload the folder to this private repository")
@@ -300,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
         lines = [f"{row.method}, {row.compression_ratio:.2f} times smaller than its teacher:"]
         for file in files:
             lines.append(
-                f"  {display_path(file.path)}  {file.size / 1e6:.2f} MB, largest difference from the network: "
+                f"  {display_path(file.path)}  {file.size / 1e6:.2f} MB, largest relative difference from the network: "
                 f"{file.difference:.1e}"
             )
         folder = files[0].path.parent if files else options.out

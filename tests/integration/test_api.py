@@ -442,7 +442,7 @@ def test_a_student_answers_as_its_teacher_does(answer: nn.Module) -> None:
         (lambda: kegnet_pl.train_generators("model.pt", SHAPE, **TINY), r"a torch\.nn\.Module, but got 'model\.pt'"),
         (lambda: kegnet_pl.compress(_lenet(), (3, 32, 32), 2.0), r"take samples of shape \(3, 32, 32\), but it failed"),
         (lambda: kegnet_pl.distill(_lenet(), TensorDataset(torch.zeros(4, *SHAPE))), "SyntheticDataset"),
-        (lambda: kegnet_pl.compress(nn.Embedding(9, 4), (5,), 2.0), "it takes tokens"),
+        (lambda: kegnet_pl.compress(nn.Embedding(9, 4), (5,), 2.0), "it takes integer token ids"),
         (lambda: _dataset(LeNet5(3)), r"teacher LeNet5 to take samples of shape \(1, 32, 32\), but it failed"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, parallel="both", **TINY), "sequential.*got 'both'"),
         (lambda: kegnet_pl.load_generators("nowhere", _lenet()), r"got nowhere without manifest\.json"),

@@ -1016,8 +1016,8 @@ class Dictionary(nn.Module):
 @pytest.mark.parametrize(
     ("answer", "given", "said"),
     [
-        ("probabilities", [], "The answers of Sequential are taken as probabilities."),
-        ("dict", ["teacher.output_key=scores"], "The answers of Dictionary at 'scores' are taken as logits."),
+        ("probabilities", [], "The output of Sequential is read as probabilities."),
+        ("dict", ["teacher.output_key=scores"], "The output of Dictionary at 'scores' is read as logits."),
     ],
 )
 def test_teachers_of_other_answers(
@@ -1097,7 +1097,7 @@ def test_teachers_of_files_and_of_hugging_face(
     (folder,) = (tmp_path / "store").glob("student-*")
     assert load_network(folder, logits=True)(torch.zeros(2, 1, 16, 16)).shape == (2, 4)
     if library == "huggingface":
-        assert "The answers of ViTForImageClassification are taken as logits." in capsys.readouterr().out
+        assert "The output of ViTForImageClassification is read as logits." in capsys.readouterr().out
         shutil.rmtree(tmp_path / "model")
         assert hasattr(load_network(folder)(torch.zeros(2, 1, 16, 16)), "logits"), "the folder is not needed again"
     else:
@@ -1118,7 +1118,7 @@ def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixtur
     go(tmp_path, "sources=[normal]", train=False)
     capsys.readouterr()
     assert main([str(tmp_path / "run"), "--format", "torch_export,safetensors"]) == 0
-    assert "largest difference from the network: 0.0e+00" in capsys.readouterr().out
+    assert "largest relative difference from the network: 0.0e+00" in capsys.readouterr().out
     out = tmp_path / "run" / "export"
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "model.json", "model.pt2", "model.safetensors"]
     x = torch.randn(3, 1, 32, 32)
@@ -1134,7 +1134,7 @@ def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([str(tmp_path / "run"), "--format", "safetensors", "--method", "T", "--out", str(tmp_path / "T")]) == 0
     assert "(compressed, without training)" in (tmp_path / "T" / "README.md").read_text()
     assert main([str(tmp_path / "run"), "--method", "T+Real"]) == 1
-    assert "has: teacher, T, T+Normal" in capsys.readouterr().err
+    assert "`method` to be one of teacher, T, T+Normal, but got 'T+Real'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", ["macs", "latency"])

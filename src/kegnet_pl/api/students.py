@@ -66,8 +66,9 @@ def compress(
         fit: ``"function"``: ranks for the target are those that change the logits least on synthetic samples, and
             layers are fitted one after another to what the network's layers do on them. ``"weights"``: both depend on
             the weights alone, as in the paper.
-        fold: True to merge parts of factorised layers that only cost parameters: dense layers and 1x1 convolutions
-            become two layers, not three. False for the paper's three parts. None: True for ``fit="function"``.
+        fold: True to merge redundant factors: a dense layer or 1x1 convolution becomes two layers with the smaller
+            rank, and a side at full rank gets no layer. False for the paper's three layers. None: True for
+            ``fit="function"``.
         by: Quantity of the target: ``"parameters"``, ``"macs"`` (multiply-accumulates) or ``"latency"``, the time for a
             batch, measured on the device of the network. Fewer parameters need not take less time.
         round_to: Ranks that are chosen for the target are multiples of this number (8 suits most hardware), or full.
@@ -93,7 +94,7 @@ def compress(
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
-            does not accept such samples.
+            does not accept such samples, or ``by`` or ``round_to`` is set with ``fit="weights"``.
     """
     if rules is None:
         rules = {"*": "evbmf" if target is None else "target"}

@@ -18,7 +18,7 @@ class SplitAttention(nn.Module):
         attention: Its weights are copied.
 
     Raises:
-        ValueError: If it adds a bias or zeros to keys and values, see :func:`find_obstacle`.
+        ValueError: If :func:`find_obstacle` returns a reason: a subclass, ``add_bias_kv``, ``add_zero_attn``, or hooks.
 
     Shapes:
         Query ``(L, B, E)``, key ``(S, B, K)`` and value ``(S, B, V)``, or with ``batch_first`` ``(B, L, E)``, ``(B, S,
@@ -34,7 +34,7 @@ class SplitAttention(nn.Module):
         super().__init__()
         obstacle = find_obstacle(attention)
         if obstacle is not None:
-            raise ValueError(f"Expected an attention that can be split, but {obstacle}.")
+            raise ValueError(f"Expected an nn.MultiheadAttention that can be split, but {obstacle}.")
         self.embed_dim, self.num_heads, self.head_dim = attention.embed_dim, attention.num_heads, attention.head_dim
         self.dropout, self.batch_first = attention.dropout, attention.batch_first
         bias = attention.in_proj_bias

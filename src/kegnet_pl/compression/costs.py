@@ -161,9 +161,10 @@ class MacCost(Cost):
 class LatencyCost(Cost):
     """Seconds for a batch on this device, measured layer by layer.
 
-    A layer is measured as it is and at a few ranks. The time of a form (three parts, or two of them) at other ranks is
-    a sum of non-negative terms in the ranks and their product, fitted to these measurements. Layers of equal shape are
-    measured once. The cost of the whole network is measured, too, so that what no layer explains stays.
+    A layer is measured as it is and at a few ranks. The time at other ranks is ``a + b r_in + c r_out + d r_in r_out``,
+    with coefficients of at least 0 that are fitted by least squares, separately for each form (which of the parts
+    exist). Layers of equal shape are measured once. The whole network is measured, too; the time that these layers do
+    not explain is taken as constant.
 
     Args:
         network: The network, on the device.

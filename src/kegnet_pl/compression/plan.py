@@ -50,8 +50,7 @@ class CompressionPlan:
             ranks of other layers are raised, starting with the smallest share.
         when_larger: Treatment of a layer that its factorisation would enlarge: ``"keep"`` leaves it (with a note in
             the report), ``"compress"`` factorises it, as the paper does with the outer layers of its MLP.
-        fold: True to merge parts of factorised layers that only cost parameters (:class:`TuckerLayer`); False for
-            layers of three parts, as the paper's.
+        fold: True to merge redundant factors (:class:`TuckerLayer`); False for three layers, as in the paper.
         by: Quantity of the target: ``"parameters"``, ``"macs"`` (multiply-accumulates), or ``"latency"``, the time for
             a batch, which is measured on the device of the samples. The latter two need samples.
         round_to: Ranks that are chosen for the target are multiples of this number, which hardware may prefer. It needs
@@ -59,8 +58,8 @@ class CompressionPlan:
         batch_size: Samples of the batch for ``by="latency"``.
 
     Raises:
-        ValueError: If there is no rule, ``when_larger`` is unknown, or only one of ``target`` and a rank ``"target"``
-            is given.
+        ValueError: If there is no rule, ``when_larger`` or ``by`` is unknown, ``round_to`` or ``batch_size`` is below
+            1, or only one of ``target`` and a rank ``"target"`` is given.
     """
 
     def __init__(

@@ -120,15 +120,12 @@ class TuckerLayer(nn.Sequential):
     """A convolution or dense layer as a chain of smaller ones; it has the attributes of the layer that it replaces.
 
     The parts are a factor of the inputs (in -> r_in), a core (r_in -> r_out) and a factor of the outputs (r_out -> out,
-    with the bias). With ``fold`` parts that only cost parameters are merged into others: the core of a layer without a
-    kernel, and the factor of a side at its full rank. A slice is an ``nn.Sequential``.
+    with the bias). With ``fold`` redundant parts are merged into others: the core of a layer without a kernel, and the
+    factor of a side at its full rank. A slice is an ``nn.Sequential``.
 
     Attributes:
         ranks: ``(in_rank, out_rank)``.
-        fold: True if parts are merged.
-
-    Raises:
-        ValueError: If a rank is out of range.
+        fold: True if redundant parts are merged.
     """
 
     __jit_unused_properties__ = ("weight", "bias")
@@ -202,10 +199,15 @@ def has_one_rank(layer: Factorisable) -> bool:
 
 
 class TuckerConv(TuckerLayer):
-    """A convolution as 1x1 (in -> r_in), a core with the kernel (r_in -> r_out), 1x1 (r_out -> out).
+    """A convolution as three: pointwise (in -> r_in), a core with the kernel (r_in -> r_out), pointwise (r_out -> out).
 
     The core has the stride, padding and dilation of ``conv``, whose weights are not used (see :func:`factorise`). It is
     transposed if ``conv`` is.
+
+    Args:
+        conv: The convolution to replace, of one, two or three dimensions.
+        ranks: ``(in_rank, out_rank)``.
+        fold: True to leave out redundant parts, see :class:`TuckerLayer`.
 
     Raises:
         ValueError: If a rank is out of range or the convolution is grouped.
@@ -250,7 +252,13 @@ class TuckerConv(TuckerLayer):
 class TuckerLinear(TuckerLayer):
     """A dense layer as Linear(in, r_in), Linear(r_in, r_out), Linear(r_out, out, with the bias).
 
-    The weights of ``linear`` are not used (see :func:`factorise`).
+    With ``fold``: Linear(in, r), Linear(r, out, with the bias); both ranks are equal. The weights of ``linear`` are not
+    used (see :func:`factorise`).
+
+    Args:
+        linear: The dense layer to replace.
+        ranks: ``(in_rank, out_rank)``.
+        fold: True to leave out redundant parts.
 
     Raises:
         ValueError: If a rank is out of range.
@@ -290,7 +298,7 @@ def factorise(layer: Factorisable, ranks: Ranks, fold: bool = False) -> TuckerLa
     Args:
         layer: A dense layer or a convolution of any dimension, possibly transposed.
         ranks: ``(in_rank, out_rank)``.
-        fold: True to merge parts that only cost parameters, see :class:`TuckerLayer`; the function is the same.
+        fold: True to merge redundant parts, see :class:`TuckerLayer`. A layer without a kernel gets the smaller rank.
 
     Raises:
         ValueError: If a rank is out of range or a convolution is grouped.

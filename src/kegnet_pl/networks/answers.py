@@ -70,7 +70,7 @@ def find_tensor(answer: Any, key: OutputKey = None) -> Tensor:
             except (LookupError, TypeError):
                 found = None
         if not isinstance(found, Tensor):
-            raise ValueError(f"has no tensor at {key!r}, but {_describe(answer)}")
+            raise ValueError(f"no tensor at {key!r} ({_describe(answer)})")
         return found
     if isinstance(answer, Tensor):
         return answer
@@ -84,16 +84,16 @@ def find_tensor(answer: Any, key: OutputKey = None) -> Tensor:
     for value in candidates:
         if isinstance(value, Tensor):
             return value
-    raise ValueError(f"has no tensor, but {_describe(answer)}")
+    raise ValueError(f"no tensor ({_describe(answer)})")
 
 
 def _describe(answer: Any) -> str:
     if isinstance(answer, Mapping):
-        return f"the keys {', '.join(map(repr, answer)) or '(none)'}"
+        return f"its keys are {', '.join(map(repr, answer)) or '(none)'}"
     if isinstance(answer, Tensor):
-        return f"the shape {tuple(answer.shape)}"
+        return f"it is a tensor of shape {tuple(answer.shape)}"
     size = f" of {len(answer)}" if isinstance(answer, Sequence) else ""
-    return f"is a {type(answer).__name__}{size}"
+    return f"it is a {type(answer).__name__}{size}"
 
 
 def answers_of(network: nn.Module) -> Answers | None:
@@ -118,9 +118,9 @@ def as_classifier(
 ) -> nn.Module:
     """Return a network that returns logits ``(B, C)``: the network itself if it does, else a copy with a hook.
 
-    ``"auto"`` decides by a trial with standard normal samples: rows of numbers in [0, 1] that sum to 1 are
-    probabilities, other rows in [0, 1] are sigmoids, one for each class, and everything else is logits. One number per
-    sample is a sigmoid if it is always in [0, 1], else a logit.
+    ``"auto"`` decides with 16 normal samples, half of them multiplied by 100. Rows in [0, 1] that sum to 1 are
+    probabilities. Other rows in [0, 1], or one number per sample in [0, 1], are sigmoids. Everything else is logits,
+    also an output that is the same for all samples.
 
     Args:
         network: A classifier; it is not changed.
@@ -157,13 +157,14 @@ def _decide(
         values = find_tensor(answer, key)
     except ValueError as error:
         raise ValueError(
-            f"Expected the {called} to return logits, but its answer {error}. See `output_key`."
+            f"Expected the output of the {called} to contain a tensor of logits, but got {error}. Set `output_key` to "
+            f"its key, attribute or position."
         ) from error
     shape = tuple(values.shape)
     if shape[:1] != (_TRIAL,) or any(size != 1 for size in shape[2:]) or 0 in shape:
         raise ValueError(
-            f"Expected the {called} to return one row of logits for each of {_TRIAL} samples, but got {shape}. A "
-            f"classifier is needed; `output_key` names the tensor if the network returns several."
+            f"Expected the {called} to return one row of logits for each of {_TRIAL} samples, but got {shape}. Give "
+            f"a classifier, or set `output_key` if the network returns several tensors."
         )
     rows = values.reshape(_TRIAL, -1)
     if outputs == "auto":
@@ -199,9 +200,9 @@ def _guess(rows: Tensor) -> Outputs:
 
 
 def explain_answers(network: nn.Module) -> str | None:
-    """Return a sentence that says how the answers of a network are taken; None for plain logits."""
+    """Return a sentence that says how the output of a network is read; None for plain logits."""
     answers = answers_of(network)
     if answers is None:
         return None
     place = "" if answers.key is None else f" at {answers.key!r}"
-    return f"The answers of {type(network).__name__}{place} are taken as {answers.outputs.replace('_', '-')}."
+    return f"The output of {type(network).__name__}{place} is read as {answers.outputs.replace('_', '-')}."

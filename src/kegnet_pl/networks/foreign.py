@@ -68,7 +68,9 @@ def from_timm(
     try:
         import timm
     except ImportError as error:
-        raise ConfigError("Expected timm for teacher=timm, but it is not installed. Run: pip install timm") from error
+        raise ConfigError(
+            "Expected timm for teacher=timm, but it is not installed. Run: pip install 'kegnet_pl[timm]'"
+        ) from error
 
     if not timm.is_model(arch.split(".")[0]):
         similar = ", ".join(timm.list_models(f"*{arch.split('_')[0]}*")[:8]) or "see timm.list_models()"
@@ -93,7 +95,8 @@ def from_huggingface(path: str, **options: Any) -> nn.Module:
         from transformers import AutoModelForImageClassification
     except ImportError as error:
         raise ConfigError(
-            "Expected transformers for teacher=huggingface, but it is not installed. Run: pip install transformers"
+            "Expected transformers for teacher=huggingface, but it is not installed. Run: pip install "
+            "'kegnet_pl[transformers]'"
         ) from error
     try:
         network: Any = AutoModelForImageClassification.from_pretrained(path, **options)
@@ -119,7 +122,7 @@ def from_file(path: str, factory: str, **options: Any) -> nn.Module:
     """Return a network of a Python file, which is executed: use only files that you trust.
 
     Args:
-        path: The file; modules beside it can be imported.
+        path: The file. It can import modules of its folder at its top level, not inside functions that run later.
         factory: Name of a class or function in it that returns the network.
         options: Arguments of the factory.
 

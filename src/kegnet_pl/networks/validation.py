@@ -86,8 +86,8 @@ def call_trial(network: nn.Module, called: str, x: Tensor) -> Any:
 
 
 _TOKENS = (
-    "Expected the {} to take images, signals or rows of features, but it takes tokens: whole numbers, which synthetic "
-    "samples and their gradients cannot be. Networks for text are not supported."
+    "Expected the {} to take floating-point inputs (images, signals, volumes or rows of features), but it takes "
+    "integer token ids. Networks for text are not supported. Choose another network."
 )
 
 

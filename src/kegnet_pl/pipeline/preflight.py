@@ -148,7 +148,14 @@ def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: 
 def check_network(
     network: nn.Module, name: str, context: RunContext, outputs: Outputs = "auto", output_key: OutputKey = None
 ) -> nn.Module:
-    """Pass trial samples through a network, and return it as a classifier that returns logits.
+    """Check a network with trial samples, and return a network that returns logits.
+
+    Args:
+        network: Teacher or student; it is not changed.
+        name: ``"teacher"`` or ``"student"``, for messages.
+        context: Input shape and classes of the run.
+        outputs: See :func:`as_classifier`.
+        output_key: See :func:`as_classifier`.
 
     Raises:
         ConfigError: If it does not take such samples, or does not return logits of the data's number of classes.
@@ -157,7 +164,9 @@ def check_network(
         network = as_classifier(network, context.input_shape, outputs, output_key, name)
         found = count_classes(network, context.input_shape, name)
     except ValueError as error:
-        message = str(error).rstrip(".").replace("`output_key`", "teacher.output_key")
+        message = str(error).rstrip(".")
+        if name == "teacher":
+            message = message.replace("`output_key`", "`teacher.output_key`").replace("outputs=", "teacher.outputs=")
         raise ConfigError(
             f"{message}. Choose data and network that fit: data=..., {name}=..., data.input_shape."
         ) from error

@@ -67,8 +67,8 @@ def explain_speed(rows: Sequence[Row]) -> list[str]:
     if slower and len(rows) > 1:
         found = " and ".join(f"{value:.2f}x at batch size {size}" for size, value in slower.items())
         lines.append(
-            f"The student is slower than its teacher here: {found}. Fewer parameters need not take less time; "
-            f"compression.by=latency chooses layers by their measured time."
+            f"The student is slower than its teacher here: {found}. Fewer parameters do not always mean lower "
+            f"latency. To choose ranks by measured time, set compression.by=latency and compression.fit=function."
         )
     return lines
 

@@ -32,8 +32,8 @@ class CompressionPlan(Settings):
     when_larger: Literal["keep", "compress"] = "keep"
     """keep: a layer that would grow stays as it is; compress: it is compressed all the same."""
     fold: bool | None = None
-    """true: merge parts of a factorised layer that only cost parameters; false: always three parts, as in the paper;
-    null: true with fit=function."""
+    """true: merge redundant factors of a layer; false: always three layers, as in the paper; null: true with
+    fit=function."""
 
     @model_validator(mode="before")
     @classmethod
@@ -79,7 +79,7 @@ class CompressionSettings(CompressionPlan):
 
     @property
     def folds(self) -> bool:
-        """True if parts of factorised layers are merged."""
+        """True if redundant factors are merged."""
         return self.fit == "function" if self.fold is None else self.fold
 
     def plan_for(self, teacher: str) -> Self:

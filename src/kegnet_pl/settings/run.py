@@ -32,13 +32,14 @@ def _check_teacher(run: "RunSettings") -> Iterator[str]:
     if run.teacher.pretrained:
         if run.teacher.weights is not None:
             yield (
-                f"Expected `teacher.weights` to be null with teacher.pretrained=true, as the network has its weights, "
-                f"but got {run.teacher.weights!r}. Set one of them."
+                f"Expected `teacher.weights` to be null with teacher.pretrained=true, since the network comes with "
+                f"weights, but got {run.teacher.weights!r}. Set teacher.weights=null, or teacher.pretrained=false."
             )
     elif run.data.target is None and run.teacher.weights is None:
         yield (
             "Expected `teacher.weights`, a file of trained weights, since data=none leaves nothing to train a teacher "
-            "on, but got null. Add teacher.weights=FILE, or choose data=..."
+            "on, but got null. Add teacher.weights=FILE, set teacher.pretrained=true if the network comes with "
+            "weights, or choose data=..."
         )
     elif run.teacher.weights_url is not None and run.teacher.weights is None:
         yield (
@@ -112,7 +113,7 @@ class LatencySettings(Settings):
     )
     """Samples of a batch; an empty list measures nothing."""
     seconds: Positive = 0.5
-    """Time for each batch size, at least."""
+    """Measuring time per batch size, for 5 to 200 rounds."""
 
 
 class RunSettings(Settings):

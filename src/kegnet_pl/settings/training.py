@@ -52,11 +52,11 @@ class TeacherSettings(TrainingSettings):
     name: str = Field(json_schema_extra=FREE)
     """Name of the teacher in tables; plans of the paper are found by it."""
     network: Object
-    """Any nn.Module that classifies."""
+    """Any classifier (nn.Module)."""
     outputs: Outputs = Field(default="auto", json_schema_extra=FREE)
-    """Meaning of the numbers that it returns; auto: found by a trial, and said."""
+    """Type of its output; auto: detected with trial samples, and printed."""
     output_key: str | int | None = Field(default=None, json_schema_extra=explained("a key or a number") | FREE)
-    """Key, attribute or position of its tensor, if it returns several; null: logits, or the first tensor."""
+    """Key, attribute or position of the output tensor, if it returns several; null: logits, or the first tensor."""
     arch: str | None = Field(default=None, json_schema_extra=explained("a name") | FREE)
     """Name of the architecture, for teacher=torchvision and teacher=timm."""
     path: str | None = Field(default=None, json_schema_extra=explained("a path") | FREE)
@@ -64,7 +64,7 @@ class TeacherSettings(TrainingSettings):
     factory: str | None = Field(default=None, json_schema_extra=explained("a name") | FREE)
     """Class or function of the Python file that returns the network, for teacher=file."""
     pretrained: bool = Field(default=False, json_schema_extra=FREE)
-    """true: the constructor of the network returns trained weights, and no file is needed."""
+    """true: the constructor returns a network with trained weights; weights must then be null."""
     weights: str | None = Field(default=None, json_schema_extra=explained("a file") | FREE)
     """File of trained weights: state dict, Lightning checkpoint or safetensors; null: train on the real data."""
     weights_url: str | None = Field(default=None, json_schema_extra=explained("an address") | FREE)

@@ -268,7 +268,8 @@ class Procedural(ProceduralSource):
 class Volumes(ProceduralSource):
     """Volumes of three kinds, a third each: random fields, bands around their level sets, and regions of one value.
 
-    Regions are the steps of a smooth field, each with a texture. Values are about N(0, 1) over all volumes.
+    Regions are where a smooth field exceeds random thresholds; each has one value per channel, and a weak random field
+    is added. Values are about N(0, 1) over all volumes.
 
     Args:
         input_shape: ``(C, D, H, W)``.
@@ -278,7 +279,7 @@ class Volumes(ProceduralSource):
         std: Standard deviation of the values of each channel.
 
     Raises:
-        ValueError: If the shape is no volume.
+        ValueError: If the shape is not (C, D, H, W).
     """
 
     title = "Volumes"

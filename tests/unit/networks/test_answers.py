@@ -145,10 +145,10 @@ def test_a_constant_network_returns_logits() -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda y: {}, {}, r"has no tensor, but the keys \(none\)\. See `output_key`"),
-        (lambda y: "text", {}, "has no tensor, but is a str"),
-        (lambda y: {"a": y}, {"key": "b"}, "has no tensor at 'b', but the keys 'a'"),
-        (lambda y: (y,), {"key": 3}, "has no tensor at 3, but is a tuple of 1"),
+        (lambda y: {}, {}, r"but got no tensor \(its keys are \(none\)\)\. Set `output_key`"),
+        (lambda y: "text", {}, r"no tensor \(it is a str of 4\)"),
+        (lambda y: {"a": y}, {"key": "b"}, r"no tensor at 'b' \(its keys are 'a'\)"),
+        (lambda y: (y,), {"key": 3}, r"no tensor at 3 \(it is a tuple of 1\)"),
         (lambda y: y[:, :, None].expand(-1, -1, 4), {}, r"one row of logits .* but got \(16, 3, 4\)"),
         (lambda y: y.sum(), {}, r"one row of logits .* but got \(\)"),
         (lambda y: y, {"outputs": "probabilities"}, r"numbers in \[0, 1\] with outputs=probabilities, but got -"),
@@ -166,7 +166,7 @@ def test_networks_for_tokens_are_refused() -> None:
         as_classifier(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)), (5,))
     by_name = Network()
     by_name.main_input_name = "input_ids"  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="but it takes tokens"):
+    with pytest.raises(ValueError, match="but it takes integer token ids"):
         as_classifier(by_name, (5,))
 
 

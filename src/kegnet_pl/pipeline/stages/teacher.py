@@ -92,7 +92,9 @@ def _build_teacher(context: RunContext, weights: Path | None = None) -> nn.Modul
     network = check()
     sentence = explain_answers(network)
     if sentence is not None:
-        context.console.print(f"{sentence} Another meaning: teacher.outputs=logits, probabilities or sigmoid.")
+        context.console.print(
+            f"{sentence} If this is wrong, set teacher.outputs to logits, probabilities, log_probabilities or sigmoid."
+        )
     return network
 
 

@@ -1,0 +1,221 @@
+"""Choice of ranks for a target: by the weights of layers, or by what the network computes."""
+
+import bisect
+import copy
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from kegnet_pl.compression.activations import LayerMoments
+from kegnet_pl.compression.allocation import BudgetError, allocate_ranks, takes_one_rank
+from kegnet_pl.compression.costs import Cost, CostName, LatencyCost, MacCost, ParameterCost, observe_shapes
+from kegnet_pl.compression.report import ModelSize, count_parameters
+from kegnet_pl.compression.rules import Candidate
+from kegnet_pl.compression.structure import restore_structure
+from kegnet_pl.compression.tucker import Factorisable, Ranks, factorised_parameters
+
+WhenLarger = Literal["keep", "compress"]
+"""Treatment of a layer that its factorisation would enlarge."""
+
+_NO_CANDIDATES = (
+    "Expected layers that can be factorised, to reach target={}, but got none: convolutions without groups and dense "
+    "layers can, if their weights are not shared."
+)
+
+_UNITS = {"parameters": "parameters", "macs": "MACs", "latency": "seconds"}
+
+_CORRECTIONS = 7
+"""Networks that are measured to reach a target of latency."""
+
+_ALMOST = 0.97
+"""Share of a target of latency that is enough; measurements vary."""
+
+_OVERSHOOT = 1.05
+"""Ratio to the target above which the remaining parameters are assigned to other layers."""
+
+
+@dataclass(frozen=True)
+class RankChoice:
+    """The choice of ranks of a :class:`CompressionPlan`, whose arguments these are."""
+
+    target: float | None
+    when_larger: WhenLarger
+    fold: bool
+    by: CostName
+    round_to: int
+    batch_size: int
+
+    def enlarges(self, layer: Factorisable, ranks: Ranks) -> bool:
+        """Return True for a layer that stays as it is, since these ranks would enlarge it."""
+        return self.when_larger == "keep" and factorised_parameters(layer, ranks, self.fold) >= count_parameters(layer)
+
+    def measure_costs(
+        self,
+        network: nn.Module,
+        candidates: Sequence[Candidate],
+        size: ModelSize,
+        sample: torch.Tensor,
+        on_progress: Callable[[float], None],
+    ) -> Cost:
+        """Return the costs of the candidates that the network calls."""
+        shapes = observe_shapes(network, [c.name for c in candidates], sample)
+        layers = {c.name: c.layer for c in candidates if c.name in shapes}
+        if self.by == "macs":
+            return MacCost(layers, shapes, size.macs, self.fold)
+        if self.by == "latency":
+            return LatencyCost(network, layers, shapes, sample, self.batch_size, self.fold, on_progress)
+        return ParameterCost({c.name: c.layer for c in candidates}, size.parameters, self.fold)
+
+    def by_function(
+        self, network: nn.Module, candidates: Sequence[Candidate], moments: Mapping[str, LayerMoments], cost: Cost
+    ) -> dict[str, Ranks]:
+        """Return the ranks of candidates that change the logits least; a candidate without ranks stays as it is."""
+        assert self.target is not None
+        fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
+        given = {name: (a, b) for name, (a, b) in fixed.items() if a is not None and b is not None}
+        layers = {c.name: c.layer for c in candidates if c.name not in given}
+        if not layers:
+            raise ValueError(_NO_CANDIDATES.format(self.target))
+        saved = sum(
+            cost.of_layer(c.name) - float(cost.of_factors(c.name, *(np.array([rank]) for rank in given[c.name]))[0])
+            for c in candidates
+            if c.name in given and c.name in cost.layers and not self.enlarges(c.layer, given[c.name])
+        )
+        called = {name: layer for name, layer in layers.items() if name in moments and name in cost.layers}
+        rest = cost.total - saved - sum(map(cost.of_layer, called))
+        budget = cost.total / self.target - rest
+
+        allocate = functools.partial(
+            allocate_ranks, called, fixed, moments, cost=cost, fold=self.fold, round_to=self.round_to
+        )
+        try:
+            chosen = allocate(budget)
+        except BudgetError as error:
+            if not isinstance(cost, LatencyCost):
+                unseen = [name for name in layers if name not in called]
+                without = f" Layers without gradients or a batch cannot be used: {', '.join(unseen)}." if unseen else ""
+                most = math.floor(100 * cost.total / max(rest + error.smallest, 1e-9 * cost.total)) / 100
+                raise ValueError(
+                    f"Expected a `target` within reach, at most {most:.2f} by {self.by}, but {self.target} leaves too "
+                    f"little for the layers.{without} Name more layers in `rules`, or lower the target."
+                ) from error
+            budget = error.smallest
+        if isinstance(cost, LatencyCost):
+            smaller = {c.name for c in candidates if c.name in given and not self.enlarges(c.layer, given[c.name])}
+            chosen = self._search(network, {name: given[name] for name in smaller}, cost, budget, allocate)
+        for candidate in candidates:
+            if candidate.name in layers and candidate.name not in called:
+                candidate.notes.append("unchanged: the network does not call it, or not with gradients and a batch")
+            elif candidate.name in layers and candidate.name not in chosen:
+                candidate.notes.append(f"unchanged: saving {_UNITS[self.by]} in other layers changes the logits less")
+        return {**given, **chosen}
+
+    def _search(
+        self,
+        network: nn.Module,
+        given: Mapping[str, Ranks],
+        cost: LatencyCost,
+        budget: float,
+        allocate: Callable[[float], dict[str, Ranks]],
+    ) -> dict[str, Ranks]:
+        """Return ranks whose network reaches the target of latency when it is measured, at the largest budget.
+
+        The times of layers do not add up to that of the network, so the budget is found by bisection.
+        """
+        assert self.target is not None
+        found: list[tuple[float, dict[str, Ranks]]] = []
+        low, high = 0.0, sum(map(cost.of_layer, cost.layers))
+        for _ in range(_CORRECTIONS):
+            try:
+                chosen = allocate(budget)
+            except BudgetError as error:
+                low = budget = error.smallest
+                chosen = allocate(budget)
+            ranks = {**given, **chosen}
+            trial = restore_structure(copy.deepcopy(network), ranks, list(ranks) if self.fold else [])
+            speedup = cost.speedup(network, trial)
+            found.append((speedup, chosen))
+            if self.target <= speedup <= _OVERSHOOT * self.target:
+                break
+            low, high = (budget, high) if speedup >= self.target else (low, budget)
+            budget = (low + high) / 2
+        reached = [pair for pair in found if pair[0] >= self.target]
+        if reached:
+            return min(reached, key=lambda pair: pair[0])[1]
+        speedup, chosen = max(found, key=lambda pair: pair[0])
+        if speedup < _ALMOST * self.target:
+            raise ValueError(
+                f"Expected a `target` within reach, but {self.target} by latency is too much: the fastest network that "
+                f"was measured has a speed-up of {speedup:.2f}. Name more layers in `rules`, or lower the target."
+            )
+        return chosen
+
+    def by_weights(self, candidates: Sequence[Candidate], parameters: int) -> dict[str, Ranks]:
+        """Return the ranks of every candidate."""
+        fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
+        free = {(c.name, side): c.energy(side) for c in candidates for side in (0, 1) if fixed[c.name][side] is None}
+
+        def at(share: float) -> dict[str, Ranks]:
+            def rank(name: str, side: int) -> int:
+                known = fixed[name][side]
+                return known if known is not None else 1 + int(np.searchsorted(free[name, side][:-1], share))
+
+            return {c.name: (rank(c.name, 0), rank(c.name, 1)) for c in candidates}
+
+        def ratio(ranks: Mapping[str, Ranks]) -> float:
+            saved = sum(
+                count_parameters(c.layer) - factorised_parameters(c.layer, ranks[c.name], self.fold)
+                for c in candidates
+                if not self.enlarges(c.layer, ranks[c.name])
+            )
+            return parameters / (parameters - saved)
+
+        if self.target is None:
+            return at(1.0)
+        # All shares at which a rank grows; the ratio decreases along them.
+        shares = np.unique(np.concatenate([[0.0], *free.values()]))
+        bound = ratio(at(shares[0]))
+        if bound < self.target:
+            if not free:
+                raise ValueError(_NO_CANDIDATES.format(self.target))
+            raise ValueError(
+                f"Expected `target` of at most {math.floor(100 * bound) / 100:.2f}, the ratio with every rank 'target' "
+                f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."
+            )
+        reached = bisect.bisect_right(shares, -self.target, key=lambda share: -ratio(at(share)))
+        chosen = at(shares[reached - 1])
+        return chosen if ratio(chosen) <= _OVERSHOOT * self.target else self._spend(candidates, free, chosen, ratio)
+
+    def _spend(
+        self,
+        candidates: Sequence[Candidate],
+        free: Mapping[tuple[str, int], np.ndarray],
+        chosen: dict[str, Ranks],
+        ratio: Callable[[Mapping[str, Ranks]], float],
+    ) -> dict[str, Ranks]:
+        """Raise free ranks one by one, smallest share first, while the target is still reached."""
+        assert self.target is not None
+        steps: set[tuple[str, tuple[int, ...]]] = set()
+        for c in candidates:
+            free_sides = tuple(side for side in (0, 1) if (c.name, side) in free)
+            # A matrix has one rank, so raising one side of a dense layer alone keeps nothing more.
+            together = takes_one_rank(c.layer, self.fold) and len(free_sides) == 2
+            steps |= {(c.name, free_sides)} if together else {(c.name, (side,)) for side in free_sides}
+        layers = {c.name: c.layer for c in candidates}
+        while steps:
+            step = min(steps, key=lambda s: (free[s[0], s[1][0]][chosen[s[0]][s[1][0]] - 1], s))
+            name, raised = step
+            ranks = (chosen[name][0] + (0 in raised), chosen[name][1] + (1 in raised))
+            more = {**chosen, name: ranks}
+            full = any(ranks[side] > len(free[name, side]) for side in raised)
+            if full or self.enlarges(layers[name], ranks) or ratio(more) < self.target:
+                steps.remove(step)
+            else:
+                chosen = more
+        return chosen
