@@ -99,7 +99,7 @@ class LatencyReport:
         return cls(content["device"], content["threads"], tuple(Latency(**row) for row in content["rows"]))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference_mode would leave tensors that cannot be trained
 def measure_latency(
     networks: Mapping[str, nn.Module],
     input_shape: Sequence[int],
@@ -190,6 +190,11 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return next((line for line in (_cpu_model(), platform.processor(), platform.machine()) if line), "CPU")
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return what a measured time depends on, for a fingerprint."""
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _cpu_model() -> str:

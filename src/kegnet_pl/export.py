@@ -3,6 +3,7 @@
 import argparse
 import copy
 import logging
+import math
 import shutil
 import sys
 import warnings
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.networks import as_classifier
-from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.execution import eval_mode, first_weight
 from kegnet_pl.networks.validation import FORWARD_ERRORS, samples_for_trial
 from kegnet_pl.reporting.model_card import write_model_card
 from kegnet_pl.reporting.results import Row, find_last
@@ -130,11 +131,13 @@ def export_network(
     unknown = [name for name in formats if name not in _WRITERS]
     if unknown:
         raise UserError(f"Expected `formats` to be some of {', '.join(_WRITERS)}, but got {', '.join(unknown)}.")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"Expected `batch_size` of at least 1, but got {batch_size}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plain = _with_tensor(copy.deepcopy(network).cpu().eval().requires_grad_(False), input_shape)
     sizes = _BATCHES if batch_size is None else (batch_size,)
-    batches = [samples_for_trial(input_shape, size) for size in sizes]
+    batches = [samples_for_trial(input_shape, size).to(first_weight(plain).dtype) for size in sizes]
     files = []
     for name in dict.fromkeys(formats):
         suffix, write = _WRITERS[name]
@@ -166,7 +169,7 @@ def export_network(
 def _with_tensor(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     """Return a network that returns a tensor: itself, or with logits."""
     with torch.no_grad():
-        answer = network(samples_for_trial(input_shape))
+        answer = network(samples_for_trial(input_shape).to(first_weight(network).dtype))
     return network if isinstance(answer, Tensor) else as_classifier(network, input_shape)
 
 
@@ -178,9 +181,10 @@ def _compare(network: nn.Module, run: Run, batches: Sequence[Tensor]) -> float:
         for x in batches:
             expected, found = network(x), run(x)
             if expected.shape != found.shape:
-                return float("inf")
+                return math.inf
             scale = max(float(expected.abs().max()), 1.0)
-            largest = max(largest, float((expected - found).abs().max()) / scale)
+            difference = float((expected - found).abs().max()) / scale
+            largest = max(largest, difference if math.isfinite(difference) else math.inf)
     return largest
 
 
@@ -234,14 +238,19 @@ def export_run(
         )
     if row is None:
         raise UserError(f"Expected `method` to be one of {', '.join(one.method for one in rows)}, but got {method!r}.")
-    source = list(stages.networks[row.method].values())
-    folder = next((path for path in reversed(source) if (path / "network.json").exists()), None)
-    if folder is None:
+    folder = [path for name, path in stages.networks[row.method].items() if name != "evaluation"][-1]
+    if not (folder / "network.json").is_file():
         raise UserError(
             f"Expected {row.method} of {display_path(run)} in the store, but its folder was deleted. Run its command "
             f"again: {row.command}"
         )
     out = run / "export" if out is None else out
+    card = out / "README.md"
+    if card.exists() and "library_name: kegnet_pl" not in card.read_text(errors="replace"):
+        raise UserError(
+            f"Expected a folder of its own for the files, but {display_path(out)} has another README.md, which the "
+            f"model card would overwrite. Choose another folder with --out FOLDER."
+        )
     out.mkdir(parents=True, exist_ok=True)
     network = load_network(folder)
     shape = stages.config["data"]["input_shape"]
@@ -253,9 +262,7 @@ def export_run(
         difference = _compare(network, again, [samples_for_trial(shape)]) if _is_plain(network, shape) else 0.0
         path = out / "model.safetensors"
         files.append(ExportedFile("safetensors", path, path.stat().st_size, difference))
-    write_model_card(
-        out / "README.md", row, rows[0], stages, [(file.format, file.path.name, file.size) for file in files]
-    )
+    write_model_card(card, row, rows[0], stages, [(file.format, file.path.name, file.size) for file in files])
     return files, row
 
 
@@ -265,7 +272,7 @@ def _is_plain(network: nn.Module, shape: Sequence[int]) -> bool:
 
 
 def push_to_hub(folder: Path, repository: str) -> str:
-    """Upload a folder to a repository of the Hugging Face Hub, which is created if it is missing; return its address.
+    """Upload exported files to a repository of the Hugging Face Hub, created if it is missing; return its address.
 
     Raises:
         UserError: If huggingface_hub is not installed, or the upload fails.
@@ -279,7 +286,7 @@ def push_to_hub(folder: Path, repository: str) -> str:
     hub = HfApi()
     try:
         hub.create_repo(repository, exist_ok=True, private=True)
-        return str(hub.upload_folder(folder_path=folder, repo_id=repository))
+        return str(hub.upload_folder(folder_path=folder, repo_id=repository, allow_patterns=["README.md", "model.*"]))
     except (OSError, ValueError) as error:  # HTTP errors are an OSError
         raise UserError(
             f"Expected to upload to {repository}, but got: {first_line(error)} Check its name, and the token: hf auth "

@@ -1133,6 +1133,13 @@ def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert part in body, part
     assert main([str(tmp_path / "run"), "--format", "safetensors", "--method", "T", "--out", str(tmp_path / "T")]) == 0
     assert "(compressed, without training)" in (tmp_path / "T" / "README.md").read_text()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "README.md").write_text("mine")
+    assert main([str(tmp_path / "run"), "--out", str(tmp_path / "other")]) == 1
+    assert "another README.md" in capsys.readouterr().err
+    shutil.rmtree(next((tmp_path / "store").glob("student-*")))
+    assert main([str(tmp_path / "run")]) == 1
+    assert "but its folder was deleted" in capsys.readouterr().err
     assert main([str(tmp_path / "run"), "--method", "T+Real"]) == 1
     assert "`method` to be one of teacher, T, T+Normal, but got 'T+Real'" in capsys.readouterr().err
 
@@ -1148,9 +1155,18 @@ def test_a_compression_by_operations_or_time(tmp_path: Path, by: str) -> None:
         assert by == "latency" or rows[1]["teacher_macs"] / rows[1]["macs"] >= 1.02
 
 
-def test_a_compression_by_operations_needs_samples(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Use fit='function'"):
-        go(tmp_path, "sources=[]", "compression.by=macs", "compression.target=2", train=False)
+@pytest.mark.parametrize("setting", ["by=macs", "round_to=8"])
+def test_a_compression_for_speed_needs_samples(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(ConfigError, match=r"Set compression\.fit=function"):
+        go(tmp_path, "sources=[]", f"compression.{setting}", "compression.target=2", train=False)
+
+
+def test_a_pretrained_teacher_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEGNET_DATA_DIR", str(tmp_path / "nowhere"))
+    (tmp_path / "net.py").write_text("from kegnet_pl.networks import ResNet14 as Net")
+    given = ["teacher=file", f"teacher.path={tmp_path / 'net.py'}", "teacher.factory=Net", "teacher.pretrained=true"]
+    rows = go(tmp_path, "data=svhn", *given, "sources=[]", "compression.target=1.2", train=False)
+    assert [row["accuracy"] for row in rows] == [None, None]
 
 
 def test_a_diverged_student_is_not_published(tmp_path: Path, prepared: Prepared) -> None:

@@ -40,6 +40,23 @@ def test_networks_are_measured_in_turns() -> None:
     assert report.describe("one")["batches"]["8"]["speedup"] == 1
 
 
+def test_a_network_can_be_trained_after_a_measurement() -> None:
+    class Caches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.scale = nn.Linear(4, 4), None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.scale is None:
+                self.scale = x.new_ones(4)  # type: ignore[assignment]
+            out: torch.Tensor = self.layer(x) * self.scale
+            return out
+
+    network = Caches()
+    measure_latency({"network": network}, (4,), batch_sizes=[2], seconds=0.001)
+    network(torch.randn(2, 4)).sum().backward()
+
+
 @pytest.mark.parametrize(
     ("networks", "options", "message"),
     [

@@ -77,6 +77,14 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
         module(torch.randn(5, 6))
 
 
+def test_other_precisions_and_sizes(tmp_path: Path) -> None:
+    (file,) = export_network(MLP(6, 3, 8, 1).double(), tmp_path, (6,), ["torch_export"])
+    assert torch.export.load(file.path).module()(torch.randn(2, 6, dtype=torch.float64)).dtype == torch.float64
+    with pytest.raises(UserError, match="`batch_size` of at least 1, but got 0"):
+        export_network(MLP(6, 3, 8, 1), tmp_path, (6,), ["torch_export"], batch_size=0)
+    assert export._compare(nn.Identity(), lambda x: x * float("nan"), [torch.ones(2, 2)]) == float("inf")
+
+
 def test_a_file_that_differs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(network: nn.Module, x: Tensor, path: Path, dynamic: bool) -> Any:
         path.write_text("x")

@@ -1,5 +1,6 @@
 """Multi-head attention with a dense layer for each projection, which can be factorised."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -47,6 +48,11 @@ class SplitAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = layers
         self.out_proj = _dense(attention.out_proj.weight, attention.out_proj.bias)
         self.train(attention.training)
+
+    @property
+    def in_proj_weight(self) -> Tensor:
+        """The packed projection ``(3 E, E)``, a new tensor, for code that reads it."""
+        return torch.cat([layer.weight for layer in (self.q_proj, self.k_proj, self.v_proj)])
 
     def forward(
         self,
@@ -129,14 +135,19 @@ def split_attention(network: nn.Module, names: Iterable[str] | None = None) -> l
 
     Args:
         network: A network.
-        names: Names of the modules; None for all that can be split.
+        names: Names of the modules; None for all that can be split and share no weight with another module.
 
     Returns:
         The names of the modules that were replaced.
     """
     if names is None:
         found = {name: module for name, module in network.named_modules() if isinstance(module, nn.MultiheadAttention)}
-        names = [name for name, module in found.items() if name and find_obstacle(module) is None]
+        uses = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
+        names = [
+            name
+            for name, module in found.items()
+            if name and find_obstacle(module) is None and all(uses[id(p)] == 1 for p in module.parameters())
+        ]
     names = list(names)
     for name in names:
         replace_layer(network, name, SplitAttention(network.get_submodule(name)))  # type: ignore[arg-type]

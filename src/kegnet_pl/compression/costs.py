@@ -84,17 +84,15 @@ class ParameterCost(Cost):
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Shapes of a layer in a forward pass of one sample.
+    """Shapes of one call of a layer in a forward pass of one sample.
 
     Attributes:
         inputs: Shape of its input.
         outputs: Shape of its output.
-        calls: How often it is called.
     """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    calls: int
 
     def positions(self, layer: Factorisable) -> tuple[int, int]:
         """Return the positions of input and output: rows of a dense layer, or pixels of a convolution."""
@@ -103,13 +101,12 @@ class LayerShape:
         return self.inputs[0] * math.prod(self.inputs[2:]), self.outputs[0] * math.prod(self.outputs[2:])
 
 
-def observe_shapes(network: nn.Module, layers: Sequence[str], sample: Tensor) -> dict[str, LayerShape]:
-    """Return the shapes of the layers that a network calls for one sample ``(1, *input_shape)``."""
-    found: dict[str, LayerShape] = {}
+def observe_shapes(network: nn.Module, layers: Sequence[str], sample: Tensor) -> dict[str, list[LayerShape]]:
+    """Return the shapes of every call of the layers that a network calls for one sample ``(1, *input_shape)``."""
+    found: dict[str, list[LayerShape]] = {}
 
     def collect(name: str, pair: tuple[Tensor, Tensor]) -> None:
-        calls = found[name].calls + 1 if name in found else 1
-        found[name] = LayerShape(tuple(pair[0].shape), tuple(pair[1].shape), calls)
+        found.setdefault(name, []).append(LayerShape(tuple(pair[0].shape), tuple(pair[1].shape)))
 
     recorder = LayerRecorder(network, layers, collect, source="both")
     with eval_mode(network), recorder, torch.no_grad():
@@ -122,7 +119,7 @@ class MacCost(Cost):
 
     Args:
         layers: Layers that may be factorised, by name.
-        shapes: Their shapes (:func:`observe_shapes`).
+        shapes: The shapes of their calls (:func:`observe_shapes`).
         total: Multiply-accumulates of the whole network.
         fold: See :class:`TuckerLayer`.
     """
@@ -130,32 +127,35 @@ class MacCost(Cost):
     name = "macs"
 
     def __init__(
-        self, layers: Mapping[str, Factorisable], shapes: Mapping[str, LayerShape], total: int, fold: bool
+        self, layers: Mapping[str, Factorisable], shapes: Mapping[str, Sequence[LayerShape]], total: int, fold: bool
     ) -> None:
         self.layers, self.shapes, self.total, self.fold = layers, shapes, total, fold
 
     def of_layer(self, name: str) -> float:
         """Return the multiply-accumulates of a layer."""
         layer = self.layers[name]
-        return math.prod(sides(layer)) * kernel_size(layer) * self._kernel_positions(name) * self.shapes[name].calls
+        return math.prod(sides(layer)) * kernel_size(layer) * self._positions(name)[2]
 
     def of_factors(self, name: str, in_ranks: np.ndarray, out_ranks: np.ndarray) -> np.ndarray:
         """Return the multiply-accumulates of a factorised layer."""
-        layer, shape = self.layers[name], self.shapes[name]
-        (n_in, n_out), (before, after) = sides(layer), shape.positions(layer)
+        layer = self.layers[name]
+        (n_in, n_out), (before, after, of_kernel) = sides(layer), self._positions(name)
         if self.fold and has_one_rank(layer):
             rank = np.minimum(in_ranks, out_ranks)
-            return shape.calls * rank * (n_in * self._kernel_positions(name) + n_out * after)  # type: ignore[no-any-return]
+            return rank * float(n_in * of_kernel + n_out * after)  # type: ignore[no-any-return]
         first, last = n_in * in_ranks * before, n_out * out_ranks * after
         if self.fold:
             first, last = first * (in_ranks < n_in), last * (out_ranks < n_out)
-        core = in_ranks * out_ranks * kernel_size(layer) * self._kernel_positions(name)
-        return (shape.calls * (first + core + last)).astype(float)  # type: ignore[no-any-return]
+        core = in_ranks * out_ranks * kernel_size(layer) * of_kernel
+        return (first + core + last).astype(float)  # type: ignore[no-any-return]
 
-    def _kernel_positions(self, name: str) -> int:
-        """Return the positions at which a layer applies its kernel."""
-        before, after = self.shapes[name].positions(self.layers[name])
-        return before if is_transposed(self.layers[name]) else after
+    def _positions(self, name: str) -> tuple[int, int, int]:
+        """Return the positions of input and output and those of the kernel, over all calls of a layer."""
+        layer = self.layers[name]
+        before, after = (
+            sum(counts) for counts in zip(*(one.positions(layer) for one in self.shapes[name]), strict=True)
+        )
+        return before, after, before if is_transposed(layer) else after
 
 
 class LatencyCost(Cost):
@@ -169,7 +169,7 @@ class LatencyCost(Cost):
     Args:
         network: The network, on the device.
         layers: Layers that may be factorised, by name.
-        shapes: Their shapes (:func:`observe_shapes`).
+        shapes: The shapes of their calls (:func:`observe_shapes`).
         sample: ``(1, *input_shape)``, on the device.
         batch_size: Samples of a batch.
         fold: See :class:`TuckerLayer`.
@@ -182,7 +182,7 @@ class LatencyCost(Cost):
         self,
         network: nn.Module,
         layers: Mapping[str, Factorisable],
-        shapes: Mapping[str, LayerShape],
+        shapes: Mapping[str, Sequence[LayerShape]],
         sample: Tensor,
         batch_size: int,
         fold: bool,
@@ -192,17 +192,17 @@ class LatencyCost(Cost):
         self._batch = sample.repeat(batch_size, *(1,) * (sample.dim() - 1))
         with eval_mode(network):
             (self.total,) = shortest_times([network], self._batch)
-        self._models: dict[str, _TimeModel] = {}
+        self._models: dict[str, list[_TimeModel]] = {}
         known: dict[str, _TimeModel] = {}
         for index, (name, layer) in enumerate(layers.items()):
             on_progress(index / len(layers))
-            shape = shapes[name]
-            key = f"{layer} {shape.inputs}"
-            if key not in known:
-                first, *rest = shape.inputs
-                x = torch.randn(first * batch_size, *rest, device=sample.device, dtype=sample.dtype)
-                known[key] = _TimeModel(layer, x, fold)
-            self._models[name] = known[key]
+            keys = [f"{layer} {shape.inputs}" for shape in shapes[name]]
+            for key, shape in zip(keys, shapes[name], strict=True):
+                if key not in known:
+                    first, *rest = shape.inputs
+                    x = torch.randn(first * batch_size, *rest, device=sample.device, dtype=layer.weight.dtype)
+                    known[key] = _TimeModel(layer, x, fold)
+            self._models[name] = [known[key] for key in keys]
 
     def speedup(self, network: nn.Module, other: nn.Module) -> float:
         """Return the time of a network divided by that of another one."""
@@ -212,11 +212,11 @@ class LatencyCost(Cost):
 
     def of_layer(self, name: str) -> float:
         """Return the seconds of a layer."""
-        return self._models[name].whole * self.shapes[name].calls
+        return sum(model.whole for model in self._models[name])
 
     def of_factors(self, name: str, in_ranks: np.ndarray, out_ranks: np.ndarray) -> np.ndarray:
         """Return the seconds of a factorised layer."""
-        return self._models[name].predict(in_ranks, out_ranks) * self.shapes[name].calls
+        return np.sum([model.predict(in_ranks, out_ranks) for model in self._models[name]], axis=0)  # type: ignore[no-any-return]
 
 
 class _TimeModel:
@@ -273,15 +273,15 @@ def _some(most: int) -> list[int]:
     return sorted({max(round(most * share), 1) for share in (0.1, 0.3, 0.6, 1.0)}) if most > 0 else []
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def shortest_times(networks: Sequence[nn.Module], x: Tensor) -> list[float]:
     """Return the shortest seconds of a call of each network or layer; they take turns."""
     numbers = []
     for network in networks:
-        seconds_per_call(network, x)
-        numbers.append(max(math.ceil(_SHORTEST / seconds_per_call(network, x)), 1))
+        seconds_per_call(network, x.clone())  # a network may work in place
+        numbers.append(max(math.ceil(_SHORTEST / seconds_per_call(network, x.clone())), 1))
     rounds = [
-        [seconds_per_call(network, x, number) for network, number in zip(networks, numbers, strict=True)]
+        [seconds_per_call(network, x.clone(), number) for network, number in zip(networks, numbers, strict=True)]
         for _ in range(_REPEATS)
     ]
     return [min(times) for times in zip(*rounds, strict=True)]

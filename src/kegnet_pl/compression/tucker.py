@@ -1,6 +1,7 @@
 """Factorisation of convolutions (Tucker-2 over the channels) and of dense layers (PAPER section 4)."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ iterations."""
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Return True for a transposed convolution."""
+    """Return True for a transposed convolution, plain or factorised."""
+    if isinstance(layer, TuckerLayer):
+        return any(is_transposed(part) for part in layer)
     return isinstance(layer, nn.modules.conv._ConvTransposeNd)
 
 
@@ -145,16 +148,12 @@ class TuckerLayer(nn.Sequential):
         weight = parts[0]
         for part in parts[1:]:
             weight = _multiply(part, weight)
-        return weight.transpose(0, 1).flip(tuple(range(2, weight.dim()))) if self._is_transposed else weight
+        return weight.transpose(0, 1).flip(tuple(range(2, weight.dim()))) if is_transposed(self) else weight
 
     @property
     def bias(self) -> nn.Parameter | None:
         """The bias, a parameter of the last part."""
         return self[-1].bias  # type: ignore[no-any-return]
-
-    @property
-    def _is_transposed(self) -> bool:
-        return any(is_transposed(part) for part in self)
 
     @torch.no_grad()
     def set_factors(self, in_factor: Tensor, core: Tensor, out_factor: Tensor) -> None:
@@ -247,6 +246,12 @@ class TuckerConv(TuckerLayer):
         self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, 1
         for name, value in spatial.items():
             setattr(self, name, value)
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Return the output; ``output_size`` is that of a transposed convolution."""
+        for part in self:
+            x = part(x, output_size) if output_size is not None and is_transposed(part) else part(x)
+        return x
 
 
 class TuckerLinear(TuckerLayer):

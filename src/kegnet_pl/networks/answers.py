@@ -35,10 +35,12 @@ class Answers:
     outputs: Literal["logits", "probabilities", "log_probabilities", "sigmoid"]
     key: OutputKey = None
 
-    def __call__(self, module: nn.Module, inputs: Any, answer: Any) -> Tensor:  # noqa: ARG002
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], answer: Any) -> Tensor:  # noqa: ARG002
         """Return logits ``(B, C)`` for the answer of a network."""
         values = find_tensor(answer, self.key)
-        values = values[:, None] if values.dim() == 1 else values.flatten(1)
+        if values.dim() < 2:  # after squeeze(), a batch of one has no dimension for the batch
+            values = values.reshape(len(inputs[0]) if inputs else -1, -1)
+        values = values.flatten(1)
         if self.outputs == "sigmoid":
             values = torch.special.logit(values, eps=torch.finfo(values.dtype).eps)
         elif self.outputs == "probabilities":

@@ -47,6 +47,15 @@ def from_torchvision(arch: str, classes: int | None = None, pretrained: bool = F
         raise ConfigError(f"Expected `teacher.arch` to be one of torchvision's {', '.join(known)}, but got {arch!r}.")
     given = {} if classes is None or pretrained else {"num_classes": classes}
     network = torchvision.models.get_model(arch, weights="DEFAULT" if pretrained else None, **given, **options)
+    if pretrained:  # the weights change arguments of some architectures
+        changed = ("transform_input", "aux_logits", "image_size")
+        options |= {name: getattr(network, name) for name in changed if hasattr(network, name)}
+        again = torchvision.models.get_model(arch, weights=None, **options)
+        if set(again.state_dict()) != set(network.state_dict()):
+            raise ConfigError(
+                f"Expected an architecture that can be rebuilt without its weights, but {arch!r} has other layers "
+                f"then. Use teacher=custom with your own function that returns the network."
+            )
     return _remember(network, "from_torchvision", arch=arch, classes=None if pretrained else classes, **options)
 
 

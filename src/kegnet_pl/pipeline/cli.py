@@ -79,7 +79,7 @@ def _explain_trial(settings: "RunSettings") -> None:
     """Print that a run as short as the demo is a trial, if the teacher is the user's own."""
     generator = settings.generator
     short = generator.epochs * generator.steps_per_epoch <= _TRIAL_STEPS
-    if settings.teacher.weights is not None and short and any("kegnet" in mixture for mixture in settings.sources):
+    if settings.teacher.is_given and short and any("kegnet" in mixture for mixture in settings.sources):
         print(  # noqa: T201
             f"This is a trial: generators train for {generator.epochs} epochs of {generator.steps_per_epoch} steps. "
             f"Presets for your own network are experiment=custom/batch_norm for images and a teacher with batch "

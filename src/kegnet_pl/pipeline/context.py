@@ -187,7 +187,7 @@ def _open_data(settings: RunSettings, needs_data: bool, notify: Callable[[str], 
     try:
         data.prepare_data()
     except FileNotFoundError as error:
-        needed = needs_data or settings.teacher.weights is None or settings.student.selection == "real"
+        needed = needs_data or not settings.teacher.is_given or settings.student.selection == "real"
         if needed or not data.may_be_missing:
             raise
         notify(f"Accuracy will not be measured: {error}")

@@ -75,7 +75,7 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo], of_compress
             make_plan(settings.compression)
         except ValueError as error:
             raise ConfigError(f"{error} See compression=... and compression.target.") from error
-    if settings.teacher.weights is None:
+    if not settings.teacher.is_given:
         _check_optimizer("teacher", settings.teacher.optimizer)
     if sources:
         _check_optimizer("student", settings.student.optimizer)

@@ -1,5 +1,6 @@
 """Settings of the compression."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -41,8 +42,20 @@ class CompressionPlan(Settings):
         return {name: value for name, value in values.items() if value is not None} if type(values) is dict else values
 
 
+def _check_speed(settings: "CompressionSettings") -> Iterator[str]:
+    if settings.fit == "weights":
+        for name, value, default in (("by", settings.by, "parameters"), ("round_to", settings.round_to, 1)):
+            if value != default:
+                yield (
+                    f"Expected `compression.fit` to be function with compression.{name}={value}, since ranks are "
+                    f"chosen with samples, but got weights. Set compression.fit=function."
+                )
+
+
 class CompressionSettings(CompressionPlan):
     """Layers of the teacher to compress, and their ranks."""
+
+    RULES = (_check_speed,)
 
     name: str = Field(json_schema_extra=FREE)
     """Name in tables."""

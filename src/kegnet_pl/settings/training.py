@@ -71,6 +71,12 @@ class TeacherSettings(TrainingSettings):
     """URL of the published weights that a preset needs; if it is set, weights=null is an error."""
     epochs: Count = 30
     batch_size: Count = 64
+
+    @property
+    def is_given(self) -> bool:
+        """True if the teacher has trained weights, so that no data is needed to train it."""
+        return self.weights is not None or self.pretrained
+
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimiser of the teacher."""
 

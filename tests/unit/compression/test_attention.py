@@ -70,6 +70,18 @@ def test_dropout_is_that_of_the_attention() -> None:
     assert torch.equal(split(x, x, x)[0], split(x, x, x)[0])
 
 
+def test_shared_attentions_stay_shared() -> None:
+    first, second = nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2)
+    second.in_proj_weight = first.in_proj_weight
+    network = nn.ModuleList([first, second, nn.MultiheadAttention(8, 2)])
+    assert split_attention(network) == ["2"]
+
+
+def test_the_packed_weight_can_be_read() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    assert torch.equal(SplitAttention(attention).in_proj_weight, attention.in_proj_weight)
+
+
 @pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
 def test_what_cannot_be_split_stays(options: dict[str, bool]) -> None:
     network = nn.Sequential(nn.MultiheadAttention(8, 2, **options))

@@ -66,6 +66,22 @@ def _compress(network: nn.Module, shape: tuple[int, ...], **options: Any) -> Any
     return CompressionPlan([Rule("*", "target")], **options).apply(network, shape, Calibration(x[:100], x[100:]))
 
 
+@pytest.mark.parametrize("sizes", [(12, 4), (4, 12)])
+def test_a_layer_that_is_called_with_several_sizes(sizes: tuple[int, int]) -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(8, 30, 3, padding=1), nn.Linear(30, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = [self.conv(nn.functional.interpolate(x, size)) for size in sizes]
+            return self.fc(sum(one.relu().mean(dim=(2, 3)) for one in maps))
+
+    torch.manual_seed(0)
+    report = _compress(Scales().eval(), (8, 12, 12), target=1.4, by="macs", fold=True).report
+    assert 1.4 <= report.macs_before / report.macs_after < 1.6
+
+
 @pytest.mark.parametrize("target", [1.3, 2.0])
 def test_a_target_of_macs_is_reached(target: float) -> None:
     network, _ = _network()

@@ -85,6 +85,19 @@ def test_a_factorised_layer_has_the_attributes_of_the_layer(layer: Any) -> None:
     assert all(part.weight.grad is not None for part in small), "gradients reach the parts"
 
 
+def test_the_size_of_the_output_can_be_given() -> None:
+    layer, x = nn.ConvTranspose2d(6, 5, 3, stride=2), torch.randn(2, 6, 4, 4)
+    small = factorise(layer, (6, 5))
+    torch.testing.assert_close(small(x, output_size=[10, 10]), layer(x, output_size=[10, 10]), atol=1e-5, rtol=1e-5)
+
+
+def test_the_weight_of_a_layer_that_is_factorised_twice() -> None:
+    layer = nn.ConvTranspose2d(12, 10, 3, stride=2)
+    small = factorise(layer, (12, 10))
+    small[1] = factorise(small[1], (12, 10))
+    torch.testing.assert_close(small.weight, layer.weight, atol=1e-4, rtol=1e-4)
+
+
 def test_a_slice_is_a_sequential() -> None:
     small = factorise(nn.Conv2d(8, 8, 3), (4, 4))
     part = small[:2]

@@ -135,6 +135,17 @@ def test_a_key_names_the_tensor(key: str | int) -> None:
     assert torch.equal(as_classifier(network, (5,), key=key)(X), network.layer(X))
 
 
+def test_a_batch_of_one_may_lose_its_dimensions() -> None:
+    for classes in (1, 3):
+        network = Network(lambda logits: logits.squeeze(), classes=classes)
+        classifier = as_classifier(network, (5,), "logits")
+        expected = Answers("logits").attach(Network(classes=classes))
+        for x in (X, X[:1]):
+            assert classifier(x).shape == (len(x), max(classes, 2)) or (classes == 3 and len(x) == 1)
+            if classes == 1:
+                torch.testing.assert_close(classifier(x), expected(x))
+
+
 def test_a_constant_network_returns_logits() -> None:
     network = Network()
     nn.init.zeros_(network.layer.weight)

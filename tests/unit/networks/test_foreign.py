@@ -83,6 +83,28 @@ def test_a_recipe_names_no_pretrained_weights() -> None:
     assert recipe_of(copy.deepcopy(network), {}) == recipe_of(network, {})
 
 
+@pytest.mark.parametrize("arch", ["inception_v3", "googlenet"])
+def test_pretrained_networks_are_rebuilt_with_their_arguments(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    def build(name: str, weights: str | None = None, **options: Any) -> nn.Module:  # no download
+        return make(name, weights=None, init_weights=False, **(options if weights is None else PRETRAINED[name]))
+
+    make = torchvision.models.get_model
+    monkeypatch.setattr(torchvision.models, "get_model", build)
+    network = from_torchvision(arch, pretrained=True)
+    recipe = recipe_of(network, {})
+    again = instantiate(recipe)
+    assert set(again.state_dict()) == set(network.state_dict())
+    assert again.transform_input is network.transform_input is True
+
+
+PRETRAINED: dict[str, dict[str, Any]] = {  # arguments that the weights of torchvision change
+    "inception_v3": {"transform_input": True, "aux_logits": True},
+    "googlenet": {"transform_input": True, "aux_logits": False},
+}
+
+
 def test_a_network_of_a_file(file: str) -> None:
     network = from_file(file, "Net", classes=4)
     assert network(torch.zeros(2, 6)).shape == (2, 4)

@@ -8,6 +8,7 @@ from typing import Any
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.checks import describe_agreement
 from kegnet_pl.api.engine import fit_compression
+from kegnet_pl.benchmark import describe_machine
 from kegnet_pl.compression import Compressed, measure_size
 from kegnet_pl.networks.foreign import recipe_of
 from kegnet_pl.pipeline.context import RunContext
@@ -31,6 +32,8 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
         settings: dict[str, Any] = {"network": other, "seed": context.seed, **code_of(other)}
     else:
         settings = {"compression": plan.fingerprint(), "input_shape": context.input_shape}
+        if plan.by == "latency":
+            settings["machine"] = describe_machine(context.device)
         if plan.fit == "function":
             definitions = source_definitions(context.settings, plan.source)
             settings |= {"seed": context.seed, "definitions": definitions, **code_of(definitions)}

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from kegnet_pl.benchmark import LatencyReport, device_name, measure_latency
+from kegnet_pl.benchmark import LatencyReport, describe_machine, measure_latency
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.runtime.costs import StageCosts
@@ -24,9 +22,7 @@ def measure_stage_latency(context: RunContext, teacher: Stage, initial: Stage) -
         return None
     settings = {
         "batch_sizes": wanted.batch_sizes,
-        "device": device_name(context.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "machine": describe_machine(context.device),
         "input_shape": context.input_shape,
     }
 

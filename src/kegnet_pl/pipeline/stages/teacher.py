@@ -27,7 +27,7 @@ from kegnet_pl.training.progress import StageProgress
 def teacher_stage(context: RunContext) -> Stage:
     """Train the teacher on real data, or read it from the user's file or library."""
     teacher = context.settings.teacher
-    if teacher.weights is None and not teacher.pretrained:
+    if not teacher.is_given:
         return _train_teacher(context)
     return _read_teacher(context, None if teacher.weights is None else Path(teacher.weights))
 
