@@ -172,6 +172,14 @@ def test_the_users_settings_win_over_a_preset() -> None:
     assert found == (3, "last", "mnist")
 
 
+LIBRARIES = {
+    **dict.fromkeys(("torchvision", "timm"), ["teacher.arch=resnet18"]),
+    "huggingface": ["teacher.path=model"],
+    "file": ["teacher.path=net.py", "teacher.factory=make"],
+}
+"""Option of the group `teacher` -> settings that it needs."""
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_of_a_group_composes(group: str) -> None:
     for path in sorted((ROOT / group).glob("*.yaml")):
@@ -180,6 +188,7 @@ def test_every_option_of_a_group_composes(group: str) -> None:
         more += ["trainer.devices=2"] if path.stem == "ddp" else []
         more += [f"{group}.network._target_=torch.nn.Identity", "compression=ratio"] if path.stem == "custom" else []
         more += [f"sources=[{path.stem}]"] if group == "source" else []
+        more += LIBRARIES.get(path.stem, [])
         config = configure(f"{group}={path.stem}", *more)
         assert config[group]
 
