@@ -173,7 +173,8 @@ def test_the_users_settings_win_over_a_preset() -> None:
 
 
 LIBRARIES = {
-    **dict.fromkeys(("torchvision", "timm"), ["teacher.arch=resnet18"]),
+    "torchvision": ["teacher.arch=resnet18"],
+    "timm": ["teacher.arch=resnet18"],
     "huggingface": ["teacher.path=model"],
     "file": ["teacher.path=net.py", "teacher.factory=make"],
 }
