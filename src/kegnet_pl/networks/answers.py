@@ -154,7 +154,7 @@ def _decide(
     x = samples_for_trial(input_shape, _TRIAL)
     x[::2] *= 100  # logits grow with the samples, probabilities do not
     with torch.no_grad(), eval_mode(network):
-        answer = call_trial(network, called, x.to(weight))
+        answer, single = (call_trial(network, called, part.to(weight)) for part in (x, x[:1]))
     try:
         values = find_tensor(answer, key)
     except ValueError as error:
@@ -184,6 +184,7 @@ def _decide(
     if outputs == "probabilities" and rows.shape[1] == 1:
         outputs = "sigmoid"
     plain = isinstance(answer, Tensor) and key is None and values.dim() == 2 and rows.shape[1] > 1
+    plain = plain and isinstance(single, Tensor) and single.dim() == 2  # squeeze() removes the dimension of a batch of one
     return None if plain and outputs in ("logits", "log_probabilities") else Answers(outputs, key)  # type: ignore[arg-type]
 
 
