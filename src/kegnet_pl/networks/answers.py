@@ -184,7 +184,7 @@ def _decide(
     if outputs == "probabilities" and rows.shape[1] == 1:
         outputs = "sigmoid"
     plain = isinstance(answer, Tensor) and key is None and values.dim() == 2 and rows.shape[1] > 1
-    plain = plain and isinstance(single, Tensor) and single.dim() == 2  # squeeze() removes the dimension of a batch of one
+    plain = plain and isinstance(single, Tensor) and single.dim() == 2  # squeeze() removes that of a batch of one
     return None if plain and outputs in ("logits", "log_probabilities") else Answers(outputs, key)  # type: ignore[arg-type]
 
 
