@@ -22,24 +22,27 @@ _SHAPES = 12
 """Most shapes of an image."""
 
 
-class ProceduralImages(ProceduralSource):
-    """Base class of sources that draw images by a procedure.
+class PixelSource(ProceduralSource):
+    """Base class of sources that draw values from N(0, 1) by a procedure (:meth:`draw`).
 
-    A subclass draws values from N(0, 1) (:meth:`draw`). With ``mean`` and ``std`` they become pixels in [0, 1] whose
-    distribution is about the Beta distribution with this mean and deviation, and are normalised like the inputs of the
-    teacher. So strokes on a black ground result from MNIST's mean of 0.13, and middle tones from that of photographs.
-    Signals ``(C, length)`` are images of height 1.
+    With ``mean`` and ``std`` the values become pixels in [0, 1] whose distribution is about the Beta distribution with
+    this mean and deviation, and are normalised like the inputs of the teacher.
 
     Args:
-        input_shape: ``(C, H, W)`` or ``(C, length)``.
+        input_shape: Channels and sizes of one sample.
         device: Device of the samples.
         mean: Mean of the pixels of each channel, in [0, 1], by which the teacher's inputs are normalised; one number
             holds for all channels. None: the values from N(0, 1) are the inputs.
         std: Standard deviation of the pixels of each channel.
 
     Raises:
-        ValueError: If the shape is no image or signal, or mean and standard deviation are not those of pixels.
+        ValueError: If the shape is none of the kind, or mean and standard deviation are not those of pixels.
     """
+
+    dimensions: tuple[int, ...]
+    """Numbers of dimensions of a sample that the source can draw."""
+    expected: str
+    """The shapes that it can draw, for messages."""
 
     def __init__(
         self,
@@ -49,28 +52,59 @@ class ProceduralImages(ProceduralSource):
         std: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__(input_shape, device)
-        if len(self.input_shape) not in (2, 3):
-            raise ValueError(
-                f"Expected `input_shape` of an image (C, H, W) or of a signal (C, length), but got "
-                f"{self.input_shape}. For rows of features use the source procedural (class Procedural)."
-            )
+        if len(self.input_shape) not in self.dimensions:
+            raise ValueError(self.expected.format(self.input_shape))
         self._pixels = None if mean is None and std is None else _Pixels(mean, std, self.input_shape[0])
+
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        """Shape in which samples are drawn."""
+        return self.input_shape
+
+    @property
+    def chunk(self) -> int:
+        """Samples that are drawn at once."""
+        return _CHUNK
 
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)``."""
-        channels, *sizes = self.input_shape
-        height, width = sizes if len(sizes) == 2 else (1, *sizes)
         parts = []
-        for start in range(0, n, _CHUNK):
+        for start in range(0, n, self.chunk):
             rng = stream(seed, "synthetic", start)
-            values = self.draw(min(_CHUNK, n - start), (channels, height, width), rng)
+            values = self.draw(min(self.chunk, n - start), self.drawn_shape, rng)
             parts.append(values if self._pixels is None else self._pixels(values))
         return torch.cat(parts).reshape(n, *self.input_shape).to(self.device)
 
     @abstractmethod
-    def draw(self, n: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-        """Draw ``n`` images ``(n, C, H, W)`` of values from N(0, 1), over all images."""
+    def draw(self, n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        """Draw ``n`` samples ``(n, *shape)`` of values from N(0, 1), over all samples."""
+
+
+class ProceduralImages(PixelSource):
+    """Base class of sources that draw images by a procedure.
+
+    Strokes on a black ground result from MNIST's mean of 0.13, and middle tones from that of photographs. Signals
+    ``(C, length)`` are images of height 1.
+
+    Args:
+        input_shape: ``(C, H, W)`` or ``(C, length)``.
+        device, mean, std: See :class:`PixelSource`.
+
+    Raises:
+        ValueError: If the shape is no image or signal, or mean and standard deviation are not those of pixels.
+    """
+
+    dimensions = (2, 3)
+    expected = (
+        "Expected `input_shape` of an image (C, H, W) or of a signal (C, length), but got {}. For rows of features use "
+        "the source procedural (class Procedural)."
+    )
+
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        """Shape of an image ``(C, H, W)``; a signal has the height 1."""
+        return self.input_shape if len(self.input_shape) == 3 else (self.input_shape[0], 1, self.input_shape[1])
 
 
 class _Pixels:
@@ -115,13 +149,13 @@ def _uniform(n: int, rng: torch.Generator) -> Tensor:
     return torch.rand(n, 1, 1, 1, generator=rng)
 
 
-def _grid(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+def _grid(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return the coordinates y ``(H, 1)`` and x ``(1, W)`` of the pixels, from -1 to 1; 0 for a size of 1."""
     y, x = (torch.linspace(-1, 1, size) if size > 1 else torch.zeros(1) for size in shape[1:])
     return y[:, None], x[None, :]
 
 
-def _vignette(n: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+def _vignette(n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """Return what is subtracted outside a disc, for half of the images: objects are often in the middle."""
     y, x = _grid(shape)
     centre = 0.3 * torch.randn(2, n, 1, 1, 1, generator=rng)
@@ -142,7 +176,7 @@ class Leaves(ProceduralImages):
     color = "#4d7c0f"
     marker = "h"
 
-    def draw(self, n: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    def draw(self, n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Draw ``n`` images of occluding shapes."""
         canvas = _normal(n, rng, shape[0]).expand(n, *shape)
         count = torch.randint(1, _SHAPES + 1, (n, 1, 1, 1), generator=rng)
@@ -154,7 +188,7 @@ class Leaves(ProceduralImages):
         return canvas - _vignette(n, shape, rng)
 
 
-def _outline(n: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+def _outline(n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """Return 1 inside a random shape and 0 outside ``(n, 1, H, W)``, with an edge of one pixel."""
     y, x = _grid(shape)
     centre = 1.1 * (2 * torch.rand(2, n, 1, 1, 1, generator=rng) - 1)
@@ -177,7 +211,7 @@ class Strokes(ProceduralImages):
     color = "#9d174d"
     marker = "P"
 
-    def draw(self, n: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    def draw(self, n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Draw ``n`` images of strokes."""
         plane = (1, *shape[1:])
         level = _normal(n, rng)
@@ -201,7 +235,7 @@ class Blobs(ProceduralImages):
     color = "#0f766e"
     marker = "8"
 
-    def draw(self, n: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    def draw(self, n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Draw ``n`` images of random fields."""
         share = 0.3 * _uniform(n, rng)
         values = (1 - share).sqrt() * draw_fields(n, shape, rng, (1.0, 4.0)) + share.sqrt() * _normal(n, rng)
@@ -215,7 +249,7 @@ class Waves(ProceduralImages):
     color = "#6d28d9"
     marker = "X"
 
-    def draw(self, n: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    def draw(self, n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Draw ``n`` images of waves."""
         y, x = _grid(shape)
         angle = 2 * math.pi * _uniform(n, rng) if shape[1] > 1 else torch.zeros(n, 1, 1, 1)
@@ -265,7 +299,7 @@ class Procedural(ProceduralSource):
         return self.source.sample(n, seed)
 
 
-class Volumes(ProceduralSource):
+class Volumes(PixelSource):
     """Volumes of three kinds, a third each: random fields, bands around their level sets, and regions of one value.
 
     Regions are where a smooth field exceeds random thresholds; each has one value per channel, and a weak random field
@@ -273,65 +307,48 @@ class Volumes(ProceduralSource):
 
     Args:
         input_shape: ``(C, D, H, W)``.
-        device: Device of the samples.
-        mean: Mean of the values of each channel, in [0, 1], by which the teacher's inputs are normalised; see
-            :class:`ProceduralImages`.
-        std: Standard deviation of the values of each channel.
+        device, mean, std: See :class:`PixelSource`.
 
     Raises:
-        ValueError: If the shape is not (C, D, H, W).
+        ValueError: If the shape is not (C, D, H, W), or mean and standard deviation are not those of pixels.
     """
 
     title = "Volumes"
     color = "#0369a1"
     marker = "X"
+    dimensions = (4,)
+    expected = "Expected `input_shape` of a volume (C, D, H, W), but got {}."
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        device: torch.device | str = "cpu",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(input_shape, device)
-        if len(self.input_shape) != 4:
-            raise ValueError(f"Expected `input_shape` of a volume (C, D, H, W), but got {self.input_shape}.")
-        self._pixels = None if mean is None and std is None else _Pixels(mean, std, self.input_shape[0])
+    @property
+    def chunk(self) -> int:
+        """Volumes that are drawn at once: as many values as in large images."""
+        return max(_CHUNK * 1024 // math.prod(self.input_shape), 3)
 
-    @torch.no_grad()
-    def sample(self, n: int, seed: int) -> Tensor:
-        """Draw ``n`` samples ``(n, C, D, H, W)``."""
-        chunk = max(_CHUNK * 1024 // math.prod(self.input_shape), 3)
-        parts = [self._draw(min(chunk, n - start), stream(seed, "synthetic", start)) for start in range(0, n, chunk)]
-        return torch.cat(parts).to(self.device)
-
-    def _draw(self, n: int, rng: torch.Generator) -> Tensor:
-        count = -(-n // 3)
-        plane = (1, *self.input_shape[1:])
+    def draw(self, n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        """Draw ``n`` volumes of all kinds, in random order."""
+        count, channels = -(-n // 3), shape[0]
 
         def normal(channels: int = 1) -> Tensor:
             return torch.randn(count, channels, 1, 1, 1, generator=rng)
 
-        fields = draw_fields(3 * count, self.input_shape, rng, (1.0, 4.0))
-        smooth = draw_fields(2 * count, plane, rng, (3.0, 6.0))
+        textures = draw_fields(3 * count, shape, rng, (1.0, 4.0)).split(count)
+        levels, thresholds = draw_fields(2 * count, (1, *shape[1:]), rng, (3.0, 6.0)).split(count)
         share = 0.3 * torch.rand(count, 1, 1, 1, 1, generator=rng)
-        plain = (1 - share).sqrt() * fields[:count] + share.sqrt() * normal()
-        bands = (1.13 - (smooth[:count] - normal()).abs()) / 0.85 + 0.3 * fields[
-            count : 2 * count
-        ]  # mean 0, variance 1
-        regions = normal(self.input_shape[0])
+        plain = (1 - share).sqrt() * textures[0] + share.sqrt() * normal()
+        distance = (levels - normal()).abs()  # its mean is 1.13, its deviation 0.85
+        bands = (1.13 - distance) / 0.85 + 0.3 * textures[1]
+        regions = normal(channels)
         for _ in range(3):
-            inside = smooth[count:] > normal()
-            regions = torch.where(inside, normal(self.input_shape[0]), regions)
-        values = torch.cat([plain, bands, regions + 0.3 * fields[2 * count :]])
-        values = values[torch.randperm(len(values), generator=rng)[:n]]
-        return values if self._pixels is None else self._pixels(values)
+            inside = thresholds > normal()
+            regions = torch.where(inside, normal(channels), regions)
+        values = torch.cat([plain, bands, regions + 0.3 * textures[2]])
+        return values[torch.randperm(len(values), generator=rng)[:n]]
 
 
 class _Mix(ProceduralImages):
     """Images or signals of all kinds, and compositions of two of them."""
 
-    def draw(self, n: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    def draw(self, n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Draw ``n`` images of all kinds, in random order."""
         kinds: list[ProceduralImages] = [kind(self.input_shape) for kind in (Leaves, Strokes, Blobs)]
         kinds += [Waves(self.input_shape)] if shape[1] == 1 else []
