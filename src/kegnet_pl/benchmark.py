@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import sys
@@ -20,12 +19,14 @@ from kegnet_pl.networks.execution import eval_mode, first_weight
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import UserError
-from kegnet_pl.runtime.timing import seconds_per_call
+from kegnet_pl.runtime.timing import time_in_turns
 
 BATCH_SIZES = (1, 64)
 """Default batch sizes: one sample at a time, and many."""
 
-_MIN_ROUNDS, _MAX_ROUNDS = 5, 200
+_ROUNDS = (5, 200)
+"""Least and greatest number of measurements of a network."""
+
 _SHORTEST = 2e-3
 """Seconds of one measurement at least; a faster network is called several times."""
 
@@ -147,31 +148,15 @@ def measure_latency(
             stack.callback(network.to, homes[name])
             network.to(place)
         for size in batch_sizes:
-            times = _measure(networks, torch.randn(size, *input_shape, device=place), seconds)
-            base = next(iter(times.values()))
-            for name, values in times.items():
+            x = torch.randn(size, *input_shape, device=place)
+            calls = [(network, x.to(first_weight(network).dtype)) for network in networks.values()]
+            times = time_in_turns(calls, shortest=_SHORTEST, rounds=_ROUNDS, seconds=seconds)
+            base = times[0]
+            for name, values in zip(networks, times, strict=True):
                 low, middle, high = statistics.quantiles(values, n=4)
                 ratio = statistics.median(first / own for first, own in zip(base, values, strict=True))
                 rows.append(Latency(name, size, 1e3 * middle, 1e3 * (high - low), ratio))
     return LatencyReport(device_name(place), None if place.type == "cuda" else count, tuple(rows))
-
-
-def _measure(networks: Mapping[str, nn.Module], x: torch.Tensor, seconds: float) -> dict[str, list[float]]:
-    """Return the seconds of a call in every round, by name of the network."""
-    inputs = {name: x.to(first_weight(network).dtype) for name, network in networks.items()}
-    numbers: dict[str, int] = {}
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    for name, network in networks.items():
-        seconds_per_call(network, inputs[name])
-        numbers[name] = max(math.ceil(_SHORTEST / seconds_per_call(network, inputs[name])), 1)
-    spent = 0.0
-    for done in range(_MAX_ROUNDS):
-        if done >= _MIN_ROUNDS and spent >= seconds:
-            break
-        for name, network in networks.items():
-            times[name].append(seconds_per_call(network, inputs[name], numbers[name]))
-            spent += times[name][-1] * numbers[name]
-    return times
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from kegnet_pl.compression.tucker import (
 )
 from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.networks.hooks import LayerRecorder
-from kegnet_pl.runtime.timing import seconds_per_call
+from kegnet_pl.runtime.timing import time_in_turns
 
 CostName = Literal["parameters", "macs", "latency"]
 """Quantity that a compression reduces."""
@@ -41,12 +41,10 @@ class Cost(ABC):
     """Costs of the layers of a network, as they are and factorised.
 
     Attributes:
-        name: Name of the quantity.
         layers: The layers, by name.
         total: Cost of the whole network.
     """
 
-    name: CostName
     layers: Mapping[str, Factorisable]
     total: float
 
@@ -67,8 +65,6 @@ class ParameterCost(Cost):
         total: Parameters of the whole network.
         fold: See :class:`TuckerLayer`.
     """
-
-    name = "parameters"
 
     def __init__(self, layers: Mapping[str, Factorisable], total: int, fold: bool) -> None:
         self.layers, self.total, self.fold = layers, total, fold
@@ -124,8 +120,6 @@ class MacCost(Cost):
         fold: See :class:`TuckerLayer`.
     """
 
-    name = "macs"
-
     def __init__(
         self, layers: Mapping[str, Factorisable], shapes: Mapping[str, Sequence[LayerShape]], total: int, fold: bool
     ) -> None:
@@ -175,8 +169,6 @@ class LatencyCost(Cost):
         fold: See :class:`TuckerLayer`.
         on_progress: Called with the share of the layers that are measured, in [0, 1).
     """
-
-    name = "latency"
 
     def __init__(
         self,
@@ -276,12 +268,5 @@ def _some(most: int) -> list[int]:
 @torch.no_grad()
 def shortest_times(networks: Sequence[nn.Module], x: Tensor) -> list[float]:
     """Return the shortest seconds of a call of each network or layer; they take turns."""
-    numbers = []
-    for network in networks:
-        seconds_per_call(network, x.clone())  # a network may work in place
-        numbers.append(max(math.ceil(_SHORTEST / seconds_per_call(network, x.clone())), 1))
-    rounds = [
-        [seconds_per_call(network, x.clone(), number) for network, number in zip(networks, numbers, strict=True)]
-        for _ in range(_REPEATS)
-    ]
-    return [min(times) for times in zip(*rounds, strict=True)]
+    times = time_in_turns([(network, x) for network in networks], shortest=_SHORTEST, rounds=(_REPEATS, _REPEATS))
+    return [min(found) for found in times]

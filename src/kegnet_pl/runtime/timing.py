@@ -1,13 +1,42 @@
 """Timing of networks."""
 
+import math
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 
-def seconds_per_call(network: nn.Module, x: Tensor, number: int = 1) -> float:
+def time_in_turns(
+    calls: Sequence[tuple[nn.Module, Tensor]], *, shortest: float, rounds: tuple[int, int], seconds: float = 0.0
+) -> list[list[float]]:
+    """Return the seconds of a call in every round, for each network and its input; the networks take turns.
+
+    Args:
+        calls: Networks with their inputs, which are copied: a network may work in place.
+        shortest: Seconds of one measurement at least; a faster network is called several times.
+        rounds: Least and greatest number of rounds.
+        seconds: Time after which no round begins, once there are enough.
+    """
+    numbers = []
+    for network, x in calls:
+        _seconds_per_call(network, x)
+        numbers.append(max(math.ceil(shortest / _seconds_per_call(network, x)), 1))
+    times: list[list[float]] = [[] for _ in calls]
+    spent, (least, most) = 0.0, rounds
+    for done in range(most):
+        if done >= least and spent >= seconds:
+            break
+        for (network, x), number, found in zip(calls, numbers, times, strict=True):
+            found.append(_seconds_per_call(network, x, number))
+            spent += found[-1] * number
+    return times
+
+
+def _seconds_per_call(network: nn.Module, x: Tensor, number: int = 1) -> float:
     """Return the mean seconds of some calls of a network, on its device."""
+    x = x.clone()
     _wait(x.device)
     start = time.perf_counter()
     for _ in range(number):
