@@ -256,8 +256,11 @@ def reconstruct_student(network: nn.Module, data: SyntheticDataModule) -> list[s
     Returns:
         The layers whose fit was kept.
     """
-    x, teacher = data.subset(_RECONSTRUCTION_SAMPLES), copy_network(data.teacher.network)
-    split_attention(teacher, describe_structure(network)["split"])
+    x, teacher = data.subset(_RECONSTRUCTION_SAMPLES), data.teacher.network
+    split = describe_structure(network)["split"]
+    if split:
+        teacher = copy_network(teacher)
+        split_attention(teacher, split)
     held_out = torch.arange(len(x), device=x.device) % 5 == 0
     moments = measure_layers(teacher, fittable_layers(teacher), x[~held_out], seed=data.seed, of_inputs=())
     return reconstruct(teacher, network, moments, Calibration(x[~held_out], x[held_out], data.seed))

@@ -63,14 +63,14 @@ class RankChoice:
         sample: torch.Tensor,
         on_progress: Callable[[float], None],
     ) -> Cost:
-        """Return the costs of the candidates that the network calls."""
+        """Return the costs of the candidates; of operations and of time, those that the network calls."""
+        if self.by == "parameters":
+            return ParameterCost({c.name: c.layer for c in candidates}, size.parameters, self.fold)
         shapes = observe_shapes(network, [c.name for c in candidates], sample)
         layers = {c.name: c.layer for c in candidates if c.name in shapes}
         if self.by == "macs":
             return MacCost(layers, shapes, size.macs, self.fold)
-        if self.by == "latency":
-            return LatencyCost(network, layers, shapes, sample, self.batch_size, self.fold, on_progress)
-        return ParameterCost({c.name: c.layer for c in candidates}, size.parameters, self.fold)
+        return LatencyCost(network, layers, shapes, sample, self.batch_size, self.fold, on_progress)
 
     def by_function(
         self, network: nn.Module, candidates: Sequence[Candidate], moments: Mapping[str, LayerMoments], cost: Cost
