@@ -168,9 +168,12 @@ def export_network(
 
 def _with_tensor(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     """Return a network that returns a tensor: itself, or with logits."""
+    return network if _returns_tensor(network, input_shape) else as_classifier(network, input_shape)
+
+
+def _returns_tensor(network: nn.Module, input_shape: Sequence[int]) -> bool:
     with torch.no_grad():
-        answer = network(samples_for_trial(input_shape).to(first_weight(network).dtype))
-    return network if isinstance(answer, Tensor) else as_classifier(network, input_shape)
+        return isinstance(network(samples_for_trial(input_shape).to(first_weight(network).dtype)), Tensor)
 
 
 @torch.no_grad()
@@ -259,16 +262,11 @@ def export_run(
         for suffix in ("safetensors", "json"):
             shutil.copyfile(folder / f"network.{suffix}", out / f"model.{suffix}")
         again = load_network(out, "model")
-        difference = _compare(network, again, [samples_for_trial(shape)]) if _is_plain(network, shape) else 0.0
+        difference = _compare(network, again, [samples_for_trial(shape)]) if _returns_tensor(network, shape) else 0.0
         path = out / "model.safetensors"
         files.append(ExportedFile("safetensors", path, path.stat().st_size, difference))
     write_model_card(card, row, rows[0], stages, [(file.format, file.path.name, file.size) for file in files])
     return files, row
-
-
-def _is_plain(network: nn.Module, shape: Sequence[int]) -> bool:
-    with torch.no_grad():
-        return isinstance(network(samples_for_trial(shape)), Tensor)
 
 
 def push_to_hub(folder: Path, repository: str) -> str:

@@ -36,14 +36,19 @@ def read_weight(layer: nn.Module) -> Tensor:
     A transposed convolution is a convolution of its input with zeros between the positions; its kernel is reversed.
     """
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    return weight.transpose(0, 1).flip(tuple(range(2, weight.dim()))) if is_transposed(layer) else weight
+    return _reverse(weight) if is_transposed(layer) else weight
+
+
+def _reverse(weight: Tensor) -> Tensor:
+    """Return a weight with its sides exchanged and its kernel reversed: what it is to a transposed convolution."""
+    return weight.transpose(0, 1).flip(tuple(range(2, weight.dim())))
 
 
 def write_weight(layer: nn.Module, values: Tensor) -> None:
     """Set the weight of a layer to ``values (out, in, *kernel)``, as :func:`read_weight` returns them."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     if is_transposed(layer):
-        values = values.flip(tuple(range(2, values.dim()))).transpose(0, 1)
+        values = _reverse(values)
     weight.copy_(values.reshape(weight.shape).to(weight))
 
 
@@ -148,7 +153,7 @@ class TuckerLayer(nn.Sequential):
         weight = parts[0]
         for part in parts[1:]:
             weight = _multiply(part, weight)
-        return weight.transpose(0, 1).flip(tuple(range(2, weight.dim()))) if is_transposed(self) else weight
+        return _reverse(weight) if is_transposed(self) else weight
 
     @property
     def bias(self) -> nn.Parameter | None:

@@ -83,9 +83,10 @@ def code_of(*specifications: Any) -> dict[str, Any]:
     Returns:
         ``{"code": {target: hash}}``; empty if all targets are in installed packages.
     """
-    targets = sorted({target for specification in specifications for target in _targets(specification)})
-    files = {target: _source_file(target) for target in targets}
-    files |= {str(path): path for path in sorted(set(_files(specifications)))}
+    objects = list(_objects(specifications))
+    files = {target: _source_file(target) for target in sorted({one["_target_"] for one in objects})}
+    executed = {str(one.get("path")) for one in objects if one["_target_"].endswith(".from_file")}
+    files |= {path: Path(path) for path in sorted(executed)}
     hashes = {
         target: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         for target, path in files.items()
@@ -97,29 +98,17 @@ def code_of(*specifications: Any) -> dict[str, Any]:
     return {"code": hashes} if hashes else {}
 
 
-def _targets(specification: Any) -> Iterator[str]:
+def _objects(specification: Any) -> Iterator[Mapping[str, Any]]:
+    """Return the objects with a ``_target_`` within settings, at any depth."""
     if isinstance(specification, Settings):
         specification = plain(specification)
     if isinstance(specification, Mapping):
         if isinstance(specification.get("_target_"), str):
-            yield specification["_target_"]
-        specification = list(specification.values())
-    if isinstance(specification, list):
-        for value in specification:
-            yield from _targets(value)
-
-
-def _files(specification: Any) -> Iterator[Path]:
-    """Return the Python files that ``from_file`` executes."""
-    if isinstance(specification, Settings):
-        specification = plain(specification)
-    if isinstance(specification, Mapping):
-        if str(specification.get("_target_")).endswith(".from_file"):
-            yield Path(str(specification.get("path")))
+            yield specification
         specification = list(specification.values())
     if isinstance(specification, list | tuple):
         for value in specification:
-            yield from _files(value)
+            yield from _objects(value)
 
 
 def _source_file(target: str) -> Path | None:
