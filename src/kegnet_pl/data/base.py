@@ -63,7 +63,7 @@ class RealDataModule(LightningDataModule):
 
     Args:
         name: Name of the data set in tables.
-        input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
+        input_shape: Shape of one sample, such as ``(C, H, W)`` or ``(features,)``.
         classes: Number of classes, at least 2.
         batch_size: Samples per optimiser step, over all processes.
         seed: Seed of the split and of the order.

@@ -11,13 +11,19 @@ from kegnet_pl.settings.base import Count, Positive, Settings, explained
 ENTRY_POINTS = "kegnet_pl.sources"
 """Group of entry points by which other packages add sources."""
 
+SHAPES = (
+    "[channels, height, width] for images, [channels, length] for signals, [channels, depth, height, width] for "
+    "volumes, or [features]"
+)
+"""Shapes of a sample, for messages."""
+
 Mixture = dict[str, float]
 """Name of a source -> its share of the samples; shares sum to 1."""
 
 
 def _check_shape(shape: list[int]) -> list[int]:
-    if len(shape) not in (1, 3):
-        raise PydanticCustomError("shape", "neither an image nor a row of features")
+    if len(shape) > 4:
+        raise PydanticCustomError("shape", "more dimensions than a volume has")
     return shape
 
 
@@ -30,10 +36,11 @@ class DataSettings(Settings):
     """Class of the data module; null: there is no real data."""
     name: str
     """Name of the data set in tables."""
-    input_shape: Annotated[list[Count], AfterValidator(_check_shape)] = Field(
-        json_schema_extra=explained("[channels, height, width] or [features]")
+    input_shape: Annotated[list[Count], Field(min_length=1), AfterValidator(_check_shape)] = Field(
+        json_schema_extra=explained(SHAPES)
     )
-    """Shape of one sample: [channels, height, width] or [features]."""
+    """Shape of one sample: [channels, height, width], [channels, length], [channels, depth, height, width] or
+    [features]."""
     classes: Annotated[int, Field(ge=2)]
     """Number of classes."""
 
