@@ -1107,6 +1107,26 @@ def test_teachers_of_files_and_of_hugging_face(
         assert len(stages(tmp_path)) > len(before), "changed code is another network"
 
 
+def test_a_teacher_that_takes_pixels(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.Linear(30, 4))"
+    )
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.Linear(30, 4))
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    x = torch.randint(256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    np.savez(tmp_path / "test.npz", x=x.numpy(), y=network(x).argmax(dim=1).numpy())
+    rows = go(
+        tmp_path, "teacher=file", f"teacher.path={tmp_path / 'net.py'}", "teacher.factory=make", "data=files",
+        f"teacher.weights={tmp_path / 'w.pt'}", f"data.test={tmp_path / 'test.npz'}", "data.input_shape=[1,8,8]",
+        "data.classes=4", "data.value_range=[0,255]", "sources=[procedural]", "compression.target=1.2",
+        "compression.fit=function",
+    )  # fmt: skip
+    assert rows[0]["accuracy"] == 1, "the file has pixels, and the network takes pixels"
+    (folder,) = (tmp_path / "store").glob("student-*")
+    pixels, standardised = load_network(folder)(x), load_network(folder, logits=True)((x / 255 - 0.45) / 0.25)
+    torch.testing.assert_close(pixels, standardised, atol=1e-3, rtol=1e-3)
+
+
 def test_a_pretrained_teacher_takes_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`teacher\.weights` to be null with teacher\.pretrained=true"):
         go(tmp_path, "teacher=torchvision", "teacher.arch=resnet18", "teacher.pretrained=true", "teacher.weights=w.pt")

@@ -159,6 +159,8 @@ def test_choices(value: Any) -> None:
         ("sweep", [3, ["a"]], "to be a name or null, but got"),
         ("data.input_shape", [None, 32, [], [1, 32, 0], [1, 32, 32.0], ["a"], [1, 2, 3, 4, 5], [True]],
          "to be [channels, height, width] for images, [channels, length] for signals"),
+        ("data.value_range", [[0], [255, 0], [0, 0], "0, 1", 255, [0, float("inf")], [False, True]],
+         "to be the values of a black and of a white pixel, such as [0, 1], [0, 255] or [-1, 1], or null, but got"),
         ("student.feature_distillation.layers", ["*.norm2", [], [1]],
          "to be a list of patterns of layer names or null"),
         ("student.network", ["lenet5", {"channels": 1}], "A group is chosen by student=..., such as student=lenet5."),
@@ -190,6 +192,7 @@ def test_other_values(name: str, values: list[Any], said: str) -> None:
     ("changes", "pattern"),
     [
         ({"sources": ["gan", "kegnet"]}, r"`sources` to be a list of some of blobs, correlated, .*, but got gan"),
+        ({"data.input_shape": [8], "data.value_range": [0, 1]}, r"images or volumes for `data\.value_range`.*\[8\]"),
         ({"data._target_": None}, r"`teacher\.weights`.*data=none.*teacher\.weights=FILE"),
         ({"teacher.min_epochs": 5}, r"`teacher\.patience` where `teacher\.min_epochs` is set, but got null"),
         ({"student.min_epochs": 5}, r"`student\.patience` where `student\.min_epochs` is set, but got null"),

@@ -11,7 +11,7 @@ from torch import nn
 
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import describe_structure, restore_structure
-from kegnet_pl.networks import Answers, answers_of
+from kegnet_pl.networks import Answers, ValueRange, answers_of, value_range_of
 from kegnet_pl.runtime.atomic_files import atomic_write
 
 
@@ -28,6 +28,9 @@ def save_network(network: nn.Module, folder: str | Path, name: str, recipe: Mapp
     answers = answers_of(network)
     if answers is not None:
         content["answers"] = answers.to_dict()
+    values = value_range_of(network)
+    if values is not None:
+        content["inputs"] = values.to_dict()
     atomic_write(Path(folder) / f"{name}.json", json.dumps(content, indent=2))
 
 
@@ -39,8 +42,8 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
     Args:
         folder: Folder of a finished stage, such as the ``student`` folder that a run prints at its end.
         name: Name of both files, without a suffix.
-        logits: True for a network that returns logits ``(B, C)``; False for one that answers as its class does, which
-            may return probabilities or a dict.
+        logits: True for a network that takes standardised samples and returns logits ``(B, C)``, as in the stages of
+            a run; False for one with the inputs and outputs of its class, such as pixels in [0, 255] and probabilities.
 
     Returns:
         The network, on the CPU.
@@ -63,4 +66,6 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
     load_weights(network, Path(folder) / f"{name}.safetensors")
     if logits and "answers" in content:
         Answers(**content["answers"]).attach(network)
+    if logits and "inputs" in content:
+        ValueRange.from_dict(content["inputs"]).attach(network)
     return network.eval()

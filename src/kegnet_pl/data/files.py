@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kegnet_pl.data.base import RealDataModule, Split
+from kegnet_pl.networks import ValueRange
 
 _PARTS = ("train", "val", "test")
 
@@ -27,8 +28,10 @@ class FilesDataModule(RealDataModule):
         val: File of the validation split.
         test: File of the test split, to measure accuracy.
         mean: Mean of the pixels in [0, 1] by which ``x`` was normalised, for procedural sources of images; ``x`` itself
-            is not changed.
+            is not changed without ``value_range``.
         std: Standard deviation of the pixels.
+        value_range: Values of a black and of a white pixel in ``x``, for networks that take pixels. The samples of the
+            splits are then standardised; :class:`ValueRange` converts them back for the network.
     """
 
     may_be_missing = False  # the user has named the files
@@ -44,10 +47,12 @@ class FilesDataModule(RealDataModule):
         test: str | Path | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        value_range: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(name, input_shape, classes, **options)
         self.mean, self.std = mean, std
+        self.value_range = None if value_range is None else ValueRange.of(value_range, mean, std)
         paths = dict(zip(_PARTS, (train, val, test), strict=True))
         self.files = {part: Path(path) for part, path in paths.items() if path is not None}
         if not self.files:
@@ -64,10 +69,10 @@ class FilesDataModule(RealDataModule):
 
     def read(self) -> dict[str, Split]:
         """Read the given files."""
-        return {part: _read(path) for part, path in self.files.items()}
+        return {part: _read(path, self.value_range) for part, path in self.files.items()}
 
 
-def _read(path: Path) -> Split:
+def _read(path: Path, values: ValueRange | None) -> Split:
     try:
         content = _tensors(path)
     except Exception as error:  # damaged files raise many kinds
@@ -81,14 +86,22 @@ def _read(path: Path) -> Split:
             f"Expected tensors x (samples) and y (classes) in {path}, but got {', '.join(map(str, content)) or 'none'}."
         )
     x, y = content["x"], content["y"]
-    if not x.is_floating_point():
+    if not x.is_floating_point() and (values is None or x.dtype != torch.uint8):
         raise ValueError(
             f"Expected floating-point samples in {path}, normalised like the teacher's training data, but got "
             f"{x.dtype}."
         )
     if y.ndim != 1 or y.is_floating_point():
         raise ValueError(f"Expected classes (N,), integers from 0, in {path}, but got {y.dtype} {tuple(y.shape)}.")
-    return Split(x.float(), y.long())
+    if values is not None:
+        low, high = float(x.min()), float(x.max())
+        if low < values.low or high > values.high:
+            raise ValueError(
+                f"Expected pixels from {values.low:g} to {values.high:g} in {path}, as data.value_range says, but got "
+                f"{low:.4g} to {high:.4g}. Correct data.value_range; for standardised samples set it to null."
+            )
+    x = x.float() if values is None else values.standardise(x.float())
+    return Split(x, y.long())
 
 
 def _tensors(path: Path) -> dict[str, Any]:

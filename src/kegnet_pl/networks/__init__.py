@@ -15,6 +15,7 @@ from kegnet_pl.networks.execution import prefer_channels_last
 from kegnet_pl.networks.feature_extractor import FeatureExtractor, match_layers
 from kegnet_pl.networks.frozen import FrozenModule, TeacherNorm
 from kegnet_pl.networks.generator import ConvGenerator, DenseGenerator, ImageGenerator
+from kegnet_pl.networks.inputs import ValueRange, restore_inputs, value_range_of
 from kegnet_pl.networks.lenet import LeNet5
 from kegnet_pl.networks.mlp import MLP
 from kegnet_pl.networks.resnet import CifarResNet, ResNet14
@@ -36,6 +37,7 @@ __all__ = [
     "ResNet14",
     "StackedModule",
     "TeacherNorm",
+    "ValueRange",
     "adapt_norm",
     "answers_of",
     "as_classifier",
@@ -47,4 +49,6 @@ __all__ = [
     "over_stack",
     "prefer_channels_last",
     "restore_answers",
+    "restore_inputs",
+    "value_range_of",
 ]

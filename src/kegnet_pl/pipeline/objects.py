@@ -12,8 +12,9 @@ from hydra.utils import get_object, instantiate
 import kegnet_pl
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.losses import GeneratorObjective
+from kegnet_pl.networks import ValueRange
 from kegnet_pl.runtime.errors import ConfigError
-from kegnet_pl.settings import CompressionSettings, ObjectiveTerm, RunSettings, Settings
+from kegnet_pl.settings import CompressionSettings, DataSettings, ObjectiveTerm, RunSettings, Settings
 from kegnet_pl.sources import find_source_class
 
 
@@ -58,13 +59,23 @@ def make_plan(settings: CompressionSettings) -> CompressionPlan:
     )  # fmt: skip
 
 
+def make_value_range(data: DataSettings) -> ValueRange | None:
+    """Return the value range that ``data.value_range`` describes; None if inputs are standardised."""
+    if data.value_range is None:
+        return None
+    given = data.model_extra or {}
+    return ValueRange.of(data.value_range, given.get("mean"), given.get("std"))
+
+
 def source_definitions(settings: RunSettings, names: Iterable[str]) -> dict[str, Mapping[str, Any] | None]:
     """Return the entries ``source.NAME`` of sources, None where there is none.
 
     Sources of images whose class takes them also get ``data.mean`` and ``data.std``, by which inputs are normalised.
     """
-    data = settings.data.model_extra or {}
+    data, values = settings.data.model_extra or {}, make_value_range(settings.data)
     pixels = {key: data[key] for key in ("mean", "std") if data.get(key) is not None}
+    if values is not None:
+        pixels = {"mean": list(values.mean), "std": list(values.std)}
     definitions: dict[str, Mapping[str, Any] | None] = {}
     for name in names:
         entry = settings.source.get(name)

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from kegnet_pl.api.checks import check_student
-from kegnet_pl.networks import OutputKey, as_classifier, count_classes
+from kegnet_pl.networks import OutputKey, as_classifier, count_classes, value_range_of
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_generator
 from kegnet_pl.pipeline.context import RunContext
-from kegnet_pl.pipeline.objects import build, make_plan, source_definitions
+from kegnet_pl.pipeline.objects import build, make_plan, make_value_range, source_definitions
 from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import GeneratorSettings, OptimizerSettings, Outputs, RunSettings
@@ -148,18 +148,21 @@ def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: 
 def check_network(
     network: nn.Module, name: str, context: RunContext, outputs: Outputs = "auto", output_key: OutputKey = None
 ) -> nn.Module:
-    """Check a network with trial samples, and return a network that returns logits.
+    """Check a network with trial samples, and return one that takes standardised samples and returns logits.
 
     Args:
-        network: Teacher or student; it is not changed.
+        network: Teacher or student. With ``data.value_range`` it gets a hook that converts samples to its pixels.
         name: ``"teacher"`` or ``"student"``, for messages.
-        context: Input shape and classes of the run.
+        context: Input shape, value range and classes of the run.
         outputs: See :func:`as_classifier`.
         output_key: See :func:`as_classifier`.
 
     Raises:
         ConfigError: If it does not take such samples, or does not return logits of the data's number of classes.
     """
+    values = make_value_range(context.settings.data)
+    if values is not None and value_range_of(network) is None:
+        values.attach(network)
     try:
         network = as_classifier(network, context.input_shape, outputs, output_key, name)
         found = count_classes(network, context.input_shape, name)

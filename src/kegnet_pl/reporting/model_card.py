@@ -41,6 +41,7 @@ def write_model_card(
         classes=data["classes"],
         mean=data.get("mean"),
         std=data.get("std"),
+        value_range=data.get("value_range"),
         agreement=metrics.get("agreement"),
         files=files,
     )

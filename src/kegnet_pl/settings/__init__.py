@@ -2,6 +2,7 @@
 
 from kegnet_pl.settings.base import LRSchedulerName, Outputs, Parallel, Precision, Resume, Settings, StudentNorm
 from kegnet_pl.settings.compression import CompressionSettings
+from kegnet_pl.settings.data import DataSettings
 from kegnet_pl.settings.distillation import (
     DistillationSettings,
     FeatureDistillationSettings,
@@ -15,7 +16,7 @@ from kegnet_pl.settings.run import RunSettings
 from kegnet_pl.settings.training import OptimizerSettings, TrainerSettings
 
 __all__ = [
-    "CompressionSettings", "DistillationSettings", "FeatureDistillationSettings", "GeneratorSettings",
+    "CompressionSettings", "DataSettings", "DistillationSettings", "FeatureDistillationSettings", "GeneratorSettings",
     "GeneratorTrainingSettings", "LRSchedulerName", "ObjectiveTerm", "OptimizerSettings", "Outputs", "Parallel",
     "Precision", "Resume", "RunSettings", "Settings", "StudentNorm", "StudentSettings", "TrainerSettings",
     "read_arguments",

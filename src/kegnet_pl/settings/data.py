@@ -1,6 +1,7 @@
 """Settings of the real data and of the sources of samples."""
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -27,10 +28,28 @@ def _check_shape(shape: list[int]) -> list[int]:
     return shape
 
 
+def _check_value_range(data: "DataSettings") -> Iterator[str]:
+    given = data.value_range
+    if given is None:
+        return
+    numbers = isinstance(given, list) and len(given) == 2 and all(type(value) in (int, float) for value in given)
+    if not numbers or not (math.isfinite(given[0]) and math.isfinite(given[1]) and given[0] < given[1]):
+        yield (
+            f"Expected `data.value_range` to be the values of a black and of a white pixel, such as [0, 1], [0, 255] "
+            f"or [-1, 1], or null, but got {given!r}."
+        )
+    elif len(data.input_shape) not in (3, 4):
+        yield (
+            f"Expected images or volumes for `data.value_range`, but got samples of shape {data.input_shape}. Set it "
+            f"to null, and standardise the inputs in the network."
+        )
+
+
 class DataSettings(Settings):
     """Real data: trains a teacher, measures accuracy, feeds the source real. Other settings go to the data module."""
 
     model_config = ConfigDict(extra="allow")
+    RULES = (_check_value_range,)
 
     target: str | None = Field(default=None, alias="_target_")
     """Class of the data module; null: there is no real data."""
@@ -44,10 +63,17 @@ class DataSettings(Settings):
     classes: Annotated[int, Field(ge=2)]
     """Number of classes."""
 
+    @property
+    def value_range(self) -> list[float] | None:
+        """Values of a black and of a white pixel, as the teacher takes them; None if its inputs are standardised."""
+        found: list[float] | None = (self.model_extra or {}).get("value_range")
+        return found
+
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings of the data, without the folders that it is read from."""
-        folders = ("root", "download", "train", "val", "test")
-        return {name: value for name, value in super().fingerprint().items() if name not in folders}
+        left_out = {"root", "download", "train", "val", "test"}
+        left_out |= {"value_range"} if self.value_range is None else set()  # data of earlier versions lacks it
+        return {name: value for name, value in super().fingerprint().items() if name not in left_out}
 
 
 def _name_to_mixture(item: Any) -> Any:

@@ -102,3 +102,16 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), y=np.zeros(1))
     with pytest.raises(ValueError, match="cannot be read"):
         _data(test=tmp_path / "objects.npz")
+
+
+def test_pixels_are_standardised_and_checked(tmp_path: Path) -> None:
+    pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).repeat(3, 2, 5, 4)[..., :4]
+    for values in (pixels, pixels.float()):
+        path = _write(tmp_path / "test.npz", values, torch.arange(3))
+        split = _data(test=path, value_range=[0, 255], mean=[0.2, 0.5], std=[0.1, 0.2]).part("test")
+        expected = (values.float() / 255 - torch.tensor([0.2, 0.5]).view(2, 1, 1)) / torch.tensor([0.1, 0.2]).view(
+            2, 1, 1
+        )
+        torch.testing.assert_close(split.x, expected)
+    with pytest.raises(ValueError, match=r"pixels from 0 to 1 in .*, as data\.value_range says, but got 0 to 255"):
+        _data(test=path, value_range=[0, 1])

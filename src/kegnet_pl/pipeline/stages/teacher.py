@@ -10,7 +10,7 @@ from torch import nn
 
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.weights import load_weights
-from kegnet_pl.networks import answers_of, explain_answers
+from kegnet_pl.networks import answers_of, explain_answers, value_range_of
 from kegnet_pl.networks.foreign import recipe_of
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, code_of
@@ -43,7 +43,7 @@ def _train_teacher(context: RunContext) -> Stage:
         "seed": context.seed,
         **training_fingerprint(context.settings),
         **code_of(teacher),
-        **_answers_fingerprint(network),
+        **_interface(network),
     }
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _read_teacher(context: RunContext, weights: Path | None) -> Stage:
         "network": teacher.network,
         "weights": _digest(network),
         **code_of(teacher.network),
-        **_answers_fingerprint(network),
+        **_interface(network),
     }
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:  # noqa: ARG001
@@ -98,10 +98,10 @@ def _build_teacher(context: RunContext, weights: Path | None = None) -> nn.Modul
     return network
 
 
-def _answers_fingerprint(network: nn.Module) -> dict[str, Any]:
-    """Return what decides how the answers of a network become logits; empty if it returns them itself."""
-    answers = answers_of(network)
-    return {} if answers is None else {"answers": answers.to_dict()}
+def _interface(network: nn.Module) -> dict[str, Any]:
+    """Return the hooks that convert the inputs and outputs of a network, for a fingerprint; empty without any."""
+    hooks = {"answers": answers_of(network), "inputs": value_range_of(network)}
+    return {name: hook.to_dict() for name, hook in hooks.items() if hook is not None}
 
 
 def _digest(network: nn.Module) -> str:
