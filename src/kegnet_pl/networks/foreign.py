@@ -1,4 +1,4 @@
-"""Networks of torchvision, timm and Hugging Face, and of Python files.
+"""Networks of torchvision, timm and Hugging Face, of Python files and of exported programs.
 
 A run writes the recipe of its networks to ``network.json``. Here the recipe has no pretrained weights, since those of
 the run are read from its own file: nothing is downloaded again.
@@ -7,11 +7,13 @@ the run are read from its own file: nothing is downloaded again.
 import importlib.util
 import json
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kegnet_pl.runtime.errors import ConfigError, first_line
 
@@ -127,20 +129,90 @@ def from_config(config: Mapping[str, Any]) -> nn.Module:
     return _remember(network, "from_config", config=dict(config))
 
 
-def from_file(path: str, factory: str, **options: Any) -> nn.Module:
-    """Return a network of a Python file, which is executed: use only files that you trust.
+class ProgramNetwork(nn.Module):
+    """A program of TorchScript or torch.export as a module. It has weights, but no layers that can be replaced.
 
     Args:
-        path: The file. It can import modules of its folder at its top level, not inside functions that run later.
-        factory: Name of a class or function in it that returns the network.
+        program: What ``torch.jit.load`` or ``torch.export.load(...).module()`` returns.
+    """
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+        self.requires_grad_(False)  # else the weights of a copied TorchScript program are results of a computation
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the output of the program.
+
+        Raises:
+            ValueError: If the program was exported for another batch size or shape.
+        """
+        try:
+            return self.program(x)
+        except AssertionError as error:  # guards of torch.export
+            raise ValueError(
+                f"{first_line(error).rstrip('.')}. Export the program again, with a dynamic batch size: "
+                f"torch.export.export(network, (x,), dynamic_shapes=({{0: torch.export.Dim('batch')}},))"
+            ) from error
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of a TorchScript program; a program of torch.export keeps the mode that it was exported in."""
+        self.training = mode
+        if isinstance(self.program, torch.jit.ScriptModule):
+            self.program.train(mode)
+        return self
+
+
+def from_program(path: str) -> nn.Module:
+    """Return the network of a file of TorchScript or torch.export, with its weights.
+
+    Raises:
+        ConfigError: If the file is no such program.
+    """
+    file = Path(path).resolve()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
+            if file.suffix == ".pt2":
+                program: nn.Module = torch.export.load(file).module()
+            else:
+                program = torch.jit.load(file, map_location="cpu")
+    except Exception as error:  # damaged files raise many kinds
+        raise ConfigError(
+            f"Expected `teacher.path` to be a Python file (.py), a program of torch.export (.pt2) or of TorchScript, "
+            f"but {path!r} is none of them, or damaged. A state dict belongs in teacher.weights."
+        ) from error
+    return _remember(ProgramNetwork(program), "from_program", path=str(file))
+
+
+def from_file(path: str, factory: str | None = None, **options: Any) -> nn.Module:
+    """Return a network of a Python file, which is executed, or of a program: use only files that you trust.
+
+    Args:
+        path: The file. Python code can import modules of its folder at its top level, not inside functions that run
+            later. Other files are programs, see :func:`from_program`.
+        factory: Name of a class or function of a Python file that returns the network.
         options: Arguments of the factory.
 
     Raises:
         ConfigError: If there is no such file or factory, or it returns no module.
     """
     file = Path(path).resolve()
-    if not file.is_file() or file.suffix != ".py":
-        raise ConfigError(f"Expected `teacher.path` to be a Python file, but got {path!r}.")
+    if not file.is_file():
+        raise ConfigError(
+            f"Expected `teacher.path` to be a file, but there is none at {path!r}. Relative paths start in the working "
+            f"directory ({Path.cwd()})."
+        )
+    if file.suffix != ".py":
+        if factory is not None or options:
+            raise ConfigError(
+                f"Expected a Python file in `teacher.path` for a factory and its arguments, but got {file.name}."
+            )
+        return from_program(path)
+    if factory is None:
+        raise ConfigError(
+            f"Expected `teacher.factory`, a class or function of {file.name} that returns the network, but got null."
+        )
     name = f"_kegnet_file_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None

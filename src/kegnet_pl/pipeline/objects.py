@@ -34,6 +34,8 @@ def build(specification: Settings | Mapping[str, Any], **arguments: Any) -> Any:
         return instantiate(content, **arguments, _convert_="all")
     except InstantiationException as error:
         reason = error.__cause__ or error
+        if isinstance(reason, ConfigError):
+            raise reason from error
         raise ConfigError(
             f"Expected to build `{content.get('_target_')}` from the settings, but got: {reason}"
         ) from error

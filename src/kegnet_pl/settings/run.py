@@ -29,11 +29,18 @@ def _check_sources(run: "RunSettings") -> Iterator[str]:
 
 
 def _check_teacher(run: "RunSettings") -> Iterator[str]:
-    if run.teacher.pretrained:
+    if run.teacher.is_program and run.student.network is None:
+        yield (
+            f"Expected a student of another network, since the layers of {run.teacher.path} (TorchScript or "
+            f"torch.export) cannot be compressed, but got student=tucker. Choose student=resnet14, resnet20, lenet5, "
+            f"mlp or your own (student.network._target_); or build the teacher from its class, with teacher.weights=FILE."
+        )
+    if run.teacher.pretrained or run.teacher.is_program:
         if run.teacher.weights is not None:
+            reason = "the program has weights" if run.teacher.is_program else "teacher.pretrained=true"
             yield (
-                f"Expected `teacher.weights` to be null with teacher.pretrained=true, since the network comes with "
-                f"weights, but got {run.teacher.weights!r}. Set teacher.weights=null, or teacher.pretrained=false."
+                f"Expected `teacher.weights` to be null, since the network comes with weights ({reason}), but got "
+                f"{run.teacher.weights!r}. Set teacher.weights=null, or teacher.pretrained=false."
             )
     elif run.data.target is None and run.teacher.weights is None:
         yield (

@@ -60,9 +60,9 @@ class TeacherSettings(TrainingSettings):
     arch: str | None = Field(default=None, json_schema_extra=explained("a name") | FREE)
     """Name of the architecture, for teacher=torchvision and teacher=timm."""
     path: str | None = Field(default=None, json_schema_extra=explained("a path") | FREE)
-    """Folder or Hub name for teacher=huggingface; Python file for teacher=file."""
+    """Folder or Hub name for teacher=huggingface; Python file or exported program for teacher=file."""
     factory: str | None = Field(default=None, json_schema_extra=explained("a name") | FREE)
-    """Class or function of the Python file that returns the network, for teacher=file."""
+    """Class or function of the Python file that returns the network, for teacher=file; null for exported programs."""
     pretrained: bool = Field(default=False, json_schema_extra=FREE)
     """true: the constructor returns a network with trained weights; weights must then be null."""
     weights: str | None = Field(default=None, json_schema_extra=explained("a file") | FREE)
@@ -72,13 +72,19 @@ class TeacherSettings(TrainingSettings):
     epochs: Count = 30
     batch_size: Count = 64
 
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Optimiser of the teacher."""
+
+    @property
+    def is_program(self) -> bool:
+        """True for a file of TorchScript or torch.export: it has weights, and its layers cannot be replaced."""
+        of_file = str(self.network["_target_"]).endswith("foreign.from_file")
+        return of_file and self.path is not None and not self.path.endswith(".py")
+
     @property
     def is_given(self) -> bool:
         """True if the teacher has trained weights, so that no data is needed to train it."""
-        return self.weights is not None or self.pretrained
-
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """Optimiser of the teacher."""
+        return self.weights is not None or self.pretrained or self.is_program
 
 
 LIGHTNING = {

@@ -1,6 +1,7 @@
 """Networks of other libraries and of Python files, and the recipes that rebuild them."""
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_a_network_of_a_file(file: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda file: from_file("nowhere.py", "Net"), "`teacher.path` to be a Python file, but got 'nowhere.py'"),
+        (lambda file: from_file("nowhere.py", "Net"), "`teacher.path` to be a file, but there is none at 'nowhere.py'"),
         (lambda file: from_file(file, "Nett"), r"class or function of net\.py \(Net, number\), but got 'Nett'"),
         (lambda file: from_file(file, "number"), r"number of net\.py to return a torch\.nn\.Module, but got 3"),
         (lambda file: from_torchvision("resnet19"), "one of torchvision's .*resnet18.* but got 'resnet19'"),
@@ -141,3 +142,56 @@ def test_the_weight_of_a_compressed_layer_is_read_by_foreign_code() -> None:
 
     small = CompressionPlan([Rule("*", 3)]).apply(Reads(), (20,)).network
     assert small(torch.zeros(2, 20)).shape == (2, 20)
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one network as TorchScript, as torch.export with any and with one batch size, and its weights."""
+    folder = tmp_path_factory.mktemp("programs")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)).eval()
+    x = torch.zeros(2, 1, 8, 8)
+    torch.export.save(
+        torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("n")},)), folder / "n.pt2"
+    )
+    torch.export.save(torch.export.export(network, (x,)), folder / "fixed.pt2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.script(network).save(folder / "n.ts")
+    torch.save(network.state_dict(), folder / "weights.pt")
+    torch.save(network(torch.arange(320.0).sin().reshape(5, 1, 8, 8)), folder / "expected.pt")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["n.pt2", "n.ts"])
+def test_programs_are_frozen_teachers(programs: Path, tmp_path: Path, name: str) -> None:
+    network = as_classifier(from_file(str(programs / name)), (1, 8, 8))
+    x = torch.arange(320.0).sin().reshape(5, 1, 8, 8).requires_grad_()
+    copied = copy.deepcopy(network).eval()
+    logits = copied(x)
+    torch.testing.assert_close(logits, torch.load(programs / "expected.pt"))
+    logits.sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None and x.grad.abs().sum() > 0, "generators learn through the program"
+    assert not any(weight.requires_grad for weight in copied.parameters())
+    save_network(network, tmp_path, "network", recipe_of(network, {}))
+    torch.testing.assert_close(load_network(tmp_path)(x), logits)
+    with pytest.raises(ValueError, match="layer"):
+        CompressionPlan([Rule("*", 0.5)]).apply(network, (1, 8, 8))
+
+
+def test_a_program_of_one_batch_size_is_refused(programs: Path) -> None:
+    with pytest.raises(ValueError, match=r"Guard failed.*dynamic_shapes="):
+        count_classes(as_classifier(from_file(str(programs / "fixed.pt2")), (1, 8, 8)), (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("weights.pt", {}, r"none of them, or damaged.*teacher\.weights"),
+        ("missing.pt2", {}, r"there is none at .*missing\.pt2"),
+        ("n.pt2", {"factory": "make"}, r"Python file in `teacher\.path` for a factory"),
+    ],
+)
+def test_other_files_are_no_programs(programs: Path, name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_file(str(programs / name), **options)
