@@ -25,6 +25,7 @@ from kegnet_pl.data import DigitsDataModule, Split
 from kegnet_pl.pipeline.context import run_fingerprint
 from kegnet_pl.pipeline.run import run
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
+from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.reporting.figures import read_curves
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, WeightsError
@@ -1138,6 +1139,9 @@ def test_a_teacher_that_takes_pixels(tmp_path: Path) -> None:
         "compression.fit=function",
     )  # fmt: skip
     assert rows[0]["accuracy"] == 1, "the file has pixels, and the network takes pixels"
+    card = expand_card([f"teacher_card={tmp_path / 'run' / 'teacher_card.yaml'}", "sources=[]"])
+    again = go(tmp_path, *card, "compression.target=1.2", "compression.fit=function")
+    assert again[1]["fingerprint"] == rows[1]["fingerprint"], "the card of a run names the same teacher"
     (folder,) = (tmp_path / "store").glob("student-*")
     pixels, standardised = load_network(folder)(x), load_network(folder, logits=True)((x / 255 - 0.45) / 0.25)
     torch.testing.assert_close(pixels, standardised, atol=1e-3, rtol=1e-3)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
+from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.runtime.environment import local_rank
 from kegnet_pl.runtime.errors import ConfigError, UserError
 
@@ -112,7 +113,7 @@ def main() -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # kegnet_pl --help | head
     try:
         refuse_old_names(sys.argv[1:])
-        sys.argv[1:] = accept_old_spellings(sys.argv[1:])
+        sys.argv[1:] = accept_old_spellings(expand_card(sys.argv[1:]))
     except ConfigError as error:
         _leave(f"Error: {error}", code=1)
     try:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from kegnet_pl.benchmark import LatencyReport
 from kegnet_pl.compression import measure_size
+from kegnet_pl.networks import answers_of
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.pipeline.context import RunContext, student_name
 from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.pipeline.teacher_card import FILE_NAME, write_card
 from kegnet_pl.reporting.results import Row, explain_ceilings, find_last, write_results
 from kegnet_pl.reporting.run_page import StageFolders, read_compression_report, write_run_page
 from kegnet_pl.reporting.runs import FinishedRun
@@ -116,6 +118,7 @@ def write_outputs(
     folders = {one.method: {stage.name: stage.folder for stage in one.all_stages} for one in networks}
     StageFolders(dict(context.config), folders).write(folder)
     page = write_run_page(FinishedRun(folder, rows=tuple(rows)))
+    write_teacher_card(context, networks[0].stages[0], folder)
     context.loggers.show("report", folder, lambda: report_objects(rows, page, sheet))
     context.loggers.finish(None, done=True)
     if brief:
@@ -124,6 +127,20 @@ def write_outputs(
         return
     _print_tables(context, rows, networks)
     _print_paths(context, networks, find_last(rows).method, generators, page)
+
+
+def write_teacher_card(context: RunContext, stage: Stage, folder: Path) -> None:
+    """Write the card of a run's teacher, with which another run takes the same network."""
+    teacher, network = context.settings.teacher, context.network(stage)
+    answers = answers_of(network)
+    weights = teacher.weights or (None if teacher.is_given else str(stage.folder / "network.safetensors"))
+    write_card(
+        folder,
+        teacher.model_dump(by_alias=True),
+        context.settings.data.model_dump(by_alias=True),
+        None if weights is None else Path(weights),
+        "logits" if answers is None else answers.outputs,
+    )
 
 
 def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[Network]) -> None:
@@ -159,6 +176,7 @@ def _print_paths(
         "",
         f"teacher       {display_path(networks[0].stages[0].folder)}",
         f"student       {display_path(student)}  (kegnet_pl.load_network reads it)",
+        f"teacher card  {display_path(folder / FILE_NAME)}",
         f"results       {display_path(folder / 'results.json')}",
         f"report        {display_path(page)}  (open it in a browser)",
     ]

@@ -31,9 +31,10 @@ def _check_sources(run: "RunSettings") -> Iterator[str]:
 def _check_teacher(run: "RunSettings") -> Iterator[str]:
     if run.teacher.is_program and run.student.network is None:
         yield (
-            f"Expected a student of another network, since the layers of {run.teacher.path} (TorchScript or "
+            f"Expected a student of another network, since the layers of {run.teacher.network['path']} (TorchScript or "
             f"torch.export) cannot be compressed, but got student=tucker. Choose student=resnet14, resnet20, lenet5, "
-            f"mlp or your own (student.network._target_); or build the teacher from its class, with teacher.weights=FILE."
+            f"mlp or your own (student.network._target_), or build the teacher from its class, with "
+            f"teacher.weights=FILE."
         )
     if run.teacher.pretrained or run.teacher.is_program:
         if run.teacher.weights is not None:

@@ -79,7 +79,7 @@ class TeacherSettings(TrainingSettings):
     def is_program(self) -> bool:
         """True for a file of TorchScript or torch.export: it has weights, and its layers cannot be replaced."""
         of_file = str(self.network["_target_"]).endswith("foreign.from_file")
-        return of_file and self.path is not None and not self.path.endswith(".py")
+        return of_file and not str(self.network.get("path")).endswith(".py")
 
     @property
     def is_given(self) -> bool:
