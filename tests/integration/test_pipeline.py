@@ -1108,6 +1108,21 @@ def test_teachers_of_files_and_of_hugging_face(
         assert len(stages(tmp_path)) > len(before), "changed code is another network"
 
 
+def test_mistakes_in_a_teacher_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make = "def make():\n    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n"
+    (tmp_path / "half.py").write_text(f"from torch import nn\n{make}    return net.half()")
+    (tmp_path / "zero.py").write_text(f"from torch import nn\n{make}    nn.init.zeros_(net[1].weight)\n    return net")
+    given = ["teacher=file", "teacher.factory=make", "teacher.pretrained=true", "data=none", "data.classes=4"]
+    given += ["data.input_shape=[1,8,8]", "sources=[]", "compression.target=1.1"]
+    go(tmp_path, *given, f"teacher.path={tmp_path / 'half.py'}")
+    assert "weights are converted from float16 to float32" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="returns the same logits for 64 different samples"):
+        go(tmp_path, *given, f"teacher.path={tmp_path / 'zero.py'}")
+    (tmp_path / "one.py").write_text(f"from torch import nn\n{make}    net[1].bias.data[2] = 99\n    return net")
+    go(tmp_path, *given, f"teacher.path={tmp_path / 'one.py'}")
+    assert "Warning: Sequential gives class 2 to all of 64 synthetic samples." in capsys.readouterr().out
+
+
 def test_a_program_teaches_another_network(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     shapes = ({0: torch.export.Dim("n")},)

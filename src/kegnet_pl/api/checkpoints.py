@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import describe_structure, restore_structure
 from kegnet_pl.networks import Answers, ValueRange, answers_of, value_range_of
+from kegnet_pl.networks.execution import first_weight
 from kegnet_pl.runtime.atomic_files import atomic_write
+
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+"""Names of data types in safetensors files."""
 
 
 def save_network(network: nn.Module, folder: str | Path, name: str, recipe: Mapping[str, Any]) -> None:
@@ -63,9 +68,23 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
     with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
         network: nn.Module = instantiate(content["network"], _convert_="all")
         restore_structure(network, **{key: content[key] for key in ("ranks", "folded", "split") if key in content})
-    load_weights(network, Path(folder) / f"{name}.safetensors")
+    path = Path(folder) / f"{name}.safetensors"
+    dtype = _stored_dtype(path)
+    if dtype is not None and dtype != first_weight(network).dtype:  # the constructor makes another precision
+        network.to(dtype)
+    load_weights(network, path)
     if logits and "answers" in content:
         Answers(**content["answers"]).attach(network)
     if logits and "inputs" in content:
         ValueRange.from_dict(content["inputs"]).attach(network)
     return network.eval()
+
+
+def _stored_dtype(path: Path) -> torch.dtype | None:
+    """Return the data type of the first floating-point tensor of a file; None if there is none, or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None  # load_weights says what is wrong
+    return next((_DTYPES[name] for name in names if name in _DTYPES), None)

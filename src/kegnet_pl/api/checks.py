@@ -4,14 +4,27 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kegnet_pl.compression import TuckerLayer, fittable_layers
 from kegnet_pl.networks import lacks_statistics, match_layers
 from kegnet_pl.networks.batch_norm import norm_layers
+from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.hooks import LayerRecorder
+from kegnet_pl.networks.inputs import PIXEL_STD
 from kegnet_pl.networks.validation import check_trainable
 from kegnet_pl.runtime.errors import SettingsMismatchError
 from kegnet_pl.settings import DistillationSettings
+
+_RANGE = " (on the command line: data.mean, data.std, data.value_range)"
+
+TRIAL_SAMPLES = 64
+"""Samples for :func:`explain_inputs`."""
+
+_SCALE = 3
+"""Factor between standard deviations, above which the range of the inputs is called wrong; published networks of
+CIFAR-10, SVHN and Fashion-MNIST are between 0.6 and 1.05."""
 
 LOW_AGREEMENT = 0.9
 """Agreement on held-out synthetic samples below which ``compress`` warns (measured in results/NETWORKS.md)."""
@@ -71,6 +84,82 @@ def _check_compressed(student: nn.Module, teacher: nn.Module) -> None:
             f"layers, or none, for {', '.join(others[:8])}.",
             {"reconstruct": False},
         )
+
+
+@torch.no_grad()
+def explain_inputs(network: nn.Module, x: Tensor) -> list[str]:
+    """Return a sentence for each sign that samples are not like the inputs that a classifier was trained on.
+
+    Signs are those of :func:`explain_scale`, one class for all samples, and equal probabilities of all classes.
+
+    Args:
+        network: Returns logits ``(N, C)``.
+        x: Samples ``(N, *input_shape)``, some tens, on the device of the network.
+
+    Raises:
+        ValueError: If the network returns the same logits for all samples.
+    """
+    with eval_mode(network):
+        logits = network(x)
+    if bool(torch.isclose(logits, logits[:1], rtol=1e-6, atol=0).all()):
+        raise ValueError(
+            f"Expected a network whose output depends on its input, but {type(network).__name__} returns the same "
+            f"logits for {len(x)} different samples. Check its weights."
+        )
+    sentences = explain_scale(network, x)
+    share, label = (logits.argmax(dim=1).bincount() / len(x)).max(dim=0)
+    confidence, classes = float(logits.softmax(dim=1).amax(dim=1).mean()), logits.shape[1]
+    if float(share) == 1:
+        sentences.append(
+            f"{type(network).__name__} gives class {int(label)} to all of {len(x)} synthetic samples. Check its "
+            f"weights and the range of its inputs{_RANGE}."
+        )
+    elif confidence < 1.2 / classes:
+        sentences.append(
+            f"{type(network).__name__} gives nearly equal probabilities to all classes of {len(x)} synthetic samples. "
+            f"Check its weights and the range of its inputs{_RANGE}."
+        )
+    return sentences
+
+
+@torch.no_grad()
+def explain_scale(network: nn.Module, x: Tensor) -> list[str]:
+    """Return a sentence if samples are on another scale than the training data of a network with batch norm.
+
+    The standard deviation of the input of the first batch norm is compared with the statistics of the layer, for
+    samples ``(N, *input_shape)``.
+    """
+    stored = (
+        [] if lacks_statistics(network) else [n for n, one in norm_layers(network).items() if one.track_running_stats]
+    )
+    with LayerRecorder(network, stored, _deviations, source="input") as recorder, eval_mode(network):
+        deviations = recorder.call(x)[1]
+    if not deviations:
+        return []
+    name, found = next(iter(deviations.items()))
+    layer = norm_layers(network)[name]
+    assert layer.running_var is not None
+    ratio = float(((found + layer.eps**0.5) / (layer.running_var + layer.eps).sqrt()).median())
+    if 1 / _SCALE < ratio < _SCALE:
+        return []
+    return [
+        f"In {name}, the first batch norm of {type(network).__name__}, synthetic samples have {ratio:.2g} times the "
+        f"standard deviation of its training data.{_suggest_range(1 / ratio)} Check the mean and standard deviation by "
+        f"which its inputs are normalised, or their value range{_RANGE}."
+    ]
+
+
+def _deviations(name: str, inputs: Tensor) -> Tensor:  # noqa: ARG001
+    """Return the standard deviation ``(C,)`` of the input ``(N, C, ...)`` of a layer."""
+    return inputs.transpose(0, 1).flatten(1).std(dim=1)
+
+
+def _suggest_range(scale: float) -> str:
+    """Return a sentence on the value range whose pixels have this standard deviation, if one is near."""
+    for low, high in ((0, 1), (-1, 1), (0, 255)):
+        if 0.5 < scale / (PIXEL_STD * (high - low)) < 2:
+            return f" It may take pixels: data.value_range=[{low},{high}]."
+    return ""
 
 
 def describe_agreement(agreement: float | None) -> str | None:

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from kegnet_pl.api.checks import check_student, describe_agreement
+from kegnet_pl.api.checks import TRIAL_SAMPLES, check_student, describe_agreement, explain_scale
 from kegnet_pl.api.engine import adam, fit_compression, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import Compressed, CompressionPlan, CostName, Rule, TuckerLayer
@@ -23,6 +23,7 @@ from kegnet_pl.networks import (
     prefer_channels_last,
     restore_answers,
 )
+from kegnet_pl.networks.execution import first_weight
 from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Outputs, Precision, StudentNorm, read_arguments
@@ -110,8 +111,12 @@ def compress(
     bar = StageProgress("compression", make_console(quiet=not progress))
     if fit == "weights":
         return fit_compression(network, shape, plan, bar)
-    source = Procedural(shape, mean=mean, std=std) if source is None else source
     classifier = as_classifier(network, shape, outputs, output_key)
+    if source is None:
+        source = Procedural(shape, mean=mean, std=std)
+        weight = first_weight(classifier)
+        for line in explain_scale(classifier, source.sample(TRIAL_SAMPLES, seed).to(weight)):
+            warnings.warn(line, stacklevel=2)
     compressed = fit_compression(classifier, shape, plan, bar, source, samples, oversampling, seed)
     if classifier is not network:
         restore_answers(compressed.network)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from kegnet_pl.api.checks import check_student
+from kegnet_pl.api.checks import TRIAL_SAMPLES, check_student, explain_inputs
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes, value_range_of
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_generator
@@ -14,6 +14,7 @@ from kegnet_pl.pipeline.objects import build, make_plan, make_value_range, sourc
 from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import GeneratorSettings, OptimizerSettings, Outputs, RunSettings
+from kegnet_pl.settings.compression import DEFAULT_SOURCE
 from kegnet_pl.sources import SourceInfo, build_source, find_source_class
 
 
@@ -117,6 +118,22 @@ def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], 
             f"features, generator=conv signals and volumes; generator=custom takes your own generator.network and "
             f"generator.decoder."
         ) from error
+
+
+def check_inputs(context: RunContext, teacher: nn.Module) -> None:
+    """Print signs that synthetic samples do not have the range of the teacher's inputs.
+
+    Raises:
+        ConfigError: If the teacher returns the same logits for all samples.
+    """
+    name = next(iter(DEFAULT_SOURCE))
+    source = build_source(DEFAULT_SOURCE, source_definitions(context.settings, [name]), input_shape=context.input_shape)
+    try:
+        sentences = explain_inputs(teacher, source.sample(TRIAL_SAMPLES, context.seed))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for sentence in sentences:
+        context.console.print(f"Warning: {sentence}", soft_wrap=True)
 
 
 def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: nn.Module, *, generators: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from kegnet_pl.pipeline.context import open_context
 from kegnet_pl.pipeline.outputs import Network, describe, write_outputs
-from kegnet_pl.pipeline.preflight import check_before, check_sources, check_teacher_and_student
+from kegnet_pl.pipeline.preflight import check_before, check_inputs, check_sources, check_teacher_and_student
 from kegnet_pl.pipeline.stages.compression import compression_stage, describe_compression_source
 from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
 from kegnet_pl.pipeline.stages.generators import generators_stage
@@ -52,6 +52,7 @@ def run(
     check_before(context, sources, compression_source)
 
     teacher = teacher_stage(context)
+    check_inputs(context, context.network(teacher))
     initial = compression_stage(context, teacher)
     if sources:
         check_teacher_and_student(

@@ -75,7 +75,8 @@ def read_card(path: Path) -> dict[str, Any]:
             f"Expected `teacher` in {path} to be one of the command line, such as torchvision, timm, huggingface, file "
             f"or custom, but got {card['teacher']!r}."
         )
-    for holder in (card, card.get("network")):
+    holders: list[Any] = [card, card.get("network")]
+    for holder in holders:
         for key in _PATHS if isinstance(holder, dict) else ():
             beside = path.parent / str(holder.get(key))
             if isinstance(holder.get(key), str) and beside.exists():

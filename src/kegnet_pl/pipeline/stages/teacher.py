@@ -11,6 +11,7 @@ from torch import nn
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.networks import answers_of, explain_answers, value_range_of
+from kegnet_pl.networks.execution import first_weight
 from kegnet_pl.networks.foreign import recipe_of
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, code_of
@@ -85,6 +86,10 @@ def _build_teacher(context: RunContext, weights: Path | None = None) -> nn.Modul
     """
     teacher = context.settings.teacher
     network: nn.Module = build(teacher.network)
+    dtype = first_weight(network).dtype
+    if dtype != torch.float32:
+        context.console.print(f"teacher: weights are converted from {str(dtype).removeprefix('torch.')} to float32")
+        network.float()
     check = functools.partial(check_network, network, "teacher", context, teacher.outputs, teacher.output_key)
     if weights is not None:
         check()
