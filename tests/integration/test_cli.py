@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from kegnet_pl.pipeline import cli
@@ -99,16 +100,40 @@ def test_a_typo_lists_what_exists(refused: Refused, typo: str, answer: str) -> N
 @pytest.mark.parametrize(
     ("more", "warned"),
     [
-        ([], True),
-        (["teacher.epochs=3"], True),
+        (["preset=none"], True),
+        (["preset=none", "teacher.epochs=3"], True),
+        (["experiment=digits_lenet"], True),
+        ([], False),
         (["experiment=custom/batch_norm"], False),
-        (["generator.steps_per_epoch=1000"], False),
-        (["sources=[normal]"], False),
+        (["preset=none", "generator.steps_per_epoch=1000"], False),
+        (["preset=none", "sources=[normal]"], False),
     ],
 )
 def test_a_network_of_the_user_is_more_than_a_demo(refused: Refused, more: list[str], warned: bool) -> None:
     said = refused("teacher.weights=nowhere.pt", *more)
     assert ("This is a trial: generators train for 2 epochs of 50 steps" in said) is warned
+    assert ("preset=auto: experiment=custom/image (images, no batch norm" in said) is (not more)
+
+
+def test_a_preset_is_chosen_and_saved(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3))"
+    )
+    given = [
+        "teacher=file",
+        f"teacher.path={tmp_path / 'net.py'}",
+        "teacher.factory=make",
+        "teacher.pretrained=true",
+        "data=none",
+    ]
+    given += ["data.input_shape=[6]", "data.classes=3", "compression.target=1.5", "debug=fast", "student.epochs=1"]
+    done = command(*given)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("preset=auto")]
+    assert "experiment=custom/table (rows of features, a dense first layer, 403 parameters, cpu). About " in line
+    assert "T+Correlated" in done.stdout and "This is a trial" not in done.stdout
+    (config,) = tmp_path.rglob(".hydra/config.yaml")
+    saved = yaml.safe_load(config.read_text())
+    assert (saved["recipe"], saved["sources"], saved["student"]["epochs"]) == ("best", ["correlated"], 1)
 
 
 def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path: Path) -> None:

@@ -37,11 +37,15 @@ GROUPS = ["callbacks", "compression", "data", "generator", "logger", "source", "
 SNAPSHOT = json.loads((Path(__file__).parent / "snapshots" / "presets.json").read_text())
 PUBLIC = {"cifar10_resnet20": 20, "cifar10_resnet56": 56}
 """Preset whose teacher has public weights, which the user names -> depth of the teacher."""
-NEEDED = {"custom/table": ["data=letter", "teacher=mlp"], **{name: ["teacher.weights=w"] for name in PUBLIC}}
+NEEDED = {
+    "custom/table": ["data=letter", "teacher=mlp"],
+    "custom/signal": ["data.input_shape=[1,64]"],
+    **{name: ["teacher.weights=w"] for name in PUBLIC},
+}
 """Preset -> settings that its user adds; the others run with the default data."""
 SINCE = (
     "compression.fold", "compression.by", "compression.round_to", "compression.batch_size", "latency.",
-    "teacher.output", "teacher.pretrained",
+    "teacher.output", "teacher.pretrained", "preset",
 )  # fmt: skip
 """Settings that are not in the snapshot of any preset: they are younger."""
 NEW = (
@@ -69,6 +73,7 @@ def test_each_experiment_of_the_paper_has_a_preset_for_each_recipe() -> None:
         "digits_lenet",
         "custom/batch_norm",
         "custom/image",
+        "custom/signal",
         "custom/table",
     }
 

@@ -4,12 +4,14 @@ import math
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.configuration import to_plain
@@ -66,7 +68,9 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
     settings = RunSettings.from_config(config)
     if sweep.in_sweep() and settings.trainer.devices > 1:
         raise ConfigError(sweep.ONE_PROCESS)
-    if HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and local_rank() == 0:
+    if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
+        config, settings = _apply_preset(config, settings, folder)
+    elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and local_rank() == 0:
         _explain_trial(settings)
     from kegnet_pl.pipeline.gpus import one_gpu
     from kegnet_pl.pipeline.run import run
@@ -76,6 +80,49 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
         return run(config, folder, settings=settings, job=job, gpu=gpu)
 
 
+def _names_experiment() -> bool:
+    """Return True if the command line names an experiment."""
+    return any(override.startswith("experiment=") for override in HydraConfig.get().overrides.task)
+
+
+def _apply_preset(
+    config: dict[str, Any], settings: "RunSettings", folder: Path
+) -> tuple[dict[str, Any], "RunSettings"]:
+    """Compose the configuration again with the preset for the teacher, and print what was chosen."""
+    from kegnet_pl.pipeline.context import find_run_device
+    from kegnet_pl.pipeline.preset import (
+        build_untrained,
+        choose_preset,
+        describe_choice,
+        estimate_seconds,
+        fit_to_budget,
+        without_given,
+    )
+    from kegnet_pl.settings import RunSettings
+
+    network = build_untrained(settings)
+    if network is None:
+        return config, settings
+    given = list(HydraConfig.get().overrides.task)
+
+    def compose_again(overrides: Sequence[str]) -> tuple[DictConfig, "RunSettings"]:
+        cfg = compose("config", [f"experiment={preset.name}", *overrides, *given])
+        return cfg, RunSettings.from_config(to_plain(cfg))
+
+    same_layers = settings.student.network is None
+    device = find_run_device(settings.trainer, None)
+    preset = choose_preset(network, settings.data.input_shape, same_layers)
+    overrides = without_given(preset.overrides, given)
+    _, settings = compose_again(overrides)
+    overrides = [*overrides, *without_given(fit_to_budget(settings, network, device), given)]
+    cfg, settings = compose_again(overrides)
+    if local_rank() == 0:
+        seconds = estimate_seconds(settings, network, device)
+        print(describe_choice(preset, network, device, overrides, seconds))  # noqa: T201
+        OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+    return to_plain(cfg), settings
+
+
 def _explain_trial(settings: "RunSettings") -> None:
     """Print that a run as short as the demo is a trial, if the teacher is the user's own."""
     generator = settings.generator
@@ -83,8 +130,8 @@ def _explain_trial(settings: "RunSettings") -> None:
     if settings.teacher.is_given and short and any("kegnet" in mixture for mixture in settings.sources):
         print(  # noqa: T201
             f"This is a trial: generators train for {generator.epochs} epochs of {generator.steps_per_epoch} steps. "
-            f"Presets for your own network are experiment=custom/batch_norm for images and a teacher with batch "
-            f"norm, custom/image for images without, custom/table for rows of features."
+            f"preset=auto without experiment=... chooses a preset for your own network: experiment=custom/batch_norm, "
+            f"custom/image, custom/table or custom/signal."
         )
 
 

@@ -74,7 +74,7 @@ def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
             f"Expected an experiment that has a preset for {recipe}, but got {experiment or 'none'}"
             f"{f' (there is no {missing})' if missing else ''}. A recipe is a preset: "
             f"experiment=NAME, experiment=best/NAME, experiment=paper/NAME or experiment=strict/NAME. For your own "
-            f"network choose experiment=custom/batch_norm, custom/image or custom/table."
+            f"network leave out experiment=... (preset=auto), or choose one of custom/batch_norm, image, table, signal."
         )
     replaced = f"experiment={','.join(presets)}"
     return [replaced if argument == experiment else argument for argument in arguments if argument != recipe]

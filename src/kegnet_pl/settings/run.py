@@ -3,7 +3,7 @@
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -139,6 +139,9 @@ class RunSettings(Settings):
 
     seed: Seed = 0
     """All random numbers derive from it."""
+    preset: Literal["auto", "none"] = "auto"
+    """auto: the command line chooses an experiment custom/... for a teacher with weights, if none is named; none: it
+    does not."""
     recipe: str = Field(default="strict", json_schema_extra=explained("a name"))
     """Name of the recipe in tables; it decides nothing."""
     sources: Mixtures

@@ -1,0 +1,225 @@
+"""The preset of a run with the user's own network (``preset=auto``): by its inputs, batch norm, size and device."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from kegnet_pl.compression import fittable_layers, measure_size
+from kegnet_pl.networks import as_classifier
+from kegnet_pl.networks.batch_norm import norm_layers
+from kegnet_pl.networks.execution import copy_network, first_weight
+from kegnet_pl.networks.validation import FORWARD_ERRORS, samples_for_trial
+from kegnet_pl.pipeline.objects import build, source_definitions
+from kegnet_pl.runtime.errors import UserError
+from kegnet_pl.runtime.timing import time_in_turns
+from kegnet_pl.settings import GeneratorSettings, RunSettings
+from kegnet_pl.sources import build_source, describe_mixture
+
+BUDGETS = {"cpu": 1e14, "cuda": 1e16}
+"""Type of device -> multiply-accumulates of a run: of the order of an hour on two cores or on one GPU."""
+
+_GENERATORS, _PART = 0.7, 0.5
+"""Greatest shares of the budget: of the generators, and of the compression or of a student."""
+
+_LEAST_SAMPLES = {"student.samples": 1000, "compression.samples": 200}
+
+_FITTING = 3.0
+"""Forward passes of the teacher for each sample and layer of a compression by function (measured for small CNNs)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings for a network.
+
+    Attributes:
+        name: Option of the group ``experiment``.
+        reason: The properties of the network that decide.
+        overrides: Settings that differ from the preset's, since the student has other layers than the teacher.
+    """
+
+    name: str
+    reason: str
+    overrides: tuple[str, ...] = ()
+
+
+def choose_preset(network: nn.Module, input_shape: Sequence[int], same_layers: bool) -> Preset:
+    """Return the preset for a teacher.
+
+    Args:
+        network: The teacher; its weights do not matter.
+        input_shape: Shape of one sample.
+        same_layers: True if students are the compressed teacher, with layers of the same names and widths.
+    """
+    others = () if same_layers else (
+        "student.norm=batch", "student.feature_distillation.weight=0", "student.reconstruct=false",
+    )  # fmt: skip
+    kind = {1: "rows of features", 2: "signals", 3: "images", 4: "volumes"}[len(input_shape)]
+    norms = [layer for layer in norm_layers(network).values() if layer.track_running_stats]
+    if len(input_shape) == 1:
+        first = next((layer for layer in network.modules() if getattr(layer, "weight", None) is not None), None)
+        dense = isinstance(first, nn.Linear) and first.in_features == input_shape[0]
+        if dense:
+            return Preset("custom/table", f"{kind}, a dense first layer", others)
+        return Preset("custom/table", f"{kind}, another first layer", ("sources=[procedural]", *others))
+    if len(input_shape) != 3:
+        return Preset("custom/signal", kind, others)
+    if norms:
+        return Preset("custom/batch_norm", f"{kind}, batch norm", others)
+    return Preset("custom/image", f"{kind}, no batch norm", others)
+
+
+def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.device) -> list[str]:
+    """Return overrides that keep a run within the budget of its device; empty if it is.
+
+    They depend on sizes alone, not on measured times: the same command has the same settings on every machine with such
+    a device.
+    """
+    shape = tuple(settings.data.input_shape)
+    macs, budget = measure_size(network, shape).macs, BUDGETS[device.type]
+    generator, student, compression = settings.generator, settings.student, settings.compression
+    overrides = []
+    if any("kegnet" in mixture for mixture in settings.sources):
+        samples = generator.count * generator.epochs * generator.steps_per_epoch * generator.batch_size
+        if 3 * macs * samples > _GENERATORS * budget:  # a backward pass takes twice the forward pass
+            overrides.append("sources=[procedural]")
+    work = {"student.samples": 4 * macs * student.samples * (student.epochs if student.resample_each_epoch else 1)}
+    if compression.fit == "function" and student.network is None:
+        layers = len(fittable_layers(network))
+        work["compression.samples"] = int(_FITTING * macs * layers * compression.samples)
+    for name, amount in work.items():
+        if amount > _PART * budget:
+            now = student.samples if name == "student.samples" else compression.samples
+            fewer = max(int(now * _PART * budget / amount), _LEAST_SAMPLES[name])
+            step = math.lcm(generator.count, 10)
+            overrides.append(f"{name}={max(fewer // step * step, step)}")
+    return overrides
+
+
+class _Step(nn.Module):
+    """A forward and a backward pass of a network, as a student takes them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> None:
+        self.network(x).sum().backward()
+
+
+class _GeneratorStep(nn.Module):
+    """A forward and a backward pass of a generator, its decoder and the teacher."""
+
+    def __init__(self, teacher: nn.Module, settings: GeneratorSettings) -> None:
+        super().__init__()
+        with torch.random.fork_rng([]):
+            self.generator: Any = build(settings.network)
+            self.decoder: nn.Module = build(settings.decoder)
+        self.teacher = teacher
+
+    def forward(self, x: torch.Tensor) -> None:
+        noise = torch.zeros(len(x), self.generator.noise_dim, device=x.device)
+        samples = self.generator(noise, torch.zeros(len(x), self.generator.classes, device=x.device))
+        (self.decoder(samples).sum() + self.teacher(samples).sum()).backward()
+
+
+def estimate_seconds(settings: RunSettings, network: nn.Module, device: torch.device) -> dict[str, float]:
+    """Return the expected seconds of the stages of a run on this machine, from a few measured steps."""
+    shape, student = tuple(settings.data.input_shape), settings.student
+    teacher = copy_network(network).float().to(device).eval()
+    weight = first_weight(teacher)
+    size = 16 if math.prod(shape) <= 2**14 else 4
+    x = samples_for_trial(shape, size).to(weight)
+
+    def per_sample(module: nn.Module) -> float:
+        (times,) = time_in_turns([(module, x)], shortest=0.02, rounds=(3, 3))
+        return min(times) / size
+
+    with torch.no_grad():
+        forward = per_sample(teacher)
+    step = per_sample(_Step(teacher))
+    seconds = {}
+    if settings.compression.fit == "function" and student.network is None:
+        layers, compression = len(fittable_layers(network)), settings.compression
+        seconds["compression"] = forward * compression.samples * (compression.oversampling + _FITTING * layers)
+    infos = [describe_mixture(mixture, settings.source) for mixture in settings.sources]
+    if any(info.needs_generators for info in infos):
+        generator = settings.generator
+        count = generator.count * generator.epochs * generator.steps_per_epoch * generator.batch_size
+        seconds["generators"] = count * per_sample(_GeneratorStep(teacher, generator).to(device))
+    passes = student.samples * student.epochs
+    drawn = passes if student.resample_each_epoch else student.samples
+    for info in infos:
+        seconds[info.title] = passes * step + drawn * student.oversampling * (forward + _drawing(settings, info.shares))
+    return seconds
+
+
+def _drawing(settings: RunSettings, shares: Mapping[str, float]) -> float:
+    """Return the seconds for drawing one sample of a mixture, without generators and real data."""
+    total = 0.0
+    for name, share in shares.items():
+        info = describe_mixture({name: 1.0}, settings.source)
+        if info.needs_generators or info.needs_data or info.name == "correlated":
+            continue
+        definitions = source_definitions(settings, [name])
+        source = build_source({name: 1.0}, definitions, input_shape=tuple(settings.data.input_shape))
+        (times,) = time_in_turns([(_Draw(source), torch.zeros(()))], shortest=0.0, rounds=(2, 2))
+        total += share * min(times) / _Draw.COUNT
+    return total
+
+
+class _Draw(nn.Module):
+    COUNT = 32
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, x: torch.Tensor) -> None:  # noqa: ARG002
+        self.source.sample(self.COUNT, 0)
+
+
+def describe_choice(
+    preset: Preset, network: nn.Module, device: torch.device, overrides: Sequence[str], seconds: Mapping[str, float]
+) -> str:
+    """Return the line that a run prints about its preset."""
+    parameters = sum(value.numel() for value in network.parameters())
+    more = " ".join(overrides)
+    parts = ", ".join(f"{name} {_about(value)}" for name, value in seconds.items())
+    return (
+        f"preset=auto: experiment={preset.name}{f' {more}' if more else ''} ({preset.reason}, {parameters:,} "
+        f"parameters, {device.type}). About {_about(sum(seconds.values()))} on this machine ({parts})."
+    )
+
+
+def without_given(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Return the overrides of settings that the command line does not set itself."""
+    names = {text.lstrip("+").partition("=")[0] for text in given}
+    return [text for text in overrides if text.partition("=")[0] not in names]
+
+
+def build_untrained(settings: RunSettings) -> nn.Module | None:
+    """Return the teacher without the weights of its file, with logits as its output.
+
+    Returns:
+        None if it cannot be built, or does not take the samples: the stage of the teacher says why.
+    """
+    shape, teacher = tuple(settings.data.input_shape), settings.teacher
+    try:
+        with torch.random.fork_rng([]):
+            network: nn.Module = build(teacher.network)
+        network = as_classifier(network, shape, teacher.outputs, teacher.output_key, "teacher").float().eval()
+        measure_size(network, shape)
+    except (*FORWARD_ERRORS, OSError, UserError):
+        return None
+    return network
+
+
+def _about(seconds: float) -> str:
+    """Return a duration in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

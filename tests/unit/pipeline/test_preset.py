@@ -1,0 +1,92 @@
+"""The choice of a preset by a network's inputs, batch norm and size."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kegnet_pl.networks import MLP, LeNet5, ResNet14
+from kegnet_pl.pipeline import preset as presets
+from kegnet_pl.pipeline.preset import (
+    build_untrained,
+    choose_preset,
+    describe_choice,
+    estimate_seconds,
+    fit_to_budget,
+    without_given,
+)
+from kegnet_pl.settings import RunSettings
+from tests.integration.conftest import configure
+
+CPU = torch.device("cpu")
+NO_LAYERS = ("student.norm=batch", "student.feature_distillation.weight=0", "student.reconstruct=false")
+
+
+def _signal_network() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(18, 2))
+
+
+def _rows_by_convolution() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(12, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "name", "overrides"),
+    [
+        (lambda: LeNet5(), (1, 32, 32), "custom/image", ()),
+        (lambda: ResNet14(), (3, 32, 32), "custom/batch_norm", ()),
+        (lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), (3, 8, 8), "custom/image", ()),
+        (lambda: MLP(8, 2, width=4, blocks=1), (8,), "custom/table", ()),
+        (_rows_by_convolution, (8,), "custom/table", ("sources=[procedural]",)),
+        (_signal_network, (2, 8), "custom/signal", ()),
+    ],
+)
+def test_inputs_and_batch_norm_decide(make: Any, shape: tuple[int, ...], name: str, overrides: tuple[str, ...]) -> None:
+    chosen = choose_preset(make(), shape, same_layers=True)
+    assert (chosen.name, chosen.overrides) == (name, overrides)
+    assert choose_preset(make(), shape, same_layers=False).overrides == (*overrides, *NO_LAYERS)
+
+
+def _settings(*overrides: str) -> RunSettings:
+    return RunSettings.from_config(configure("experiment=custom/image", "teacher.weights=w.pt", *overrides))
+
+
+def test_a_small_network_is_within_the_budget() -> None:
+    assert fit_to_budget(_settings(), LeNet5(), CPU) == []
+
+
+def test_a_large_network_trains_no_generators_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, network = _settings("student.samples=3000", "compression.samples=1000"), LeNet5()
+    monkeypatch.setitem(presets.BUDGETS, "cpu", 1e12)
+    assert fit_to_budget(settings, network, CPU) == ["sources=[procedural]"]
+    monkeypatch.setitem(presets.BUDGETS, "cpu", 5e10)
+    smaller = fit_to_budget(settings, network, CPU)
+    assert smaller[0] == "sources=[procedural]" and smaller[1].startswith("student.samples=1")
+    assert 1000 <= int(smaller[1].partition("=")[2]) < 3000
+    monkeypatch.setitem(presets.BUDGETS, "cpu", 1e3)
+    least = ["sources=[procedural]", "student.samples=1000", "compression.samples=200"]
+    assert fit_to_budget(settings, network, CPU) == least
+    assert fit_to_budget(_settings("compression.fit=weights"), network, CPU) == least[:2]
+
+
+def test_the_command_line_wins() -> None:
+    wanted = ["sources=[procedural]", "student.samples=1000"]
+    assert without_given(wanted, ["+student.samples=5", "seed=1"]) == ["sources=[procedural]"]
+
+
+def test_the_estimate_names_the_stages() -> None:
+    settings = _settings("sources=[{kegnet: 0.5, procedural: 0.5}, normal]", "student.samples=1000")
+    network = build_untrained(settings)
+    assert network is not None
+    seconds = estimate_seconds(settings, network, CPU)
+    assert list(seconds) == ["compression", "generators", "KegNet 50 % + Procedural 50 %", "Normal"]
+    assert all(value > 0 for value in seconds.values())
+    chosen = choose_preset(network, (1, 32, 32), same_layers=True)
+    line = describe_choice(chosen, network, CPU, ["sources=[normal]"], {"generators": 3600.0, "Normal": 7200.0})
+    expected = "preset=auto: experiment=custom/image sources=[normal] (images, no batch norm, 61,706 parameters, cpu). "
+    assert line == f"{expected}About 3.0 h on this machine (generators 60 min, Normal 2.0 h)."
+
+
+def test_a_network_that_does_not_fit_is_left_to_the_stage_of_the_teacher() -> None:
+    assert build_untrained(_settings("data.input_shape=[3,8,8]")) is None
