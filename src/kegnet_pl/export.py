@@ -308,6 +308,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="network of the run, such as T+KegNet (default: the last one that was not trained on real data)",
     )
     parser.add_argument("--out", type=Path, help="folder of the files (default: RUN/export)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="also write N samples of the student's source, with the teacher's labels",
+    )
+    parser.add_argument("--pictures", action="store_true", help="with --samples: also as PNG files, by class")
     parser.add_argument("--batch-size", type=int, metavar="N", help="fixed size of every batch (default: any size)")
     parser.add_argument("--push-to-hub", metavar="REPO", help="also upload the folder to this private repository")
     options = parser.parse_args(arguments)
@@ -321,8 +328,15 @@ def main(arguments: list[str] | None = None) -> int:
                 f"  {display_path(file.path)}  {file.size / 1e6:.2f} MB, largest relative difference from the network: "
                 f"{file.difference:.1e}"
             )
-        folder = files[0].path.parent if files else options.out
+        folder = options.out or options.folder / "export"
         lines.append(f"  {display_path(folder / 'README.md')}  model card")
+        if options.samples is not None:
+            from kegnet_pl.pipeline.synthetic_set import export_samples
+
+            path, info = export_samples(
+                options.folder, folder, options.samples, method=options.method, pictures=options.pictures
+            )
+            lines.append(f"  {display_path(path)}  {options.samples:,} samples of {info.title} (prior: {info.prior})")
         if options.push_to_hub:
             lines.append(f"uploaded: {push_to_hub(folder, options.push_to_hub)}")
     except (UserError, ValueError, FileNotFoundError) as error:

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from pytorch_lightning import Trainer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import kegnet_pl
 from kegnet_pl.api.checkpoints import load_network
-from kegnet_pl.data import DigitsDataModule, Split
+from kegnet_pl.data import DigitsDataModule, FilesDataModule, Split
 from kegnet_pl.pipeline.context import run_fingerprint
 from kegnet_pl.pipeline.run import run
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
@@ -1197,6 +1198,38 @@ def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "but its folder was deleted" in capsys.readouterr().err
     assert main([str(tmp_path / "run"), "--method", "T+Real"]) == 1
     assert "`method` to be one of teacher, T, T+Normal, but got 'T+Real'" in capsys.readouterr().err
+
+
+def test_the_samples_of_a_student_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kegnet_pl.export import main
+
+    go(tmp_path, "sources=[normal,kegnet]", "student.samples=20", train=False)
+    run, out = str(tmp_path / "run"), tmp_path / "set"
+    arguments = [run, "--format", "safetensors", "--out", str(out), "--samples", "20", "--pictures"]
+    assert main(arguments) == 0
+    assert "20 samples of KegNet (prior: teacher)" in capsys.readouterr().out
+    found = load_file(out / "samples.safetensors")
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "x": (20, 1, 32, 32), "probabilities": (20, 10), "y": (20,)
+    }  # fmt: skip
+    (teacher,) = (tmp_path / "store").glob("teacher-*")
+    with torch.no_grad():
+        probabilities = load_network(teacher, logits=True)(found["x"]).softmax(dim=1)
+    torch.testing.assert_close(found["probabilities"], probabilities)
+    assert torch.equal(found["y"], probabilities.argmax(dim=1))
+    pictures = sorted((out / "samples").glob("*/*.png"))
+    assert len(pictures) == 20 and {int(path.parent.name) for path in pictures} == set(found["y"].tolist())
+    sample = found["x"][int(pictures[0].stem), 0]
+    shown = np.asarray(Image.open(pictures[0]))[..., 0] / 255
+    np.testing.assert_allclose(shown, (0.3053 + 0.3761 * sample).clamp(0, 1), atol=0.5 / 255 + 1e-6)
+    data = FilesDataModule("set", (1, 32, 32), 10, train=out / "samples.safetensors")
+    data.setup()
+    assert len(data.part("train")) == 20
+    assert main([*arguments, "--method", "T"]) == 1
+    assert "a student that was trained (T+Normal, T+KegNet), but got T" in capsys.readouterr().err
+    shutil.rmtree(next((tmp_path / "store").glob("generators-*")))
+    assert main(arguments) == 1
+    assert "these folders were deleted: generators" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", ["macs", "latency"])

@@ -110,6 +110,11 @@ class LayerRecorder:
         return None if self._replace is None else self._replace(self.values[name])
 
 
+def hook_input(network: nn.Module, hook: Callable[[nn.Module, Any], Any]) -> None:
+    """Let a function of network and inputs replace the inputs of a network."""
+    network.register_forward_pre_hook(hook)
+
+
 def hook_output(network: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> None:
     """Let a function of network, inputs and output replace the output of a network."""
     network.register_forward_hook(hook)

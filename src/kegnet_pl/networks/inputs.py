@@ -7,6 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from kegnet_pl.networks.hooks import hook_input
+
 PIXEL_MEAN, PIXEL_STD = 0.45, 0.25
 """Statistics of pixels in [0, 1] for a value range without others: about those of photographs."""
 
@@ -71,7 +73,7 @@ class ValueRange:
 
     def attach(self, network: nn.Module) -> nn.Module:
         """Make a network take standardised samples, in place, and return it."""
-        network.register_forward_pre_hook(self)
+        hook_input(network, self)
         return network
 
     @classmethod

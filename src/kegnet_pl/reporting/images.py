@@ -37,8 +37,13 @@ def picture(x: Tensor) -> np.ndarray:
     elif values.ndim == 4:
         values = values[:, values.shape[1] // 2]
     low, high = values.min(), values.max()
-    scaled = (values - low) / max(high - low, 1e-6)
-    return np.asarray(scaled.transpose(1, 2, 0) if len(scaled) == 3 else scaled[0][..., None].repeat(3, axis=2))
+    return to_array((values - low) / max(high - low, 1e-6))
+
+
+def to_array(pixels: Tensor | np.ndarray) -> np.ndarray:
+    """Return an image ``(C, H, W)`` in [0, 1] as ``(H, W, 3)``: in colour, or the first channel in grey."""
+    values = np.asarray(pixels)
+    return values.transpose(1, 2, 0) if len(values) == 3 else values[0][..., None].repeat(3, axis=2)
 
 
 def grid(rows: Sequence[Sequence[Tensor]]) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kegnet_pl.api.checkpoints import load_network, save_network
@@ -56,7 +57,9 @@ def student_stage(
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
         network = context.network(teacher)
-        drawn = _make_source(context, source, student, generators, network)
+        inputs = context.data.part("train").x if source.needs_data and context.data is not None else None
+        folder_of_generators = None if generators is None else generators.folder
+        drawn = make_student_source(context.settings, source, network, folder_of_generators, context.device, inputs)
         data = _make_data(context, student, network, drawn, costs)
         selection = Selection(student.selection != "last", student.patience, student.min_epochs)
         fit = ResumableFit(context.trainers, folder, "student", costs, "student_training", selection)
@@ -109,26 +112,41 @@ def _deciding(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
     return {name: value for name, value in settings.fingerprint().items() if name not in idle}
 
 
-def _make_source(
-    context: RunContext, info: SourceInfo, student: StudentSettings, generators: Stage | None, teacher: nn.Module
+def make_student_source(
+    settings: RunSettings,
+    info: SourceInfo,
+    teacher: nn.Module,
+    generators: Path | None,
+    device: torch.device,
+    inputs: torch.Tensor | None = None,
 ) -> SyntheticSource:
-    generator, networks = context.settings.generator, None
+    """Return the source of a student's samples.
+
+    Args:
+        settings: Settings of the run.
+        info: Description of the source.
+        teacher: Returns logits; selects samples if ``student.oversampling`` asks for it.
+        generators: Folder of the stage of the generators; None where the source needs none.
+        device: Device of the samples.
+        inputs: Real training samples ``(N, *input_shape)``, for the source of real data.
+    """
+    student, generator, networks = settings_for(settings.student, info), settings.generator, None
     if generators is not None:
-        networks = [load_network(generators.folder, f"generator_{index}") for index in range(generator.count)]
+        networks = [load_network(generators, f"generator_{index}") for index in range(generator.count)]
     source = build_source(
         info.shares,
-        source_definitions(context.settings, info.shares),
-        input_shape=context.input_shape,
+        source_definitions(settings, info.shares),
+        input_shape=settings.data.input_shape,
         teacher=teacher,
         generators=networks,
-        inputs=context.data.part("train").x if info.needs_data and context.data is not None else None,
-        device=context.device,
+        inputs=inputs,
+        device=device,
         chunk=generator.batch_size if student.sampling_norm == "batch" else None,
         sampling_norm=student.sampling_norm,
         noise_std=student.noise_std,
     )
     if student.oversampling > 1:
-        source = SelectedSource(source, copy.deepcopy(teacher).to(context.device), student.oversampling)
+        source = SelectedSource(source, copy.deepcopy(teacher).to(device), student.oversampling)
     return MixedSource(source, student.mixing) if student.mixing else source
 
 
