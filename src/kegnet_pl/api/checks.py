@@ -23,8 +23,7 @@ TRIAL_SAMPLES = 64
 """Samples for :func:`explain_inputs`."""
 
 _SCALE = 3
-"""Factor between standard deviations, above which the range of the inputs is called wrong; published networks of
-CIFAR-10, SVHN and Fashion-MNIST are between 0.6 and 1.05."""
+"""Factor between standard deviations, above which the range of the inputs is called wrong (docs/decisions/0003)."""
 
 LOW_AGREEMENT = 0.9
 """Agreement on held-out synthetic samples below which ``compress`` warns (measured in results/NETWORKS.md)."""
@@ -122,31 +121,40 @@ def explain_inputs(network: nn.Module, x: Tensor) -> list[str]:
     return sentences
 
 
-@torch.no_grad()
 def explain_scale(network: nn.Module, x: Tensor) -> list[str]:
-    """Return a sentence if samples are on another scale than the training data of a network with batch norm.
-
-    The standard deviation of the input of the first batch norm is compared with the statistics of the layer, for
-    samples ``(N, *input_shape)``.
-    """
-    stored = (
-        [] if lacks_statistics(network) else [n for n, one in norm_layers(network).items() if one.track_running_stats]
-    )
-    with LayerRecorder(network, stored, _deviations, source="input") as recorder, eval_mode(network):
-        deviations = recorder.call(x)[1]
-    if not deviations:
+    """Return a sentence if samples ``(N, *input_shape)`` are on another scale than the training data of a network."""
+    found = measure_scale(network, x)
+    if found is None or 1 / _SCALE < found[1] < _SCALE:
         return []
-    name, found = next(iter(deviations.items()))
-    layer = norm_layers(network)[name]
-    assert layer.running_var is not None
-    ratio = float(((found + layer.eps**0.5) / (layer.running_var + layer.eps).sqrt()).median())
-    if 1 / _SCALE < ratio < _SCALE:
-        return []
+    name, ratio = found
     return [
         f"In {name}, the first batch norm of {type(network).__name__}, synthetic samples have {ratio:.2g} times the "
         f"standard deviation of its training data.{_suggest_range(1 / ratio)} Check the mean and standard deviation by "
         f"which its inputs are normalised, or their value range{_RANGE}."
     ]
+
+
+@torch.no_grad()
+def measure_scale(network: nn.Module, x: Tensor) -> tuple[str, float] | None:
+    """Return the first batch norm of a network, and the standard deviation of its input divided by the stored one.
+
+    Args:
+        network: Any network.
+        x: Samples ``(N, *input_shape)``, on its device.
+
+    Returns:
+        Name of the layer, and the median over channels; None without batch norm that has statistics.
+    """
+    norms = {} if lacks_statistics(network) else norm_layers(network)
+    stored = [name for name, layer in norms.items() if layer.track_running_stats]
+    with LayerRecorder(network, stored, _deviations, source="input") as recorder, eval_mode(network):
+        deviations = recorder.call(x)[1]
+    if not deviations:
+        return None
+    name, found = next(iter(deviations.items()))
+    layer = norms[name]
+    assert layer.running_var is not None
+    return name, float(((found + layer.eps**0.5) / (layer.running_var + layer.eps).sqrt()).median())
 
 
 def _deviations(name: str, inputs: Tensor) -> Tensor:  # noqa: ARG001

@@ -1,12 +1,18 @@
 """Signs that samples are not like the inputs that a classifier was trained on."""
 
+import os
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.api.checks import explain_inputs
+from kegnet_pl.api.checks import explain_inputs, measure_scale
+from kegnet_pl.api.weights import load_weights
+from kegnet_pl.networks import CifarResNet, ResNet14
+from kegnet_pl.sources import Procedural
 
 
 class Net(nn.Module):
@@ -66,3 +72,22 @@ def test_a_constant_network_is_refused(value: float) -> None:
     nn.init.constant_(network[1].bias, value)
     with pytest.raises(ValueError, match="output depends on its input, but Sequential returns the same logits for 64"):
         explain_inputs(network, X)
+
+
+@pytest.mark.data
+@pytest.mark.skipif("KEGNET_REFERENCE_DIR" not in os.environ, reason="needs the released teachers")
+@pytest.mark.parametrize(
+    ("file", "make", "mean", "std"),
+    [
+        ("svhn.pth.tar", ResNet14, [0.4378, 0.4439, 0.4729], [0.1980, 0.2011, 0.1971]),
+        ("fashion.pth.tar", lambda: ResNet14(channels=1), 0.2860, 0.3530),
+        ("cifar10_resnet20.th", CifarResNet, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("cifar10_resnet56.th", lambda: CifarResNet(56), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ],
+)
+def test_published_networks_have_the_scale_of_procedural_samples(file: str, make: Any, mean: Any, std: Any) -> None:
+    network = make()
+    load_weights(network, Path(os.environ["KEGNET_REFERENCE_DIR"]) / "teachers" / file)
+    channels = 1 if isinstance(mean, float) else 3
+    found = measure_scale(network, Procedural((channels, 32, 32), mean=mean, std=std).sample(64, 0))
+    assert found is not None and 0.7 < found[1] < 1
