@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         to_image,
         train_generators,
     )
+    from kegnet_pl.api.agreement import measure_agreement
     from kegnet_pl.api.checkpoints import load_network
     from kegnet_pl.api.evaluation import measure_accuracy
     from kegnet_pl.compression import Compressed
@@ -33,6 +34,7 @@ _MODULES = {
     "load_generators": "api",
     "load_network": "api.checkpoints",
     "measure_accuracy": "api.evaluation",
+    "measure_agreement": "api.agreement",
     "read_runs": "reporting.runs",
     "to_image": "api",
     "train_generators": "api",
@@ -41,7 +43,7 @@ _MODULES = {
 
 __all__ = [
     "Compressed", "Generators", "NoiseSource", "Split", "SyntheticDataset", "compress", "distill", "load_generators",
-    "load_network", "measure_accuracy", "read_runs", "to_image", "train_generators",
+    "load_network", "measure_accuracy", "measure_agreement", "read_runs", "to_image", "train_generators",
 ]  # fmt: skip
 
 _RENAMED = {"distil": "distill"}

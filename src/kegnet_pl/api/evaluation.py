@@ -37,26 +37,47 @@ def count_answers(
     Raises:
         ValueError: If the samples have more classes than the network, or logits are not finite.
     """
-    device = torch.device(device)
-    shape = split.x.shape[1:]
-    dtype = next((value.dtype for value in network.parameters() if value.is_floating_point()), split.x.dtype)
-    size = batch_size or chunk_size(shape, device)
-    if not len(split):
-        raise ValueError("Expected samples to measure accuracy on, but got none.")
-    if not split.x.is_floating_point():
-        raise ValueError(f"Expected floating-point samples, normalised for the network, but got {split.x.dtype}.")
-    frozen = FrozenModule(as_classifier(network, shape, outputs, output_key)).to(device)
-    answers = [frozen(x.to(device, dtype)) for x in split.x.split(size)]
-    if not all(bool(logits.isfinite().all()) for logits in answers):
-        raise ValueError("Expected finite logits, but got NaN or infinite ones. Check the weights and the samples.")
-    classes = answers[0].shape[1]
+    logits = find_logits(network, split.x, device, batch_size, outputs, output_key)
+    classes = logits.shape[1]
     if int(split.y.min()) < 0:
         raise ValueError(f"Expected classes from 0, but got {int(split.y.min())}.")
     if int(split.y.max()) >= classes:
         raise ValueError(f"Expected a network of {int(split.y.max()) + 1} classes or more, but it has {classes}.")
     # The dtype of the labels may be too small for the product.
-    cells = split.y.cpu().long() * classes + torch.cat([logits.argmax(dim=1) for logits in answers]).cpu()
+    cells = split.y.cpu().long() * classes + logits.argmax(dim=1)
     return torch.bincount(cells, minlength=classes**2).view(classes, classes)
+
+
+@torch.no_grad()
+def find_logits(
+    network: nn.Module,
+    x: Tensor,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+    outputs: Outputs = "auto",
+    output_key: OutputKey = None,
+    name: str = "network",
+) -> Tensor:
+    """Return the logits ``(N, C)`` of a network for samples ``(N, *input_shape)``, on the CPU.
+
+    See :func:`count_answers` for the other arguments; messages have the network's ``name``.
+
+    Raises:
+        ValueError: If there are no samples, they are no floating-point numbers, or logits are not finite.
+    """
+    device = torch.device(device)
+    shape = x.shape[1:]
+    dtype = next((value.dtype for value in network.parameters() if value.is_floating_point()), x.dtype)
+    size = batch_size or chunk_size(shape, device)
+    if not len(x):
+        raise ValueError("Expected samples to measure accuracy on, but got none.")
+    if not x.is_floating_point():
+        raise ValueError(f"Expected floating-point samples, normalised for the network, but got {x.dtype}.")
+    frozen = FrozenModule(as_classifier(network, shape, outputs, output_key, name)).to(device)
+    logits = torch.cat([frozen(part.to(device, dtype)).cpu() for part in x.split(size)])
+    if not bool(logits.isfinite().all()):
+        raise ValueError("Expected finite logits, but got NaN or infinite ones. Check the weights and the samples.")
+    return logits
 
 
 def measure_accuracy(

@@ -27,6 +27,15 @@ PRIORS: tuple[Prior, ...] = get_args(Prior)
 _MARKERS = ".,ov^<>12348sp*hH+xDdPX|_"
 _RESERVED = ("_target_", "_convert_", "_recursive_", "_partial_", "_args_")
 
+_KINDS_OF_IMAGES = {
+    "procedural": {"leaves", "strokes", "fields"}, "leaves": {"leaves"}, "strokes": {"strokes"}, "blobs": {"fields"},
+    "fields": {"fields"}, "normal": {"noise"}, "uniform": {"noise"},
+}  # fmt: skip
+"""Source of images or signals -> kinds of its samples; a source that is missing shares no kind with others."""
+
+_KINDS_OF_ROWS = {"procedural": {"normal", "fields"}, "normal": {"normal"}, "fields": {"fields"}}
+"""The same for rows of features."""
+
 Specification = Mapping[str, Any]
 """Configuration entry ``source.NAME``: ``_target_`` and further arguments of the class."""
 
@@ -138,6 +147,14 @@ def join_priors(priors: Iterable[str]) -> str:
     return " + ".join(prior for prior in PRIORS[1:] if prior in parts) or "none"
 
 
+def find_related(names: Iterable[str], input_shape: Sequence[int]) -> set[str]:
+    """Return names of sources, and those of the package's own sources that share kinds of samples with them."""
+    found = set(names)
+    kinds = _KINDS_OF_ROWS if len(input_shape) == 1 else _KINDS_OF_IMAGES
+    used = {kind for name in found for kind in kinds.get(name, ())}
+    return found | {name for name, of_source in kinds.items() if used & of_source}
+
+
 def find_builtin(title: str) -> SourceInfo | None:
     """Return the package's own source with a title, None if there is none: for results that lack a description."""
     return next((info for info in map(describe_source, _builtin_targets()) if info.title == title), None)
@@ -155,18 +172,22 @@ def build_source(
     chunk: int | None = None,
     sampling_norm: TeacherNorm = "running",
     noise_std: float = 0.0,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> SyntheticSource:
     """Build a source, or a mixture of several, from names with shares relative to their sum.
 
-    A class is given ``input_shape`` and ``device`` if its constructor takes them; if it needs the teacher, also
-    ``teacher``; if it needs generators, also ``generators``, ``chunk``, ``norm`` (here ``sampling_norm``) and
-    ``noise_std``, which :class:`GeneratorSource` describes; if it needs data, also ``inputs``, those of the real
-    training data. Arguments of its specification, the configuration entry ``source.NAME``, come first.
+    A class is given ``input_shape``, ``device``, ``mean`` and ``std`` (of pixels) if its constructor takes them; if it
+    needs the teacher, also ``teacher``; if it needs generators, also ``generators``, ``chunk``, ``norm`` (here
+    ``sampling_norm``) and ``noise_std``, which :class:`GeneratorSource` describes; if it needs data, also ``inputs``,
+    those of the real training data. Arguments of its specification, the configuration entry ``source.NAME``, come
+    first.
 
     Raises:
         ValueError: If a source cannot be found or built, or teacher, generators or inputs are missing.
     """
     common: dict[str, Any] = {"input_shape": tuple(input_shape), "device": device}
+    common |= {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     of_generators = {"generators": generators, "chunk": chunk, "norm": sampling_norm, "noise_std": noise_std}
     sources = {}
     for name in shares:

@@ -20,7 +20,7 @@ from kegnet_pl.sources import (
     describe_source,
     find_source_class,
 )
-from kegnet_pl.sources.registry import find_builtin
+from kegnet_pl.sources.registry import find_builtin, find_related
 from tests.unit.sources import external
 from tests.unit.sources.external import TARGET, Bent, Stripes, offer_as_entry_point
 
@@ -177,3 +177,11 @@ def test_what_is_missing_or_unknown_is_named() -> None:
         build_source({"real": 1}, input_shape=(8,))
     with pytest.raises(ValueError, match=r"Expected `source.mine` to have the arguments of Stripes, but: .*'width'"):
         build_source({"mine": 1}, {"mine": {"_target_": TARGET, "width": 3}}, input_shape=(8,))
+
+
+def test_sources_that_share_kinds_of_samples() -> None:
+    assert find_related(["strokes"], (1, 8, 8)) == {"strokes", "procedural"}
+    assert find_related(["procedural"], (1, 8, 8)) == {"procedural", "leaves", "strokes", "blobs", "fields"}
+    assert find_related(["uniform", "mine"], (1, 8, 8)) == {"uniform", "normal", "mine"}
+    assert find_related(["procedural"], (8,)) == {"procedural", "normal", "fields"}
+    assert find_related(["kegnet"], (8,)) == {"kegnet"}
