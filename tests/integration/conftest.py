@@ -36,7 +36,8 @@ from kegnet_pl.training import GeneratorModule
 
 FAST = "debug=fast"
 PLAIN = [
-    "sources=[uniform,normal,kegnet]", "compression.fit=weights", "student.oversampling=1", "latency.batch_sizes=[]"
+    "sources=[uniform,normal,kegnet]", "compression.fit=weights", "student.oversampling=1", "latency.batch_sizes=[]",
+    "agreement.sources=[]",
 ]  # fmt: skip
 """Settings of a plain run; those of a test come later."""
 SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results.schema.json").read_text())

@@ -23,6 +23,7 @@ from torch import nn
 import kegnet_pl
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.data import DigitsDataModule, FilesDataModule, Split
+from kegnet_pl.networks import LeNet5
 from kegnet_pl.pipeline.context import run_fingerprint
 from kegnet_pl.pipeline.run import run
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
@@ -1044,6 +1045,66 @@ def test_teachers_of_other_answers(
         assert torch.allclose(student(x).sum(dim=1), torch.ones(5)) and (logits < 0).all()
     key = "scores" if answer == "dict" else None
     assert kegnet_pl.measure_accuracy(student, Split(x, logits.argmax(dim=1)), output_key=key) == 1
+
+
+def test_agreement_stands_beside_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["sources=[normal,strokes]", "agreement.sources=[waves,procedural,uniform]"]
+    rows = go(tmp_path, *given)
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+Normal", "T+Strokes"]
+    assert rows[0]["agreement"] is None
+    own = [[name for name, one in row["agreement"]["sources"].items() if one["own"]] for row in rows[1:]]
+    assert own == [[], ["uniform"], ["procedural"]], "noise is like noise, and procedural images have strokes"
+    assert all(row["agreement"]["over"] == ["waves"] for row in rows[1:]), "all are compared by the same sources"
+    out = capsys.readouterr().out
+    assert "Agreement is no accuracy" in out and "T+Strokes agrees least on class" in out
+    before = stages(tmp_path)
+    assert [name.split("-")[0] for name in before].count("agreement") == 3
+    again = go(tmp_path, *given, "resume=require")
+    assert [row["agreement"] for row in again] == [row["agreement"] for row in rows] and stages(tmp_path) == before
+    folders = json.loads((tmp_path / "run" / "stages.json").read_text())["networks"]
+    measured = json.loads((tmp_path / "run" / folders["T"]["agreement"] / "manifest.json").read_text())["metrics"]
+    assert sum(measured["waves"]["counts"]) == rows[1]["agreement"]["sources"]["waves"]["samples"] == 100
+    teacher, student = (
+        load_network(tmp_path / "run" / folders[method][stage], logits=True)
+        for method, stage in (("teacher", "teacher"), ("T+Normal", "student"))
+    )
+    pixels = {name: configure()["data"][name] for name in ("mean", "std")}
+    library = kegnet_pl.measure_agreement(student, teacher, (1, 32, 32), sources=["waves"], samples=100, **pixels)
+    assert round(library.sources["waves"].agreement, 4) == rows[2]["agreement"]["mean"], "the library's number"
+    for folder in (tmp_path / "store").glob("agreement-*"):
+        shutil.rmtree(folder)
+    assert go(tmp_path, *given, "resume=require")[1]["agreement"] is None
+
+
+@pytest.mark.parametrize(("seed", "said"), [(0, "the same class, so agreement tells little"), (3, "nothing is known")])
+def test_agreement_needs_no_data(seed: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(seed)
+    torch.save(LeNet5().state_dict(), tmp_path / "net.pt")
+    given = [
+        "data=none", "data.input_shape=[1,32,32]", "data.classes=10", "teacher=lenet5", "compression.target=2",
+        f"teacher.weights={tmp_path / 'net.pt'}", "sources=[]", "agreement.sources=null",
+    ]  # fmt: skip
+    rows = go(tmp_path, *given, draw=True)
+    assert rows[1]["accuracy"] is None and 0 < rows[1]["agreement"]["mean"] <= 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Agreement with the teacher" in page and "By class of the teacher, for T" in page
+    out = capsys.readouterr().out
+    assert "an agreement of" in out and said in out, "the network is untrained: it answers with few classes"
+
+
+@pytest.mark.parametrize("name", ["kegnet", "real"])
+def test_agreement_is_measured_without_generators_and_real_data(name: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=f"`agreement.sources` without generators and without real data, but got {name}"
+    ):
+        go(tmp_path, f"agreement.sources=[{name}]", train=False)
+
+
+def test_a_run_without_another_source_has_no_objective(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"agreement of T\+Strokes for objective=agreement, but all sources made"):
+        go(tmp_path, "sources=[strokes]", "agreement.sources=[procedural]", "objective=agreement", train=False)
+    with pytest.raises(ConfigError, match=r"`agreement\.sources` with at least one source"):
+        configure("agreement.sources=[]", "objective=agreement")
 
 
 def test_latency_stands_beside_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kegnet_pl.benchmark import LatencyReport
 from kegnet_pl.compression import measure_size
@@ -14,6 +15,7 @@ from kegnet_pl.pipeline.context import RunContext, student_name
 from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.teacher_card import FILE_NAME, write_card
+from kegnet_pl.reporting.agreement import explain_agreement
 from kegnet_pl.reporting.results import Row, explain_ceilings, find_last, write_results
 from kegnet_pl.reporting.run_page import StageFolders, read_compression_report, write_run_page
 from kegnet_pl.reporting.runs import FinishedRun
@@ -40,12 +42,14 @@ class Network:
         stages: The stages behind it; the last one holds the network.
         source: Source of its training samples; None without training on synthetic data.
         evaluation: Its evaluation, None where there is no test data.
+        agreement: Its agreement with the teacher on synthetic samples; None of the teacher, or if it was not measured.
     """
 
     method: str
     stages: list[Stage]
     source: SourceInfo | None = None
     evaluation: Stage | None = None
+    agreement: Stage | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -63,6 +67,7 @@ def describe(
     network: Network,
     teacher: Network,
     compression_source: SourceInfo | None,
+    agreement: dict[str, Any] | None,
     latency: LatencyReport | None,
 ) -> Row:
     """Return the row of results of a network; ``compression_source`` is that of the samples it was compressed with."""
@@ -90,6 +95,7 @@ def describe(
         compression_ratio=round(size.parameters / own["parameters"], 4),
         macs=own["macs"],
         teacher_macs=size.macs,
+        agreement=agreement,
         latency=None if latency is None else latency.describe("teacher" if network is teacher else "student"),
         samples=last.manifest["config"]["student"]["samples"] if trained else None,
         label_entropy=last.metrics["label_entropy"] if trained else None,
@@ -115,7 +121,10 @@ def write_outputs(
     sheet = generators.folder / "samples.png" if generators is not None else None
     if sheet is not None:
         shutil.copyfile(sheet, folder / "samples.png")
-    folders = {one.method: {stage.name: stage.folder for stage in one.all_stages} for one in networks}
+    folders = {
+        one.method: {stage.name: stage.folder for stage in (*one.all_stages, one.agreement) if stage is not None}
+        for one in networks
+    }
     StageFolders(dict(context.config), folders).write(folder)
     page = write_run_page(FinishedRun(folder, rows=tuple(rows)))
     write_teacher_card(context, networks[0].stages[0], folder)
@@ -155,6 +164,7 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     context.console.print(make_results_table(rows))
     batch_norm = bool(norm_layers(context.network(networks[0].stages[0])))
     for line in [
+        *explain_agreement(rows),
         *explain_speed(rows),
         *explain_ceilings(rows),
         *explain_losses(rows, context.settings.student.norm, batch_norm),

@@ -7,14 +7,16 @@ from typing import Any
 from kegnet_pl.pipeline.context import open_context
 from kegnet_pl.pipeline.outputs import Network, describe, write_outputs
 from kegnet_pl.pipeline.preflight import check_before, check_inputs, check_sources, check_teacher_and_student
+from kegnet_pl.pipeline.stages.agreement import agreement_stages, check_agreement_sources, describe_agreements
 from kegnet_pl.pipeline.stages.compression import compression_stage, describe_compression_source
 from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
 from kegnet_pl.pipeline.stages.generators import generators_stage
 from kegnet_pl.pipeline.stages.latency import measure_stage_latency
 from kegnet_pl.pipeline.stages.student import describe_student_source, student_stage
 from kegnet_pl.pipeline.stages.teacher import teacher_stage
-from kegnet_pl.reporting.results import find_last
+from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.runtime.distributed import rank
+from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings import RunSettings
 
 
@@ -25,7 +27,7 @@ def run(
     settings: RunSettings | None = None,
     job: int | None = None,
     gpu: int | None = None,
-) -> float | None:
+) -> float | tuple[float, ...] | None:
     """Run the pipeline.
 
     Args:
@@ -36,7 +38,8 @@ def run(
         gpu: Index of the GPU that is reserved for this run; None for the first.
 
     Returns:
-        Test accuracy, in [0, 1], of the last network that is no ceiling; a sweep compares it. None without test data.
+        The setting ``objective``, by which a sweeper compares runs, of the last network that is no ceiling: its test
+        accuracy in [0, 1], None without test data; or its agreement with the teacher; or both agreement and speed-up.
 
     Raises:
         UserError: If something is wrong that the user can repair.
@@ -45,6 +48,7 @@ def run(
     settings = settings or RunSettings.from_config(config)
     sources = [describe_student_source(settings, shares) for shares in settings.sources]
     check_sources(settings, sources)
+    check_agreement_sources(settings)
     compression_source = describe_compression_source(settings)
     needs_data = any(source.needs_data for source in sources)
     context = open_context(settings, config, folder, job, gpu, needs_data=needs_data)
@@ -69,11 +73,44 @@ def run(
 
     for network in networks:
         network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
+    students = networks[1:]
+    for network, agreement in zip(
+        students, agreement_stages(context, teacher, [one.stages[-1] for one in students]), strict=True
+    ):
+        network.agreement = agreement
     latency = measure_stage_latency(context, teacher, initial)
-    rows = [
-        describe(context, network, networks[0], compression_source if network.method != "teacher" else None, latency)
-        for network in networks
+    used = [[info for info in (one.source, compression_source) if info is not None] for one in students]
+    agreements = describe_agreements(
+        context, [(one.agreement, sources) for one, sources in zip(students, used, strict=True)]
+    )
+    rows = [describe(context, networks[0], networks[0], None, None, latency)]
+    rows += [
+        describe(context, network, networks[0], compression_source, agreement, latency)
+        for network, agreement in zip(students, agreements, strict=True)
     ]
     if rank() == 0:
         write_outputs(context, rows, networks, folder, brief=job is not None)
-    return find_last(rows).accuracy
+    return find_objective(find_last(rows), settings.objective)
+
+
+def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None:
+    """Return the number, or numbers, by which a sweeper compares a run.
+
+    Raises:
+        ConfigError: If they were not measured.
+    """
+    if objective == "accuracy":
+        return row.accuracy
+    if row.mean_agreement is None:
+        raise ConfigError(
+            f"Expected the agreement of {row.method} for objective={objective}, but all sources made the network, or "
+            f"resume=require found no measurement. Add another source to agreement.sources."
+        )
+    if objective == "agreement":
+        return row.mean_agreement
+    if not row.speedups:
+        raise ConfigError(
+            f"Expected the speed-up of {row.method} for objective={objective}, but resume=require found no "
+            f"measurement. Set resume=auto."
+        )
+    return row.mean_agreement, row.speedups[max(row.speedups)]

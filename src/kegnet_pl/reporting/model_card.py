@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from kegnet_pl.reporting.agreement import describe_agreement, warn_of_samples
 from kegnet_pl.reporting.html import render
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.run_page import StageFolders
@@ -43,6 +44,7 @@ def write_model_card(
         std=data.get("std"),
         value_range=data.get("value_range"),
         agreement=metrics.get("agreement"),
+        agreement_text=[*describe_agreement(row), *warn_of_samples(row)],
         files=files,
     )
     atomic_write(path, text)

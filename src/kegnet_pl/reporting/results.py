@@ -16,7 +16,7 @@ class Row:
     """One network of one run.
 
     ``results.schema.json`` describes every field, its unit, and where it is None. ``source``,
-    ``compression_source``, ``epochs``, ``epoch`` and ``latency`` are missing in rows of older versions.
+    ``compression_source``, ``epochs``, ``epoch``, ``agreement`` and ``latency`` are missing in rows of older versions.
     """
 
     dataset: str
@@ -33,6 +33,7 @@ class Row:
     epoch: int | None = None
     accuracy: float | None
     teacher_accuracy: float | None
+    agreement: dict[str, Any] | None = None
     parameters: int
     teacher_parameters: int
     compression_ratio: float
@@ -78,6 +79,11 @@ class Row:
     def is_ceiling(self) -> bool:
         """True if the network was trained on real data: a ceiling for the others, no data-free result."""
         return REAL_DATA in self.prior.split(" + ")
+
+    @property
+    def mean_agreement(self) -> float | None:
+        """Mean agreement with the teacher on sources that did not make the network; None if it was not measured."""
+        return None if self.agreement is None else self.agreement["mean"]
 
     @property
     def speedups(self) -> dict[int, float]:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting import figures
+from kegnet_pl.reporting.agreement import explain_agreement
 from kegnet_pl.reporting.html import draw, embed, write_page
 from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.reporting.run_story import write_story
@@ -83,7 +84,7 @@ def write_run_page(run: FinishedRun) -> Path:
     """
     stages = StageFolders.read(run.folder) or StageFolders({}, {})
     rows, best = run.rows, find_best(run.rows)
-    layers = read_compression_report(stages.find("compression"))
+    layers, by_class = read_compression_report(stages.find("compression")), _class_agreements(stages, rows)
     parts = {
         "tradeoff": draw("accuracy against size", draw_tradeoff, summarize([run] if best else [])),
         "layers": layers,
@@ -91,14 +92,18 @@ def write_run_page(run: FinishedRun) -> Path:
         **_curves(stages, rows),
         **_samples(stages),
         **_classes(stages, rows),
+        "class_agreements": by_class,
+        "class_lines": list(zip(*by_class.values(), strict=True)),
         "costs": draw("seconds by kind of work", figures.draw_costs, _spent(rows)),
     }
+    agreements = any(row.agreement is not None for row in rows)
     sections = {
         "results": "Results",
         "layers": "Layers" if layers else None,
         "samples": "Samples" if parts["sheet"] else None,
         "curves": "Training" if parts["generator_curves"] or parts["student_curves"] else None,
         "classes": "Classes" if parts["confusion"] else None,
+        "agreement": "Agreement" if agreements else None,
         "costs": "Costs",
         "settings": "Settings",
     }
@@ -111,6 +116,9 @@ def write_run_page(run: FinishedRun) -> Path:
         [(key, name) for key, name in sections.items() if name],
         rows=rows,
         best=best,
+        last=find_last(rows).method,
+        agreements=agreements,
+        agreement_text=explain_agreement(rows),
         story=write_story(rows, stages.config),
         facts=_facts(rows),
         test_set=first.test_set,
@@ -126,6 +134,10 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
         for row, name in ((last, last.method), (teacher, "the teacher"))
         if row.accuracy is not None
     ]
+    if last.accuracy is None and last.mean_agreement is not None:
+        facts.append(
+            (f"{100 * last.mean_agreement:.1f} %", "agreement with the teacher on synthetic samples, no accuracy")
+        )
     facts.append((f"{last.compression_ratio:.2f}x", "fewer parameters"))
     if last.macs:
         facts.append((f"{teacher.macs / last.macs:.2f}x", "fewer multiply-accumulates"))
@@ -202,6 +214,13 @@ def _classes(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
         "confused": last,
         "classes_picture": draw("accuracy of every class", figures.draw_classes, confusions, looks_of(rows)),
     }
+
+
+def _class_agreements(stages: StageFolders, rows: Sequence[Row]) -> dict[str, list[tuple[int, int]]]:
+    """Return source -> samples of each of the teacher's classes, and those with the same class, for the last row."""
+    folder = stages.networks.get(find_last(rows).method, {}).get("agreement")
+    found = _metrics(folder) if folder is not None and folder.is_dir() else {}
+    return {name: list(zip(one["counts"], one["equal"], strict=True)) for name, one in found.items()}
 
 
 def _metrics(stage: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kegnet_pl.reporting.agreement import format_agreement
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.runs import FinishedRun, varied
 
@@ -16,7 +17,7 @@ _IN_ROWS = (
 _OF_STUDENTS = ("generator", "student", "compression", "schedule", "source")
 """Groups of settings that a teacher does not depend on. It may depend on all others, also on those a user adds."""
 
-NUMBERS = ("accuracy", "seeds", "ratio", "MACs", "speed-up", "seconds")
+NUMBERS = ("accuracy", "agreement", "seeds", "ratio", "MACs", "speed-up", "seconds")
 """Columns of numbers in the table of means."""
 
 
@@ -55,6 +56,12 @@ class Point:
     def mean(self) -> float:
         """Mean accuracy in [0, 1]."""
         return statistics.mean(self.accuracies)
+
+    @property
+    def agreement(self) -> float | None:
+        """Mean agreement with the teacher; None if it was not measured for every row."""
+        found = [row.mean_agreement for row in self.rows if row.mean_agreement is not None]
+        return statistics.mean(found) if len(found) == len(self.rows) else None
 
     @property
     def sd(self) -> float | None:
@@ -159,6 +166,7 @@ def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
         "recipe": [point.recipe for point in points],
         "settings": [point.settings for point in points],
         "accuracy": [format_mean(point) for point in points],
+        "agreement": [format_agreement(point.agreement) for point in points],
         "seeds": [str(len(point.rows)) for point in points],
         "ratio": [f"{point.average('compression_ratio'):.2f}x" for point in points],
         "MACs": [f"{point.average('macs'):,.0f}" for point in points],
@@ -169,6 +177,7 @@ def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
         "data": len(set(columns["data"])) > 1,
         "recipe": len(set(columns["recipe"]) - {""}) > 1,
         "settings": any(columns["settings"]),
+        "agreement": any(columns["agreement"]),
         "speed-up": any(columns["speed-up"]),
     }
     return {heading: cells for heading, cells in columns.items() if wanted.get(heading, True)}

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kegnet_pl.reporting.agreement import format_agreement
 from kegnet_pl.reporting.html import draw, write_page
 from kegnet_pl.reporting.results import explain_ceilings
 from kegnet_pl.reporting.run_page import PAGE
@@ -169,6 +170,7 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         students = [point for point in measured if point.row.source_prior not in ("", "none")]
         teachers = [point for point in measured if point.row.method == "teacher"]
         if not students or not teachers:
+            text += _describe_agreement(dataset, of_dataset)
             continue
         best = max(students, key=lambda point: point.mean)
         smallest = max(students, key=lambda point: point.average("compression_ratio"))
@@ -185,6 +187,19 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         if better:
             text.append(f"Without prior knowledge in the samples the same network is better: {', '.join(better)}.")
     return text + explain_ceilings(point.row for point in points)
+
+
+def _describe_agreement(dataset: str, points: Sequence[Point]) -> list[str]:
+    """Return a sentence on the student that agrees most with its teacher, where no accuracy was measured."""
+    agreements = {point.agreement: point for point in points if point.agreement is not None}
+    if not agreements or any(point.accuracies for point in points):
+        return []
+    best = agreements[max(agreements)]
+    where = "" if dataset == "none" else f" on {dataset}"
+    return [
+        f"Accuracy was not measured{where}. The student that agrees most with its teacher is {_name(best)}: "
+        f"{format_agreement(best.agreement)} of synthetic samples, which is no accuracy."
+    ]
 
 
 def _network(point: Point) -> tuple[str, str | None]:

@@ -6,6 +6,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kegnet_pl.compression import CompressionReport
+from kegnet_pl.reporting.agreement import format_agreement
 from kegnet_pl.reporting.results import Row
 
 _SLOWER = 0.95
@@ -35,13 +36,16 @@ def make_results_table(rows: Sequence[Row]) -> Table:
     """Lay out the rows of one run."""
     sizes = list(rows[0].speedups)
     speed = [f"speed-up at {', '.join(map(str, sizes))}"] if sizes else []
-    table = Table("network", "prior", *number_columns("accuracy", "parameters", "ratio", "MACs", *speed, "seconds"))
+    agrees = ["agreement"] if any(row.agreement is not None for row in rows) else []
+    numbers = number_columns("accuracy", *agrees, "parameters", "ratio", "MACs", *speed, "seconds")
+    table = Table("network", "prior", *numbers)
     best = find_best(rows)
     for row in rows:
         table.add_row(
             row.method,
             row.prior,
             Text(format_accuracy(row), style="bold green" if row is best else ""),
+            *([format_agreement(row.mean_agreement)] if agrees else []),
             f"{row.parameters:,}",
             f"{row.compression_ratio:.2f}x",
             f"{row.macs:,}",

@@ -26,6 +26,9 @@ def _check_sources(run: "RunSettings") -> Iterator[str]:
     unknown = sorted(set(given) - {*known, *DEFAULT_SOURCE})  # the default needs no entry in `source`
     if unknown:
         yield f"Expected `compression.source` to be one of {', '.join(known)}, but got {', '.join(unknown)}."
+    unknown = sorted(set(run.agreement.sources or ()) - set(known))
+    if unknown:
+        yield f"Expected `agreement.sources` to be a list of some of {', '.join(known)}, but got {', '.join(unknown)}."
 
 
 def _check_teacher(run: "RunSettings") -> Iterator[str]:
@@ -104,6 +107,19 @@ def _check_samples(run: "RunSettings") -> Iterator[str]:
             )
 
 
+def _check_objective(run: "RunSettings") -> Iterator[str]:
+    if run.objective != "accuracy" and run.agreement.sources == []:
+        yield (
+            f"Expected `agreement.sources` with at least one source for objective={run.objective}, but got none. Set "
+            f"agreement.sources=null for the default ones."
+        )
+    if run.objective == "agreement_and_speed" and not run.latency.batch_sizes:
+        yield (
+            "Expected `latency.batch_sizes` with at least one size for objective=agreement_and_speed, but got none. "
+            "Set latency.batch_sizes=[1,64]."
+        )
+
+
 def _no_null(value: Any) -> Any:
     return {} if value is None else value
 
@@ -124,6 +140,16 @@ class LatencySettings(Settings):
     """Measuring time per batch size, for 5 to 200 rounds."""
 
 
+class AgreementSettings(Settings):
+    """Agreement of students and teacher on samples of sources; it needs no data."""
+
+    sources: list[str] | None = Field(default=None, json_schema_extra=explained("a list of names of sources"))
+    """Sources without generators and without real data; null: waves, procedural and fields for images; procedural,
+    fields, normal and uniform for rows of features; an empty list measures nothing."""
+    samples: Count = 2_000
+    """Samples of each source."""
+
+
 class RunSettings(Settings):
     """All settings of a run."""
 
@@ -135,6 +161,7 @@ class RunSettings(Settings):
         *(partial(_check_batches, part) for part in ("teacher", "generator", "student")),
         _check_clipping,
         _check_samples,
+        _check_objective,
     )
 
     seed: Seed = 0
@@ -152,6 +179,9 @@ class RunSettings(Settings):
     """Folder of finished stages; shared by all runs."""
     resume: Resume = "auto"
     """auto: use finished stages and continue interrupted ones; never: build all again; require: refuse to build."""
+    objective: Literal["accuracy", "agreement", "agreement_and_speed"] = "accuracy"
+    """Result of a run for hydra/sweeper=optuna: agreement of the last student with the teacher, also with its speed-up.
+    accuracy is the test accuracy, which is refused there, since no test data may choose a student."""
     sweep: str | None = Field(default=None, json_schema_extra=explained("a name"))
     """Name of the sweep; null: made of the settings that the sweep varies."""
     data: DataSettings
@@ -166,6 +196,8 @@ class RunSettings(Settings):
     """The compression of the teacher."""
     latency: LatencySettings = LatencySettings()
     """Time of teacher and student for a batch."""
+    agreement: AgreementSettings = AgreementSettings()
+    """Agreement of students and teacher on synthetic samples."""
     trainer: TrainerSettings = TrainerSettings()
     """Device and precision of all training."""
     logger: Annotated[dict[str, Object], BeforeValidator(_no_null)] = _objects("logger")

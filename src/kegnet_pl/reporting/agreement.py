@@ -1,0 +1,72 @@
+"""Texts on the agreement of students with their teacher, for tables, pages and cards."""
+
+from collections.abc import Sequence
+
+from kegnet_pl.reporting.estimates import describe_estimate
+from kegnet_pl.reporting.results import Row, find_last
+
+
+def explain_agreement(rows: Sequence[Row]) -> list[str]:
+    """Return sentences on the agreement of the students of one run; the first row is the teacher's."""
+    measured = [row for row in rows if row.agreement is not None]
+    if not measured:
+        return []
+    last = find_last(rows)
+    return [
+        f"Agreement is no accuracy: it is the share of synthetic samples to which a network and its teacher give the "
+        f"same class, mean over the teacher's classes and over {describe_sources(last)}.",
+        *describe_agreement(last),
+        *warn_of_samples(last),
+    ]
+
+
+def describe_sources(row: Row) -> str:
+    """Return the sources of the mean agreement of a network, and those that are left out, as text."""
+    if row.agreement is None or not row.agreement["over"]:
+        return "no source, as all made the network (add one to agreement.sources)"
+    over = row.agreement["over"]
+    left_out = [name for name in row.agreement["sources"] if name not in over]
+    return join(over) + (f" ({join(left_out)} left out: such samples made a network of this run)" if left_out else "")
+
+
+def describe_agreement(row: Row) -> list[str]:
+    """Return sentences on the worst class of a network, and on its accuracy where that was not measured."""
+    worst, mean = None if row.agreement is None else row.agreement["worst"], row.mean_agreement
+    if worst is None or mean is None:
+        return []
+    return [
+        *([f"{row.method}: {describe_estimate(mean)}"] if row.accuracy is None else []),
+        f"{row.method} agrees least on class {worst['label']}: on {100 * worst['agreement']:.0f} % of the "
+        f"{worst['samples']} samples of {worst['source']} to which the teacher gives it.",
+    ]
+
+
+def warn_of_samples(row: Row) -> list[str]:
+    """Return warnings where the samples tell little about a network or about some of its classes."""
+    if row.agreement is None:
+        return []
+    sources = row.agreement["sources"]
+    if all(one["same_class"] for one in sources.values()):
+        return [
+            f"The teacher gives nearly all samples of {join(list(sources))} the same class, so agreement tells "
+            f"little. Check the teacher's weights and the normalisation of its inputs (data.mean and data.std), or add "
+            f"another source to agreement.sources."
+        ]
+    count, labels = row.agreement["unreached_classes"], row.agreement["unreached"]
+    if not count:
+        return []
+    named = ", ".join(map(str, labels)) + (f" and {count - len(labels)} more" if count > len(labels) else "")
+    return [
+        f"The teacher gives no sample of any source the class{'es' * (count > 1)} {named}: nothing is known about "
+        f"{'them' if count > 1 else 'it'}."
+    ]
+
+
+def join(names: Sequence[str]) -> str:
+    """Return names as text: ``a, b and c``."""
+    return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), *names[-1:]])
+
+
+def format_agreement(value: float | None) -> str:
+    """Return an agreement in percent, as text; empty if it was not measured."""
+    return "" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,144 @@
+"""The record of networks whose accuracy and agreement are both known: accuracy relative to the teacher's, by agreement.
+
+``python -m reproduction.estimates`` of the repository writes ``estimates.json`` beside this file.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+RECORD = Path(__file__).with_name("estimates.json")
+"""The record that the package is installed with."""
+
+EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+"""Edges of the ranges of agreement within which networks are compared."""
+
+_FEWEST_NETWORKS, _FEWEST_SETS = 10, 3
+"""Fewest networks and data sets of a range of agreement that is used for a new network."""
+
+ENOUGH_COVERAGE = 0.9
+"""Share of networks within the range that the other data sets give, from which the record is used."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A network whose accuracy and agreement are both known.
+
+    Attributes:
+        dataset: Name of the data set.
+        agreement: Mean agreement with the teacher, in [0, 1].
+        relative: Accuracy of the network / accuracy of its teacher.
+    """
+
+    dataset: str
+    agreement: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Accuracy relative to the teacher's of the networks of the record with about the same agreement.
+
+    Attributes:
+        low: The lowest.
+        median: The median.
+        high: The highest.
+        networks: Number of networks.
+        data_sets: Number of their data sets.
+    """
+
+    low: float
+    median: float
+    high: float
+    networks: int
+    data_sets: int
+
+
+def estimate(agreement: float, known: Iterable[Known]) -> Estimate | None:
+    """Return what networks with about the same agreement had, None if there are too few of them."""
+    place = find_range(agreement)
+    found = [one for one in known if find_range(one.agreement) == place]
+    sets = {one.dataset for one in found}
+    if len(found) < _FEWEST_NETWORKS or len(sets) < _FEWEST_SETS:
+        return None
+    values = [one.relative for one in found]
+    return Estimate(min(values), statistics.median(values), max(values), len(found), len(sets))
+
+
+def find_range(agreement: float) -> int:
+    """Return the number of the range of agreement that a network is in, from 0."""
+    return sum(agreement >= edge for edge in EDGES[1:-1])
+
+
+@dataclass(frozen=True)
+class Check:
+    """Estimates for the networks of one data set by those of all others.
+
+    Attributes:
+        networks: Number of networks.
+        estimated: Those for which there is an estimate.
+        error: Mean absolute error of the median; None without an estimate.
+        covered: Share of estimates whose range holds the truth; None without an estimate.
+    """
+
+    networks: int
+    estimated: int
+    error: float | None
+    covered: float | None
+
+
+def check(known: Sequence[Known]) -> dict[str, Check]:
+    """Estimate the networks of each data set by those of all others; return data set -> result."""
+    results = {}
+    for dataset in dict.fromkeys(one.dataset for one in known):
+        others = [one for one in known if one.dataset != dataset]
+        own = [one for one in known if one.dataset == dataset]
+        pairs = [(one, estimate(one.agreement, others)) for one in own]
+        found = [(one.relative, guess) for one, guess in pairs if guess is not None]
+        results[dataset] = Check(
+            len(own),
+            len(found),
+            statistics.mean(abs(truth - guess.median) for truth, guess in found) if found else None,
+            statistics.mean(guess.low <= truth <= guess.high for truth, guess in found) if found else None,
+        )
+    return results
+
+
+def is_reliable(known: Sequence[Known]) -> bool:
+    """Return True if the ranges of the other data sets held for each data set: the record may be used for a new one."""
+    covered = [one.covered for one in check(known).values() if one.covered is not None]
+    return len(covered) >= _FEWEST_SETS and min(covered) >= ENOUGH_COVERAGE
+
+
+def to_content(known: Sequence[Known]) -> dict[str, Any]:
+    """Return the content of a record, for JSON."""
+    return {"reliable": is_reliable(known), "networks": [asdict(one) for one in known]}
+
+
+@cache
+def read_record(path: Path = RECORD) -> tuple[bool, tuple[Known, ...]]:
+    """Return whether a record may be used, and its networks; none if there is no record."""
+    content: Mapping[str, Any] = json.loads(path.read_text()) if path.exists() else {"reliable": False, "networks": []}
+    return bool(content["reliable"]), tuple(Known(**one) for one in content["networks"])
+
+
+def describe_estimate(agreement: float) -> str:
+    """Return a sentence on the accuracy, relative to the teacher's, of a network with this agreement."""
+    reliable, known = read_record()
+    found = estimate(agreement, known) if reliable else None
+    here = f"an agreement of {100 * agreement:.0f} %"
+    if found is None:
+        return (
+            f"no estimate of accuracy follows from {here}. Agreement ranks students of one teacher; what it means for "
+            f"accuracy differs too much between data sets, or too few networks are known (results/estimates.md)."
+        )
+    low, high = 100 * found.low, 100 * found.high
+    return (
+        f"known networks with about {here} have {low:.0f} to {high:.0f} % of their teachers' accuracy (median "
+        f"{100 * found.median:.0f} %; {found.networks} networks of {found.data_sets} data sets, results/estimates.md). "
+        f"On data unlike theirs it may be different."
+    )
