@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+from kegnet_pl.networks import LeNet5
 from tests.integration.conftest import FAST, Command
 
 JOBS = ["-m", FAST, "sources=[kegnet]", "compression=option2,fraction"]
@@ -114,3 +117,44 @@ def test_ray(command: Command, tmp_path: Path) -> None:
     done = command(*JOBS, "hydra/launcher=ray", new=True)
     assert "2 of 2 runs finished" in done.stdout
     assert _stages(tmp_path).count("generators") == 1
+
+
+SEARCH = [FAST, "sources=[]", "compression.fit=weights", "latency.batch_sizes=[1]"]
+WITHOUT_DATA = ["data=none", "data.input_shape=[1,32,32]", "data.classes=10", "teacher=lenet5"]
+
+
+@pytest.mark.slow
+def test_a_search_looks_at_agreement_without_data(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install '.[optuna]'")
+    torch.save(LeNet5().state_dict(), tmp_path / "net.pt")
+    done = command(
+        "-m", "hparams_search=agreement", *SEARCH, *WITHOUT_DATA, "teacher.weights=net.pt", "sources=[normal]",
+        "hydra.sweeper.n_trials=3",
+    )  # fmt: skip
+    folder = _sweep(tmp_path)
+    found = yaml.safe_load((folder / "optimization_results.yaml").read_text())
+    rows = [json.loads((folder / str(job) / "results.json").read_text())[-1] for job in range(3)]
+    assert found["best_value"] == max(row["agreement"]["mean"] for row in rows)
+    assert "student.optimizer.lr" in found["best_params"] and all(row["accuracy"] is None for row in rows)
+    assert "3 of 3 runs finished" in done.stdout
+    assert "The student that agrees most with its teacher is" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_search_for_speed_has_two_objectives_and_survives_a_failure(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install '.[optuna]'")
+    done = command(
+        "-m", "hparams_search=latency", *SEARCH, "compression.by=parameters", "compression.round_to=1",
+        "compression.target=choice(2.0,9999.0)", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1", expect=1,
+    )  # fmt: skip
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    (solution, *_) = yaml.safe_load((folder / "optimization_results.yaml").read_text())["solutions"]
+    assert solution["params"] == {"compression.target": 2.0} and len(solution["values"]) == 2
+    assert "9999" in done.stderr and (folder / "report.html").exists()
+
+
+def test_a_search_by_test_accuracy_is_refused(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install '.[optuna]'")
+    done = command("-m", "hydra/sweeper=optuna", *SEARCH, "seed=0,1", expect=1)
+    assert "a student that is chosen by its test accuracy is no data-free result" in done.stderr
+    assert not list(tmp_path.glob("outputs/sweeps/*"))

@@ -33,7 +33,7 @@ _entered = False
 
 
 @hydra.main(version_base="1.3", config_path="pkg://kegnet_pl.conf", config_name="config")
-def _run(cfg: DictConfig) -> float | None:
+def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
     global _entered
     _entered = True
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -61,13 +61,15 @@ def _run(cfg: DictConfig) -> float | None:
     return None
 
 
-def _run_job(cfg: DictConfig, folder: Path) -> float | None:
+def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     from kegnet_pl.settings import RunSettings
 
     config = to_plain(cfg)
     settings = RunSettings.from_config(config)
     if sweep.in_sweep() and settings.trainer.devices > 1:
         raise ConfigError(sweep.ONE_PROCESS)
+    if settings.objective == "accuracy" and sweep.searches():
+        raise ConfigError(sweep.NO_ACCURACY)
     if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
         config, settings = _apply_preset(config, settings, folder)
     elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and local_rank() == 0:

@@ -140,7 +140,9 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
         hint = _option_hint(key, value, groups[key]) if key in groups else None
         if key == "hydra/launcher" and value in _LAUNCHERS:
             hint = f"hydra/launcher={value} is a plugin of its own: pip install '.[{_LAUNCHERS[value]}]'"
-        if hint is None and key not in groups and key != "hydra/launcher":
+        if (key, value) == ("hydra/sweeper", "optuna") or (key == "hparams_search" and value in groups.get(key, ())):
+            hint = "hydra/sweeper=optuna is a plugin of its own: pip install '.[optuna]'"
+        if hint is None and key not in groups and key not in ("hydra/launcher", "hydra/sweeper"):
             hint = _setting_hint(cfg, key)
         if hint is not None:
             yield hint

@@ -36,6 +36,12 @@ ONE_PROCESS = (
     "run the jobs one by one without -m."
 )
 
+NO_ACCURACY = (
+    "Expected `objective` to be agreement or agreement_and_speed with a sweeper that searches, but got accuracy: a "
+    "student that is chosen by its test accuracy is no data-free result. Use hparams_search=agreement, or set "
+    "objective=agreement."
+)
+
 
 class SweepCallback(Callback):
     """Hydra callback that prepares a run or a sweep (``hydra.callbacks.sweep``).
@@ -53,6 +59,8 @@ class SweepCallback(Callback):
         processes = OmegaConf.select(config, "trainer.devices")
         if isinstance(processes, int) and processes > 1:
             sys.exit(f"\nError: {ONE_PROCESS}")
+        if _searches(config.hydra.sweeper) and OmegaConf.select(config, "objective") == "accuracy":
+            sys.exit(f"\nError: {NO_ACCURACY}")
         _make_folder(config, "hydra.sweep.dir")
         started = Path(config.hydra.sweep.dir).absolute()
         if not os.environ.get(NAME_VARIABLE):
@@ -88,6 +96,15 @@ def sweep_name(overrides: Sequence[str]) -> str:
 def in_sweep() -> bool:
     """Return True if this process runs a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def searches() -> bool:
+    """Return True if this process runs a job of a sweep whose sweeper looks at results, such as Optuna's."""
+    return in_sweep() and _searches(HydraConfig.get().sweeper)
+
+
+def _searches(sweeper: DictConfig) -> bool:
+    return not str(sweeper["_target_"]).endswith(".BasicSweeper")
 
 
 def job_number() -> int:
