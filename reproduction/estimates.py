@@ -65,10 +65,11 @@ def _measured(row: Row) -> Measured | None:
     others, own = (
         {name: float(one["agreement"]) for name, one in sources.items() if one["own"] == made} for made in (False, True)
     )
-    # The mean of a row leaves out what made other networks of its run, too.
-    known = Known(
-        row.dataset, round(statistics.mean(others.values()), 4), round(row.accuracy / row.teacher_accuracy, 4)
-    )
+    # The mean of a row leaves out what made other networks of its run, too, and is over all sources of the run.
+    usual = [value for name, value in others.items() if name in (OF_IMAGES if "waves" in sources else OF_ROWS)]
+    if not usual:
+        return None
+    known = Known(row.dataset, round(statistics.mean(usual), 4), round(row.accuracy / row.teacher_accuracy, 4))
     return Measured(known, others, own)
 
 
@@ -140,24 +141,24 @@ def _lines(networks: Sequence[Measured]) -> Iterator[str]:
         error = "" if result.error is None else f"{100 * result.error:.1f} points"
         covered = "" if result.covered is None else f"{100 * result.covered:.0f} %"
         yield f"| {name} | {result.networks} | {result.estimated} | {error} | {covered} |"
-    enough = f"{100 * estimates.ENOUGH_COVERAGE:.0f} % of its networks within the range"
     yield from [
         "",
-        f"Each data set with an estimate has {enough}: runs without test data print the range for their agreement."
-        if estimates.is_reliable(known)
-        else f"Not each data set has an estimate and {enough}: runs without test data print no estimate of accuracy.",
+        "A run without test data prints the range for its agreement only where it is reliable: networks of four or",
+        f"more data sets are known, and for each of them {100 * estimates.ENOUGH_COVERAGE:.0f} % of the networks are",
+        "within the range that the others give.",
         "",
-        "| agreement | networks | data sets | lowest | median | highest |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| agreement | networks | data sets | lowest | median | highest | reliable |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for place, (low, high) in enumerate(pairwise(EDGES)):
         found = [one for one in known if estimates.find_range(one.agreement) == place]
         if found:
             values = [one.relative for one in found]
             figures = " | ".join(f"{100 * f(values):.1f} %" for f in (min, statistics.median, max))
+            reliable = "yes" if estimates.is_reliable(found) else "no"
             yield (
                 f"| {100 * low:.0f} to {100 * high:.0f} % | {len(found)} | {len({one.dataset for one in found})} | "
-                f"{figures} |"
+                f"{figures} | {reliable} |"
             )
 
 

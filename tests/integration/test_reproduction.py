@@ -1,6 +1,7 @@
 """The paper's table beside ours: what is run, what is written, and that nothing in it was typed by hand."""
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import torch
 
 from kegnet_pl.data import Split
 from kegnet_pl.pipeline.suggestions import RECIPES
-from reproduction import networks
+from reproduction import estimates, networks
 from reproduction.__main__ import main as reproduction_main
 from reproduction.best import render as render_best
 from reproduction.best import write_best
@@ -35,6 +36,7 @@ from reproduction.study import render as render_study
 from reproduction.tables import METHODS, paper_rows, read_remarks, render, write_tables
 from reproduction.teachers import copy_to_store, keep_teachers
 from tests.integration.conftest import Start, configure
+from tests.unit.reporting.rows import TEACHER, student
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "reproduction" / "paper.schema.json").read_text())
@@ -748,3 +750,45 @@ def test_the_page_of_other_networks_is_that_of_the_stored_rows() -> None:
     rows = json.loads((RESULTS / "networks.json").read_text())
     assert (RESULTS / "NETWORKS.md").read_text() == networks.render(rows)
     assert {row["data"] for row in rows} >= {"MNIST"}
+
+
+def test_estimates_compare_agreement_with_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of four data sets; the agreement on waves has their order, that on normal noise the opposite."""
+
+    def agreement(value: float) -> dict[str, Any]:
+        plain = {"samples": 100, "share": value, "divergence": 0.1, "classes": 3, "same_class": False}
+        sources = {"waves": (value, False), "normal": (1 - value, False), "procedural": (value, True)}
+        return {
+            "over": ["waves"], "mean": value, "worst": None, "unreached": [], "unreached_classes": 0,
+            "sources": {name: {"own": own, "agreement": share} | plain for name, (share, own) in sources.items()},
+        }  # fmt: skip
+
+    for dataset in "abcd":
+        for index in range(6):
+            rows = [
+                dataclasses.replace(one, dataset=dataset)
+                for one in (
+                    TEACHER,
+                    student(0.8 + index / 100, seed=index, dataset=dataset, agreement=agreement(0.8 + index / 100)),
+                    student(0.1, method="T+Real", dataset=dataset, seed=index, agreement=agreement(0.99)),
+                )
+            ]
+            folder = tmp_path / dataset / str(index)
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text(json.dumps([dataclasses.asdict(one) for one in rows]))
+    monkeypatch.setattr(estimates, "ROOT", tmp_path)
+    monkeypatch.setattr(estimates.estimates, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(sys, "argv", ["estimates", "--add", *(str(tmp_path / dataset) for dataset in "abcd")])
+    assert estimates.main() == 0
+    page = (tmp_path / "results" / "estimates.md").read_text()
+    header = next(line for line in page.splitlines() if line.startswith("| data | mean"))
+    assert (
+        header
+        == "| data | mean | normal | normal, also own | procedural | procedural, also own | waves | waves, also own |"
+    )
+    assert "| a | 1.00 (6) | -1.00 (6) | -1.00 (6) |  | 1.00 (6) | 1.00 (6) | 1.00 (6) |" in page
+    assert "| d | 6 | 6 | 1.7 points | 100 % |" in page, "the ceiling on real data is left out"
+    assert "| 80 to 90 % | 24 | 4 | 88.9 % | 91.7 % | 94.4 % | yes |" in page
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert len(record) == 24 and record[0] == {"dataset": "a", "agreement": 0.8, "relative": 0.8889}
+    assert sorted(read_runs(tmp_path / "results" / "agreement.jsonl"))[:2] == ["a-0", "a-1"]

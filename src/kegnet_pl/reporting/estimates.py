@@ -5,7 +5,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ _FEWEST_NETWORKS, _FEWEST_SETS = 10, 3
 """Fewest networks and data sets of a range of agreement that is used for a new network."""
 
 ENOUGH_COVERAGE = 0.9
-"""Share of networks within the range that the other data sets give, from which the record is used."""
+"""Share of a data set's networks within the range that the others give, from which that range is used."""
 
 
 @dataclass(frozen=True)
@@ -109,27 +109,30 @@ def check(known: Sequence[Known]) -> dict[str, Check]:
 
 
 def is_reliable(known: Sequence[Known]) -> bool:
-    """Return True if the ranges of the other data sets held for each data set: the record may be used for a new one."""
-    covered = [one.covered for one in check(known).values() if one.covered is not None]
-    return len(covered) >= _FEWEST_SETS and min(covered) >= ENOUGH_COVERAGE
+    """Return True if networks of one range of agreement may be used for a new one.
+
+    Each of their data sets has an estimate by the others, and its range holds for nearly all networks.
+    """
+    results = check(known).values()
+    covered = [one.covered for one in results if one.covered is not None and one.covered >= ENOUGH_COVERAGE]
+    return bool(results) and len(covered) == len(results)
 
 
-def to_content(known: Sequence[Known]) -> dict[str, Any]:
-    """Return the content of a record, for JSON."""
-    return {"reliable": is_reliable(known), "networks": [asdict(one) for one in known]}
+def to_content(known: Sequence[Known]) -> list[dict[str, Any]]:
+    """Return a record for JSON: the networks of ranges of agreement that may be used for a new network."""
+    ranges = [[one for one in known if find_range(one.agreement) == place] for place in range(len(EDGES) - 1)]
+    return [asdict(one) for found in ranges if is_reliable(found) for one in found]
 
 
 @cache
-def read_record(path: Path = RECORD) -> tuple[bool, tuple[Known, ...]]:
-    """Return whether a record may be used, and its networks; none if there is no record."""
-    content: Mapping[str, Any] = json.loads(path.read_text()) if path.exists() else {"reliable": False, "networks": []}
-    return bool(content["reliable"]), tuple(Known(**one) for one in content["networks"])
+def read_record(path: Path = RECORD) -> tuple[Known, ...]:
+    """Return the networks of a record; none if there is no record."""
+    return tuple(Known(**one) for one in json.loads(path.read_text())) if path.exists() else ()
 
 
 def describe_estimate(agreement: float) -> str:
     """Return a sentence on the accuracy, relative to the teacher's, of a network with this agreement."""
-    reliable, known = read_record()
-    found = estimate(agreement, known) if reliable else None
+    found = estimate(agreement, read_record())
     here = f"an agreement of {100 * agreement:.0f} %"
     if found is None:
         return (
