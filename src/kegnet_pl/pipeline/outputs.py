@@ -13,6 +13,7 @@ from kegnet_pl.networks import answers_of
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.pipeline.context import RunContext, student_name
 from kegnet_pl.pipeline.provenance import command_line, versions
+from kegnet_pl.pipeline.stages.agreement import describe_agreements
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.teacher_card import FILE_NAME, write_card
 from kegnet_pl.reporting.agreement import explain_agreement
@@ -62,7 +63,29 @@ class Network:
         return [*self.stages, *([self.evaluation] if self.evaluation is not None else [])]
 
 
-def describe(
+def describe_networks(
+    context: RunContext,
+    networks: Sequence[Network],
+    compression_source: SourceInfo | None,
+    latency: LatencyReport | None,
+) -> list[Row]:
+    """Return the rows of results of the teacher, which comes first, and of its students.
+
+    ``compression_source`` is that of the samples that students were compressed with.
+    """
+    teacher, students = networks[0], networks[1:]
+    used = [[info for info in (one.source, compression_source) if info is not None] for one in students]
+    agreements = describe_agreements(
+        context, [(one.agreement, sources) for one, sources in zip(students, used, strict=True)]
+    )
+    rows = [_describe(context, teacher, teacher, None, None, latency)]
+    return rows + [
+        _describe(context, one, teacher, compression_source, agreement, latency)
+        for one, agreement in zip(students, agreements, strict=True)
+    ]
+
+
+def _describe(
     context: RunContext,
     network: Network,
     teacher: Network,
@@ -70,7 +93,6 @@ def describe(
     agreement: dict[str, Any] | None,
     latency: LatencyReport | None,
 ) -> Row:
-    """Return the row of results of a network; ``compression_source`` is that of the samples it was compressed with."""
     settings, last = context.settings, network.stages[-1]
     size = measure_size(context.network(teacher.stages[0]), context.input_shape)
     own = {"parameters": size.parameters, "macs": size.macs} if network is teacher else network.stages[1].metrics

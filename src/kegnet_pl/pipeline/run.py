@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from kegnet_pl.pipeline.context import open_context
-from kegnet_pl.pipeline.outputs import Network, describe, write_outputs
+from kegnet_pl.pipeline.outputs import Network, describe_networks, write_outputs
 from kegnet_pl.pipeline.preflight import check_before, check_inputs, check_sources, check_teacher_and_student
-from kegnet_pl.pipeline.stages.agreement import agreement_stages, check_agreement_sources, describe_agreements
+from kegnet_pl.pipeline.stages.agreement import agreement_stages, check_agreement_sources
 from kegnet_pl.pipeline.stages.compression import compression_stage, describe_compression_source
 from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
 from kegnet_pl.pipeline.stages.generators import generators_stage
@@ -73,21 +73,11 @@ def run(
 
     for network in networks:
         network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
-    students = networks[1:]
-    for network, agreement in zip(
-        students, agreement_stages(context, teacher, [one.stages[-1] for one in students]), strict=True
-    ):
+    agreements = agreement_stages(context, teacher, [network.stages[-1] for network in networks[1:]])
+    for network, agreement in zip(networks[1:], agreements, strict=True):
         network.agreement = agreement
     latency = measure_stage_latency(context, teacher, initial)
-    used = [[info for info in (one.source, compression_source) if info is not None] for one in students]
-    agreements = describe_agreements(
-        context, [(one.agreement, sources) for one, sources in zip(students, used, strict=True)]
-    )
-    rows = [describe(context, networks[0], networks[0], None, None, latency)]
-    rows += [
-        describe(context, network, networks[0], compression_source, agreement, latency)
-        for network, agreement in zip(students, agreements, strict=True)
-    ]
+    rows = describe_networks(context, networks, compression_source, latency)
     if rank() == 0:
         write_outputs(context, rows, networks, folder, brief=job is not None)
     return find_objective(find_last(rows), settings.objective)
