@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.resources
+import importlib.util
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -140,12 +141,20 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
         hint = _option_hint(key, value, groups[key]) if key in groups else None
         if key == "hydra/launcher" and value in _LAUNCHERS:
             hint = f"hydra/launcher={value} is a plugin of its own: pip install '.[{_LAUNCHERS[value]}]'"
-        if (key, value) == ("hydra/sweeper", "optuna") or (key == "hparams_search" and value in groups.get(key, ())):
+        searches = (key, value) == ("hydra/sweeper", "optuna") or (key == "hparams_search" and value in groups[key])
+        if searches and not _finds_optuna():
             hint = "hydra/sweeper=optuna is a plugin of its own: pip install '.[optuna]'"
         if hint is None and key not in groups and key not in ("hydra/launcher", "hydra/sweeper"):
             hint = _setting_hint(cfg, key)
         if hint is not None:
             yield hint
+
+
+def _finds_optuna() -> bool:
+    try:
+        return importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
+    except ModuleNotFoundError:  # no plugin of Hydra at all
+        return False
 
 
 def _list_options(loader: Any) -> dict[str, list[str]]:

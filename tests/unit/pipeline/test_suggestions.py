@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from kegnet_pl.pipeline import suggestions
 from kegnet_pl.pipeline.suggestions import RENAMED, accept_old_spellings, refuse_old_names, rename, suggest
 from kegnet_pl.runtime.errors import ConfigError
 
@@ -106,3 +107,11 @@ def test_a_preset_that_a_recipe_lacks_is_named() -> None:
     with pytest.raises(ConfigError, match=r"recipe=best, but got .*cifar10_resnet20 \(there is no best/cifar10_"):
         accept_old_spellings(["experiment=cifar10_resnet20", "recipe=best"])
     assert accept_old_spellings(["experiment=mnist_lenet", "recipe=best"]) == ["experiment=best/mnist_lenet"]
+
+
+@pytest.mark.parametrize("argument", ["hydra/sweeper=optuna", "hparams_search=agreement"])
+def test_the_extra_of_a_search_is_named_where_it_is_missing(argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for installed in (False, True):
+        monkeypatch.setattr(suggestions, "_finds_optuna", lambda installed=installed: installed)
+        assert any("pip install '.[optuna]'" in hint for hint in suggest([argument])) is not installed
+    assert any("Did you mean hparams_search=latency" in hint for hint in suggest(["hparams_search=latencies"]))
