@@ -115,17 +115,19 @@ def _lines(networks: Sequence[Measured]) -> Iterator[str]:
         "## Order of students",
         "",
         "Spearman's rank correlation of agreement with relative accuracy, within a data set; in brackets the networks.",
-        f"`mean` is over the default sources ({join(OF_IMAGES)} for images; {join(OF_ROWS)} for rows), without those",
-        "whose kinds of samples the network was compressed or trained with. `also own` includes these networks.",
+        "Networks that were compressed or trained with such samples are left out, and included in `also own`. `mean` is",
+        f"over the default sources ({join(OF_IMAGES)} for images; {join(OF_ROWS)} for rows)",
+        "that did not make the network.",
         "",
         "| data | mean | " + " | ".join(f"{name} | {name}, also own" for name in sources) + " |",
         "| --- | ---: |" + " ---: |" * (2 * len(sources)),
     ]  # fmt: skip
-    for name, members in by_set.items():
-        cells = [_show(correlate(members, None))]
-        for source in sources:
-            cells += [_show(correlate(members, source)), _show(correlate(members, source, own=True))]
-        yield f"| {name} | {' | '.join(cells)} |"
+    columns = [(None, False), *((source, own) for source in sources for own in (False, True))]
+    table = {name: [correlate(members, *column) for column in columns] for name, members in by_set.items()}
+    for name, found in table.items():
+        yield f"| {name} | {' | '.join(map(_show, found))} |"
+    medians = [[one[0] for one in column if one is not None] for column in zip(*table.values(), strict=True)]
+    yield f"| median | {' | '.join(f'{statistics.median(values):.2f}' if values else '' for values in medians)} |"
     yield from [
         "",
         "## Accuracy from agreement",

@@ -787,6 +787,7 @@ def test_estimates_compare_agreement_with_accuracy(tmp_path: Path, monkeypatch: 
         == "| data | mean | normal | normal, also own | procedural | procedural, also own | waves | waves, also own |"
     )
     assert "| a | 1.00 (6) | -1.00 (6) | -1.00 (6) |  | 1.00 (6) | 1.00 (6) | 1.00 (6) |" in page
+    assert "| median | 1.00 | -1.00 | -1.00 |  | 1.00 | 1.00 | 1.00 |" in page
     assert "| d | 6 | 6 | 1.7 points | 100 % |" in page, "the ceiling on real data is left out"
     assert "| 80 to 90 % | 24 | 4 | 88.9 % | 91.7 % | 94.4 % | yes |" in page
     record = json.loads((tmp_path / "record.json").read_text())
