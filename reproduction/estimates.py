@@ -115,8 +115,8 @@ def _lines(networks: Sequence[Measured]) -> Iterator[str]:
         "## Order of students",
         "",
         "Spearman's rank correlation of agreement with relative accuracy, within a data set; in brackets the networks.",
-        "Networks that were compressed or trained with such samples are left out, and included in `also own`. `mean` is",
-        f"over the default sources ({join(OF_IMAGES)} for images; {join(OF_ROWS)} for rows)",
+        "Networks that were compressed or trained with such samples are left out, but for `also own`. `mean` is over",
+        f"the default sources ({join(OF_IMAGES)} for images; {join(OF_ROWS)} for rows)",
         "that did not make the network.",
         "",
         "| data | mean | " + " | ".join(f"{name} | {name}, also own" for name in sources) + " |",
@@ -124,8 +124,8 @@ def _lines(networks: Sequence[Measured]) -> Iterator[str]:
     ]  # fmt: skip
     columns = [(None, False), *((source, own) for source in sources for own in (False, True))]
     table = {name: [correlate(members, *column) for column in columns] for name, members in by_set.items()}
-    for name, found in table.items():
-        yield f"| {name} | {' | '.join(map(_show, found))} |"
+    for name, cells in table.items():
+        yield f"| {name} | {' | '.join(map(_show, cells))} |"
     medians = [[one[0] for one in column if one is not None] for column in zip(*table.values(), strict=True)]
     yield f"| median | {' | '.join(f'{statistics.median(values):.2f}' if values else '' for values in medians)} |"
     yield from [
