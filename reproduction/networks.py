@@ -27,6 +27,7 @@ from kegnet_pl.api.checks import LOW_AGREEMENT
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.data import CIFAR10, MNIST, FashionMNIST, Letter, RealDataModule, Split
 from kegnet_pl.networks import MLP, CifarResNet
+from kegnet_pl.networks.answers import find_tensor
 from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
@@ -84,18 +85,18 @@ IMAGE_NETWORKS: dict[str, Callable[[], nn.Module]] = {
 TABLE_NETWORKS: dict[str, Callable[[], nn.Module]] = {"MLP of Letter": lambda: MLP(16, 26, width=128, blocks=3)}
 
 
-def train_teacher(make: Callable[[], nn.Module], data: Split, seed: int) -> nn.Module:
-    """Train a teacher with Adam and a cosine schedule."""
+def train_teacher(make: Callable[[], nn.Module], data: Split, seed: int, epochs: int = TEACHER_EPOCHS) -> nn.Module:
+    """Train a teacher with Adam and a cosine schedule; with fewer than TRAINING_SAMPLES, for as many steps."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         network, n = make(), min(len(data), TRAINING_SAMPLES)
-        epochs = TEACHER_EPOCHS * max(1, round(TRAINING_SAMPLES / n))
+        epochs *= max(1, round(TRAINING_SAMPLES / n))
         optimizer = torch.optim.Adam(network.parameters(), 1e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-n // 64))
         for _ in range(epochs):
             for index in torch.randperm(n).split(64):
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(network(data.x[index]), data.y[index]).backward()
+                nn.functional.cross_entropy(find_tensor(network(data.x[index])), data.y[index]).backward()
                 optimizer.step()
                 schedule.step()
     return network.eval()
@@ -130,7 +131,7 @@ MakeTeacher = Callable[[Split], nn.Module]
 """Takes the training data, returns a trained teacher."""
 
 
-class _Files:
+class CifarFiles:
     """CIFAR-10 from KEGNET_DATA_DIR/cifar10: the test images, and the first 10,000 training images."""
 
     def __init__(self, folder: Path, mean: list[float], std: list[float]) -> None:
@@ -138,6 +139,7 @@ class _Files:
         self.splits: dict[str, Split] = {}
 
     def setup(self) -> None:
+        """Read the files."""
         data = CIFAR10(root=self.folder, mean=self.mean, std=self.std)
         for part, file in (("train", "cifar10_train_head10000.npz"), ("test", "cifar10_test.npz")):
             with np.load(self.folder / file) as stored:
@@ -145,28 +147,28 @@ class _Files:
             self.splits[part] = data._prepare((x.permute(0, 3, 1, 2), y))
 
 
-def _published(depth: int) -> nn.Module:
+def published(depth: int) -> nn.Module:
     """Return the published network of CIFAR-10 from KEGNET_REFERENCE_DIR/teachers."""
     network = CifarResNet(depth)
     load_weights(network, Path(os.environ["KEGNET_REFERENCE_DIR"]) / "teachers" / f"cifar10_resnet{depth}.th")
     return network.eval()
 
 
-def _data(folder: Path) -> dict[str, tuple[RealDataModule | _Files, dict[str, MakeTeacher], dict[str, Any]]]:
+def _data(folder: Path) -> dict[str, tuple[RealDataModule | CifarFiles, dict[str, MakeTeacher], dict[str, Any]]]:
     """Return data set -> its data, its networks, and the mean and deviation of its pixels."""
 
     def trained(networks: dict[str, Callable[[], nn.Module]]) -> dict[str, MakeTeacher]:
         return {name: partial(train_teacher, make, seed=0) for name, make in networks.items()}
 
-    found: dict[str, tuple[RealDataModule | _Files, dict[str, MakeTeacher], dict[str, Any]]] = {}
+    found: dict[str, tuple[RealDataModule | CifarFiles, dict[str, MakeTeacher], dict[str, Any]]] = {}
     for name, kind, mean, std in (("MNIST", MNIST, 0.1307, 0.3081), ("Fashion", FashionMNIST, 0.2860, 0.3530)):
         module = kind(root=folder, download=False, mean=[mean], std=[std], validation=1)
         found[name] = (module, trained(IMAGE_NETWORKS), {"mean": mean, "std": std})
     found["Letter"] = (Letter(root=folder), trained(TABLE_NETWORKS), {})
     if "KEGNET_REFERENCE_DIR" in os.environ:
         pixels = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-        networks: dict[str, MakeTeacher] = {"ResNet20, published": lambda _: _published(20)}
-        found["CIFAR-10"] = (_Files(folder / "cifar10", **pixels), networks, pixels)
+        networks: dict[str, MakeTeacher] = {"ResNet20, published": lambda _: published(20)}
+        found["CIFAR-10"] = (CifarFiles(folder / "cifar10", **pixels), networks, pixels)
     return found
 
 

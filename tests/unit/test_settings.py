@@ -272,7 +272,7 @@ def test_unknown_settings_name_the_close_one() -> None:
         said[0] == "Expected only known settings, but got `generator.objective.decoder.size`. There are: weight, term."
     )
     assert said[1].endswith("but got `student.epoch`. Did you mean `student.epochs`?")
-    assert said[2].startswith("Expected only known settings, but got `colour`. There are: seed, recipe,")
+    assert said[2].startswith("Expected only known settings, but got `colour`. There are: seed, preset, recipe,")
     assert len(said) == 3, "further settings of data are arguments of its class"
 
 
