@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kegnet_pl.api.agreement import measure_agreement
     from kegnet_pl.api.checkpoints import load_network
     from kegnet_pl.api.evaluation import measure_accuracy
+    from kegnet_pl.api.quantization import OnnxNetwork, quantize
     from kegnet_pl.compression import Compressed
     from kegnet_pl.data import Split
     from kegnet_pl.reporting.runs import read_runs
@@ -27,6 +28,7 @@ _MODULES = {
     "Compressed": "compression",
     "Generators": "api",
     "NoiseSource": "sources",
+    "OnnxNetwork": "api.quantization",
     "Split": "data",
     "SyntheticDataset": "api",
     "compress": "api",
@@ -35,6 +37,7 @@ _MODULES = {
     "load_network": "api.checkpoints",
     "measure_accuracy": "api.evaluation",
     "measure_agreement": "api.agreement",
+    "quantize": "api.quantization",
     "read_runs": "reporting.runs",
     "to_image": "api",
     "train_generators": "api",
@@ -42,8 +45,9 @@ _MODULES = {
 """Modules of the public names. They are imported on first use, since the command line needs none at its start."""
 
 __all__ = [
-    "Compressed", "Generators", "NoiseSource", "Split", "SyntheticDataset", "compress", "distill", "load_generators",
-    "load_network", "measure_accuracy", "measure_agreement", "read_runs", "to_image", "train_generators",
+    "Compressed", "Generators", "NoiseSource", "OnnxNetwork", "Split", "SyntheticDataset", "compress", "distill",
+    "load_generators", "load_network", "measure_accuracy", "measure_agreement", "quantize", "read_runs", "to_image",
+    "train_generators",
 ]  # fmt: skip
 
 _RENAMED = {"distil": "distill"}
