@@ -33,7 +33,10 @@ PAPER = {
 }
 FOLDERS = ["", "paper/", "strict/"]
 BEST = [f"best/{name}" for name in PAPER]
-GROUPS = ["callbacks", "compression", "data", "generator", "logger", "source", "student", "teacher", "trainer"]
+GROUPS = [
+    "callbacks", "compression", "data", "generator", "logger", "quantization", "source", "student", "teacher",
+    "trainer",
+]  # fmt: skip
 SNAPSHOT = json.loads((Path(__file__).parent / "snapshots" / "presets.json").read_text())
 PUBLIC = {"cifar10_resnet20": 20, "cifar10_resnet56": 56}
 """Preset whose teacher has public weights, which the user names -> depth of the teacher."""
@@ -45,7 +48,7 @@ NEEDED = {
 """Preset -> settings that its user adds; the others run with the default data."""
 SINCE = (
     "compression.fold", "compression.by", "compression.round_to", "compression.batch_size", "latency.", "agreement.",
-    "objective", "teacher.output", "teacher.pretrained", "preset",
+    "objective", "quantization.", "teacher.output", "teacher.pretrained", "preset",
 )  # fmt: skip
 """Settings that are not in the snapshot of any preset: they are younger."""
 NEW = (

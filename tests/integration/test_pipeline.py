@@ -30,7 +30,7 @@ from kegnet_pl.pipeline.sample_monitor import SAMPLES
 from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.reporting.figures import read_curves
 from kegnet_pl.reporting.results import Row
-from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, WeightsError
+from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, UserError, WeightsError
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SyntheticSource
 from kegnet_pl.training import GeneratorModule
@@ -45,6 +45,7 @@ from tests.integration.conftest import (
     go,
     kinds,
     no_pictures,
+    no_training,
     stages,
 )
 
@@ -1329,3 +1330,138 @@ def test_a_source_that_does_not_fit_the_teacher_is_named_before_anything_is_trai
     with pytest.raises(ValueError, match=r"samples of shape \(features,\) .* but got \(1, 32, 32\)\. Use sour"):
         go(tmp_path, "sources=[kegnet,correlated]", train=False)
     assert not list((tmp_path / "store").glob("*-*"))
+
+
+INT8 = ["quantization=int8", "sources=[normal]"]
+
+
+def test_networks_are_quantised_beside_those_in_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latency = ["latency.batch_sizes=[1,3]", "latency.seconds=0.01"]
+    plain = go(tmp_path, *INT8[1:], *latency)
+    before = stages(tmp_path)
+    capsys.readouterr()
+    rows = go(tmp_path, *INT8, *latency, draw=True)
+    assert [row["method"] for row in rows] == ["teacher", "T", "T+Normal", "teacher int8", "T+Normal int8"]
+    kept = ("accuracy", "fingerprint", "latency", "quantization", "size")
+    assert [[row[key] for key in kept] for row in rows[:3]] == [[row[key] for key in kept] for row in plain]
+    teacher, student = rows[3:]
+    assert (teacher["student"], teacher["source"], teacher["samples"]) == (None, None, None)
+    assert (student["source"]["name"], student["samples"], student["epoch"]) == ("normal", 128, rows[2]["epoch"])
+    for row, float32 in ((teacher, rows[0]), (student, rows[2])):
+        about = row["quantization"]
+        assert (about["format"], about["activations"], about["samples"]) == ("int8", "int8", 20)
+        assert about["source"]["name"] == "procedural" and about["runtime"].startswith("ONNX Runtime ")
+        assert abs(row["accuracy"] - float32["accuracy"]) < 0.1
+        assert (row["parameters"], row["macs"]) == (float32["parameters"], float32["macs"])
+        assert row["latency"]["batches"].keys() == {"1", "3"} and row["latency"] != float32["latency"]
+        assert row["seconds"] == row["stage_seconds"]["quantization"]
+    assert teacher["latency"]["batches"]["3"]["speedup"] != 1, "its baseline is the teacher in float32"
+    assert teacher["size"] < 0.4 * rows[0]["size"] and rows[0]["size"] > 4 * rows[0]["parameters"]
+    out = capsys.readouterr().out
+    assert "int8: weights and activations, calibrated on 20 samples of Procedural" in out and "MB" in out
+    assert out.count("found (") == 3, "teacher, compression and student are those of the run in float32"
+    new = set(stages(tmp_path)) - set(before)
+    assert kinds(new) == ["evaluation", "evaluation", "latency", "quantization", "quantization"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "T+Normal int8" in page and "calibrated on 20 samples" in page
+
+    again = stages(tmp_path)
+    assert go(tmp_path, *INT8, *latency, "resume=require")[4]["accuracy"] == student["accuracy"]
+    assert stages(tmp_path) == again
+
+
+def test_a_run_returns_the_accuracy_of_float32(tmp_path: Path) -> None:
+    config = configure(FAST, *PLAIN, f"store={tmp_path / 'store'}", *INT8)
+    with no_training(), no_pictures():
+        found = run(config, tmp_path)
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert rows[-1]["method"] == "T+Normal int8" and found == rows[2]["accuracy"]
+
+
+def test_weights_alone_without_students(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = go(tmp_path, "sources=[]", "quantization=int8_weights")
+    assert [row["method"] for row in rows] == ["teacher", "T", "teacher int8", "T int8"]
+    for row in rows[2:]:
+        assert (row["quantization"]["source"], row["quantization"]["samples"]) == (None, None)
+    assert rows[2]["quantization"]["agreement"] > 0.8 and abs(rows[2]["accuracy"] - rows[0]["accuracy"]) < 0.1
+    assert rows[2]["size"] < 0.4 * rows[0]["size"]
+    assert "int8: weights; ONNX files" in capsys.readouterr().out
+
+
+def _weights(folder: Path) -> Path:
+    path = folder / "teacher.pt"
+    torch.save(LeNet5().state_dict(), path)
+    return path
+
+
+def test_generators_and_real_data_calibrate_where_the_run_has_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = go(tmp_path, "sources=[kegnet]", "quantization=int8", "quantization.source=kegnet", train=False)
+    assert rows[-1]["quantization"]["source"]["prior"] == "teacher"
+    assert rows[-2]["method"] == "teacher int8" and "generators" in rows[-2]["stage_seconds"]
+    capsys.readouterr()
+    rows = go(tmp_path, *INT8, "quantization.source=real", train=False)
+    assert rows[-1]["quantization"]["source"]["prior"] == "real data"
+    said = "T+Normal int8 is no data-free result: it was calibrated on real data, as a ceiling for the others."
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["quantization.source=kegnet"], r"`quantization\.source` to be a source without generators, .* add kegnet"),
+        (["quantization.source=real", "data=none", "data.input_shape=[1,32,32]", "data.classes=10",
+          "teacher.weights=w"], r"real training data for quantization\.source=real, but got data=none"),
+        (["quantization.source=real", *FILES, "data.test=test.npz"], r"a split 'train' .* for the source real"),
+    ],
+    ids=["no generators", "no data", "no training data"],
+)  # fmt: skip
+def test_calibration_that_is_not_possible_is_refused_at_once(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    if "data.test=test.npz" in overrides:
+        overrides = [*overrides[:-1], f"data.test={write_digits(tmp_path / 'test.npz', 'test')}",
+                     f"teacher.weights={_weights(tmp_path)}"]  # fmt: skip
+    with pytest.raises(ConfigError, match=message):
+        go(tmp_path, *INT8, *overrides)
+    assert not stages(tmp_path)
+
+
+def test_a_missing_runtime_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"pip install 'kegnet_pl\[onnx\]'"):
+        go(tmp_path, *INT8)
+    assert not stages(tmp_path)
+
+
+def test_a_finished_run_is_exported_in_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import onnxruntime
+
+    from kegnet_pl.export import main
+
+    go(tmp_path, *INT8, "quantization.source=normal")
+    capsys.readouterr()
+    assert main([str(tmp_path / "run"), "--format", "safetensors", "--int8", "--int8-weights"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("of 20 held-out samples of Procedural") == 2
+    folder = tmp_path / "run" / "export"
+    x = torch.randn(3, 1, 32, 32)
+    expected = load_network(folder, "model")(x).detach()
+    for name in ("model.int8.onnx", "model.int8-weights.onnx"):
+        (found,) = onnxruntime.InferenceSession(folder / name).run(None, {"input": x.numpy()})
+        assert float((torch.from_numpy(found) - expected).abs().max()) < 0.2 * float(expected.abs().max())
+    text = (folder / "README.md").read_text()
+    for part in ("`model.int8.onnx` | onnx, int8 weights and activations, calibrated on 20 samples of Procedural "
+                 "(knowledge in them: procedural)", "`model.int8-weights.onnx` | onnx, int8 weights |",
+                 "held-out samples of Procedural", "session.disable_quant_qdq"):  # fmt: skip
+        assert part in text, part
+    capsys.readouterr()
+    for arguments, message in (
+        (["--source", "kegnet"], "a run that trained generators for --source kegnet"),
+        (["--source", "real"], "--source to name synthetic samples, but got real"),
+        (["--source", "magic"], "Use one of"),
+        (["--method", "T+Normal int8"], "one of teacher, T, T+Normal, but got"),
+    ):
+        assert main([str(tmp_path / "run"), "--format", "safetensors", "--int8", *arguments]) == 1
+        assert message in capsys.readouterr().err

@@ -70,6 +70,8 @@ def _problems(changes: dict[str, Any]) -> list[str]:
         ["student=lenet5", "student.selection=synthetic", "student.patience=3", "student.min_epochs=2"],
         ["student.selection=real", "sources=[]"],
         ["teacher.patience=3", "teacher.min_epochs=10"],
+        ["quantization=int8", "quantization.source={procedural: 0.5, normal: 0.5}"],
+        ["quantization=int8_weights"],
     ],
 )  # fmt: skip
 def test_choices_of_groups_pass(overrides: list[str]) -> None:
@@ -209,6 +211,8 @@ def test_other_values(name: str, values: list[Any], said: str) -> None:
          r"positive weight for one term of `generator\.objective`"),
         ({"generator.objective": {}}, r"positive weight for one term of `generator\.objective`"),
         ({"generator.parallel": "vmap", "trainer.gradient_clip_val": 1.0}, r"clip_algorithm` to be value.*sequential"),
+        ({"quantization.format": "int8", "quantization.source": "magic"},
+         r"`quantization\.source` to be one of .*procedural.*, but got magic"),
         ({"compression.rules": None}, r"a plan of compression=ratio8 for teacher=lenet5.*compression=ratio"),
         ({"trainer.devices": 256}, r"`generator\.batch_size` to be a whole number of at least 512, but got 256"),
     ],
@@ -229,6 +233,7 @@ def test_rules_across_settings(changes: dict[str, Any], pattern: str) -> None:
         {"generator.parallel": "vmap", "trainer.gradient_clip_val": 1.0, "trainer.gradient_clip_algorithm": "value"},
         {"generator.parallel": "vmap", "trainer.gradient_clip_val": 1.0, "generator.count": 1},
         {"logger": None},
+        {"quantization.source": "magic"},  # nothing is quantised
     ],
 )
 def test_rules_across_settings_allow(changes: dict[str, Any]) -> None:
@@ -326,6 +331,7 @@ def test_arguments_of_the_library_have_no_group_in_their_names() -> None:
         ("generator", "custom", ["generator.network._target_=torch.nn.Identity"]),
         *[("student", name, []) for name in ("tucker", "lenet5", "resnet14", "resnet20", "mlp")],
         ("trainer", "cpu", []),
+        ("quantization", "none", []),
         ("compression", "ratio", ["compression.fit=weights"]),  # the file says function
         *[("compression", name, []) for name in ("evbmf", "fraction", "option1", "option2", "option3")],
     ],

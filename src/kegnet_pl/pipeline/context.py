@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from kegnet_pl.api.checkpoints import load_network
+from kegnet_pl.api.quantization import OnnxNetwork
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.pipeline.objects import build, code_of
@@ -24,6 +25,9 @@ from kegnet_pl.runtime.memory import keep_freed_memory
 from kegnet_pl.settings import RunSettings, TrainerSettings
 from kegnet_pl.training.fit import quiet_lightning
 from kegnet_pl.training.progress import make_console
+
+QUANTIZED = "network.onnx"
+"""File of a quantised network in the folder of its stage."""
 
 _ALWAYS_LOGGED = {"csv": {"_target_": "pytorch_lightning.loggers.CSVLogger"}}
 """Loggers with logger=[]: the report draws its curves from the CSV files."""
@@ -78,7 +82,10 @@ class RunContext:
         It is read once and must stay as it is.
         """
         key = (stage.folder, stage.fingerprint)
-        if key not in self._networks:
+        if key not in self._networks and stage.name == "quantization":
+            weights_only = stage.manifest["config"]["activations"] == "float"
+            self._networks[key] = OnnxNetwork(stage.folder / QUANTIZED, dequantize=weights_only)
+        elif key not in self._networks:
             self._networks[key] = load_network(stage.folder, logits=True)
         return self._networks[key]
 

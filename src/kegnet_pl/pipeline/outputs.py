@@ -11,7 +11,7 @@ from kegnet_pl.benchmark import LatencyReport
 from kegnet_pl.compression import measure_size
 from kegnet_pl.networks import answers_of
 from kegnet_pl.networks.batch_norm import norm_layers
-from kegnet_pl.pipeline.context import RunContext, student_name
+from kegnet_pl.pipeline.context import QUANTIZED, RunContext, student_name
 from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.pipeline.stages.agreement import describe_agreements
 from kegnet_pl.pipeline.store import Stage
@@ -23,6 +23,7 @@ from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.tables import (
     describe_results,
     explain_losses,
+    explain_quantization,
     explain_speed,
     format_accuracy,
     make_compression_table,
@@ -39,18 +40,27 @@ class Network:
     """One network of a run.
 
     Attributes:
-        method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), ``T+KegNet``, ...
+        method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), ``T+KegNet``, ...;
+            ``T+KegNet int8`` if it is quantised.
         stages: The stages behind it; the last one holds the network.
         source: Source of its training samples; None without training on synthetic data.
+        quantization: Description of its quantisation, see ``results.schema.json``; None for float32.
         evaluation: Its evaluation, None where there is no test data.
-        agreement: Its agreement with the teacher on synthetic samples; None of the teacher, or if it was not measured.
+        agreement: Its agreement with the teacher on synthetic samples; None of the teacher and of quantised networks, or
+            if it was not measured.
     """
 
     method: str
     stages: list[Stage]
     source: SourceInfo | None = None
+    quantization: dict[str, Any] | None = None
     evaluation: Stage | None = None
     agreement: Stage | None = None
+
+    @property
+    def stage(self) -> Stage:
+        """The last stage that is no quantisation: it made the weights."""
+        return next(stage for stage in reversed(self.stages) if stage.name in ("teacher", "compression", "student"))
 
     @property
     def accuracy(self) -> float | None:
@@ -66,10 +76,12 @@ class Network:
 def describe_networks(
     context: RunContext,
     networks: Sequence[Network],
+    quantized: Sequence[Network],
     compression_source: SourceInfo | None,
     latency: LatencyReport | None,
+    quantized_latency: LatencyReport | None,
 ) -> list[Row]:
-    """Return the rows of results of the teacher, which comes first, and of its students.
+    """Return the rows of results of the teacher, which comes first, of its students, and of quantised networks.
 
     ``compression_source`` is that of the samples that students were compressed with.
     """
@@ -79,9 +91,12 @@ def describe_networks(
         context, [(one.agreement, sources) for one, sources in zip(students, used, strict=True)]
     )
     rows = [_describe(context, teacher, teacher, None, None, latency)]
-    return rows + [
+    rows += [
         _describe(context, one, teacher, compression_source, agreement, latency)
         for one, agreement in zip(students, agreements, strict=True)
+    ]
+    return rows + [
+        _describe(context, one, teacher, compression_source, None, quantized_latency) for one in quantized
     ]
 
 
@@ -93,34 +108,37 @@ def _describe(
     agreement: dict[str, Any] | None,
     latency: LatencyReport | None,
 ) -> Row:
-    settings, last = context.settings, network.stages[-1]
+    settings, last, made = context.settings, network.stages[-1], network.stage
     size = measure_size(context.network(teacher.stages[0]), context.input_shape)
-    own = {"parameters": size.parameters, "macs": size.macs} if network is teacher else network.stages[1].metrics
-    trained = last.name == "student"
+    is_teacher, trained = made.name == "teacher", made.name == "student"
+    own = {"parameters": size.parameters, "macs": size.macs} if is_teacher else network.stages[1].metrics
+    file = QUANTIZED if network.quantization is not None else "network.safetensors"
     return Row(
         dataset=settings.data.name,
         test_set=network.evaluation.metrics["test_set"] if network.evaluation is not None else None,
         teacher=settings.teacher.name,
-        student=None if network is teacher else student_name(settings),
+        student=None if is_teacher else student_name(settings),
         method=network.method,
         source=network.source.to_dict() if network.source is not None else None,
-        compression_source=compression_source.to_dict() if compression_source is not None else None,
+        compression_source=compression_source.to_dict() if compression_source is not None and not is_teacher else None,
+        quantization=network.quantization,
         seed=context.seed,
         recipe=settings.recipe,
         selection=settings.student.selection if trained else None,
-        epochs=last.metrics.get("epochs"),
-        epoch=last.metrics.get("epoch"),
+        epochs=made.metrics.get("epochs"),
+        epoch=made.metrics.get("epoch"),
         accuracy=network.accuracy,
         teacher_accuracy=teacher.accuracy,
         parameters=own["parameters"],
         teacher_parameters=size.parameters,
         compression_ratio=round(size.parameters / own["parameters"], 4),
+        size=(last.folder / file).stat().st_size,
         macs=own["macs"],
         teacher_macs=size.macs,
         agreement=agreement,
-        latency=None if latency is None else latency.describe("teacher" if network is teacher else "student"),
-        samples=last.manifest["config"]["student"]["samples"] if trained else None,
-        label_entropy=last.metrics["label_entropy"] if trained else None,
+        latency=None if latency is None else latency.describe("teacher" if is_teacher else "student"),
+        samples=made.manifest["config"]["student"]["samples"] if trained else None,
+        label_entropy=made.metrics["label_entropy"] if trained else None,
         precision=settings.trainer.precision,
         seconds=last.seconds,
         stage_seconds={stage.name: stage.seconds for stage in network.all_stages},
@@ -179,7 +197,7 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     report = read_compression_report(networks[1].stages[1].folder)
     say()
     if report is not None:
-        say(f"Compression ({rows[-1].student}), layer by layer")
+        say(f"Compression ({find_last(rows).student}), layer by layer")
         context.console.print(make_compression_table(report))
         say()
     say(describe_results(rows))
@@ -188,13 +206,15 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     for line in [
         *explain_agreement(rows),
         *explain_speed(rows),
+        *explain_quantization(rows),
         *explain_ceilings(rows),
         *explain_losses(rows, context.settings.student.norm, batch_norm),
     ]:
         say(line)
     spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}
-    spent |= {row.method: row.seconds for row in rows if row.samples is not None}
-    spent["evaluation"] = sum(row.stage_seconds.get("evaluation", 0.0) for row in rows)
+    spent |= {row.method: row.seconds for row in rows if row.samples is not None and row.quantization is None}
+    for name in ("evaluation", *(["quantization"] if "quantization" in spent else [])):
+        spent[name] = sum(row.stage_seconds.get(name, 0.0) for row in rows)
     say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
 
 

@@ -44,8 +44,8 @@ def check_sources(settings: RunSettings, sources: Sequence[SourceInfo]) -> None:
         )
 
 
-def check_before(context: RunContext, sources: Sequence[SourceInfo], of_compression: SourceInfo | None) -> None:
-    """Check what needs no trained teacher, for the sources of a run's students and of its compression.
+def check_before(context: RunContext, sources: Sequence[SourceInfo], others: Sequence[SourceInfo]) -> None:
+    """Check what needs no trained teacher, for the sources of a run's students, of its compression and quantisation.
 
     Raises:
         ConfigError: If an optimiser, a plan of compression or a generator cannot be built or does not fit the data, or
@@ -53,7 +53,7 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo], of_compress
         ValueError: If a source cannot be built, the data is damaged, or has no split to select by.
     """
     settings = context.settings
-    used = [*sources, *([of_compression] if of_compression is not None else [])]
+    used = [*sources, *others]
     for name in sorted({name for info in used for name in info.shares}):
         definitions = source_definitions(settings, [name])
         source = find_source_class(name, definitions[name])
@@ -65,11 +65,11 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo], of_compress
         context.data.setup()
         if settings.student.selection == "real" and settings.sources:
             context.data.part("val")
-        real = ", ".join(source.name for source in sources if source.needs_data)
+        real = ", ".join(dict.fromkeys(source.name for source in used if source.needs_data))
         if real and "train" not in context.data.splits:
             raise ConfigError(
                 f"Expected a split 'train' of the data set {settings.data.name!r} for the source {real}, but got "
-                f"{', '.join(context.data.splits)}. Set data.train=FILE (data=files), or remove {real} from `sources`."
+                f"{', '.join(context.data.splits)}. Set data.train=FILE (data=files), or use other sources."
             )
     if settings.student.network is None:
         try:

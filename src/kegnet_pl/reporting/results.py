@@ -16,7 +16,8 @@ class Row:
     """One network of one run.
 
     ``results.schema.json`` describes every field, its unit, and where it is None. ``source``,
-    ``compression_source``, ``epochs``, ``epoch``, ``agreement`` and ``latency`` are missing in rows of older versions.
+    ``compression_source``, ``quantization``, ``epochs``, ``epoch``, ``size``, ``agreement`` and ``latency`` are
+    missing in rows of older versions.
     """
 
     dataset: str
@@ -26,6 +27,7 @@ class Row:
     method: str
     source: dict[str, Any] | None = None
     compression_source: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
     seed: int
     recipe: str
     selection: str | None
@@ -37,6 +39,7 @@ class Row:
     parameters: int
     teacher_parameters: int
     compression_ratio: float
+    size: int | None = None
     macs: int
     teacher_macs: int
     latency: dict[str, Any] | None = None
@@ -66,8 +69,9 @@ class Row:
 
     @property
     def prior(self) -> str:
-        """Prior knowledge in the samples that the network was compressed and trained with; empty without samples."""
-        found = [info["prior"] for info in (self.compression_source, self.source) if info is not None]
+        """Prior knowledge in the samples of its compression, training and calibration; empty without samples."""
+        calibration = None if self.quantization is None else self.quantization["source"]
+        found = [info["prior"] for info in (self.compression_source, self.source, calibration) if info is not None]
         return join_priors(found) if found else ""
 
     @property
@@ -77,7 +81,7 @@ class Row:
 
     @property
     def is_ceiling(self) -> bool:
-        """True if the network was trained on real data: a ceiling for the others, no data-free result."""
+        """True if the network was trained or calibrated on real data: a ceiling for the others, no data-free result."""
         return REAL_DATA in self.prior.split(" + ")
 
     @property
@@ -93,16 +97,17 @@ class Row:
 
 
 def find_last(rows: Sequence[Row]) -> Row:
-    """Return the last row that is no ceiling: the result of a run. The first row is the teacher's."""
-    return next(row for row in reversed(rows) if not row.is_ceiling)
+    """Return the last row in float32 that is no ceiling: the result of a run. The first row is the teacher's."""
+    return next(row for row in reversed(rows) if row.quantization is None and not row.is_ceiling)
 
 
 def explain_ceilings(rows: Iterable[Row]) -> list[str]:
     """Return a sentence for each method that is a ceiling: every table, plot and page of it has them."""
-    methods = dict.fromkeys(row.method for row in rows if row.is_ceiling)
+    methods = {row.method: REAL_DATA in row.source_prior for row in rows if row.is_ceiling}
     return [
-        f"{method} is no data-free result: it was trained on real data, as a ceiling for the others."
-        for method in methods
+        f"{method} is no data-free result: it was {'trained' if trained else 'calibrated'} on real data, as a ceiling "
+        f"for the others."
+        for method, trained in methods.items()
     ]
 
 

@@ -18,7 +18,7 @@ from kegnet_pl.reporting.run_story import write_story
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.style import looks_of
 from kegnet_pl.reporting.summary import summarize
-from kegnet_pl.reporting.tables import find_best
+from kegnet_pl.reporting.tables import explain_quantization, find_best, format_size
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from kegnet_pl.runtime.atomic_files import atomic_write
 
@@ -84,6 +84,7 @@ def write_run_page(run: FinishedRun) -> Path:
     """
     stages = StageFolders.read(run.folder) or StageFolders({}, {})
     rows, best = run.rows, find_best(run.rows)
+    notes = explain_quantization(rows)
     layers, by_class = read_compression_report(stages.find("compression")), _class_agreements(stages, rows)
     parts = {
         "tradeoff": draw("accuracy against size", draw_tradeoff, summarize([run] if best else [])),
@@ -115,6 +116,7 @@ def write_run_page(run: FinishedRun) -> Path:
         f"{find_last(rows).compression_ratio:.2f} times smaller, without its data",
         [(key, name) for key, name in sections.items() if name],
         rows=rows,
+        format_size=format_size,
         best=best,
         last=find_last(rows).method,
         agreements=agreements,
@@ -122,6 +124,7 @@ def write_run_page(run: FinishedRun) -> Path:
         story=write_story(rows, stages.config),
         facts=_facts(rows),
         test_set=first.test_set,
+        notes=notes,
         config=OmegaConf.to_yaml(OmegaConf.create(stages.config)) if stages.config else None,
         **parts,
     )
@@ -151,11 +154,12 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _spent(rows: Sequence[Row]) -> dict[str, float]:
     """Return the seconds by kind of work of all rows; what they share counts once."""
-    shared = next(row for row in reversed(rows) if row.source is None).costs["seconds"]
+    shared = next(row for row in reversed(rows) if row.source is None and row.quantization is None).costs["seconds"]
     total = dict(shared)
     for row in rows:
         total["evaluation"] += row.stage_seconds.get("evaluation", 0.0)
-        if row.source is not None:
+        total["compression"] += row.stage_seconds.get("quantization", 0.0)
+        if row.source is not None and row.quantization is None:
             for work, seconds in row.costs["seconds"].items():
                 total[work] += max(0.0, seconds - shared[work])
     return total
@@ -201,10 +205,11 @@ def _samples(stages: StageFolders) -> dict[str, Any]:
 
 
 def _classes(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
+    plain = {row.method for row in rows if row.quantization is None}
     confusions: dict[str, list[list[int]]] = {
         method: _metrics(folders["evaluation"])["confusion"]
         for method, folders in stages.networks.items()
-        if "evaluation" in folders and folders["evaluation"].is_dir()
+        if "evaluation" in folders and folders["evaluation"].is_dir() and method in plain
     }
     if not confusions:
         return {"confusion": None}

@@ -38,7 +38,7 @@ def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
 
 def find_main_student(rows: Sequence[Row]) -> Row | None:
     """Return the last of the students with the most prior knowledge, None if there is none; ceilings are left out."""
-    students = [row for row in rows if row.source is not None and not row.is_ceiling]
+    students = [row for row in rows if row.source is not None and row.quantization is None and not row.is_ceiling]
     # The prior of a mixture names several, joined by " + ".
     return max(reversed(students), key=lambda row: max(map(PRIORS.index, row.source_prior.split(" + "))), default=None)
 
@@ -60,7 +60,8 @@ def _compare(rows: Sequence[Row], student: Row, teacher: Row) -> str:
     difference = f"{abs(points):.2f} points {'below' if points >= 0 else 'above'} the teacher"
     others = []
     for row in rows:
-        if row is not student and row is not teacher and row.accuracy is not None and not row.is_ceiling:
+        other = row is not student and row is not teacher and row.quantization is None and not row.is_ceiling
+        if other and row.accuracy is not None:
             training = "untrained" if row.source is None else f"trained on samples of {row.source['title']}"
             others.append(f"{100 * row.accuracy:.2f} % {training}")
     compared = f" (the same network: {', '.join(others)})" if others else ""

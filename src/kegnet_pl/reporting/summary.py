@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kegnet_pl.reporting.agreement import format_agreement
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.runs import FinishedRun, varied
+from kegnet_pl.reporting.tables import format_size
 
 _IN_ROWS = (
     "seed", "compression", "compression.target", "compression.rank", "experiment", "data", "recipe", "sources",
@@ -17,7 +18,7 @@ _IN_ROWS = (
 _OF_STUDENTS = ("generator", "student", "compression", "schedule", "source")
 """Groups of settings that a teacher does not depend on. It may depend on all others, also on those a user adds."""
 
-NUMBERS = ("accuracy", "agreement", "seeds", "ratio", "MACs", "speed-up", "seconds")
+NUMBERS = ("accuracy", "agreement", "seeds", "ratio", "MB", "MACs", "speed-up", "seconds")
 """Columns of numbers in the table of means."""
 
 
@@ -46,6 +47,12 @@ class Point:
     def average(self, name: str) -> float:
         """Return the mean of a number that every row has."""
         return float(statistics.mean(getattr(row, name) for row in self.rows))
+
+    @property
+    def size(self) -> float | None:
+        """Mean bytes of the file of weights; None if a row of an older version lacks them."""
+        sizes = [row.size for row in self.rows if row.size is not None]
+        return statistics.mean(sizes) if len(sizes) == len(self.rows) else None
 
     @property
     def accuracies(self) -> tuple[float, ...]:
@@ -123,7 +130,9 @@ def _separate(settings: str, members: Sequence[tuple[FinishedRun, Row]], keys: S
 def _matters(key: str, row: Row) -> bool:
     """Return True if the network of a row may depend on a setting."""
     group, *names = re.split(r"[./]", key)
-    if row.method == "teacher":
+    if group == "quantization":
+        return row.quantization is not None
+    if row.student is None:
         return group not in _OF_STUDENTS
     if row.source is None:
         of_network = group == "compression" or key.startswith("student.network") or key == "student"
@@ -169,6 +178,7 @@ def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
         "agreement": [format_agreement(point.agreement) for point in points],
         "seeds": [str(len(point.rows)) for point in points],
         "ratio": [f"{point.average('compression_ratio'):.2f}x" for point in points],
+        "MB": [format_size(point.size) for point in points],
         "MACs": [f"{point.average('macs'):,.0f}" for point in points],
         "speed-up": [format_speedup(point) for point in points],
         "seconds": [f"{point.average('seconds'):.1f}" for point in points],
@@ -178,6 +188,7 @@ def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
         "recipe": len(set(columns["recipe"]) - {""}) > 1,
         "settings": any(columns["settings"]),
         "agreement": any(columns["agreement"]),
+        "MB": any(columns["MB"]),
         "speed-up": any(columns["speed-up"]),
     }
     return {heading: cells for heading, cells in columns.items() if wanted.get(heading, True)}

@@ -165,7 +165,8 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         f"{describe(runs)[0].upper()}{describe(runs)[1:]}."
     ]
     for dataset in dict.fromkeys(point.row.dataset for point in points):
-        of_dataset = [point for point in points if point.row.dataset == dataset and not point.row.is_ceiling]
+        plain = [point for point in points if point.row.quantization is None and not point.row.is_ceiling]
+        of_dataset = [point for point in plain if point.row.dataset == dataset]
         measured = [point for point in of_dataset if point.accuracies]
         students = [point for point in measured if point.row.source_prior not in ("", "none")]
         teachers = [point for point in measured if point.row.method == "teacher"]

@@ -1,5 +1,6 @@
 """Tables for the terminal."""
 
+import math
 from collections.abc import Sequence
 
 from rich.table import Column, Table
@@ -11,6 +12,9 @@ from kegnet_pl.reporting.results import Row
 
 _SLOWER = 0.95
 """Speed-up below which a network is called slower; measurements vary."""
+
+LOW_AGREEMENT = 0.95
+"""Agreement with float32 on synthetic samples below which a quantised network gets a warning."""
 
 
 def describe_results(rows: Sequence[Row]) -> str:
@@ -27,8 +31,9 @@ def number_columns(*headings: str) -> list[Column]:
 
 
 def find_best(rows: Sequence[Row]) -> Row | None:
-    """Return the student with the highest accuracy, which is no ceiling; None where no accuracy was measured."""
-    measured = [row for row in rows if row.accuracy is not None and row.method != "teacher" and not row.is_ceiling]
+    """Return the student with the highest accuracy, in float32 and no ceiling; None where none was measured."""
+    students = [row for row in rows if row.student is not None and row.quantization is None and not row.is_ceiling]
+    measured = [row for row in students if row.accuracy is not None]
     return max(measured, key=lambda row: row.accuracy or 0.0, default=None)
 
 
@@ -37,9 +42,9 @@ def make_results_table(rows: Sequence[Row]) -> Table:
     sizes = list(rows[0].speedups)
     speed = [f"speed-up at {', '.join(map(str, sizes))}"] if sizes else []
     agrees = ["agreement"] if any(row.agreement is not None for row in rows) else []
-    numbers = number_columns("accuracy", *agrees, "parameters", "ratio", "MACs", *speed, "seconds")
+    numbers = number_columns("accuracy", *agrees, "parameters", "ratio", "MB", "MACs", *speed, "seconds")
     table = Table("network", "prior", *numbers)
-    best = find_best(rows)
+    best, last = find_best(rows), next(row for row in reversed(rows) if row.quantization is None)
     for row in rows:
         table.add_row(
             row.method,
@@ -48,10 +53,11 @@ def make_results_table(rows: Sequence[Row]) -> Table:
             *([format_agreement(row.mean_agreement)] if agrees else []),
             f"{row.parameters:,}",
             f"{row.compression_ratio:.2f}x",
+            format_size(row.size),
             f"{row.macs:,}",
             *([", ".join(f"{value:.2f}x" for value in row.speedups.values())] if speed else []),
             f"{row.seconds:.1f}",
-            end_section=row.method == "teacher",
+            end_section=row.method == "teacher" or row is last,
             style="dim italic" if row.is_ceiling else "",
         )
     return table
@@ -59,6 +65,7 @@ def make_results_table(rows: Sequence[Row]) -> Table:
 
 def explain_speed(rows: Sequence[Row]) -> list[str]:
     """Return a sentence on the measured speed of one run, with a warning if its network is slower than the teacher."""
+    rows = [row for row in rows if row.quantization is None]
     latency, speedups = rows[-1].latency, rows[-1].speedups
     if latency is None or not speedups:
         return []
@@ -75,6 +82,44 @@ def explain_speed(rows: Sequence[Row]) -> list[str]:
             f"latency. To choose ranks by measured time, set compression.by=latency and compression.fit=function."
         )
     return lines
+
+
+def explain_quantization(rows: Sequence[Row]) -> list[str]:
+    """Return sentences on the quantised networks of one run; none if there are none."""
+    found = [(row, row.quantization) for row in rows if row.quantization is not None]
+    if not found:
+        return []
+    first, what = found[0][1], "weights"
+    if first["source"] is not None:
+        what += f" and activations, calibrated on {first['samples']} samples of {first['source']['title']}"
+    lines = [
+        f"int8: {what}; ONNX files for {first['runtime']}. Their speed-up is against the teacher in float32 in the "
+        f"same runtime, on the CPU."
+    ]
+    sizes = {f"{row.method} int8": row.size for row in rows}
+    larger = [row.method for row, _ in found if row.size and row.size >= (sizes.get(row.method) or math.inf)]
+    if larger:
+        lines.append(
+            f"{', '.join(larger)}: the file is no smaller than in float32, as scales and further nodes take what int8 "
+            f"saves in a network this small."
+        )
+    warnings = [(row.method, explain_agreement(quantization["agreement"])) for row, quantization in found]
+    return lines + [f"{method}: {warning}" for method, warning in warnings if warning is not None]
+
+
+def explain_agreement(agreement: float | None) -> str | None:
+    """Return a warning if a quantised network agrees with the one in float32 too little, None if it agrees enough.
+
+    ``agreement`` is None if the network in float32 gives one class to all samples.
+    """
+    if agreement is None:
+        return "in float32 it gives one class to all samples of this source, which tell nothing. Use another source."
+    if agreement >= LOW_AGREEMENT:
+        return None
+    return (
+        f"it gives the class of float32 to only {agreement:.1%} of further samples of the source, which is below "
+        f"{LOW_AGREEMENT:.0%}. Measure its accuracy, use another source, or quantise weights alone."
+    )
 
 
 def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str]:
@@ -94,7 +139,8 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
         )
     lines = []
     for row in rows:
-        if initial is not None and row.accuracy is not None and row.source is not None and row.accuracy < initial:
+        trained = row.source is not None and row.quantization is None
+        if trained and initial is not None and row.accuracy is not None and row.accuracy < initial:
             lost = 100 * (initial - row.accuracy)
             lines.append(
                 f"{row.method} ends {lost:.1f} points below T, from which it began.{'' if row.is_ceiling else advice}"
@@ -105,6 +151,11 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
 def format_accuracy(row: Row) -> str:
     """Return the accuracy of a row in percent, as text."""
     return "not measured" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
+
+
+def format_size(size: float | None) -> str:
+    """Return bytes in MB, as text; empty if they are not known."""
+    return "" if size is None else f"{size / 1e6:.3g}"
 
 
 def make_compression_table(report: CompressionReport) -> Table:

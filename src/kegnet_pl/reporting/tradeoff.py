@@ -33,13 +33,13 @@ class _Series(NamedTuple):
 
 
 def draw_tradeoff(points: Sequence[Point], narrow: bool = False) -> Figure:
-    """Draw accuracy against compression ratio and against MACs; a pair of panels for each data set.
+    """Draw accuracy against compression ratio and against MACs, in float32; a pair of panels for each data set.
 
     The teacher is a line; means over seeds are markers, their standard deviation a bar; markers of one source are
     joined, those of a ceiling are outlined and its line is dashed. ``narrow`` puts panels below each other, for a
     phone.
     """
-    measured = [point for point in points if point.accuracies]
+    measured = [point for point in points if point.accuracies and point.row.quantization is None]
     datasets = list(dict.fromkeys(point.row.dataset for point in measured))
     colors = _series_colors(measured)
     count = max(len(datasets), 1)

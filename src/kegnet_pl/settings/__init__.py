@@ -12,12 +12,13 @@ from kegnet_pl.settings.distillation import (
     StudentSettings,
 )
 from kegnet_pl.settings.messages import read_arguments
+from kegnet_pl.settings.quantization import QuantizationSettings
 from kegnet_pl.settings.run import RunSettings
 from kegnet_pl.settings.training import OptimizerSettings, TrainerSettings
 
 __all__ = [
     "CompressionSettings", "DataSettings", "DistillationSettings", "FeatureDistillationSettings", "GeneratorSettings",
     "GeneratorTrainingSettings", "LRSchedulerName", "ObjectiveTerm", "OptimizerSettings", "Outputs", "Parallel",
-    "Precision", "Resume", "RunSettings", "Settings", "StudentNorm", "StudentSettings", "TrainerSettings",
-    "read_arguments",
+    "Precision", "QuantizationSettings", "Resume", "RunSettings", "Settings", "StudentNorm", "StudentSettings",
+    "TrainerSettings", "read_arguments",
 ]  # fmt: skip

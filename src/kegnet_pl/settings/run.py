@@ -13,6 +13,7 @@ from kegnet_pl.settings.compression import DEFAULT_SOURCE, CompressionSettings
 from kegnet_pl.settings.data import ENTRY_POINTS, DataSettings, Mixtures
 from kegnet_pl.settings.distillation import GeneratorSettings, StudentSettings
 from kegnet_pl.settings.messages import explain
+from kegnet_pl.settings.quantization import QuantizationSettings
 from kegnet_pl.settings.training import TeacherSettings, TrainerSettings
 
 
@@ -22,10 +23,14 @@ def _check_sources(run: "RunSettings") -> Iterator[str]:
     unknown = sorted({name for mixture in run.sources for name in mixture} - set(known))
     if unknown:
         yield f"Expected `sources` to be a list of some of {', '.join(known)}, but got {', '.join(unknown)}."
-    given = run.compression.source if run.compression.fit == "function" else {}
-    unknown = sorted(set(given) - {*known, *DEFAULT_SOURCE})  # the default needs no entry in `source`
-    if unknown:
-        yield f"Expected `compression.source` to be one of {', '.join(known)}, but got {', '.join(unknown)}."
+    used = {
+        "compression": run.compression.source if run.compression.fit == "function" else {},
+        "quantization": run.quantization.source if run.quantization.needs_samples else {},
+    }
+    for part, given in used.items():
+        unknown = sorted(set(given) - {*known, *DEFAULT_SOURCE})  # the default needs no entry in `source`
+        if unknown:
+            yield f"Expected `{part}.source` to be one of {', '.join(known)}, but got {', '.join(unknown)}."
     unknown = sorted(set(run.agreement.sources or ()) - set(known))
     if unknown:
         yield f"Expected `agreement.sources` to be a list of some of {', '.join(known)}, but got {', '.join(unknown)}."
@@ -194,6 +199,8 @@ class RunSettings(Settings):
     """The students."""
     compression: CompressionSettings
     """The compression of the teacher."""
+    quantization: QuantizationSettings = QuantizationSettings()
+    """The quantisation of finished networks."""
     latency: LatencySettings = LatencySettings()
     """Time of teacher and student for a batch."""
     agreement: AgreementSettings = AgreementSettings()

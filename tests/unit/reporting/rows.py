@@ -52,6 +52,18 @@ def student(accuracy: float | None, **changes: Any) -> Row:
     return dataclasses.replace(TEACHER, **plain | source | changes)
 
 
+def quantized(row: Row, source: str | None = "Procedural", **changes: Any) -> Row:
+    """Return the row of a network in int8; ``source`` is the title of the source of its calibration samples."""
+    info = None if source is None else find_builtin(source)
+    description = {
+        "format": "int8", "activations": "float" if info is None else "int8", "agreement": 0.99,
+        "source": None if info is None else info.to_dict(), "samples": None if info is None else 256,
+        "runtime": "ONNX Runtime 1.0",
+    }  # fmt: skip
+    plain = {"method": f"{row.method} int8", "fingerprint": f"q{row.fingerprint}", "size": 300}
+    return dataclasses.replace(row, **plain | {"quantization": description | changes})
+
+
 def write_run(folder: Path, rows: list[Row], overrides: list[str] | None = None) -> Path:
     """Leave a run on disk, as the pipeline and Hydra do."""
     folder.mkdir(parents=True, exist_ok=True)

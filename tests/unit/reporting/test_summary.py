@@ -7,11 +7,11 @@ import pytest
 
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.style import house_style, to_svg
-from kegnet_pl.reporting.summary import Point, summarize
+from kegnet_pl.reporting.summary import Point, make_columns, summarize
 from kegnet_pl.reporting.sweep import describe_sweep
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from kegnet_pl.sources import RealSource
-from tests.unit.reporting.rows import TEACHER, student
+from tests.unit.reporting.rows import TEACHER, quantized, student
 
 HERE = Path()
 
@@ -147,3 +147,31 @@ def test_the_picture_shows_a_ceiling_dashed_outlined_and_named() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "teacher", "KegNet", "Real (ceiling on real data, not data-free)",
     ]  # fmt: skip
+
+
+def test_a_sweep_over_quantisations_has_each_network_in_float32_once() -> None:
+    kegnet = student(0.7)
+    runs = [
+        FinishedRun(HERE, {"quantization": "none"}, (TEACHER, kegnet)),
+        FinishedRun(HERE, {"quantization": "int8"}, (TEACHER, kegnet, quantized(TEACHER), quantized(kegnet))),
+        FinishedRun(HERE, {"quantization": "int8_weights"}, (TEACHER, kegnet, quantized(kegnet, source=None))),
+    ]
+    points = summarize(runs)
+    assert [(point.row.method, point.settings, len(point.rows)) for point in points] == [
+        ("teacher", "", 1),
+        ("T+KegNet", "", 1),
+        ("teacher int8", "", 1),
+        ("T+KegNet int8", "quantization=int8", 1),
+        ("T+KegNet int8", "quantization=int8_weights", 1),
+    ]
+    plain = [FinishedRun(HERE, {}, run.rows[:2]) for run in runs[:1]]
+    assert describe_sweep(runs, points)[1:] == describe_sweep(plain, summarize(plain))[1:]
+    figure = draw_tradeoff(points)
+    assert [len(panel.containers) for panel in figure.axes] == [1, 1], "networks in float32 alone are drawn"
+
+
+def test_the_column_of_sizes_is_there_where_they_are_known() -> None:
+    kegnet = dataclasses.replace(student(0.7), size=1_234_000)
+    points = summarize([FinishedRun(HERE, {}, (TEACHER, kegnet, quantized(kegnet)))])
+    assert make_columns(points)["MB"] == ["", "1.23", "0.0003"]
+    assert "MB" not in make_columns(summarize([FinishedRun(HERE, {}, (TEACHER, student(0.7)))]))

@@ -1,10 +1,13 @@
 """Tables of results on the terminal."""
 
+import dataclasses
+
 import pytest
 
 from kegnet_pl.reporting.results import explain_ceilings, find_last
-from kegnet_pl.reporting.tables import explain_losses, find_best
-from tests.unit.reporting.rows import TEACHER, student
+from kegnet_pl.reporting.run_story import write_story
+from kegnet_pl.reporting.tables import explain_losses, explain_quantization, explain_speed, find_best
+from tests.unit.reporting.rows import TEACHER, quantized, student
 
 
 def test_a_student_below_where_it_began_is_told_with_advice() -> None:
@@ -47,3 +50,47 @@ def test_a_ceiling_is_one_with_any_compression() -> None:
 def test_a_ceiling_that_loses_gets_no_advice_on_synthetic_samples() -> None:
     rows = [TEACHER, student(0.65, method="T", samples=None), student(0.25, method="T+Real")]
     assert explain_losses(rows, "batch", batch_norm=True) == ["T+Real ends 40.0 points below T, from which it began."]
+
+
+def test_a_network_in_int8_is_never_the_best_and_never_the_result_of_a_run() -> None:
+    untrained, kegnet = student(0.65, method="T"), student(0.7)
+    rows = [TEACHER, untrained, kegnet, quantized(TEACHER), quantized(dataclasses.replace(kegnet, accuracy=0.8))]
+    assert find_best(rows) is find_last(rows) is kegnet
+    assert write_story(rows, {}) == write_story(rows[:3], {}), "other networks are compared in float32"
+    less = [*rows[:3], quantized(dataclasses.replace(kegnet, accuracy=0.5))]
+    assert explain_losses(less, "batch", batch_norm=True) == []
+
+
+def test_the_prior_covers_the_samples_of_the_calibration() -> None:
+    kegnet = student(0.7)
+    assert quantized(kegnet).prior == "teacher + procedural" and quantized(TEACHER).prior == "procedural"
+    assert quantized(kegnet, source=None).prior == "teacher" and quantized(TEACHER, source=None).prior == ""
+    ceiling = quantized(kegnet, source="Real")
+    assert ceiling.is_ceiling and not kegnet.is_ceiling
+    (line,) = explain_ceilings([kegnet, ceiling])
+    assert line.startswith("T+KegNet int8 is no data-free result: it was calibrated on real data")
+
+
+def test_what_int8_means_is_said_with_a_warning_where_it_agrees_little() -> None:
+    rows = [TEACHER, student(0.7)]
+    assert explain_quantization(rows) == []
+    (line,) = explain_quantization([*rows, quantized(TEACHER)])
+    assert line.startswith("int8: weights and activations, calibrated on 256 samples of Procedural; ONNX files for ")
+    (line,) = explain_quantization([*rows, quantized(TEACHER, source=None)])
+    assert line.startswith("int8: weights; ONNX files")
+    _, line = explain_quantization([*rows, quantized(TEACHER), quantized(rows[1], agreement=0.5)])
+    assert line.startswith("T+KegNet int8: it gives the class of float32 to only 50.0% of further samples")
+    float32 = dataclasses.replace(TEACHER, size=299)
+    _, line = explain_quantization([float32, rows[1], quantized(float32)])
+    assert line.startswith("teacher int8: the file is no smaller than in float32")
+    _, line = explain_quantization([*rows, quantized(TEACHER, agreement=None)])
+    assert "one class to all samples" in line
+
+
+def test_the_speed_is_that_of_float32() -> None:
+    latency = {"device": "CPU", "threads": 1, "batches": {"1": {"ms": 1.0, "spread": 0.1, "speedup": 0.5}}}
+    slow = dataclasses.replace(student(0.7), latency=latency)
+    fast = {"1": {"ms": 1.0, "spread": 0.1, "speedup": 2.0}}
+    rows = [dataclasses.replace(TEACHER, latency=latency), slow]
+    small = dataclasses.replace(quantized(slow), latency=latency | {"batches": fast})
+    assert explain_speed([*rows, small]) == explain_speed(rows) and "slower than its teacher" in explain_speed(rows)[1]

@@ -25,11 +25,13 @@ def evaluation_stage(context: RunContext, stage: Stage, name: str, teacher: Stag
             answers = count_answers(network, test, context.device)
         accuracy = int(answers.trace()) / len(test)
         costs.teacher_forwards += len(test) if stage.name == "teacher" else 0
-        size = measure_size(network, context.input_shape)
-        ratio = measure_size(context.network(teacher), context.input_shape).parameters / size.parameters
-        metrics = {"test/accuracy": accuracy, "parameters": size.parameters, "macs": size.macs}
+        metrics = {"test/accuracy": accuracy}
+        if stage.name != "quantization":  # an ONNX file has no parameters of torch
+            size = measure_size(network, context.input_shape)
+            ratio = measure_size(context.network(teacher), context.input_shape).parameters / size.parameters
+            metrics |= {"parameters": size.parameters, "macs": size.macs, "compression_ratio": ratio}
         for logger in context.loggers.make("evaluation", name, folder):
-            logger.log_metrics(metrics | {"compression_ratio": ratio}, step=0)
+            logger.log_metrics(metrics, step=0)
             logger.save()
         context.loggers.show("evaluation", folder, lambda: class_tables(answers))
         return {

@@ -1,0 +1,30 @@
+"""Settings of the quantisation."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kegnet_pl.settings.base import Settings, explained
+from kegnet_pl.settings.compression import DEFAULT_SOURCE
+from kegnet_pl.settings.data import OneMixture
+
+
+class QuantizationSettings(Settings):
+    """Post-training quantisation of the teacher and of every student, with ONNX Runtime (extra onnx)."""
+
+    format: Literal["int8"] | None = None
+    """Format of the weights; null: nothing is quantised."""
+    activations: Literal["int8", "float"] = "int8"
+    """int8: activations are quantised, too, with ranges of calibration samples; float: weights alone, no samples."""
+    source: OneMixture = Field(
+        default=DEFAULT_SOURCE,
+        json_schema_extra=explained("the name of a source, or a mixture of sources with shares"),
+    )
+    """Source of the calibration samples, or a mixture; kegnet if the run trains generators; real makes a ceiling."""
+    samples: Annotated[int, Field(ge=10)] = 256
+    """Calibration samples."""
+
+    @property
+    def needs_samples(self) -> bool:
+        """True if activations are quantised."""
+        return self.format is not None and self.activations == "int8"
