@@ -5,19 +5,31 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+from torch import nn
 
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.api.export import FORMATS as NETWORK_FORMATS
 from kegnet_pl.api.export import ExportedFile, compare_outputs, export_network, returns_tensor
+from kegnet_pl.api.quantization import draw_samples, quantize
+from kegnet_pl.compression import measure_agreement
+from kegnet_pl.networks import Answers, answers_of, as_classifier, value_range_of
 from kegnet_pl.networks.validation import samples_for_trial
-from kegnet_pl.reporting.model_card import write_model_card
+from kegnet_pl.pipeline.objects import source_definitions
+from kegnet_pl.reporting.model_card import QuantizedFile, write_model_card
 from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.reporting.runs import read_runs
+from kegnet_pl.reporting.tables import explain_agreement
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError, first_line
+from kegnet_pl.settings import RunSettings
+from kegnet_pl.sources import build_source, describe_mixture
 
 FORMATS = (*NETWORK_FORMATS, "safetensors")
+
+Activations = Literal["int8", "float"]
 
 
 def export_run(
@@ -27,7 +39,9 @@ def export_run(
     *,
     method: str | None = None,
     batch_size: int | None = None,
-) -> tuple[list[ExportedFile], Row]:
+    int8: Sequence[Activations] = (),
+    source: str = "procedural",
+) -> tuple[list[ExportedFile], list[QuantizedFile], Row]:
     """Export a network of a finished run, with a model card.
 
     Args:
@@ -37,17 +51,20 @@ def export_run(
         method: Network of the run, such as ``"T+KegNet"``; None for the last one that was not trained on real
             data.
         batch_size: Samples of every batch; None for any number.
+        int8: Activations of further ONNX files with int8 weights: ``"int8"``, ``"float"`` or both.
+        source: Source of their calibration samples, by name.
 
     Returns:
-        The files, and the row of results of the network.
+        The files in float32, those in int8, and the row of results of the network.
 
     Raises:
         UserError: If the run has no such network, or it cannot be exported.
+        ValueError: If there is no such source.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise UserError(f"Expected formats among {', '.join(FORMATS)}, but got {', '.join(unknown)}.")
-    rows = read_runs(run)[0].rows
+    rows = [row for row in read_runs(run)[0].rows if row.quantization is None]
     row = find_last(rows) if method is None else next((row for row in rows if row.method == method), None)
     stages = StageFolders.read(run)
     if stages is None:
@@ -85,8 +102,54 @@ def export_run(
         )
         path = out / "model.safetensors"
         files.append(ExportedFile("safetensors", path, path.stat().st_size, difference))
-    write_model_card(card, row, rows[0], stages, [(file.format, file.path.name, file.size) for file in files])
-    return files, row
+    quantized = _quantize(folder, out, stages, row.seed, int8, source, batch_size) if int8 else []
+    every = [(file.format, file.path.name, file.size) for file in files]
+    write_model_card(card, row, rows[0], stages, every, quantized)
+    return files, quantized, row
+
+
+def _quantize(
+    folder: Path,
+    out: Path,
+    stages: StageFolders,
+    seed: int,
+    int8: Sequence[Activations],
+    name: str,
+    batch_size: int | None,
+) -> list[QuantizedFile]:
+    """Write the network in a folder of the store with int8 weights; ``name`` is that of the source."""
+    settings = RunSettings.from_config(stages.config)
+    info = describe_mixture({name: 1.0}, settings.source)
+    trained = stages.find("generators")
+    if info.needs_data:
+        raise UserError(f"Expected --source to name synthetic samples, but got {name}. Use --source procedural.")
+    if info.needs_generators and trained is None:
+        raise UserError(f"Expected a run that trained generators for --source {name}. Use --source procedural.")
+    teacher, shape = stages.find("teacher"), settings.data.input_shape
+    drawn = build_source(
+        info.shares, source_definitions(settings, info.shares), input_shape=shape,
+        teacher=load_network(teacher, logits=True) if teacher is not None else None,
+        generators=None if trained is None
+        else [load_network(trained, f"generator_{index}") for index in range(settings.generator.count)],
+    )  # fmt: skip
+    samples, held_out = draw_samples(drawn, settings.quantization.samples, seed)
+    network, logits = load_network(folder), load_network(folder, logits=True)
+    answers, values = answers_of(logits), value_range_of(logits)
+    files = []
+    for activations in dict.fromkeys(int8):
+        calibration, suffix = (samples, "int8") if activations == "int8" else (None, "int8-weights")
+        if values is not None and calibration is not None:  # the file takes pixels, as the network does
+            (calibration,) = values(network, (calibration,))
+        quantized = quantize(network, out / f"model.{suffix}.onnx", shape, calibration, batch_size=batch_size)
+        # The file answers as the network does, except that one that returns a tuple or dict becomes one with logits.
+        compared: nn.Module = quantized
+        if answers is not None and returns_tensor(network, shape):
+            compared = as_classifier(quantized, shape, Answers(answers.outputs))
+        if values is not None:
+            values.attach(compared)
+        agreement = measure_agreement(logits, compared, held_out)
+        files.append(QuantizedFile(quantized.path, quantized.size, activations, info, len(samples), agreement))
+    return files
 
 
 def push_to_hub(folder: Path, repository: str) -> str:
@@ -110,6 +173,17 @@ def push_to_hub(folder: Path, repository: str) -> str:
             f"Expected to upload to {repository}, but got: {first_line(error)} Check its name, and the token: hf auth "
             f"login"
         ) from error
+
+
+def _describe(file: QuantizedFile) -> str:
+    """Return the line of a file in int8, with a warning if it agrees too little with the network."""
+    agreement = "not known" if file.agreement is None else f"{file.agreement:.1%}"
+    line = (
+        f"  {display_path(file.path)}  {file.size / 1e6:.2f} MB, the network's class for {agreement} of {file.samples} "
+        f"held-out samples of {file.source.title}"
+    )
+    warning = explain_agreement(file.agreement)
+    return line if warning is None else f"{line}\n  Warning: {warning}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,18 +210,31 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--pictures", action="store_true", help="with --samples: also as PNG files, by class")
     parser.add_argument("--batch-size", type=int, metavar="N", help="fixed size of every batch (default: any size)")
+    parser.add_argument(
+        "--int8", action="store_true", help="also write model.int8.onnx: weights and activations in int8"
+    )
+    parser.add_argument(
+        "--int8-weights", action="store_true", help="also write model.int8-weights.onnx: as small, and not faster"
+    )
+    parser.add_argument(
+        "--source", default="procedural", help="source of the calibration samples (default: %(default)s)"
+    )
     parser.add_argument("--push-to-hub", metavar="REPO", help="also upload the folder to this private repository")
     options = parser.parse_args(arguments)
     try:
-        files, row = export_run(
-            options.folder, options.out, options.format.split(","), method=options.method, batch_size=options.batch_size
-        )
+        int8: list[Activations] = ["int8"] if options.int8 else []
+        int8 += ["float"] if options.int8_weights else []
+        files, quantized, row = export_run(
+            options.folder, options.out, options.format.split(","), method=options.method,
+            batch_size=options.batch_size, int8=int8, source=options.source,
+        )  # fmt: skip
         lines = [f"{row.method}, {row.compression_ratio:.2f} times smaller than its teacher:"]
         for file in files:
             lines.append(
                 f"  {display_path(file.path)}  {file.size / 1e6:.2f} MB, largest relative difference from the network: "
                 f"{file.difference:.1e}"
             )
+        lines += [_describe(file) for file in quantized]
         folder = options.out or options.folder / "export"
         lines.append(f"  {display_path(folder / 'README.md')}  model card")
         if options.samples is not None:

@@ -89,7 +89,7 @@ def export_samples(
 
 def _find_student(run: Path, method: str | None) -> Row:
     rows = read_runs(run)[0].rows
-    trained = [row for row in rows if row.source is not None]
+    trained = [row for row in rows if row.source is not None and row.quantization is None]
     row = find_last(rows) if method is None else next((row for row in trained if row.method == method), None)
     if row is None or row.source is None:
         names = ", ".join(one.method for one in trained) or "none"

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -12,13 +13,41 @@ from kegnet_pl.reporting.html import render
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.sources import SourceInfo
 
 _TASKS = {1: "tabular-classification", 3: "image-classification"}
 """Dimensions of a sample -> task of the Hub."""
 
 
+@dataclass(frozen=True)
+class QuantizedFile:
+    """An exported network in int8.
+
+    Attributes:
+        path: The file, ONNX.
+        size: Bytes.
+        activations: ``"int8"``, or ``"float"`` where weights alone are quantised.
+        source: Source of the calibration samples, and of as many others, which the agreement was measured on.
+        samples: Calibration samples; of weights alone, only the others were drawn.
+        agreement: Share of samples to which the network gives the same class as in float32; None if float32 gives one
+            class to all of them.
+    """
+
+    path: Path
+    size: int
+    activations: Literal["int8", "float"]
+    source: SourceInfo
+    samples: int
+    agreement: float | None
+
+
 def write_model_card(
-    path: Path, row: Row, teacher: Row, stages: StageFolders, files: Sequence[tuple[str, str, int]]
+    path: Path,
+    row: Row,
+    teacher: Row,
+    stages: StageFolders,
+    files: Sequence[tuple[str, str, int]],
+    quantized: Sequence[QuantizedFile] = (),
 ) -> None:
     """Write the card of a network.
 
@@ -27,7 +56,8 @@ def write_model_card(
         row: Row of results of the network.
         teacher: Row of its teacher.
         stages: The stages behind the run.
-        files: Format, name and bytes of every exported file.
+        files: Format, name and bytes of every exported file in float32.
+        quantized: Exported files in int8.
     """
     data = stages.config["data"]
     compression = stages.networks[row.method].get("compression")
@@ -46,6 +76,7 @@ def write_model_card(
         agreement=metrics.get("agreement"),
         agreement_text=[*describe_agreement(row), *warn_of_samples(row)],
         files=files,
+        quantized=quantized,
     )
     atomic_write(path, text)
 
