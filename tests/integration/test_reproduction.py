@@ -21,8 +21,9 @@ import pytest
 import torch
 
 from kegnet_pl.data import Split
+from kegnet_pl.networks import MLP
 from kegnet_pl.pipeline.suggestions import RECIPES
-from reproduction import estimates, networks
+from reproduction import estimates, int8, networks
 from reproduction.__main__ import main as reproduction_main
 from reproduction.best import render as render_best
 from reproduction.best import write_best
@@ -744,6 +745,40 @@ def test_other_networks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["teacher"] > 0.1  # it has seen these samples; chance is 0.04
     page = networks.render([found | {"data": "Letter", "network": "MLP", "command": "python -m this"}])
     assert "| Letter | MLP | 4." in page and "Commands: `python -m this`" in page
+
+
+def test_calibrations_are_compared_and_nothing_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Split(torch.randn(300, 6), torch.arange(300) % 3)
+    network = networks.train_teacher(lambda: MLP(6, 3, width=12, blocks=1), data, 0)
+    made = []
+
+    def make(_: Path) -> int8.Case:
+        made.append(1)
+        return int8.Case(network, {"train": data, "test": data}, generators=True)
+
+    briefly = {"count": 1, "epochs": 1, "steps_per_epoch": 1, "batch_size": 8}
+    short = {"SEEDS": 2, "SECONDS": 0.01, "TRAINING_SAMPLES": 100, "METHODS": [("minmax", 16), ("entropy", 16)]}
+    for name, value in (short | {"GENERATORS": briefly, "CASES": {"tiny": make}}).items():
+        monkeypatch.setattr(int8, name, value)
+    assert int8.main([], tmp_path) == int8.main([], tmp_path) == 0 and len(made) == 1
+    stored = json.loads((tmp_path / "int8.json").read_text())
+    (row,) = stored["accuracy"]
+    assert list(row["accuracies"]) == ["float32", "noise", "generators", "procedural", "real", "weights alone"]
+    assert [len(row["accuracies"][name]) for name in ("float32", "real")] == [1, 2]
+    assert abs(row["accuracies"]["real"][0] - row["accuracies"]["float32"][0]) < 0.1
+    (speed,) = stored["speed"]
+    assert [len(values) for values in speed["ms"].values()] == [2] * 4 and min(speed["sizes"].values()) > 0
+    assert [line["method"] for line in stored["methods"]] == ["minmax", "entropy"]
+    page = (tmp_path / "INT8.md").read_text()
+    assert page.count("| tiny |") == 6 and "| entropy | 16 |" in page
+
+
+def test_the_page_of_calibrations_is_that_of_the_stored_rows() -> None:
+    stored = json.loads((RESULTS / "int8.json").read_text())
+    assert (RESULTS / "INT8.md").read_text() == int8.render(stored)
+    assert {part: {row["network"] for row in rows} for part, rows in stored.items()} == {
+        part: set(int8.CASES) for part in ("accuracy", "speed", "methods")
+    }
 
 
 def test_the_page_of_other_networks_is_that_of_the_stored_rows() -> None:
