@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from torch import nn
 
 import kegnet_pl
 from kegnet_pl.api.checkpoints import load_network
+from kegnet_pl.api.quantization import OnnxNetwork
 from kegnet_pl.data import DigitsDataModule, FilesDataModule, Split
 from kegnet_pl.networks import LeNet5
 from kegnet_pl.pipeline.context import run_fingerprint
@@ -1465,3 +1467,33 @@ def test_a_finished_run_is_exported_in_int8(tmp_path: Path, capsys: pytest.Captu
     ):
         assert main([str(tmp_path / "run"), "--format", "safetensors", "--int8", *arguments]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_teacher_of_pixels_and_probabilities_is_quantised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kegnet_pl.export import main
+
+    code = (
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.fc = nn.Linear(256, 4)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc((x.flatten(1) / 255 - 0.45) / 0.25).softmax(dim=1)\n"
+    )
+    (tmp_path / "net.py").write_text(code)
+    given = ["teacher=file", f"teacher.path={tmp_path / 'net.py'}", "teacher.factory=Net", "teacher.pretrained=true"]
+    given += ["data=none", "data.input_shape=[1,16,16]", "data.classes=4", "data.value_range=[0,255]"]
+    rows = go(tmp_path, *given, *INT8, "compression=fraction", "quantization.samples=200", train=False)
+    assert rows[-2]["method"] == "teacher int8" and rows[-2]["quantization"]["agreement"] > 0.9
+    capsys.readouterr()
+    arguments = [str(tmp_path / "run"), "--format", "safetensors", "--method", "teacher", "--int8"]
+    assert main(arguments) == 0
+    (agreement,) = re.findall(r"class for ([\d.]+)% of 200 held-out samples", capsys.readouterr().out)
+    assert float(agreement) > 90
+    pixels = 255 * torch.rand(50, 1, 16, 16)
+    found = OnnxNetwork(tmp_path / "run" / "export" / "model.int8.onnx")(pixels)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(50), atol=0.02, rtol=0)
+    expected = load_network(tmp_path / "run" / "export", "model")(pixels).detach()
+    assert float((found - expected).abs().max()) < 0.1
