@@ -35,7 +35,7 @@ from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.settings import QuantizationSettings
 from kegnet_pl.sources import NormalNoise, Procedural, RealSource, SyntheticSource
-from reproduction.networks import _Files, _published, train_teacher
+from reproduction.networks import CifarFiles, published, train_teacher
 from reproduction.paths import ROOT
 from reproduction.runner import say
 
@@ -115,9 +115,9 @@ def _letter(folder: Path) -> Case:
 
 def _cifar10(folder: Path) -> Case:
     pixels = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    data = _Files(folder / "cifar10", **pixels)
+    data = CifarFiles(folder / "cifar10", **pixels)
     data.setup()
-    return Case(_published(20), data.splits, pixels)
+    return Case(published(20), data.splits, pixels)
 
 
 CASES: dict[str, Callable[[Path], Case]] = {

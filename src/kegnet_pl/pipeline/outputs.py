@@ -46,7 +46,7 @@ class Network:
         source: Source of its training samples; None without training on synthetic data.
         quantization: Description of its quantisation, see ``results.schema.json``; None for float32.
         evaluation: Its evaluation, None where there is no test data.
-        agreement: Its agreement with the teacher on synthetic samples; None of the teacher and of quantised networks, or
+        agreement: Its agreement with the teacher on synthetic samples; None of the teacher, of quantised networks, or
             if it was not measured.
     """
 
@@ -95,9 +95,7 @@ def describe_networks(
         _describe(context, one, teacher, compression_source, agreement, latency)
         for one, agreement in zip(students, agreements, strict=True)
     ]
-    return rows + [
-        _describe(context, one, teacher, compression_source, None, quantized_latency) for one in quantized
-    ]
+    return rows + [_describe(context, one, teacher, compression_source, None, quantized_latency) for one in quantized]
 
 
 def _describe(

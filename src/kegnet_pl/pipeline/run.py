@@ -1,10 +1,10 @@
 """The run: teacher -> generators -> synthetic data -> students -> report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kegnet_pl.pipeline.context import RunContext, open_context
+from kegnet_pl.pipeline.context import open_context
 from kegnet_pl.pipeline.outputs import Network, describe_networks, write_outputs
 from kegnet_pl.pipeline.preflight import check_before, check_inputs, check_sources, check_teacher_and_student
 from kegnet_pl.pipeline.stages.agreement import agreement_stages, check_agreement_sources
@@ -13,18 +13,16 @@ from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
 from kegnet_pl.pipeline.stages.generators import generators_stage
 from kegnet_pl.pipeline.stages.latency import measure_quantized_latency, measure_stage_latency
 from kegnet_pl.pipeline.stages.quantization import (
-    describe_quantization,
     describe_quantization_source,
     quantization_stage,
+    quantize_networks,
 )
 from kegnet_pl.pipeline.stages.student import describe_student_source, student_stage
 from kegnet_pl.pipeline.stages.teacher import teacher_stage
-from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings import RunSettings
-from kegnet_pl.sources import SourceInfo
 
 
 def run(
@@ -71,6 +69,8 @@ def run(
         check_teacher_and_student(
             context, context.network(teacher), context.network(initial), generators=needs_generators
         )
+    if calibration is not None and not calibration.needs_generators:
+        quantization_stage(context, teacher, calibration, teacher, None)  # an error comes before the long stages
     generators = generators_stage(context, teacher) if needs_generators else None
     letter = "T" if settings.student.network is None else "S"
     networks = [Network("teacher", [teacher]), Network(letter, [teacher, initial])]
@@ -80,16 +80,14 @@ def run(
         parents = [teacher, initial, *([parent] if parent is not None else [])]
         networks.append(Network(f"{letter}+{source.title}", [*parents, student], source))
 
-    parent = generators if calibration is not None and calibration.needs_generators else None
-    quantized = [] if calibration is None else _quantize(context, networks, calibration, parent)
+    quantized = quantize_networks(context, networks, calibration, generators)
     for network in (*networks, *quantized):
         network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
     agreements = agreement_stages(context, teacher, [network.stages[-1] for network in networks[1:]])
     for network, agreement in zip(networks[1:], agreements, strict=True):
         network.agreement = agreement
     latency = measure_stage_latency(context, teacher, initial)
-    stages = [network.stages[-1] for network in quantized]
-    in_onnx = measure_quantized_latency(context, teacher, stages) if quantized else None
+    in_onnx = measure_quantized_latency(context, teacher, [network.stages[-1] for network in quantized])
     rows = describe_networks(context, networks, quantized, compression_source, latency, in_onnx)
     if rank() == 0:
         write_outputs(context, rows, [*networks, *quantized], folder, brief=job is not None)
@@ -117,18 +115,3 @@ def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None
             f"measurement. Set resume=auto."
         )
     return row.mean_agreement, row.speedups[max(row.speedups)]
-
-
-def _quantize(
-    context: RunContext, networks: Sequence[Network], source: SourceInfo, generators: Stage | None
-) -> list[Network]:
-    """Quantise the teacher and the students, or the compressed teacher if there are none."""
-    teacher, initial, *students = networks
-    quantized = []
-    for network in (teacher, *(students or [initial])):
-        stage = quantization_stage(context, network.stages[-1], source, teacher.stages[0], generators)
-        parents = [*network.stages, *([generators] if generators is not None else [])]
-        stages = [*{parent.fingerprint: parent for parent in parents}.values(), stage]
-        description = describe_quantization(context, stage, source)
-        quantized.append(Network(f"{network.method} int8", stages, network.source, description))
-    return quantized

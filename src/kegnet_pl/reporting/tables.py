@@ -103,11 +103,11 @@ def explain_quantization(rows: Sequence[Row]) -> list[str]:
             f"{', '.join(larger)}: the file is no smaller than in float32, as scales and further nodes take what int8 "
             f"saves in a network this small."
         )
-    warnings = [(row.method, explain_agreement(quantization["agreement"])) for row, quantization in found]
+    warnings = [(row.method, explain_difference(quantization["agreement"])) for row, quantization in found]
     return lines + [f"{method}: {warning}" for method, warning in warnings if warning is not None]
 
 
-def explain_agreement(agreement: float | None) -> str | None:
+def explain_difference(agreement: float | None) -> str | None:
     """Return a warning if a quantised network agrees with the one in float32 too little, None if it agrees enough.
 
     ``agreement`` is None if the network in float32 gives one class to all samples.

@@ -41,8 +41,10 @@ def measure_quantized_latency(context: RunContext, teacher: Stage, quantized: Se
         quantized: Stages of the quantised teacher, and of quantised networks of its students, which have one structure.
 
     Returns:
-        See :func:`measure_stage_latency`.
+        See :func:`measure_stage_latency`; also None if nothing is quantised.
     """
+    if not quantized:
+        return None
 
     def make_networks(folder: Path) -> dict[str, nn.Module]:
         (exported,) = export_network(context.network(teacher), folder, context.input_shape, ["onnx"])

@@ -1,5 +1,6 @@
 """The stage of quantisation: a finished network as an ONNX file with int8 weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from kegnet_pl.api.quantization import draw_samples, quantize
 from kegnet_pl.compression import measure_agreement
 from kegnet_pl.pipeline.context import QUANTIZED, RunContext
 from kegnet_pl.pipeline.objects import code_of, source_definitions
+from kegnet_pl.pipeline.outputs import Network
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.errors import ConfigError
@@ -82,7 +84,31 @@ def quantization_stage(
     return context.get_or_build("quantization", settings, parents, make, title=None)
 
 
-def describe_quantization(context: RunContext, stage: Stage, source: SourceInfo) -> dict[str, Any]:
+def quantize_networks(
+    context: RunContext, networks: Sequence[Network], source: SourceInfo | None, generators: Stage | None
+) -> list[Network]:
+    """Quantise the teacher, which comes first, and the students; or the compressed teacher if there are none.
+
+    Args:
+        context: Context of the run.
+        networks: Networks of the run, in float32.
+        source: Description of the calibration samples; None if nothing is quantised.
+        generators: Stage of the generators, if the run trains them.
+    """
+    if source is None:
+        return []
+    teacher, initial, *students = networks
+    parent = generators if source.needs_generators else None
+    quantized = []
+    for network in (teacher, *(students or [initial])):
+        stage = quantization_stage(context, network.stages[-1], source, teacher.stages[0], parent)
+        parents = [*network.stages, *([parent] if parent is not None else [])]
+        stages = [*{one.fingerprint: one for one in parents}.values(), stage]
+        quantized.append(Network(f"{network.method} int8", stages, network.source, _describe(context, stage, source)))
+    return quantized
+
+
+def _describe(context: RunContext, stage: Stage, source: SourceInfo) -> dict[str, Any]:
     """Return the description of a quantised network, for its row of results."""
     wanted = context.settings.quantization
     calibrated = wanted.activations == "int8"
