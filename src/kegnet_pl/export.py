@@ -21,7 +21,7 @@ from kegnet_pl.reporting.model_card import QuantizedFile, write_model_card
 from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.reporting.runs import read_runs
-from kegnet_pl.reporting.tables import explain_agreement
+from kegnet_pl.reporting.tables import explain_difference
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError, first_line
 from kegnet_pl.settings import RunSettings
@@ -74,7 +74,8 @@ def export_run(
         )
     if row is None:
         raise UserError(f"Expected `method` to be one of {', '.join(one.method for one in rows)}, but got {method!r}.")
-    folder = [path for name, path in stages.networks[row.method].items() if name != "evaluation"][-1]
+    folders = stages.networks[row.method]
+    folder = next(folders[name] for name in ("student", "compression", "teacher") if name in folders)
     if not (folder / "network.json").is_file():
         raise UserError(
             f"Expected {row.method} of {display_path(run)} in the store, but its folder was deleted. Run its command "
@@ -182,7 +183,7 @@ def _describe(file: QuantizedFile) -> str:
         f"  {display_path(file.path)}  {file.size / 1e6:.2f} MB, the network's class for {agreement} of {file.samples} "
         f"held-out samples of {file.source.title}"
     )
-    warning = explain_agreement(file.agreement)
+    warning = explain_difference(file.agreement)
     return line if warning is None else f"{line}\n  Warning: {warning}"
 
 

@@ -1235,7 +1235,7 @@ def test_a_pretrained_teacher_takes_no_file(tmp_path: Path) -> None:
 def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from kegnet_pl.export import main
 
-    go(tmp_path, "sources=[normal]", train=False)
+    go(tmp_path, "sources=[normal]", "agreement.sources=[normal]", train=False)
     capsys.readouterr()
     assert main([str(tmp_path / "run"), "--format", "torch_export,safetensors"]) == 0
     assert "largest relative difference from the network: 0.0e+00" in capsys.readouterr().out
