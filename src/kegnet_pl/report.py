@@ -16,8 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line with arguments, or those of this process; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kegnet_pl.report",
-        description="Combine finished runs into one table, tradeoff.png, results.csv, results.json and report.html, "
-        "and write a report.html to the folder of every run.",
+        description="Combine finished runs into one table, tradeoff.png, front.png, results.csv, results.json and "
+        "report.html, and write a report.html to the folder of every run.",
     )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="folders of runs and sweeps, or folders above them"

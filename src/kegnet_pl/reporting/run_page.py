@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting import figures
 from kegnet_pl.reporting.agreement import explain_agreement
+from kegnet_pl.reporting.front import can_draw_front, draw_front
 from kegnet_pl.reporting.html import draw, embed, write_page
 from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.reporting.run_story import write_story
@@ -86,8 +87,12 @@ def write_run_page(run: FinishedRun) -> Path:
     rows, best = run.rows, find_best(run.rows)
     notes = explain_quantization(rows)
     layers, by_class = read_compression_report(stages.find("compression")), _class_agreements(stages, rows)
+    points = summarize([run] if best else [])
     parts = {
-        "tradeoff": draw("accuracy against size", draw_tradeoff, summarize([run] if best else [])),
+        "tradeoff": draw("accuracy against size", draw_tradeoff, points),
+        "front": draw(
+            "accuracy against size on disk, and against speed", draw_front, points if can_draw_front(points) else []
+        ),
         "layers": layers,
         "compression_picture": draw("parameters and MACs of every layer", figures.draw_compression, layers),
         **_curves(stages, rows),

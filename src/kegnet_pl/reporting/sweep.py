@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kegnet_pl.reporting.agreement import format_agreement
+from kegnet_pl.reporting.front import can_draw_front, draw_front
 from kegnet_pl.reporting.html import draw, write_page
 from kegnet_pl.reporting.results import explain_ceilings
 from kegnet_pl.reporting.run_page import PAGE
@@ -76,6 +77,10 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
         files.append(out / "tradeoff.png")
         with house_style():
             draw_tradeoff(points).savefig(files[-1], dpi=150, metadata={"Software": "kegnet_pl"})
+    if can_draw_front(points):
+        files.append(out / "front.png")
+        with house_style():
+            draw_front(points).savefig(files[-1], dpi=150, metadata={"Software": "kegnet_pl"})
     files.append(write_sweep_page(runs, points, out))
     finished = [run for run in runs if run.rows]
     console.print()
@@ -138,6 +143,9 @@ def write_sweep_page(runs: Sequence[FinishedRun], points: Sequence[Point], out: 
         [("results", "Results"), ("jobs", "Runs"), ("settings", "Settings")],
         story=describe_sweep(runs, points),
         tradeoff=draw("accuracy against size, and against work", draw_tradeoff, points if is_measured(points) else []),
+        front=draw(
+            "accuracy against size on disk, and against speed", draw_front, points if can_draw_front(points) else []
+        ),
         columns=make_columns(points),
         numbers=NUMBERS,
         keys=varied(runs),

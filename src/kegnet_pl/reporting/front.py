@@ -1,0 +1,103 @@
+"""The plot of accuracy against size on disk and against speed, with the Pareto front of all networks."""
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+from itertools import groupby
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kegnet_pl.reporting.style import COLOURS, distinct_colors, legend_columns, new_figure, percent_axis
+from kegnet_pl.reporting.summary import Point
+
+_LABEL_WIDTH = 90
+_LABEL = {"size": "size on disk, MB", "speed": "speed-up for a batch of {}"}
+
+
+def draw_front(points: Sequence[Point], narrow: bool = False) -> Figure:
+    """Draw accuracy against size on disk and against speed-up; a pair of panels for each data set.
+
+    Each compression has a colour. Networks in int8 are squares, trained ones in float32 circles, untrained ones
+    crosses. A line joins the networks that no other one beats in both quantities (the Pareto front). Ceilings are left
+    out. Speed-ups of int8 networks are in ONNX Runtime, those of others in PyTorch. ``narrow`` puts panels below each
+    other, for a phone.
+    """
+    shown = [point for point in points if point.accuracies and point.size is not None and not point.row.is_ceiling]
+    groups = [list(group) for _, group in groupby(sorted(shown, key=_dataset), key=_dataset)]
+    count = max(len(groups), 1)
+    names = list(dict.fromkeys(point.row.student for point in shown))
+    colors = dict(zip(names, distinct_colors([None if name else COLOURS["teacher"] for name in names]), strict=True))
+    figure = new_figure((6.6 if narrow else 3.9) * count, narrow)
+    panels = figure.subplots(*((2 * count, 1) if narrow else (count, 2)), squeeze=False).reshape(count, 2)
+    for row, members in enumerate(groups):
+        for axis, quantity in zip(panels[row], ("size", "speed"), strict=True):
+            _draw(axis, members, quantity, colors)
+        panels[row][0].set_title(f"{members[0].row.dataset}: accuracy and size on disk")
+        panels[row][1].set_title("accuracy and speed")
+        panels[row][0].invert_xaxis()  # better to the right, as for the speed
+    handles = {
+        textwrap.fill(label, _LABEL_WIDTH // (2 if narrow else 1)): handle
+        for axis in panels.flat
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    columns = legend_columns(list(handles), narrow)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+    return figure
+
+
+def can_draw_front(points: Sequence[Point]) -> bool:
+    """Return True if there are networks of two sizes whose accuracy was measured."""
+    return len({point.size for point in points if point.accuracies and point.size is not None}) > 1
+
+
+def find_front(values: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of pairs that no other pair exceeds in one number and reaches in the other, in order."""
+    front: list[int] = []
+    for index in sorted(range(len(values)), key=lambda i: (values[i][0], values[i][1]), reverse=True):
+        if not front or values[index][1] > values[front[-1]][1]:
+            front.append(index)
+    return front[::-1]
+
+
+def _dataset(point: Point) -> str:
+    return point.row.dataset
+
+
+def _name(point: Point) -> str:
+    """Return the name of a point in the legend: its compression, its method and further settings."""
+    return " ".join(part for part in (point.row.student, point.row.method, point.settings) if part)
+
+
+def _draw(axis: Axes, points: Sequence[Point], quantity: str, colors: dict[str | None, str]) -> None:
+    batch = max((max(row.speedups, default=0) for point in points for row in point.rows), default=0)
+    if quantity == "size":
+        values = [(point, (point.size or 0.0) / 1e6) for point in points]
+    else:
+        found = [(point, [row.speedups[batch] for row in point.rows if batch in row.speedups]) for point in points]
+        values = [(point, statistics.mean(speedups)) for point, speedups in found if speedups]
+    sign = -1 if quantity == "size" else 1
+    front = find_front([(sign * value, point.mean) for point, value in values])
+    axis.plot(
+        [values[index][1] for index in front],
+        [values[index][0].mean for index in front],
+        color="grey",
+        linewidth=1.0,
+        label="Pareto front",
+        zorder=1,
+    )
+    for point, value in values:
+        trained = point.row.source is not None or point.row.student is None
+        marker = "s" if point.row.quantization is not None else "o" if trained else "x"
+        color = colors[point.row.student]
+        axis.errorbar(
+            value, point.mean, yerr=point.sd or 0.0, color=color, marker=marker, markersize=6, linestyle="none",
+            capsize=2.5, label=_name(point), zorder=2,
+        )  # fmt: skip
+    axis.set_xlabel(_LABEL[quantity].format(batch))
+    axis.set_ylabel("test accuracy")
+    percent_axis(axis)
+    if quantity == "size":
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
