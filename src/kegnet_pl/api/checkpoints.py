@@ -15,6 +15,10 @@ from kegnet_pl.compression import describe_structure, restore_structure
 from kegnet_pl.networks import Answers, ValueRange, answers_of, value_range_of
 from kegnet_pl.networks.execution import first_weight
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.errors import WeightsError
+
+_STRUCTURE = ("ranks", "folded", "split", "kept")
+"""Keys of ``NAME.json`` that :func:`restore_structure` takes."""
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 """Names of data types in safetensors files."""
@@ -55,7 +59,7 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
 
     Raises:
         FileNotFoundError: If there is no such network.
-        WeightsError: If its weights are damaged.
+        WeightsError: If its weights or its structure are damaged.
     """
     recipe = Path(folder) / f"{name}.json"
     if not recipe.is_file():
@@ -67,7 +71,13 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
     content = json.loads(recipe.read_text())
     with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
         network: nn.Module = instantiate(content["network"], _convert_="all")
-        restore_structure(network, **{key: content[key] for key in ("ranks", "folded", "split") if key in content})
+        try:
+            restore_structure(network, **{key: content[key] for key in _STRUCTURE if key in content})
+        except ValueError as error:
+            raise WeightsError(
+                f"Expected the structure of {type(network).__name__} in {recipe}, but {error}. The file is damaged, or "
+                f"of another network."
+            ) from error
     path = Path(folder) / f"{name}.safetensors"
     dtype = _stored_dtype(path)
     if dtype is not None and dtype != first_weight(network).dtype:  # the constructor makes another precision
