@@ -187,15 +187,21 @@ def allocate_ranks(
 
 
 class BudgetError(ValueError):
-    """A budget below the smallest cost of the layers.
+    """A budget below the smallest cost that can be reached.
+
+    Args:
+        smallest: That cost.
+        budget: The budget.
+        message: Text for the user; None names both.
 
     Attributes:
-        smallest: That cost.
+        smallest: The smallest cost.
     """
 
-    def __init__(self, smallest: float, budget: float) -> None:
+    def __init__(self, smallest: float, budget: float, message: str | None = None) -> None:
         super().__init__(
-            f"Expected a budget of at least {smallest:.6g}, the cost of the layers at the smallest ranks, but got "
+            message
+            or f"Expected a budget of at least {smallest:.6g}, the cost of the layers at the smallest ranks, but got "
             f"{budget:.6g}."
         )
         self.smallest = smallest

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from kegnet_pl.compression.tucker import Factorisable, Ranks, factorised_paramet
 WhenLarger = Literal["keep", "compress"]
 """Treatment of a layer that its factorisation would enlarge."""
 
+Chosen = TypeVar("Chosen")
+
 _NO_CANDIDATES = (
     "Expected layers that can be factorised, to reach target={}, but got none: convolutions without groups and dense "
     "layers can, if their weights are not shared."
@@ -38,6 +40,71 @@ _ALMOST = 0.97
 
 _OVERSHOOT = 1.05
 """Ratio to the target above which the remaining parameters are assigned to other layers."""
+
+
+def check_target(target: float | None, by: CostName, round_to: int, batch_size: int) -> None:
+    """Check the arguments of a plan.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    number = isinstance(target, int | float) and not isinstance(target, bool)
+    if target is not None and not (number and target > 1 and math.isfinite(target)):
+        raise ValueError(f"Expected `target` to be a compression ratio above 1, but got {target!r}.")
+    if by not in get_args(CostName):
+        raise ValueError(f"Expected `by` to be one of {get_args(CostName)}, but got {by!r}.")
+    for name, value in (("round_to", round_to), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"Expected `{name}` to be a whole number of at least 1, but got {value!r}.")
+
+
+def search_speed(
+    target: float,
+    budget: float,
+    high: float,
+    allocate: Callable[[float], Chosen],
+    measure: Callable[[Chosen], float],
+    remedy: str,
+) -> Chosen:
+    """Return the choice whose network reaches a target of latency when it is measured, at the largest budget.
+
+    Args:
+        target: Time of the network before / after.
+        budget: First budget.
+        high: Largest budget.
+        allocate: Returns the choice for a budget; raises :class:`BudgetError` for one that is too small.
+        measure: Returns the measured speed-up by a choice.
+        remedy: What helps, for the message.
+
+    Raises:
+        BudgetError: If no choice reaches :data:`_ALMOST` of the target.
+    """
+    found: list[tuple[float, Chosen]] = []
+    low = 0.0
+    for _ in range(_CORRECTIONS):
+        try:
+            chosen = allocate(budget)
+        except BudgetError as error:
+            low = budget = error.smallest
+            chosen = allocate(budget)
+        speedup = measure(chosen)
+        found.append((speedup, chosen))
+        if target <= speedup <= _OVERSHOOT * target:
+            break
+        low, high = (budget, high) if speedup >= target else (low, budget)
+        budget = (low + high) / 2
+    reached = [pair for pair in found if pair[0] >= target]
+    if reached:
+        return min(reached, key=lambda pair: pair[0])[1]
+    speedup, chosen = max(found, key=lambda pair: pair[0])
+    if speedup < _ALMOST * target:
+        raise BudgetError(
+            1 / speedup,
+            1 / target,
+            f"Expected a `target` within reach, but {target} by latency is too much: the fastest network that was "
+            f"measured has a speed-up of {speedup:.2f}. {remedy}, or lower the target.",
+        )
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -129,32 +196,15 @@ class RankChoice:
         The times of layers do not add up to that of the network, so the budget is found by bisection.
         """
         assert self.target is not None
-        found: list[tuple[float, dict[str, Ranks]]] = []
-        low, high = 0.0, sum(map(cost.of_layer, cost.layers))
-        for _ in range(_CORRECTIONS):
-            try:
-                chosen = allocate(budget)
-            except BudgetError as error:
-                low = budget = error.smallest
-                chosen = allocate(budget)
+
+        def measure(chosen: Mapping[str, Ranks]) -> float:
             ranks = {**given, **chosen}
             trial = restore_structure(copy.deepcopy(network), ranks, list(ranks) if self.fold else [])
-            speedup = cost.speedup(network, trial)
-            found.append((speedup, chosen))
-            if self.target <= speedup <= _OVERSHOOT * self.target:
-                break
-            low, high = (budget, high) if speedup >= self.target else (low, budget)
-            budget = (low + high) / 2
-        reached = [pair for pair in found if pair[0] >= self.target]
-        if reached:
-            return min(reached, key=lambda pair: pair[0])[1]
-        speedup, chosen = max(found, key=lambda pair: pair[0])
-        if speedup < _ALMOST * self.target:
-            raise ValueError(
-                f"Expected a `target` within reach, but {self.target} by latency is too much: the fastest network that "
-                f"was measured has a speed-up of {speedup:.2f}. Name more layers in `rules`, or lower the target."
-            )
-        return chosen
+            return cost.speedup(network, trial)
+
+        return search_speed(
+            self.target, budget, sum(map(cost.of_layer, cost.layers)), allocate, measure, "Name more layers in `rules`"
+        )
 
     def by_weights(self, candidates: Sequence[Candidate], parameters: int) -> dict[str, Ranks]:
         """Return the ranks of every candidate."""

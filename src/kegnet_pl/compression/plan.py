@@ -1,8 +1,8 @@
 """The compression plan: choice of layers and ranks, and their factorisation."""
 
 import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast, get_args
 
 import torch
@@ -12,13 +12,14 @@ from torch import nn
 from kegnet_pl.compression.activations import Calibration, measure_layers
 from kegnet_pl.compression.allocation import needs_inputs
 from kegnet_pl.compression.attention import split_attention
-from kegnet_pl.compression.choice import RankChoice, WhenLarger
+from kegnet_pl.compression.choice import RankChoice, WhenLarger, check_target
 from kegnet_pl.compression.costs import CostName
 from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
 from kegnet_pl.compression.report import (
     Compressed,
     CompressionReport,
     LayerReport,
+    ModelSize,
     count_parameters,
     measure_size,
 )
@@ -36,6 +37,55 @@ from kegnet_pl.networks.execution import copy_network
 from kegnet_pl.networks.hooks import carry_hooks
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
+
+
+@contextmanager
+def to_compress(network: nn.Module) -> Iterator[nn.Module]:
+    """Return a copy of a network that can be compressed in place; the global random state stays as it is.
+
+    All weights of the copy are trainable, and its attentions are split (:func:`split_attention`).
+
+    Raises:
+        ValueError: If weights are not finite.
+    """
+    invalid = [name for name, weight in network.named_parameters() if not bool(weight.detach().isfinite().all())]
+    if invalid:
+        raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
+    devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
+    with torch.random.fork_rng([device.index for device in devices]):  # constructors draw weights to be overwritten
+        copied = copy_network(network).requires_grad_(True)
+        split_attention(copied)
+        yield copied
+
+
+def find_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of a report, by name.
+
+    Raises:
+        ValueError: If the network is a single layer.
+    """
+    layers: dict[str, nn.Module] = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
+    if "" in layers:
+        raise ValueError(
+            f"Expected a network with named layers, but got a single {type(network).__name__}. Wrap it in "
+            f"nn.Sequential."
+        )
+    return layers
+
+
+def measure_original(network: nn.Module, input_shape: Sequence[int]) -> ModelSize:
+    """Return the size of a network.
+
+    Raises:
+        ValueError: If the network does not accept such samples.
+    """
+    try:
+        return measure_size(network, input_shape)
+    except FORWARD_ERRORS as error:
+        raise ValueError(
+            f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
+            f"failed: {first_line(error)}"
+        ) from error
 
 
 class CompressionPlan:
@@ -77,19 +127,12 @@ class CompressionPlan:
             raise ValueError("Expected `rules` to hold at least one rule, but got none.")
         if when_larger not in get_args(WhenLarger):
             raise ValueError(f"Expected `when_larger` to be one of {get_args(WhenLarger)}, but got {when_larger!r}.")
-        number = isinstance(target, int | float) and not isinstance(target, bool)
-        if target is not None and not (number and target > 1 and math.isfinite(target)):
-            raise ValueError(f"Expected `target` to be a compression ratio above 1, but got {target!r}.")
+        check_target(target, by, round_to, batch_size)
         wanted = any("target" in rule.sides for rule in rules)
         if wanted and target is None:
             raise ValueError("Expected `target`, a compression ratio, since a rule has the rank 'target'; got None.")
         if target is not None and not wanted:
             raise ValueError(f"Expected a rule with the rank 'target' to reach target={target}, but there is none.")
-        if by not in get_args(CostName):
-            raise ValueError(f"Expected `by` to be one of {get_args(CostName)}, but got {by!r}.")
-        for name, value in (("round_to", round_to), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"Expected `{name}` to be a whole number of at least 1, but got {value!r}.")
         self.rules = tuple(rules)
         self.choice = RankChoice(target, when_larger, fold, by, round_to, batch_size)
 
@@ -124,12 +167,8 @@ class CompressionPlan:
                 f"Expected samples for by={by!r} and round_to={round_to}, which choose ranks by the function of the "
                 f"network, but got none. Use fit='function'."
             )
-        invalid = [name for name, weight in network.named_parameters() if not bool(weight.detach().isfinite().all())]
-        if invalid:
-            raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
-        devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
-        with torch.random.fork_rng([device.index for device in devices]):  # constructors draw weights to be overwritten
-            return self._apply(copy_network(network).requires_grad_(True), input_shape, calibration, on_progress)
+        with to_compress(network) as copied:
+            return self._apply(copied, input_shape, calibration, on_progress)
 
     def _apply(
         self,
@@ -139,24 +178,12 @@ class CompressionPlan:
         on_progress: Callable[[float], None],
     ) -> Compressed:
         """Compress a network in place."""
-        split_attention(network)
         begun = 0.0
-        layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
-        if "" in layers:
-            raise ValueError(
-                f"Expected a network with named layers, but got a single {type(network).__name__}. Wrap it in "
-                f"nn.Sequential."
-            )
+        layers = find_layers(network)
         check_patterns(self.rules, layers)
         obstacles = find_obstacles(network, layers)
         candidates, notes = self._find_candidates(layers, obstacles)
-        try:
-            before = measure_size(network, input_shape)
-        except FORWARD_ERRORS as error:
-            raise ValueError(
-                f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
-                f"failed: {first_line(error)}"
-            ) from error
+        before = measure_original(network, input_shape)
         if calibration is not None:
             teacher = copy.deepcopy(network).requires_grad_(False)
             free = [c for c in candidates if "target" in c.ranks]
@@ -188,7 +215,7 @@ class CompressionPlan:
         rows = tuple(
             LayerReport(
                 layer=name,
-                kind=_kind(layer),
+                kind=kind_of(layer),
                 in_rank=chosen[name][0] if name in chosen else None,
                 out_rank=chosen[name][1] if name in chosen else None,
                 parameters_before=parameters_before[name],
@@ -257,7 +284,7 @@ def _note_macs(before: int, after: int) -> str:
     return f"more MACs than before: {after / before:.2f}x" if after > before > 0 else ""
 
 
-def _kind(layer: nn.Module) -> str:
+def kind_of(layer: nn.Module) -> str:
     """Return the kind of a layer in a report."""
     if isinstance(layer, nn.Linear):
         return "linear"
