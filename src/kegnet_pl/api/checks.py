@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.compression import TuckerLayer, fittable_layers
-from kegnet_pl.networks import lacks_statistics, match_layers
+from kegnet_pl.networks import FeatureExtractor, lacks_statistics, match_layers
 from kegnet_pl.networks.batch_norm import norm_layers
-from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.execution import eval_mode, first_weight
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.networks.inputs import PIXEL_STD
-from kegnet_pl.networks.validation import check_trainable
+from kegnet_pl.networks.kept import kept_channels
+from kegnet_pl.networks.validation import check_trainable, samples_for_trial
 from kegnet_pl.runtime.errors import SettingsMismatchError
 from kegnet_pl.settings import DistillationSettings
 
@@ -68,14 +69,37 @@ def check_student(
             f"no {', '.join(missing)}.",
             remedy,
         )
+    if features.weight and kept_channels(student):
+        _check_widths(student, teacher, match_layers(teacher, features.layers), input_shape)
+
+
+def _check_widths(student: nn.Module, teacher: nn.Module, layers: Sequence[str], input_shape: Sequence[int]) -> None:
+    """Check that layers of a pruned student return what the teacher's return, but for channels that are noted."""
+    x = samples_for_trial(input_shape)
+    shapes = []
+    for network, kept in ((student, {}), (teacher, kept_channels(student, teacher))):
+        extractor = FeatureExtractor(network, layers, kept)
+        with torch.no_grad(), eval_mode(network):
+            weight = first_weight(network)
+            shapes.append([tuple(value.shape) for value in extractor(x.to(weight))[1]])
+        extractor.close()
+    others = [name for name, *pair in zip(layers, *shapes, strict=True) if pair[0] != pair[1]]
+    if others:
+        raise SettingsMismatchError(
+            f"Expected layers with channels of their own for feature_distillation.layers (convolutions, dense layers "
+            f"and normalisations), since the student is pruned, but got {', '.join(others[:8])}.",
+            {"feature_distillation.layers": None},
+        )
 
 
 def _check_compressed(student: nn.Module, teacher: nn.Module) -> None:
     """Check that each layer of a student is the teacher's layer of the same name, or a factorisation of its kind."""
     modules, others = dict(student.named_modules()), []
+    kept = kept_channels(student, teacher)
     for name in fittable_layers(teacher):
         own, layer = modules.get(name), teacher.get_submodule(name)
-        if not (isinstance(own, TuckerLayer) or (type(own) is type(layer) and str(own) == str(layer))):
+        same = type(own) is type(layer) and (name in kept or str(own) == str(layer))
+        if not (isinstance(own, TuckerLayer) or same):
             others.append(name)
     if others:
         raise SettingsMismatchError(

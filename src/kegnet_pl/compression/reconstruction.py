@@ -13,7 +13,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from kegnet_pl.compression.activations import (
     to_rows,
 )
 from kegnet_pl.compression.allocation import square_root, weighted_inputs
+from kegnet_pl.compression.cut import cut
 from kegnet_pl.compression.tucker import (
     LARGE,
     Convolution,
@@ -41,6 +42,7 @@ from kegnet_pl.compression.tucker import (
 )
 from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.networks.hooks import LayerRecorder
+from kegnet_pl.networks.kept import Kept, kept_channels, select_kept
 from kegnet_pl.runtime.seeds import stream
 
 IDENTITY_SHARE = 0.1
@@ -88,7 +90,7 @@ class _Regression:
         return square_root(self.metric, damping=0.0)
 
 
-def _choose_positions(values: Tensor, rng: torch.Generator) -> Tensor:
+def choose_positions(values: Tensor, rng: torch.Generator) -> Tensor:
     """Return values ``(B, positions, D)`` at :data:`POSITIONS` random positions, the same for each sample."""
     positions = values.shape[1]
     return values if positions <= POSITIONS else values[:, torch.randperm(positions, generator=rng)[:POSITIONS]]
@@ -106,7 +108,7 @@ class _TeacherOutputs:
     def __init__(self, teacher: nn.Module, moments: Mapping[str, LayerMoments], calibration: Calibration) -> None:
         self._teacher = teacher
         self._calibration = calibration
-        self._moments = {name: measured for name, measured in moments.items() if _can_fit(teacher.get_submodule(name))}
+        self._moments = {name: measured for name, measured in moments.items() if can_fit(teacher.get_submodule(name))}
         self._found: dict[str, list[tuple[Tensor, int] | None]] = {}
 
     def take(self, name: str) -> list[tuple[Tensor, int] | None]:
@@ -141,7 +143,7 @@ class _TeacherOutputs:
             rows = to_rows(output, not isinstance(layer, nn.Linear))
             values = rows.reshape(len(output), -1, rows.shape[1])
             streams[name].set_state(states[name])  # each call of a layer has the positions of the first
-            return _choose_positions(values, streams[name]).clone(), values.shape[1]
+            return choose_positions(values, streams[name]).clone(), values.shape[1]
 
         recorder = LayerRecorder(self._teacher, names, collect, source="output")
         calls = []
@@ -182,7 +184,7 @@ def _collect(
             (y, positions), p = target, patches(layer, value)
             if p.shape[:2] != (len(y), positions):
                 return None
-            p, y = _choose_positions(p, rng).reshape(-1, dimension), y.flatten(0, 1)
+            p, y = choose_positions(p, rng).reshape(-1, dimension), y.flatten(0, 1)
             square += (p.T @ p).double().cpu()
             product += (y.T @ p).double().cpu()
             sums[0].add_(p.sum(dim=0).double().cpu())
@@ -320,7 +322,7 @@ def measure_agreement(teacher: nn.Module, student: nn.Module, samples: Tensor) -
     return float((first == second).double().mean()) if len(first.unique()) > 1 else None
 
 
-def _can_fit(layer: nn.Module) -> bool:
+def can_fit(layer: nn.Module) -> bool:
     """Return False for a layer that is too large, or whose output a hook may change."""
     return read_weight(layer)[0].numel() <= MOST_INPUTS and not layer._forward_hooks
 
@@ -334,11 +336,13 @@ def reconstruct(
 ) -> list[str]:
     """Fit the layers of a compressed network one after another to the teacher's function; no gradient step is made.
 
-    A fit is kept if it lowers the divergence from the teacher on samples that were not used to fit.
+    A fit is kept if it lowers the divergence from the teacher on samples that were not used to fit. In a pruned network
+    the fits are kept together, or none: each layer makes up for channels that all layers lack, so the first ones alone
+    do not help. Their outputs are fitted to the teacher's outputs that the network has kept.
 
     Args:
         teacher: Returns logits ``(B, C)``; it is not changed.
-        student: The compressed teacher, of the same structure but for factorised layers; changed in place.
+        student: The compressed teacher, with factorised layers, or with fewer channels; changed in place.
         moments: Moments of the teacher's layers, in the order of the fit (:func:`measure_layers`).
         calibration: Samples, on the device of both networks.
         on_progress: Called with the share of the layers that are fitted, in [0, 1).
@@ -347,14 +351,19 @@ def reconstruct(
         The layers whose fit was kept.
     """
     target = _log_probabilities(teacher, calibration.held_out)
+    kept_of_teacher = kept_channels(student, teacher)
+    pruned = cut(copy.deepcopy(teacher), kept_of_teacher) if kept_of_teacher else teacher
     outputs = _TeacherOutputs(teacher, moments, calibration)
     kept, best = [], _divergence(student, calibration.held_out, target)
+    start, whole = best, copy.deepcopy(student.state_dict()) if kept_of_teacher else None
     for index, (name, measured) in enumerate(moments.items()):
         on_progress(index / len(moments))
-        layer, original = student.get_submodule(name), teacher.get_submodule(name)
-        if not _can_fit(original):
+        layer, original = student.get_submodule(name), pruned.get_submodule(name)
+        if not can_fit(teacher.get_submodule(name)):
             continue
-        regression = _collect(outputs.take(name), original, student, name, calibration, measured)  # type: ignore[arg-type]
+        of_teacher = _select_outputs(outputs.take(name), kept_of_teacher, name)
+        measured = _select_moments(measured, kept_of_teacher, name)
+        regression = _collect(of_teacher, original, student, name, calibration, measured)  # type: ignore[arg-type]
         if regression is None:
             continue
         before = copy.deepcopy(layer.state_dict())
@@ -363,9 +372,21 @@ def reconstruct(
             found = _divergence(student, calibration.held_out, target)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no arithmetic of this precision solves it
             found = math.inf
-        if found < best:
+        if found < best or (kept_of_teacher and math.isfinite(found)):
             best = found
             kept.append(name)
         else:
             layer.load_state_dict(before)
+    if whole is not None and not best < start:
+        student.load_state_dict(whole)
+        return []
     return kept
+
+
+def _select_outputs(outputs: list[tuple[Tensor, int] | None], kept: Kept, name: str) -> list[tuple[Tensor, int] | None]:
+    return [None if one is None else (select_kept(kept, name, one[0], dim=2), one[1]) for one in outputs]
+
+
+def _select_moments(moments: LayerMoments, kept: Kept, name: str) -> LayerMoments:
+    sensitivity = select_kept(kept, name, select_kept(kept, name, moments.sensitivity), dim=1)
+    return replace(moments, sensitivity=sensitivity)

@@ -17,8 +17,8 @@ class FeatureLoss(nn.Module):
     .. math:: \frac{1}{L} \sum_l \frac{1}{C_l} \sum_c \frac{mean (s_{lc} - t_{lc})^2}{var (t_{lc})}
 
     Mean and variance are over the batch and all positions. For a channel in which the teacher is constant, the layer's
-    mean variance is the divisor. A compressed network has the teacher's layers, so no regressor between them is
-    needed. Layers that return the teacher's mean have a loss of 1.
+    mean variance is the divisor. A compressed network has the teacher's layers, or some of their channels, so no
+    regressor between them is needed. Layers that return the teacher's mean have a loss of 1.
 
     Shapes:
         Two lists of L outputs ``(B, C_l, ...)``, the student's and the teacher's; output a scalar.

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kegnet_pl.networks.execution import at_least_float32, eval_mode
 from kegnet_pl.networks.hooks import LayerRecorder
+from kegnet_pl.networks.kept import Kept, kept_channels, select_kept
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance ``(C,)`` of every channel."""
@@ -98,7 +99,8 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
     which they compute, after all earlier layers. Nothing is trained.
 
     Args:
-        student: The compressed teacher; changed in place. Its mode is restored.
+        student: The compressed teacher; changed in place. Its mode is restored. A pruned one is compared with the
+            channels of the teacher that it has kept.
         teacher: Network with batch-norm layers of the same names, with stored statistics, scale and shift.
         x: Synthetic samples ``(N, *input_shape)``, at least some hundreds, on the device of the networks.
 
@@ -109,7 +111,8 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
     usable = all(
         layer.affine and layer.running_mean is not None for layer in (*layers.values(), *teacher_layers.values())
     )
-    if not layers or not usable or _widths(layers) != _widths(teacher_layers):
+    kept = kept_channels(student, teacher)
+    if not layers or not usable or _widths(layers, {}) != _widths(teacher_layers, kept):
         raise ValueError(
             f"Expected a student with the teacher's batch-norm layers (with statistics, scale and shift), but got "
             f"{', '.join(layers) or 'none'}, and {', '.join(teacher_layers) or 'none'} in the teacher. Set "
@@ -117,14 +120,16 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
         )
 
     def set_layer(name: str, inputs: Tensor) -> None:
-        layer, teacher_layer, (mean, variance) = layers[name], teacher_layers[name], teacher_moments[name]
+        layer, original = layers[name], teacher_layers[name]
         assert layer.running_mean is not None and layer.running_var is not None
-        assert teacher_layer.running_mean is not None and teacher_layer.running_var is not None
-        deviation = (teacher_layer.running_var + teacher_layer.eps).sqrt()
+        assert original.running_mean is not None and original.running_var is not None
+        values = (*teacher_moments[name], original.running_mean, original.running_var, original.weight, original.bias)
+        mean, variance, running_mean, running_var, weight, bias = (select_kept(kept, name, value) for value in values)
+        deviation = (running_var + original.eps).sqrt()
         for target, value in zip((layer.running_mean, layer.running_var), _moments(inputs), strict=True):
             target.copy_(value)
-        layer.weight.copy_(teacher_layer.weight * (variance + layer.eps).sqrt() / deviation)
-        layer.bias.copy_(teacher_layer.bias + teacher_layer.weight * (mean - teacher_layer.running_mean) / deviation)
+        layer.weight.copy_(weight * (variance + layer.eps).sqrt() / deviation)
+        layer.bias.copy_(bias + weight * (mean - running_mean) / deviation)
 
     with LayerRecorder(teacher, tuple(layers), _collect_moments, source="input") as recorder, eval_mode(teacher):
         _, teacher_moments = recorder.call(x)
@@ -132,8 +137,8 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
         recorder.call(x)
 
 
-def _widths(layers: dict[str, _BatchNorm]) -> dict[str, int]:
-    return {name: layer.num_features for name, layer in layers.items()}
+def _widths(layers: dict[str, _BatchNorm], kept: Kept) -> dict[str, int]:
+    return {name: len(kept.get(name, {}).get("out", range(layer.num_features))) for name, layer in layers.items()}
 
 
 _EPSILON = 1e-12

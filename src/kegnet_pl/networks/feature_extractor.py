@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.hooks import LayerRecorder
+from kegnet_pl.networks.kept import Kept, select_kept
 
 
 def match_layers(network: nn.Module, patterns: Sequence[str] | None) -> tuple[str, ...]:
@@ -42,18 +43,20 @@ class FeatureExtractor(nn.Module):
     Args:
         network: Returns a tensor. It is not copied, and keeps the hooks until :meth:`close` removes them.
         layers: Names of layers that return tensors.
+        kept: Channels of the layers to return, where a pruned network has not kept all.
 
     Raises:
         ValueError: If a layer does not exist.
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, layers: Sequence[str], kept: Kept | None = None) -> None:
         super().__init__()
         missing = set(layers) - {name for name, _ in network.named_modules()}
         if missing:
             raise ValueError(f"Expected a network with layers {', '.join(sorted(missing))}, but it has no such layers.")
         self.network = network
         self.layers = tuple(layers)
+        self._kept = kept or {}
         self._overwritten: set[str] | None = None
         self._recorder = LayerRecorder(network, self.layers, self._collect, source="output", replace=self._copy_of)
         self.open()
@@ -91,4 +94,9 @@ class FeatureExtractor(nn.Module):
                 f"{', '.join(missing)} (an auxiliary head for training?). Name other layers in "
                 f"`feature_distillation_layers`, or on the command line in student.feature_distillation.layers=[...]."
             )
-        return output, [values[name][0] for name in self.layers]
+        return output, [self._select(name, values[name][0]) for name in self.layers]
+
+    def _select(self, name: str, values: Tensor) -> Tensor:
+        """Return the kept channels of a layer's output."""
+        dense = isinstance(self.network.get_submodule(name), nn.Linear | nn.LayerNorm)
+        return select_kept(self._kept, name, values, dim=values.dim() - 1 if dense else 1)

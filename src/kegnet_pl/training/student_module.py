@@ -10,6 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from kegnet_pl.losses import DistillationLoss, FeatureLoss
 from kegnet_pl.networks import FeatureExtractor, norm_layers
+from kegnet_pl.networks.kept import kept_channels
 from kegnet_pl.settings import LRSchedulerName
 from kegnet_pl.training.base import ClassifierModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
@@ -23,7 +24,8 @@ class FeatureDistillation:
 
     Attributes:
         teacher: In evaluation mode, on the student's device; it is called at every step.
-        layers: Names of layers that both networks have, with outputs of the same shapes.
+        layers: Names of layers that both networks have, with outputs of the same shapes; a pruned student learns from
+            the channels that it has kept.
         weight: Weight of :class:`FeatureLoss`; the distillation loss has weight 1.
     """
 
@@ -87,7 +89,11 @@ class StudentModule(ClassifierModule):
             self.features = FeatureLoss()
             # Teacher and student, in a tuple, so that the teacher is not registered.
             self._extractors = (
-                FeatureExtractor(feature_distillation.teacher, feature_distillation.layers),
+                FeatureExtractor(
+                    feature_distillation.teacher,
+                    feature_distillation.layers,
+                    kept_channels(network, feature_distillation.teacher),
+                ),
                 FeatureExtractor(network, feature_distillation.layers),
             )
             self.step_by(self._extractors[1])
