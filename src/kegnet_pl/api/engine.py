@@ -14,6 +14,7 @@ from kegnet_pl.compression import (
     Calibration,
     Compressed,
     CompressionPlan,
+    PruningPlan,
     describe_structure,
     fittable_layers,
     measure_layers,
@@ -40,7 +41,7 @@ _RECONSTRUCTION_SAMPLES = 2_500
 def fit_compression(
     network: nn.Module,
     shape: tuple[int, ...],
-    plan: CompressionPlan,
+    plan: CompressionPlan | PruningPlan,
     progress: StageProgress,
     source: SyntheticSource | None = None,
     samples: int = 0,

@@ -12,7 +12,7 @@ from torch import nn
 from kegnet_pl.api.checks import TRIAL_SAMPLES, check_student, describe_agreement, explain_scale
 from kegnet_pl.api.engine import adam, fit_compression, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
-from kegnet_pl.compression import Compressed, CompressionPlan, CostName, Rule, TuckerLayer
+from kegnet_pl.compression import Compressed, CompressionPlan, CostName, PruningPlan, Rule, TuckerLayer
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import (
     OutputKey,
@@ -24,6 +24,7 @@ from kegnet_pl.networks import (
     restore_answers,
 )
 from kegnet_pl.networks.execution import first_weight
+from kegnet_pl.networks.kept import kept_channels
 from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Outputs, Precision, StudentNorm, read_arguments
@@ -37,6 +38,7 @@ def compress(
     input_shape: int | Sequence[int],
     target: float | None = None,
     *,
+    method: Literal["tucker", "pruning"] = "tucker",
     rules: Mapping[str, Any] | Sequence[Rule] | None = None,
     when_larger: Literal["keep", "compress"] = "keep",
     fit: Literal["function", "weights"] = "function",
@@ -54,12 +56,15 @@ def compress(
     seed: int = 0,
     progress: bool = True,
 ) -> Compressed:
-    """Factorise the layers of a network (Tucker-2 for convolutions, PAPER section 4), without real data or training.
+    """Factorise the layers of a network (PAPER section 4), or prune it, without real data or training.
 
     Args:
         network: Any network; it is not changed.
         input_shape: Shape of one sample.
         target: Ratio of the whole network, before / after, of its parameters or of what ``by`` names.
+        method: ``"tucker"``: layers are factorised (Tucker-2 for convolutions). ``"pruning"``: channels, units and
+            attention heads are removed from all layers that share them (:class:`PruningPlan`; it needs a target and the
+            package ``torch-pruning``). Layers are then plain ones of smaller width.
         rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or ``{"in":
             ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or by EVBMF
             if there is none.
@@ -95,19 +100,23 @@ def compress(
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
-            does not accept such samples, or ``by`` or ``round_to`` is set with ``fit="weights"``.
+            does not accept such samples, or settings do not fit ``fit`` or ``method``.
+        ConfigError: If ``method="pruning"`` and ``torch-pruning`` is not installed.
     """
-    if rules is None:
-        rules = {"*": "evbmf" if target is None else "target"}
-    if isinstance(rules, Mapping):
-        rules = [Rule(layers, rank) for layers, rank in rules.items()]
     if fit not in ("function", "weights"):
         raise ValueError(f"Expected `fit` to be 'function' or 'weights', but got {fit!r}.")
     shape = to_shape(input_shape)
-    plan = CompressionPlan(
-        list(rules), target, when_larger, fit == "function" if fold is None else fold,
-        by=by, round_to=round_to, batch_size=batch_size,
-    )  # fmt: skip
+    plan: CompressionPlan | PruningPlan
+    if method == "pruning":
+        _check_pruning(rules=rules is None, when_larger=when_larger == "keep", fit=fit == "function", fold=fold is None)
+        plan = PruningPlan(target, by=by, round_to=round_to, batch_size=batch_size)
+    elif method == "tucker":
+        plan = CompressionPlan(
+            _to_rules(rules, target), target, when_larger, fit == "function" if fold is None else fold,
+            by=by, round_to=round_to, batch_size=batch_size,
+        )  # fmt: skip
+    else:
+        raise ValueError(f"Expected `method` to be 'tucker' or 'pruning', but got {method!r}.")
     bar = StageProgress("compression", make_console(quiet=not progress))
     if fit == "weights":
         return fit_compression(network, shape, plan, bar)
@@ -124,6 +133,22 @@ def compress(
     if sentence is not None:
         warnings.warn(sentence, stacklevel=2)
     return compressed
+
+
+def _to_rules(rules: Mapping[str, Any] | Sequence[Rule] | None, target: float | None) -> list[Rule]:
+    if rules is None:
+        rules = {"*": "evbmf" if target is None else "target"}
+    return [Rule(layers, rank) for layers, rank in rules.items()] if isinstance(rules, Mapping) else list(rules)
+
+
+def _check_pruning(**default: bool) -> None:
+    """Check that arguments of a factorisation have their defaults, given as ``name=True``."""
+    changed = [f"`{name}`" for name, is_default in default.items() if not is_default]
+    if changed:
+        raise ValueError(
+            f"Expected {', '.join(changed)} to be left out with method='pruning', which has no ranks and always needs "
+            f"samples. Remove it, or use method='tucker'."
+        )
 
 
 def distill(
@@ -197,7 +222,7 @@ def distill(
             f"Expected `data` to be a SyntheticDataset, which `Generators.dataset` returns, but got {data!r}."
         )
     student = student.network if isinstance(student, Compressed) else student
-    compressed = any(isinstance(layer, TuckerLayer) for layer in student.modules())
+    compressed = bool(kept_channels(student)) or any(isinstance(layer, TuckerLayer) for layer in student.modules())
     if norm is None:
         norm = "frozen" if compressed and not lacks_statistics(student) else "batch"
     layers = None if feature_distillation_layers is None else list(feature_distillation_layers)

@@ -1,4 +1,4 @@
-"""Compression of networks by Tucker factorisation, with a report (PAPER section 4)."""
+"""Compression of networks by Tucker factorisation (PAPER section 4) or by pruning, with a report."""
 
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import allocate_ranks
@@ -6,6 +6,7 @@ from kegnet_pl.compression.attention import split_attention
 from kegnet_pl.compression.costs import CostName
 from kegnet_pl.compression.evbmf import EVBMF, evbmf
 from kegnet_pl.compression.plan import CompressionPlan
+from kegnet_pl.compression.pruning import PruningPlan
 from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
 from kegnet_pl.compression.report import Compressed, CompressionReport, LayerReport, ModelSize, measure_size
 from kegnet_pl.compression.rules import Rule, fittable_layers
@@ -22,6 +23,7 @@ __all__ = [
     "LayerMoments",
     "LayerReport",
     "ModelSize",
+    "PruningPlan",
     "Rule",
     "TuckerConv",
     "TuckerLayer",

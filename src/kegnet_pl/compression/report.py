@@ -64,6 +64,8 @@ class LayerReport:
         macs_before: Multiply-accumulates for one sample before.
         macs_after: Multiply-accumulates for one sample after.
         note: Reason why the layer is unchanged, or a change of its ranks; empty otherwise.
+        channels_before: Inputs and outputs of a layer before pruning; None for a factorisation.
+        channels_after: The same after.
     """
 
     layer: str
@@ -75,11 +77,21 @@ class LayerReport:
     macs_before: int
     macs_after: int
     note: str = ""
+    channels_before: tuple[int, int] | None = None
+    channels_after: tuple[int, int] | None = None
 
     @property
     def ranks(self) -> tuple[int, int] | None:
         """``(in_rank, out_rank)``, or None if the layer is unchanged."""
         return None if self.in_rank is None or self.out_rank is None else (self.in_rank, self.out_rank)
+
+    @property
+    def width(self) -> str:
+        """Ranks, or channels before and after, as text."""
+        if self.channels_before is None or self.channels_after is None:
+            return "" if self.ranks is None else f"{self.in_rank}, {self.out_rank}"
+        before, after = (", ".join(map(str, pair)) for pair in (self.channels_before, self.channels_after))
+        return before if before == after else f"{before} -> {after}"
 
 
 @dataclass(frozen=True)
@@ -110,14 +122,19 @@ class CompressionReport:
         """``(in_rank, out_rank)`` of every compressed layer, by name."""
         return {row.layer: row.ranks for row in self.rows if row.ranks is not None}
 
+    @property
+    def width_title(self) -> str:
+        """Heading of the column with :attr:`LayerReport.width`."""
+        return "ranks in, out" if all(row.channels_before is None for row in self.rows) else "channels in, out"
+
     def cells(self) -> list[tuple[str, ...]]:
         """Return the report as a table of texts: the head, a line for each layer, and a line for the network."""
-        head = ("layer", "kind", "ranks in, out", "parameters", "MACs", "note")
+        head = ("layer", "kind", self.width_title, "parameters", "MACs", "note")
         layers = [
             (
                 row.layer,
                 row.kind,
-                "" if row.ranks is None else f"{row.in_rank}, {row.out_rank}",
+                row.width,
                 _change(row.parameters_before, row.parameters_after),
                 _change(row.macs_before, row.macs_after),
                 row.note,
