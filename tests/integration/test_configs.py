@@ -47,8 +47,8 @@ NEEDED = {
 }
 """Preset -> settings that its user adds; the others run with the default data."""
 SINCE = (
-    "compression.fold", "compression.by", "compression.round_to", "compression.batch_size", "latency.", "agreement.",
-    "objective", "quantization.", "teacher.output", "teacher.pretrained", "preset",
+    "compression.method", "compression.fold", "compression.by", "compression.round_to", "compression.batch_size",
+    "latency.", "agreement.", "objective", "quantization.", "teacher.output", "teacher.pretrained", "preset",
 )  # fmt: skip
 """Settings that are not in the snapshot of any preset: they are younger."""
 NEW = (

@@ -24,6 +24,7 @@ from torch import nn
 import kegnet_pl
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.api.quantization import OnnxNetwork
+from kegnet_pl.compression import TuckerLayer
 from kegnet_pl.data import DigitsDataModule, FilesDataModule, Split
 from kegnet_pl.networks import LeNet5
 from kegnet_pl.pipeline.context import run_fingerprint
@@ -1497,3 +1498,43 @@ def test_a_teacher_of_pixels_and_probabilities_is_quantised(tmp_path: Path, caps
     torch.testing.assert_close(found.sum(dim=1), torch.ones(50), atol=0.02, rtol=0)
     expected = load_network(tmp_path / "run" / "export", "model")(pixels).detach()
     assert float((found - expected).abs().max()) < 0.1
+
+
+def test_a_pruned_teacher_is_trained_with_every_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Presets set norm=adapt and feature distillation: the student learns from the channels that it has kept."""
+    given = [
+        "sources=[normal]", "teacher=resnet14", "compression=pruning", "compression.target=1.5",
+        "compression.fit=function", "compression.samples=64", "compression.oversampling=1", "compression.round_to=4",
+        "student.norm=adapt", "student.feature_distillation.weight=1", "student.reconstruct=true",
+    ]  # fmt: skip
+    rows = go(tmp_path, *given)
+    assert [(row["method"], row["student"]) for row in rows[1:]] == [("T", "pruning1.5"), ("T+Normal", "pruning1.5")]
+    assert all(1.5 <= row["compression_ratio"] < 1.8 for row in rows[1:])
+    assert rows[1]["compression_source"]["name"] == "procedural"
+    out = capsys.readouterr().out
+    assert "Compression (pruning1.5), layer by layer" in out and "channels in, out" in out
+    (found,) = (tmp_path / "store").glob("compression-*/compression.json")
+    notes = {row["layer"]: row["note"] for row in json.loads(found.read_text())["rows"]}
+    assert notes["conv1"].startswith("outputs unchanged: the network fails"), "its shortcut has a fixed width"
+    (folder,) = (tmp_path / "store").glob("student-*")
+    student = load_network(folder)
+    assert sum(value.numel() for value in student.parameters()) == rows[2]["parameters"]
+    assert not any(isinstance(layer, TuckerLayer) for layer in student.modules())
+    before = stages(tmp_path)
+    assert go(tmp_path, *given, "resume=require")[2]["accuracy"] == rows[2]["accuracy"]
+    assert stages(tmp_path) == before
+
+    from kegnet_pl.export import main
+
+    assert main([str(tmp_path / "run"), "--format", "safetensors", "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| compression | structured pruning" in card and "Tucker" not in card
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(load_network(tmp_path / "out", "model")(x), student(x))
+
+
+def test_a_pruning_without_its_package_stops_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(ConfigError, match=r"pip install 'kegnet_pl\[pruning\]'"):
+        go(tmp_path, "sources=[normal]", "compression=pruning", "compression.fit=function")
+    assert not stages(tmp_path), "a teacher was trained first"

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 import kegnet_pl
-from kegnet_pl.compression import CompressionPlan, Rule
+from kegnet_pl.compression import CompressionPlan, PruningPlan, Rule
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.networks import ValueRange
 from kegnet_pl.runtime.errors import ConfigError
@@ -48,17 +48,18 @@ def build_objective(terms: Mapping[str, ObjectiveTerm]) -> GeneratorObjective:
     )
 
 
-def make_plan(settings: CompressionSettings) -> CompressionPlan:
+def make_plan(settings: CompressionSettings) -> CompressionPlan | PruningPlan:
     """Return the plan that ``compression`` describes.
 
     Raises:
         ValueError: If a rank is out of range, or settings do not fit each other.
+        ConfigError: If a package is missing.
     """
+    speed: dict[str, Any] = {name: getattr(settings, name) for name in ("by", "round_to", "batch_size")}
+    if settings.method == "pruning":
+        return PruningPlan(settings.target, **speed)
     rules = [Rule(rule.layers, rule.rank) for rule in settings.rules or []]
-    return CompressionPlan(
-        rules, settings.target, settings.when_larger, settings.folds,
-        by=settings.by, round_to=settings.round_to, batch_size=settings.batch_size,
-    )  # fmt: skip
+    return CompressionPlan(rules, settings.target, settings.when_larger, settings.folds, **speed)
 
 
 def make_value_range(data: DataSettings) -> ValueRange | None:

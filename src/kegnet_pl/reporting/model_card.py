@@ -18,6 +18,12 @@ from kegnet_pl.sources import SourceInfo
 _TASKS = {1: "tabular-classification", 3: "image-classification"}
 """Dimensions of a sample -> task of the Hub."""
 
+_COMPRESSIONS = {
+    "tucker": "factorisation: layers are Tucker decompositions of the teacher's layers",
+    "pruning": "structured pruning: layers have kept some of the teacher's channels",
+}
+"""``compression.method`` -> what was done."""
+
 
 @dataclass(frozen=True)
 class QuantizedFile:
@@ -59,7 +65,7 @@ def write_model_card(
         files: Format, name and bytes of every exported file in float32.
         quantized: Exported files in int8.
     """
-    data = stages.config["data"]
+    data, plan = stages.config["data"], stages.config["compression"]
     compression = stages.networks[row.method].get("compression")
     manifest = compression / "manifest.json" if compression is not None else None
     metrics = json.loads(manifest.read_text())["metrics"] if manifest is not None and manifest.exists() else {}
@@ -75,6 +81,7 @@ def write_model_card(
         value_range=data.get("value_range"),
         agreement=metrics.get("agreement"),
         agreement_text=[*describe_agreement(row), *warn_of_samples(row)],
+        compression=_COMPRESSIONS.get(plan.get("method", "tucker")) if row.method.startswith("T") else None,
         files=files,
         quantized=quantized,
     )

@@ -52,11 +52,32 @@ def _check_speed(settings: "CompressionSettings") -> Iterator[str]:
                 )
 
 
+def _check_pruning(settings: "CompressionSettings") -> Iterator[str]:
+    if settings.method != "pruning":
+        return
+    if settings.target is None:
+        yield "Expected `compression.target`, the ratio to reach, with compression.method=pruning, but got null."
+    if settings.fit == "weights":
+        yield (
+            "Expected `compression.fit` to be function with compression.method=pruning, which always needs samples, "
+            "but got weights. Set compression.fit=function."
+        )
+    for name, default in (("rules", None), ("fold", None), ("when_larger", "keep")):
+        value = getattr(settings, name)
+        if value != default:
+            yield (
+                f"Expected `compression.{name}` to be left out with compression.method=pruning, which removes channels "
+                f"and has no ranks, but got {value!r}. Remove it, or choose compression=ratio."
+            )
+
+
 class CompressionSettings(CompressionPlan):
-    """Layers of the teacher to compress, and their ranks."""
+    """Layers of the teacher to compress, and their ranks; or the target of a pruning."""
 
-    RULES = (_check_speed,)
+    RULES = (_check_speed, _check_pruning)
 
+    method: Literal["tucker", "pruning"] = "tucker"
+    """tucker: layers are factorised; pruning: channels, units and attention heads are removed, without ranks."""
     name: str = Field(json_schema_extra=FREE)
     """Name in tables."""
     rank: Any = Field(default=None, json_schema_extra=FREE)
@@ -66,7 +87,8 @@ class CompressionSettings(CompressionPlan):
     by: Literal["parameters", "macs", "latency"] = "parameters"
     """Quantity of the target; latency is the measured time for a batch on the device of the run. With fit=function."""
     round_to: Count = 1
-    """Ranks that are chosen for the target are multiples of this number, or full. With fit=function."""
+    """Ranks that are chosen for the target, or the channels of layers, are multiples of this number, or full. With
+    fit=function."""
     batch_size: Count = 64
     """Samples of the batch for by=latency."""
     source: OneMixture = Field(
@@ -88,6 +110,7 @@ class CompressionSettings(CompressionPlan):
         unused |= {name for name, off in (("fold", not self.folds), ("round_to", self.round_to == 1)) if off}
         unused |= {"batch_size"} if self.by != "latency" else set()
         unused |= {"by"} if self.by == "parameters" else set()
+        unused |= {"method"} if self.method == "tucker" else {"rules", "fold", "when_larger"}
         return {name: value for name, value in super().fingerprint().items() if name not in unused}
 
     @property

@@ -71,7 +71,11 @@ def _check_selection(run: "RunSettings") -> Iterator[str]:
 
 
 def _check_plan(run: "RunSettings") -> Iterator[str]:
-    if run.compression.rules is None and run.teacher.name not in run.compression.plans:
+    if (
+        run.compression.method == "tucker"
+        and run.compression.rules is None
+        and run.teacher.name not in run.compression.plans
+    ):
         name, teachers = run.compression.name, ", ".join(run.compression.plans) or "none"
         yield (
             f"Expected a plan of compression={name} for teacher={run.teacher.name}, but it has plans for {teachers}. "
