@@ -30,7 +30,9 @@ def picture_of(pixels: np.ndarray) -> Any:
 
 def compression_table(report: CompressionReport) -> Any:
     """Return the parameters and MACs of every layer before and after compression."""
-    return _table([asdict(row) for row in report.rows])
+    pairs = ("channels_before", "channels_after")
+    rows = [{key: value for key, value in asdict(row).items() if key not in pairs} for row in report.rows]
+    return _table([{**row, "width": layer.width} for row, layer in zip(rows, report.rows, strict=True)])
 
 
 def class_tables(confusion: Tensor) -> dict[str, Any]:
