@@ -65,10 +65,10 @@ def test_the_page_of_a_run_shows_everything_and_needs_nothing(finished: Path) ->
         prior = row["source"]["prior"] if row["source"] else ""
         assert f"<td>{row['method']}</td><td>{prior}</td>" in text
         assert f"{100 * row['accuracy']:.2f}\N{NO-BREAK SPACE}%" in text
-    assert text.count("<svg ") == 2 * 7, (
-        "tradeoff, layers, walk, generators, students, classes, costs: wide, and narrow"
+    assert text.count("<svg ") == 2 * 8, (
+        "tradeoff, front, layers, walk, generators, students, classes, costs: wide, and narrow"
     )
-    assert text.count('class="on-wide"') == text.count('class="on-narrow"') == 7
+    assert text.count('class="on-wide"') == text.count('class="on-narrow"') == 8
     # The large sheet, the first generator's after two epochs, the walk.
     assert sum(address.startswith("data:image/png") for address in page.asked) == 4
     assert "16,000 samples" not in text and "128 samples that 2 generators invented" in text
@@ -96,7 +96,7 @@ def test_without_the_store_it_shows_what_is_left(finished: Path, tmp_path: Path)
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
     text, page = _read(run / "report.html")
     assert {"results", "costs", "settings"} <= set(page.ids) and "samples" not in page.ids
-    assert text.count("<svg ") == 2 * 2
+    assert text.count("<svg ") == 2 * 3
 
 
 def test_tables_and_no_test_data(tmp_path: Path) -> None:
