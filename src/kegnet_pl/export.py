@@ -89,11 +89,12 @@ def export_run(
             f"model card would overwrite. Choose another folder with --out FOLDER."
         )
     out.mkdir(parents=True, exist_ok=True)
-    network = load_network(folder)
+    network, answers = load_network(folder), answers_of(load_network(folder, logits=True))
     shape = stages.config["data"]["input_shape"]
     files = export_network(
-        network, out, shape, [name for name in formats if name in NETWORK_FORMATS], batch_size=batch_size
-    )
+        network, out, shape, [name for name in formats if name in NETWORK_FORMATS], batch_size=batch_size,
+        outputs=answers or "auto",
+    )  # fmt: skip
     if "safetensors" in formats:
         for suffix in ("safetensors", "json"):
             shutil.copyfile(folder / f"network.{suffix}", out / f"model.{suffix}")
@@ -141,7 +142,9 @@ def _quantize(
         calibration, suffix = (samples, "int8") if activations == "int8" else (None, "int8-weights")
         if values is not None and calibration is not None:  # the file takes pixels, as the network does
             (calibration,) = values(network, (calibration,))
-        quantized = quantize(network, out / f"model.{suffix}.onnx", shape, calibration, batch_size=batch_size)
+        quantized = quantize(
+            network, out / f"model.{suffix}.onnx", shape, calibration, batch_size=batch_size, outputs=answers or "auto"
+        )
         # The file answers as the network does, except that one that returns a tuple or dict becomes one with logits.
         compared: nn.Module = quantized
         if answers is not None and returns_tensor(network, shape):

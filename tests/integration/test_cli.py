@@ -134,6 +134,8 @@ def test_a_preset_is_chosen_and_saved(command: Command, tmp_path: Path) -> None:
     (config,) = tmp_path.rglob(".hydra/config.yaml")
     saved = yaml.safe_load(config.read_text())
     assert (saved["recipe"], saved["sources"], saved["student"]["epochs"]) == ("best", ["correlated"], 1)
+    again = command("--config-path", str(config.parent), "--config-name", "config", "resume=require")
+    assert "preset=auto" not in again.stdout and "T+Correlated" in again.stdout, "the saved configuration is complete"
 
 
 def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path: Path) -> None:

@@ -1203,6 +1203,8 @@ def test_a_program_teaches_another_network(tmp_path: Path) -> None:
     assert [row["method"] for row in rows] == ["teacher", "S", "S+KegNet"]
     with pytest.raises(ConfigError, match=r"`teacher\.weights` to be null.*the program has weights"):
         go(tmp_path, *given, "student=lenet5", "teacher.weights=w.pt")
+    with pytest.raises(ConfigError, match="quantization=none with a teacher that is a program"):
+        go(tmp_path, *given, "student=lenet5", "quantization=int8")
 
 
 def test_a_teacher_that_takes_pixels(tmp_path: Path) -> None:
@@ -1263,6 +1265,24 @@ def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "but its folder was deleted" in capsys.readouterr().err
     assert main([str(tmp_path / "run"), "--method", "T+Real"]) == 1
     assert "`method` to be one of teacher, T, T+Normal, but got 'T+Real'" in capsys.readouterr().err
+
+
+def test_the_output_that_a_run_used_is_exported(tmp_path: Path) -> None:
+    from kegnet_pl.export import main
+
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(6, 20), nn.Linear(20, 3)\n"
+        "    def forward(self, x):\n        return {'features': x, 'out': self.b(self.a(x).relu())}\n"
+    )
+    given = ["teacher=file", f"teacher.path={tmp_path / 'net.py'}", "teacher.factory=Net", "teacher.pretrained=true"]
+    given += ["teacher.output_key=out", "data=none", "data.input_shape=[6]", "data.classes=3", "sources=[]"]
+    go(tmp_path, *given, "compression.target=1.2")
+    assert main([str(tmp_path / "run"), "--format", "torch_export", "--out", str(tmp_path / "out")]) == 0
+    (folder,) = (tmp_path / "store").glob("compression-*")
+    x = torch.randn(4, 6)
+    found = torch.export.load(tmp_path / "out" / "model.pt2").module()(x)
+    torch.testing.assert_close(found, load_network(folder)(x)["out"])
 
 
 def test_the_samples_of_a_student_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

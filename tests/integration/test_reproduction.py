@@ -19,11 +19,12 @@ from typing import IO, Any
 import jsonschema
 import pytest
 import torch
+from torch import nn
 
 from kegnet_pl.data import Split
 from kegnet_pl.networks import MLP
 from kegnet_pl.pipeline.suggestions import RECIPES
-from reproduction import estimates, int8, networks
+from reproduction import estimates, int8, networks, speed, zoo
 from reproduction.__main__ import main as reproduction_main
 from reproduction.best import render as render_best
 from reproduction.best import write_best
@@ -745,6 +746,57 @@ def test_other_networks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["teacher"] > 0.1  # it has seen these samples; chance is 0.04
     page = networks.render([found | {"data": "Letter", "network": "MLP", "command": "python -m this"}])
     assert "| Letter | MLP | 4." in page and "Commands: `python -m this`" in page
+
+
+def test_the_zoo_is_measured_and_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SAMPLES", 64), ("EPOCHS", 1), ("CALIBRATION", 32), ("SECONDS", 0.01)):
+        monkeypatch.setattr(zoo, name, value)
+    monkeypatch.setattr(networks, "TRAINING_SAMPLES", 320)
+    data = Split(torch.randn(320, 1, 16, 16), torch.arange(320) % 10)
+
+    def make() -> nn.Module:
+        layers = (nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(1152, 10))
+        return nn.Sequential(*layers)
+
+    case = zoo.Case("MNIST", "tiny", make, lambda _: {"train": data, "test": data}, 1, {"mean": 0.13, "std": 0.31})
+    splits = case.load(Path())
+    teacher = zoo.teach(case, splits)
+    rows = [
+        {"data": case.data, "network": case.network, "method": method, "command": "python -m this", **found}
+        for method, found in zoo.run(case, teacher, splits, list(zoo.METHODS))
+    ]
+    assert {row["method"] for row in rows} == set(zoo.METHODS)
+    by_method = {row["method"]: row for row in rows}
+    assert by_method["tucker 2x"]["ratio"] >= 2 and by_method["pruning 4x"]["ratio"] >= 4
+    assert all(row["bytes"] < row["teacher_bytes"] for row in rows) and "T" not in by_method["int8"]
+    refused = {"data": "MNIST", "network": "tiny", "method": "pruning 4x", "teacher": 0.5, "said": ["Expected more."]}
+    page = zoo.render([*rows[:-1], refused | {"command": "python -m this"}])
+    assert "| MNIST | tiny | tucker 2x |" in page and "- tiny, pruning 4x: Expected more." in page
+    figure = zoo.draw_front(rows)
+    assert figure.axes[0].get_xlabel() == "times smaller on disk (ONNX)"
+
+
+def test_the_page_of_the_zoo_is_that_of_the_stored_rows() -> None:
+    rows = json.loads((RESULTS / "zoo.json").read_text())
+    assert (RESULTS / "ZOO.md").read_text() == zoo.render(rows)
+
+
+@pytest.mark.data
+@pytest.mark.skipif("KEGNET_REFERENCE_DIR" not in os.environ, reason="needs the released teachers")
+def test_the_speed_of_a_plan_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SECONDS", 0.01)
+    monkeypatch.setattr(speed, "TARGETS", (1e6,))
+    teacher = speed.read_teacher("letter_mlp")
+    test = Split(torch.randn(40, 16), torch.arange(40) % 26)
+    rows = [speed.measure("letter_mlp", teacher, test, *pair) for pair in speed.compress("letter_mlp", teacher)]
+    assert [round(row["ratio"], 2) for row in rows[:2]] == [4.13, 4.47]
+    page = speed.render(rows)
+    assert "| letter_mlp | option1, merged factors | 4.47x |" in page and "out of reach" in page
+
+
+def test_the_page_of_speed_is_that_of_the_stored_rows() -> None:
+    rows = json.loads((RESULTS / "speed.json").read_text())
+    assert (RESULTS / "SPEED.md").read_text() == speed.render(rows)
 
 
 def test_calibrations_are_compared_and_nothing_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,44 @@ def test_a_dictionary_becomes_logits(tmp_path: Path) -> None:
     assert isinstance(network(x), dict), "the network itself is not changed"
 
 
+class _Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = MLP(features=6, classes=3, width=8, blocks=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, :4], self.network(x)
+
+
+def test_the_named_output_is_exported_and_quantised(tmp_path: Path) -> None:
+    network, x = _Pair().eval(), torch.randn(20, 6)
+    export_network(network, tmp_path, (6,), ["torch_export"], output_key=1)
+    found = torch.export.load(tmp_path / "model.pt2").module()(x)
+    torch.testing.assert_close(found, network(x)[1])
+    quantized = kegnet_pl.quantize(network, tmp_path / "int8.onnx", 6, output_key=1)
+    torch.testing.assert_close(quantized(x.double()), network(x)[1], atol=0.05, rtol=0.05)
+    with pytest.raises(UserError, match="`path` to be a file to write"):
+        kegnet_pl.quantize(network, tmp_path, 6)
+
+
+class _FixedBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Parameter(torch.zeros(1, 1, 6)), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.token.expand(len(x), -1, -1)[:, 0], x], dim=1))
+
+
+def test_a_file_that_takes_one_batch_size_alone_is_named(tmp_path: Path) -> None:
+    try:
+        export_network(_FixedBatch(), tmp_path, (6,), ["onnx"])
+    except UserError as error:
+        assert "Try a fixed batch size" in str(error)
+    (exported,) = export_network(_FixedBatch(), tmp_path, (6,), ["onnx"], batch_size=3)
+    assert exported.difference < 1e-5
+
+
 def test_a_fixed_batch(tmp_path: Path) -> None:
     (file,) = export_network(MLP(6, 3, 8, 1), tmp_path, (6,), ["torch_export"], batch_size=4)
     module = torch.export.load(file.path).module()

@@ -209,6 +209,8 @@ def measure_agreement(
     check_counts(samples=(samples, 1))
     shape, place = to_shape(input_shape), find_device(device)
     sources = default_sources(shape) if sources is None else sources
+    if isinstance(sources, str):
+        raise ValueError(f"Expected `sources` to be a list of names, but got {sources!r}. Use [{sources!r}].")
     if not isinstance(sources, Mapping):
         pixels: dict[str, Any] = {"mean": mean, "std": std} if len(shape) > 1 else {}
         sources = {name: build_source({name: 1.0}, input_shape=shape, teacher=teacher, **pixels) for name in sources}

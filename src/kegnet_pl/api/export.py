@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.networks import as_classifier
+from kegnet_pl.networks import Answers, OutputKey, as_classifier
+from kegnet_pl.networks.answers import Outputs
 from kegnet_pl.networks.execution import eval_mode, first_weight
-from kegnet_pl.networks.validation import FORWARD_ERRORS, samples_for_trial
+from kegnet_pl.networks.validation import samples_for_trial
 from kegnet_pl.runtime.errors import UserError, first_line
 
 TOLERANCE = 1e-4
@@ -114,6 +115,8 @@ def export_network(
     formats: Sequence[str] = ("onnx", "torch_export"),
     *,
     batch_size: int | None = None,
+    outputs: Outputs | Answers = "auto",
+    output_key: OutputKey = None,
 ) -> list[ExportedFile]:
     """Write a network as files that run without kegnet_pl, and compare each with the network.
 
@@ -125,6 +128,8 @@ def export_network(
         input_shape: Shape of one sample.
         formats: Some of ``"onnx"``, ``"torch_export"`` and ``"torchscript"``.
         batch_size: Samples of every batch; None for any number.
+        outputs: Meaning of the numbers of a network that returns a tuple or dict, see :func:`as_classifier`.
+        output_key: Key, attribute or position of its tensor; None finds it.
 
     Returns:
         One entry per format: path, size, and difference from the network.
@@ -140,7 +145,9 @@ def export_network(
         raise UserError(f"Expected `batch_size` of at least 1, but got {batch_size}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plain = _with_tensor(copy.deepcopy(network).cpu().eval().requires_grad_(False), input_shape)
+    plain = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    if not returns_tensor(plain, input_shape):
+        plain = as_classifier(plain, input_shape, outputs, output_key)
     sizes = _BATCHES if batch_size is None else (batch_size,)
     batches = [samples_for_trial(input_shape, size).to(first_weight(plain).dtype) for size in sizes]
     files = []
@@ -150,7 +157,11 @@ def export_network(
         try:
             with quiet_exporters():
                 run = write(plain, batches[-1], path, batch_size is None)
-        except (*FORWARD_ERRORS, torch.onnx.errors.OnnxExporterError) as error:
+                difference = compare_outputs(plain, run, batches)
+        except UserError:
+            path.unlink(missing_ok=True)
+            raise
+        except Exception as error:  # exporters and runtimes raise many kinds
             path.unlink(missing_ok=True)
             fixed = (
                 " Try a fixed batch size: batch_size=N (command line: --batch-size N)." if batch_size is None else ""
@@ -159,7 +170,6 @@ def export_network(
                 f"Expected a network that torch can export as {name}, but {type(network).__name__} failed: "
                 f"{first_line(error).rstrip('.')}.{fixed}"
             ) from error
-        difference = compare_outputs(plain, run, batches)
         if not difference <= TOLERANCE:
             path.unlink()
             raise UserError(
@@ -169,11 +179,6 @@ def export_network(
             )
         files.append(ExportedFile(name, path, path.stat().st_size, difference))
     return files
-
-
-def _with_tensor(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
-    """Return a network that returns a tensor: itself, or with logits."""
-    return network if returns_tensor(network, input_shape) else as_classifier(network, input_shape)
 
 
 def returns_tensor(network: nn.Module, input_shape: Sequence[int]) -> bool:

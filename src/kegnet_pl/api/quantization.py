@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.api.export import export_network, import_onnx, quiet_exporters
+from kegnet_pl.networks import Answers, OutputKey
+from kegnet_pl.networks.answers import Outputs
 from kegnet_pl.networks.execution import chunk_size, copy_network
+from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import UserError, first_line
 from kegnet_pl.runtime.seeds import derive_seed
@@ -56,7 +59,7 @@ class OnnxNetwork(nn.Module):
         (batch, *_), name = session.get_inputs()[0].shape, session.get_inputs()[0].name
         size = batch if isinstance(batch, int) else len(x)
         parts = []
-        for part in x.detach().cpu().split(max(size, 1)):
+        for part in x.detach().cpu().float().split(max(size, 1)):
             padded = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
             parts.append(torch.from_numpy(session.run(None, {name: padded.numpy()})[0])[: len(part)])
         return torch.cat(parts).to(x.device)
@@ -89,11 +92,13 @@ class OnnxNetwork(nn.Module):
 def quantize(
     network: nn.Module,
     path: str | Path,
-    input_shape: Sequence[int],
+    input_shape: int | Sequence[int],
     samples: Tensor | None = None,
     *,
     method: CalibrationMethod = "minmax",
     batch_size: int | None = None,
+    outputs: Outputs | Answers = "auto",
+    output_key: OutputKey = None,
 ) -> OnnxNetwork:
     """Quantise a network to int8 with ONNX Runtime's quantiser, without training, and write it as ONNX.
 
@@ -109,6 +114,8 @@ def quantize(
         method: ``"minmax"`` takes the whole range of the samples, ``"percentile"`` leaves out 0.01 % at both ends,
             ``"entropy"`` takes the range that changes the distribution least. The latter two take longer.
         batch_size: Samples of every batch of the file; None for any number.
+        outputs: Meaning of the numbers of a network that returns a tuple or dict, see :func:`export_network`.
+        output_key: Key, attribute or position of its tensor; None finds it.
 
     Returns:
         The file as a network.
@@ -117,13 +124,20 @@ def quantize(
         ValueError: If samples have another shape, are not finite or too few, or the method is unknown.
         UserError: If packages are missing, or the network cannot be exported or quantised.
     """
-    path, samples = Path(path), _check_samples(samples, input_shape, method, batch_size)
+    path, input_shape = Path(path), to_shape(input_shape)
+    if path.is_dir():
+        raise UserError(
+            f"Expected `path` to be a file to write, but {path} is a folder. Add a name: {path / 'int8.onnx'}"
+        )
+    samples = _check_samples(samples, input_shape, method, batch_size)
     import_onnx()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plain = copy_network(network).float()
-        (exported,) = export_network(plain, folder, input_shape, ["onnx"], batch_size=batch_size)
+        (exported,) = export_network(
+            plain, folder, input_shape, ["onnx"], batch_size=batch_size, outputs=outputs, output_key=output_key
+        )
         prepared, written = folder / "prepared.onnx", folder / "int8.onnx"
         try:
             with quiet_exporters(), contextlib.redirect_stdout(io.StringIO()):

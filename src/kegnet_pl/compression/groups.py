@@ -16,9 +16,9 @@ from kegnet_pl.networks.kept import Kept
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 
-_TOLERANCE = 1e-3
-"""Largest difference of the logits, relative to their size, between a network without a channel and one that ignores
-it."""
+_TOLERANCE, _ROUNDING = 1e-3, 1e-5
+"""Largest difference of the logits between a network without channels and one that ignores them: relative to the change
+of the logits that the removal causes, and to their size."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def keep(network: nn.Module, groups: Sequence[ChannelGroup], alive: Sequence[Ten
 def find_groups(network: nn.Module, sample: Tensor) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Return the groups of channels that can be removed from a network, and why other layers keep theirs.
 
-    Each group is tried: the network without one of its channels (or heads) must return what the network returns if
-    the layers that read the channel ignore it. Where a layer normalises over channels, both differ, and it only has to
-    return logits.
+    Each group is tried: the network without its first, its last, or half of its channels (or heads) must return what
+    the network returns if the layers that read the channels ignore them. For this, layers that normalise over the
+    channels only scale and shift.
 
     Args:
         network: Returns logits; weights need gradients.
@@ -200,11 +200,33 @@ def _read_heads(network: nn.Module, name: str, items: Sequence[Item]) -> Channel
 
 
 def _try(network: nn.Module, group: ChannelGroup, sample: Tensor) -> ChannelGroup | _Refusal:
-    """Return the group if its first channels can be removed."""
+    """Return the group if its first, its last, and half of its channels can be removed."""
     makers = [part.name for part in group.parts if part.side == "out"]
     x = torch.cat([sample, torch.randn(sample.shape, generator=torch.Generator().manual_seed(0)).to(sample)])
-    alive = torch.ones(group.size, dtype=torch.bool)
-    alive[group.pick(torch.arange(group.size), 1)] = False
+    plain = copy.deepcopy(network)
+    for part in group.parts:
+        if not part.side.isdecimal():
+            _stop_normalising(plain.get_submodule(part.name))
+    order, units = torch.arange(group.size), group.size // group.per_unit
+    shuffled = torch.randperm(group.size, generator=torch.Generator().manual_seed(0))
+    try:
+        for scores, number in ((order, 1), (-order, 1), (shuffled, units // 2)):
+            alive = torch.ones(group.size, dtype=torch.bool)
+            alive[group.pick(scores, number)] = False
+            if not _is_removed(plain, group, alive, x):
+                return makers, "without some of them the network computes something else"
+        small = cut(copy.deepcopy(network), keep(network, [group], [alive]))
+        with torch.no_grad(), eval_mode(network), eval_mode(small):
+            expected, found = network(x.clone()), small(x.clone())
+    except FORWARD_ERRORS as error:
+        return makers, f"the network fails without some of them: {first_line(error)[:120]}"
+    if found.shape != expected.shape or not bool(found.isfinite().all()):
+        return makers, "without some of them the network returns no logits"
+    return group
+
+
+def _is_removed(network: nn.Module, group: ChannelGroup, alive: Tensor, x: Tensor) -> bool:
+    """Return True if a network without channels returns what it returns if their readers ignore them."""
     masks = {part.name: torch.ones(width(network, part.name, "in")) for part in group.readers}
     for part in group.readers:
         masks[part.name][part.channels[~alive[part.roots]]] = 0
@@ -215,20 +237,40 @@ def _try(network: nn.Module, group: ChannelGroup, sample: Tensor) -> ChannelGrou
         return value * (mask if isinstance(layer, nn.Linear) else mask.reshape(-1, *[1] * len(layer.kernel_size)))  # type: ignore[arg-type]
 
     recorder = LayerRecorder(network, tuple(masks), ignore, source="input", replace=lambda value: value)
-    try:
-        small = cut(copy.deepcopy(network), keep(network, [group], [alive]))
-        with torch.no_grad(), eval_mode(network), eval_mode(small), recorder:
-            expected, found = recorder.call(x.clone())[0], small(x.clone())
-    except FORWARD_ERRORS as error:
-        return makers, f"the network fails without one of them: {first_line(error)[:120]}"
-    normalises = any(
-        isinstance(network.get_submodule(part.name), nn.LayerNorm | nn.GroupNorm)
-        for part in group.parts
-        if not part.side.isdecimal()
-    )
-    size = float(expected.abs().max())
-    if found.shape != expected.shape or not bool(found.isfinite().all()):
-        return makers, "without one of them the network returns no logits"
-    if not normalises and float((found - expected).abs().max()) > _TOLERANCE * max(size, 1e-6):
-        return makers, "without one of them the network computes something else"
-    return group
+    small = cut(copy.deepcopy(network), keep(network, [group], [alive]))
+    with torch.no_grad(), eval_mode(network), eval_mode(small):
+        whole, found = network(x.clone()), small(x.clone())
+        with recorder:
+            expected = recorder.call(x.clone())[0]
+    if found.shape != expected.shape:
+        return False
+    effect, size = (float((expected - whole).abs().max()), float(expected.abs().max()))
+    return float((found - expected).abs().max()) <= max(_TOLERANCE * effect, _ROUNDING * size, 1e-12)
+
+
+class _PlainLayerNorm(nn.LayerNorm):
+    """Weight and bias of a layer norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input times weight, plus bias."""
+        scaled = input if self.weight is None else input * self.weight
+        return scaled if self.bias is None else scaled + self.bias
+
+
+class _PlainGroupNorm(nn.GroupNorm):
+    """Weight and bias of a group norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input times weight, plus bias."""
+        if self.weight is None:
+            return input
+        shape = (-1, *[1] * (input.dim() - 2))
+        return input * self.weight.view(shape) + self.bias.view(shape)
+
+
+def _stop_normalising(layer: nn.Module) -> None:
+    """Let a norm over channels only scale and shift: its statistics change with the channels, its order does not."""
+    if isinstance(layer, nn.LayerNorm):
+        layer.__class__ = _PlainLayerNorm
+    elif isinstance(layer, nn.GroupNorm):
+        layer.__class__ = _PlainGroupNorm

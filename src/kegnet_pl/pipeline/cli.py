@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.configuration import to_plain
@@ -121,7 +121,9 @@ def _apply_preset(
     if local_rank() == 0:
         seconds = estimate_seconds(settings, network, device)
         print(describe_choice(preset, network, device, overrides, seconds))  # noqa: T201
-        OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+        with open_dict(cfg):
+            saved = OmegaConf.merge(cfg, {"preset": "none"})  # a run of the saved configuration chooses nothing again
+        OmegaConf.save(saved, folder / ".hydra" / "config.yaml")
     return to_plain(cfg), settings
 
 

@@ -117,6 +117,10 @@ def _complete(network: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
+        if not re.fullmatch(r"\w+", str(key)):
+            raise ConfigError(
+                f"Expected names of letters, digits and _ in the teacher card, but got {key!r} in {prefix}. Rename it."
+            )
         if isinstance(value, Mapping) and value:
             yield from _flatten(f"{prefix}.{key}", value)
         else:
@@ -133,5 +137,11 @@ def _literal(value: Any, key: str) -> str:
     if isinstance(value, list):
         return f"[{','.join(_literal(item, key) for item in value)}]"
     if isinstance(value, Mapping):
+        for name in value:
+            if not re.fullmatch(r"\w+", str(name)):
+                raise ConfigError(
+                    f"Expected names of letters, digits and _ in the teacher card, but got {name!r} in {key}. Rename "
+                    f"it."
+                )
         return f"{{{','.join(f'{name}:{_literal(item, key)}' for name, item in value.items())}}}"
     return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else repr(value)

@@ -1,5 +1,6 @@
 """Errors that the user can fix: the command line prints their messages without a traceback."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,8 +9,9 @@ FAILURE = "failure.json"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if the message is empty."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """Return the first line of an error's message without colours, or the name of its class if there is none."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+    return next(iter(lines), "") or type(error).__name__
 
 
 class UserError(Exception):

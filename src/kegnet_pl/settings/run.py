@@ -44,6 +44,11 @@ def _check_teacher(run: "RunSettings") -> Iterator[str]:
             f"mlp or your own (student.network._target_), or build the teacher from its class, with "
             f"teacher.weights=FILE."
         )
+    if run.teacher.is_program and run.quantization.format is not None:
+        yield (
+            f"Expected quantization=none with a teacher that is a program ({run.teacher.network['path']}), since it "
+            f"cannot be exported to ONNX again. Quantise the student: python -m kegnet_pl.export RUN --int8"
+        )
     if run.teacher.pretrained or run.teacher.is_program:
         if run.teacher.weights is not None:
             reason = "the program has weights" if run.teacher.is_program else "teacher.pretrained=true"

@@ -317,7 +317,7 @@ def test_layers_that_are_left_alone_have_a_reason() -> None:
     teacher = ResNet14(3, 4).eval()
     groups, reasons = find_groups(teacher, torch.randn(1, 3, 32, 32))
     assert {group.name for group in groups} == {f"layers{i}.{j}.conv1" for i in (1, 2, 3) for j in (0, 1)}
-    assert reasons["conv1"].startswith("the network fails without one of them")
+    assert reasons["conv1"].startswith("the network fails without some of them")
     assert reasons["layers3.1.conv2"] == "they are those of 'conv1'"
     tied = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     tied[2].weight = tied[0].weight
@@ -336,9 +336,52 @@ class Counting(nn.Module):
         return self.second(self.first(x).relu()) * self.first.out_features
 
 
-def test_a_group_is_tried_before_it_is_used() -> None:
-    groups, reasons = find_groups(Counting(), torch.randn(1, 6))
-    assert not groups and reasons["first"] == "without one of them the network computes something else"
+class LastChannels(nn.Module):
+    """Reads the last channels of a layer by their place, in which a removal of the first ones shows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 16), nn.Linear(16, 8), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.head(torch.cat([self.second(x).relu(), x[:, -4:]], dim=1))
+
+
+class Reversed(nn.Module):
+    """Reverses the channels of a layer, after a norm over channels, or in a branch of little weight."""
+
+    def __init__(self, norm: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 8, 3, padding=1), norm, nn.Conv2d(8, 3, 1)
+        self.weight, self.head = weight, nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.second(self.norm(self.first(x)).relu().flip(1))
+        return self.head((x + self.weight * branch).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (Counting(), (6,)),
+        (LastChannels(), (6,)),
+        (Reversed(nn.GroupNorm(1, 8), 1.0), (3, 6, 6)),
+        (Reversed(nn.Identity(), 1e-4), (3, 6, 6)),
+    ],
+    ids=["counting", "last", "norm", "small"],
+)
+def test_a_group_is_tried_before_it_is_used(network: nn.Module, shape: tuple[int, ...]) -> None:
+    groups, reasons = find_groups(network, torch.randn(1, *shape))
+    assert "first" not in [group.name for group in groups]
+    assert "without some of them" in reasons["first"] or "cannot be told apart" in reasons["first"]
+
+
+def test_norms_over_channels_do_not_hide_a_right_group() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
+    groups, _ = find_groups(network, torch.randn(1, 3, 6, 6))
+    assert [group.name for group in groups] == ["0"]
+    assert type(network[1]) is nn.GroupNorm, "the network itself is not changed"
 
 
 class Untraceable(nn.Module):

@@ -56,6 +56,12 @@ def test_options_of_hydra_stay_before_the_settings(tmp_path: Path) -> None:
         ({"classes": None}, [], r"Expected classes in .*card\.yaml, but got none"),
         ({"teacher": "a=b"}, [], r"`teacher` in .* to be one of the command line"),
         ({"weights": "${oc.env:HOME}"}, [], r"plain value for teacher\.weights"),
+        (
+            {"network": {"extra": {"m n": 2}}},
+            [],
+            "names of letters, digits and _ .* got 'm n' in teacher.network.extra",
+        ),
+        ({"network": {"extra": [{"m n": 2}]}}, [], "names of letters, digits and _ .* got 'm n' in teacher.network"),
         ({}, ["teacher=lenet5"], "one teacher, but got several"),
         ({}, ["teacher_card=other.yaml"], "one teacher, but got several"),
     ],
