@@ -124,9 +124,11 @@ def _quantize(
     info = describe_mixture({name: 1.0}, settings.source)
     trained = stages.find("generators")
     if info.needs_data:
-        raise UserError(f"Expected --source to name synthetic samples, but got {name}. Use --source procedural.")
+        raise UserError(f"Expected a source of synthetic samples in --source, but got {name}. Use --source procedural.")
     if info.needs_generators and trained is None:
-        raise UserError(f"Expected a run that trained generators for --source {name}. Use --source procedural.")
+        raise UserError(
+            f"Expected a run with generators for --source {name}, but it has none. Use --source procedural."
+        )
     teacher, shape = stages.find("teacher"), settings.data.input_shape
     drawn = build_source(
         info.shares, source_definitions(settings, info.shares), input_shape=shape,
@@ -218,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--int8", action="store_true", help="also write model.int8.onnx: weights and activations in int8"
     )
     parser.add_argument(
-        "--int8-weights", action="store_true", help="also write model.int8-weights.onnx: as small, and not faster"
+        "--int8-weights", action="store_true", help="also write model.int8-weights.onnx: weights alone in int8"
     )
     parser.add_argument(
         "--source", default="procedural", help="source of the calibration samples (default: %(default)s)"

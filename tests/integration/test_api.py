@@ -429,7 +429,7 @@ def test_a_student_answers_as_its_teacher_does(answer: nn.Module) -> None:
         (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.zeros(8)), r"classes \(N,\), .* got torch.float32 \(8,\)"),
         (lambda: kegnet_pl.Split(torch.zeros(8, 2), torch.eye(8).long()), r"classes \(N,\), .* torch.int64 \(8, 8\)"),
         (lambda: kegnet_pl.Split(torch.zeros(8, 2), [1] * 8), "`y` to be a tensor, but got list"),
-        (lambda: kegnet_pl.measure_accuracy(_lenet(), _split(0)), "samples to measure accuracy on, but got none"),
+        (lambda: kegnet_pl.measure_accuracy(_lenet(), _split(0)), "at least one sample, but got none"),
         (lambda: kegnet_pl.measure_accuracy(_lenet(), _split(4, math.nan)), "finite logits, but got NaN"),
         (lambda: kegnet_pl.measure_accuracy(_lenet(), kegnet_pl.Split(_split(4).x.byte(), _split(4).y)),
          "floating-point samples, .* but got torch.uint8"),

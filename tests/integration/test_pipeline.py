@@ -1060,7 +1060,7 @@ def test_agreement_stands_beside_accuracy(tmp_path: Path, capsys: pytest.Capture
     assert own == [[], ["uniform"], ["procedural"]], "noise is like noise, and procedural images have strokes"
     assert all(row["agreement"]["over"] == ["waves"] for row in rows[1:]), "all are compared by the same sources"
     out = capsys.readouterr().out
-    assert "Agreement is no accuracy" in out and "T+Strokes agrees least on class" in out
+    assert "Agreement is not accuracy" in out and "T+Strokes agrees least on class" in out
     before = stages(tmp_path)
     assert [name.split("-")[0] for name in before].count("agreement") == 3
     again = go(tmp_path, *given, "resume=require")
@@ -1080,7 +1080,7 @@ def test_agreement_stands_beside_accuracy(tmp_path: Path, capsys: pytest.Capture
     assert go(tmp_path, *given, "resume=require")[1]["agreement"] is None
 
 
-@pytest.mark.parametrize(("seed", "said"), [(0, "the same class, so agreement tells little"), (3, "nothing is known")])
+@pytest.mark.parametrize(("seed", "said"), [(0, "the same class, so agreement says little"), (3, "is not known")])
 def test_agreement_needs_no_data(seed: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(seed)
     torch.save(LeNet5().state_dict(), tmp_path / "net.pt")
@@ -1105,7 +1105,7 @@ def test_agreement_is_measured_without_generators_and_real_data(name: str, tmp_p
 
 
 def test_a_run_without_another_source_has_no_objective(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"agreement of T\+Strokes for objective=agreement, but all sources made"):
+    with pytest.raises(ConfigError, match=r"agreement of T\+Strokes for objective=agreement, .*: all sources made"):
         go(tmp_path, "sources=[strokes]", "agreement.sources=[procedural]", "objective=agreement", train=False)
     with pytest.raises(ConfigError, match=r"`agreement\.sources` with at least one source"):
         configure("agreement.sources=[]", "objective=agreement")
@@ -1481,8 +1481,8 @@ def test_a_finished_run_is_exported_in_int8(tmp_path: Path, capsys: pytest.Captu
         assert part in text, part
     capsys.readouterr()
     for arguments, message in (
-        (["--source", "kegnet"], "a run that trained generators for --source kegnet"),
-        (["--source", "real"], "--source to name synthetic samples, but got real"),
+        (["--source", "kegnet"], "a run with generators for --source kegnet"),
+        (["--source", "real"], "a source of synthetic samples in --source, but got real"),
         (["--source", "magic"], "Use one of"),
         (["--method", "T+Normal int8"], "one of teacher, T, T+Normal, but got"),
     ):

@@ -1,4 +1,4 @@
-"""Agreement of a student with its teacher on synthetic samples: all that can be measured without data."""
+"""Agreement of a student with its teacher on synthetic samples, which needs no real data."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,13 +25,13 @@ OF_ROWS = "procedural", "fields", "normal", "uniform"
 """Default sources for rows of features, and for volumes."""
 
 ENOUGH = 10
-"""Fewest samples of a class that the agreement on it is measured with."""
+"""Fewest samples of a class for which its agreement is measured."""
 
 _NEARLY_ALL = 0.95
 """Share of samples in one class above which the teacher gives nearly all of them the same class."""
 
 _MOST_CLASSES = 20
-"""Most classes that no source reaches which a row of results lists."""
+"""Greatest number of unreached classes that a row of results lists."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SourceAgreement:
 
     Attributes:
         counts: Samples of each of the teacher's classes, ``(C,)``.
-        equal: Those among them to which the student gives the same class, ``(C,)``.
+        equal: Those of them to which the student gives the same class, ``(C,)``.
         divergence: Mean Kullback-Leibler divergence of the student's probabilities from the teacher's, in nats.
     """
 
@@ -78,7 +78,7 @@ class SourceAgreement:
 
 @dataclass(frozen=True)
 class WorstClass:
-    """The class of the teacher on which a student agrees least.
+    """The class of the teacher with the lowest agreement.
 
     Attributes:
         label: The class, counted from 0.
@@ -104,12 +104,12 @@ class AgreementReport:
     sources: Mapping[str, SourceAgreement]
 
     def mean(self, names: Collection[str] | None = None) -> float | None:
-        """Return the mean agreement over sources with these names; None for all. None if there is none."""
+        """Return the mean agreement over the named sources, or over all if ``names`` is None; None without sources."""
         values = [one.agreement for one in self._select(names).values()]
         return sum(values) / len(values) if values else None
 
     def worst(self, names: Collection[str] | None = None) -> WorstClass | None:
-        """Return the class with the least agreement on one source with enough samples of it, None without any."""
+        """Return the class with the lowest agreement on one source with enough samples of it; None without any."""
         found = [
             WorstClass(label, name, one.counts[label], share)
             for name, one in self._select(names).items()
@@ -187,7 +187,8 @@ def measure_agreement(
 ) -> AgreementReport:
     """Measure how often a student gives the same class as its teacher to synthetic samples.
 
-    This is agreement, not accuracy. Sources that the student was compressed or trained with tell least: leave them out.
+    Agreement is not accuracy. Leave out sources that the student was compressed or trained with: its agreement on them
+    is too high.
 
     Args:
         student: A classifier; it is copied.

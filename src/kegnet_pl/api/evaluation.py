@@ -63,14 +63,14 @@ def find_logits(
     See :func:`count_answers` for the other arguments; messages have the network's ``name``.
 
     Raises:
-        ValueError: If there are no samples, they are no floating-point numbers, or logits are not finite.
+        ValueError: If there are no samples, they are not floating-point numbers, or logits are not finite.
     """
     device = torch.device(device)
     shape = x.shape[1:]
     dtype = next((value.dtype for value in network.parameters() if value.is_floating_point()), x.dtype)
     size = batch_size or chunk_size(shape, device)
     if not len(x):
-        raise ValueError("Expected samples to measure accuracy on, but got none.")
+        raise ValueError("Expected at least one sample, but got none.")
     if not x.is_floating_point():
         raise ValueError(f"Expected floating-point samples, normalised for the network, but got {x.dtype}.")
     frozen = FrozenModule(as_classifier(network, shape, outputs, output_key, name)).to(device)

@@ -104,8 +104,9 @@ def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None
         return row.accuracy
     if row.mean_agreement is None:
         raise ConfigError(
-            f"Expected the agreement of {row.method} for objective={objective}, but all sources made the network, or "
-            f"resume=require found no measurement. Add another source to agreement.sources."
+            f"Expected the agreement of {row.method} for objective={objective}, but it was not measured: all sources "
+            f"made the network (add another one to agreement.sources), or resume=require found no measurement (set "
+            f"resume=auto)."
         )
     if objective == "agreement":
         return row.mean_agreement

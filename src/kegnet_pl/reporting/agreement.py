@@ -13,7 +13,7 @@ def explain_agreement(rows: Sequence[Row]) -> list[str]:
         return []
     last = find_last(rows)
     return [
-        f"Agreement is no accuracy: it is the share of synthetic samples to which a network and its teacher give the "
+        f"Agreement is not accuracy: it is the share of synthetic samples to which a network and its teacher give the "
         f"same class, mean over the teacher's classes and over {describe_sources(last)}.",
         *describe_agreement(last),
         *warn_of_samples(last),
@@ -36,19 +36,20 @@ def describe_agreement(row: Row) -> list[str]:
         return []
     return [
         *([f"{row.method}: {describe_estimate(mean)}"] if row.accuracy is None else []),
-        f"{row.method} agrees least on class {worst['label']}: on {100 * worst['agreement']:.0f} % of the "
-        f"{worst['samples']} samples of {worst['source']} to which the teacher gives it.",
+        f"{row.method} agrees least on class {worst['label']}: it gives the same class to "
+        f"{100 * worst['agreement']:.0f} % of the {worst['samples']} samples of {worst['source']} that the teacher "
+        f"puts in this class.",
     ]
 
 
 def warn_of_samples(row: Row) -> list[str]:
-    """Return warnings where the samples tell little about a network or about some of its classes."""
+    """Return warnings if the samples do not cover the classes of the teacher."""
     if row.agreement is None:
         return []
     sources = row.agreement["sources"]
     if all(one["same_class"] for one in sources.values()):
         return [
-            f"The teacher gives nearly all samples of {join(list(sources))} the same class, so agreement tells "
+            f"The teacher gives nearly all samples of {join(list(sources))} the same class, so agreement says "
             f"little. Check the teacher's weights and the normalisation of its inputs (data.mean and data.std), or add "
             f"another source to agreement.sources."
         ]
@@ -57,8 +58,8 @@ def warn_of_samples(row: Row) -> list[str]:
         return []
     named = ", ".join(map(str, labels)) + (f" and {count - len(labels)} more" if count > len(labels) else "")
     return [
-        f"The teacher gives no sample of any source the class{'es' * (count > 1)} {named}: nothing is known about "
-        f"{'them' if count > 1 else 'it'}."
+        f"The teacher gives class{'es' * (count > 1)} {named} to no sample of any source, so the agreement on "
+        f"{'them' if count > 1 else 'it'} is not known."
     ]
 
 

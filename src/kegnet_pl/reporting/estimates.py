@@ -21,7 +21,7 @@ _FEWEST_NETWORKS, _FEWEST_SETS = 10, 3
 """Fewest networks and data sets of a range of agreement that is used for a new network."""
 
 ENOUGH_COVERAGE = 0.9
-"""Share of a data set's networks within the range that the others give, from which that range is used."""
+"""Smallest share of the networks of a data set that must lie within the range of the other data sets."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Estimate:
 
 
 def estimate(agreement: float, known: Iterable[Known]) -> Estimate | None:
-    """Return what networks with about the same agreement had, None if there are too few of them."""
+    """Return the estimate from networks with about the same agreement; None if there are too few of them."""
     place = find_range(agreement)
     found = [one for one in known if find_range(one.agreement) == place]
     sets = {one.dataset for one in found}
@@ -109,9 +109,9 @@ def check(known: Sequence[Known]) -> dict[str, Check]:
 
 
 def is_reliable(known: Sequence[Known]) -> bool:
-    """Return True if networks of one range of agreement may be used for a new one.
+    """Return True if networks of one range of agreement may be used to estimate a new one.
 
-    Each of their data sets has an estimate by the others, and its range holds for nearly all networks.
+    Each of their data sets must have an estimate from the others, and its range must hold for nearly all networks.
     """
     results = check(known).values()
     covered = [one.covered for one in results if one.covered is not None and one.covered >= ENOUGH_COVERAGE]
@@ -136,12 +136,12 @@ def describe_estimate(agreement: float) -> str:
     here = f"an agreement of {100 * agreement:.0f} %"
     if found is None:
         return (
-            f"no estimate of accuracy follows from {here}. Agreement ranks students of one teacher; what it means for "
-            f"accuracy differs too much between data sets, or too few networks are known (results/estimates.md)."
+            f"no estimate of accuracy is given for {here}. Too few networks are known, or their accuracies differ too "
+            f"much between data sets (results/estimates.md). Use agreement to compare students of one teacher."
         )
     low, high = 100 * found.low, 100 * found.high
     return (
         f"known networks with about {here} have {low:.0f} to {high:.0f} % of their teachers' accuracy (median "
         f"{100 * found.median:.0f} %; {found.networks} networks of {found.data_sets} data sets, results/estimates.md). "
-        f"On data unlike theirs it may be different."
+        f"On other data the accuracy may be different."
     )

@@ -144,7 +144,7 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     ]
     if last.accuracy is None and last.mean_agreement is not None:
         facts.append(
-            (f"{100 * last.mean_agreement:.1f} %", "agreement with the teacher on synthetic samples, no accuracy")
+            (f"{100 * last.mean_agreement:.1f} %", "agreement with the teacher on synthetic samples (not accuracy)")
         )
     facts.append((f"{last.compression_ratio:.2f}x", "fewer parameters"))
     if last.macs:

@@ -44,19 +44,20 @@ def _rows(accuracy: float | None = 0.8, **changes: Any) -> list[Row]:
 
 def test_agreement_is_called_no_accuracy_and_the_worst_class_is_named() -> None:
     first, worst = explain_agreement(_rows())
-    assert first.startswith("Agreement is no accuracy") and "over waves (normal left out" in first
+    assert first.startswith("Agreement is not accuracy") and "over waves (normal left out" in first
     assert worst == (
-        "T+KegNet agrees least on class 2: on 25 % of the 12 samples of waves to which the teacher gives it."
+        "T+KegNet agrees least on class 2: it gives the same class to 25 % of the 12 samples of waves that the teacher "
+        "puts in this class."
     )
     assert explain_agreement([TEACHER, student(0.8)]) == []
 
 
 def test_unreached_classes_and_a_teacher_of_one_class_are_warned_of() -> None:
     assert explain_agreement(_rows(unreached=[4], unreached_classes=1))[-1] == (
-        "The teacher gives no sample of any source the class 4: nothing is known about it."
+        "The teacher gives class 4 to no sample of any source, so the agreement on it is not known."
     )
     assert (
-        "the classes 4, 5 and 98 more: nothing is known about them"
+        "classes 4, 5 and 98 more to no sample of any source, so the agreement on them is not known"
         in explain_agreement(_rows(unreached=[4, 5], unreached_classes=100))[-1]
     )
     same = {name: one | {"same_class": True} for name, one in _agreement()["sources"].items()}

@@ -70,8 +70,8 @@ def describe_agreements(
 ) -> list[dict[str, Any] | None]:
     """Return the agreement of networks as rows of results have it.
 
-    The mean is over sources that made none of the networks of the run, so that they can be compared. If there is none,
-    it is over those that did not make the network itself.
+    The mean is over sources that made none of the networks of the run, so that the networks can be compared. Without
+    such a source, it is over those that did not make the network itself.
 
     Args:
         context: Context of the run.
