@@ -24,7 +24,7 @@ TRIAL_SAMPLES = 64
 """Samples for :func:`explain_inputs`."""
 
 _SCALE = 3
-"""Factor between standard deviations, above which the range of the inputs is called wrong (docs/decisions/0003)."""
+"""Factor between standard deviations, above which the run warns of a wrong value range (docs/decisions/0003)."""
 
 LOW_AGREEMENT = 0.9
 """Agreement on held-out synthetic samples below which ``compress`` warns (measured in results/NETWORKS.md)."""
@@ -74,7 +74,7 @@ def check_student(
 
 
 def _check_widths(student: nn.Module, teacher: nn.Module, layers: Sequence[str], input_shape: Sequence[int]) -> None:
-    """Check that layers of a pruned student return what the teacher's return, but for channels that are noted."""
+    """Check that layers of a pruned student return as many values as the teacher's layers, without pruned channels."""
     x = samples_for_trial(input_shape)
     shapes = []
     for network, kept in ((student, {}), (teacher, kept_channels(student, teacher))):
@@ -86,8 +86,8 @@ def _check_widths(student: nn.Module, teacher: nn.Module, layers: Sequence[str],
     others = [name for name, *pair in zip(layers, *shapes, strict=True) if pair[0] != pair[1]]
     if others:
         raise SettingsMismatchError(
-            f"Expected layers with channels of their own for feature_distillation.layers (convolutions, dense layers "
-            f"and normalisations), since the student is pruned, but got {', '.join(others[:8])}.",
+            f"Expected `feature_distillation.layers` to be convolutions, dense layers and normalisations, since the "
+            f"student is pruned, but got {', '.join(others[:8])}.",
             {"feature_distillation.layers": None},
         )
 
@@ -154,7 +154,7 @@ def explain_scale(network: nn.Module, x: Tensor) -> list[str]:
     return [
         f"In {name}, the first batch norm of {type(network).__name__}, synthetic samples have {ratio:.2g} times the "
         f"standard deviation of its training data.{_suggest_range(1 / ratio)} Check the mean and standard deviation by "
-        f"which its inputs are normalised, or their value range{_RANGE}."
+        f"which the inputs are normalised, or their value range{_RANGE}."
     ]
 
 
@@ -190,7 +190,7 @@ def _suggest_range(scale: float) -> str:
     """Return a sentence on the value range whose pixels have this standard deviation, if one is near."""
     for low, high in ((0, 1), (-1, 1), (0, 255)):
         if 0.5 < scale / (PIXEL_STD * (high - low)) < 2:
-            return f" It may take pixels: data.value_range=[{low},{high}]."
+            return f" If the network takes pixels, set data.value_range=[{low},{high}]."
     return ""
 
 

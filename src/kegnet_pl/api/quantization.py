@@ -21,7 +21,7 @@ from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.sources import SyntheticSource
 
 CalibrationMethod = Literal["minmax", "percentile", "entropy"]
-"""Choice of the range of an activation, from its values for the calibration samples."""
+"""Method that chooses the range of an activation from its values for the calibration samples."""
 
 _CHUNK = 64
 """Most samples of a forward pass of the calibration."""
@@ -110,7 +110,7 @@ def quantize(
         path: The file to write.
         input_shape: Shape of one sample.
         samples: Calibration samples ``(N, *input_shape)``, as the network takes them, which determine the ranges of
-            activations; a few hundred suffice. None to quantise weights alone: the file is as small, and not faster.
+            activations; a few hundred suffice. None to quantise weights alone: the file is small, but not faster.
         method: ``"minmax"`` takes the whole range of the samples, ``"percentile"`` leaves out 0.01 % at both ends,
             ``"entropy"`` takes the range that changes the distribution least. The latter two take longer.
         batch_size: Samples of every batch of the file; None for any number.
@@ -160,7 +160,7 @@ def quantize(
 
 
 def draw_samples(source: SyntheticSource, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return at least ``n`` calibration samples of a source, and as many others, which tell the agreement of networks.
+    """Return at least ``n`` calibration samples of a source, and as many held-out samples to measure agreement.
 
     Both are ``(N, *input_shape)``, on the CPU.
     """
@@ -222,7 +222,7 @@ def _quantize_weights(source: Path, target: Path) -> None:
     from onnxruntime import quantization
 
     class Weights(quantization.QDQQuantizer):  # type: ignore[misc]
-        """ONNX Runtime's quantiser, with nothing to do for activations and biases."""
+        """ONNX Runtime's quantiser for weights alone: it leaves activations and biases as they are."""
 
         def quantize_activation_tensor(self, *_: Any, **__: Any) -> None:
             pass

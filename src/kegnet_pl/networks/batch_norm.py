@@ -100,7 +100,7 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
 
     Args:
         student: The compressed teacher; changed in place. Its mode is restored. A pruned one is compared with the
-            channels of the teacher that it has kept.
+            channels that it has kept of the teacher.
         teacher: Network with batch-norm layers of the same names, with stored statistics, scale and shift.
         x: Synthetic samples ``(N, *input_shape)``, at least some hundreds, on the device of the networks.
 

@@ -167,7 +167,7 @@ def from_program(path: str) -> nn.Module:
     """Return the network of a file of TorchScript or torch.export, with its weights.
 
     Raises:
-        ConfigError: If the file is no such program.
+        ConfigError: If the file is not such a program.
     """
     file = Path(path).resolve()
     try:
@@ -180,7 +180,7 @@ def from_program(path: str) -> nn.Module:
     except Exception as error:  # damaged files raise many kinds
         raise ConfigError(
             f"Expected `teacher.path` to be a Python file (.py), a program of torch.export (.pt2) or of TorchScript, "
-            f"but {path!r} is none of them, or damaged. A state dict belongs in teacher.weights."
+            f"but {path!r} is none of them, or damaged. Give a state dict as teacher.weights=FILE."
         ) from error
     return _remember(ProgramNetwork(program), "from_program", path=str(file))
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from kegnet_pl.networks.hooks import hook_input
 
 PIXEL_MEAN, PIXEL_STD = 0.45, 0.25
-"""Statistics of pixels in [0, 1] for a value range without others: about those of photographs."""
+"""Default mean and standard deviation of pixels in [0, 1]: about those of photographs."""
 
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The way from standardised samples to the pixels that a network takes. It is a forward pre-hook of the network.
+    """Conversion of standardised samples to the pixels that a network takes: a forward pre-hook of the network.
 
     Sources draw samples with mean 0 and standard deviation 1. A pixel of the network is
     ``low + (high - low) (mean + std x)``.
@@ -92,7 +92,7 @@ def value_range_of(network: nn.Module) -> ValueRange | None:
 
 
 def restore_inputs(network: nn.Module) -> nn.Module:
-    """Make a network take the values of its value range again, in place, and return it."""
+    """Remove the value range of a network, in place, so that it takes pixels again, and return it."""
     for key, hook in list(network._forward_pre_hooks.items()):
         if isinstance(hook, ValueRange):
             del network._forward_pre_hooks[key]

@@ -1,4 +1,4 @@
-"""Channels that a pruned network has kept of the network that it was made of."""
+"""Channels of the original network that a pruned network has kept."""
 
 from collections.abc import Mapping
 
@@ -13,11 +13,11 @@ Kept = Mapping[str, Mapping[str, list[int]]]
 
 
 def kept_channels(network: nn.Module, original: nn.Module | None = None) -> Kept:
-    """Return the channels that a network has kept of the one that it was made of; empty if it was not pruned.
+    """Return the channels of the original network that a network has kept; empty if it was not pruned.
 
     Args:
         network: The pruned network.
-        original: A network that was itself pruned, if the indices shall be those of its channels.
+        original: The network before the last pruning, if it was pruned itself: indices are then those of its channels.
     """
     kept: Kept = dict(getattr(network, _ATTRIBUTE, {}))
     before = kept_channels(original) if original is not None else {}
@@ -34,13 +34,13 @@ def kept_channels(network: nn.Module, original: nn.Module | None = None) -> Kept
 
 
 def remember_kept(network: nn.Module, kept: Kept) -> None:
-    """Note in a pruned network what it has kept; copies of it keep the note."""
+    """Store the kept channels in a pruned network; copies of it have them, too."""
     if kept:
         setattr(network, _ATTRIBUTE, {name: dict(sides) for name, sides in kept.items()})
 
 
 def select_kept(kept: Kept, name: str, values: Tensor, dim: int = 0) -> Tensor:
-    """Return the part of a tensor that belongs to the outputs that are kept of a layer; all of it by default.
+    """Return the part of a tensor for the kept outputs of a layer; all of it if the layer was not pruned.
 
     Args:
         kept: Channels that are kept.

@@ -59,7 +59,7 @@ class Network:
 
     @property
     def stage(self) -> Stage:
-        """The last stage that is no quantisation: it made the weights."""
+        """The last stage that is not a quantisation: it made the weights."""
         return next(stage for stage in reversed(self.stages) if stage.name in ("teacher", "compression", "student"))
 
     @property

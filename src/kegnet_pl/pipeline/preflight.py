@@ -45,7 +45,7 @@ def check_sources(settings: RunSettings, sources: Sequence[SourceInfo]) -> None:
 
 
 def check_before(context: RunContext, sources: Sequence[SourceInfo], others: Sequence[SourceInfo]) -> None:
-    """Check what needs no trained teacher, for the sources of a run's students, of its compression and quantisation.
+    """Run the checks that need no trained teacher, for all sources of a run.
 
     Raises:
         ConfigError: If an optimiser, a plan of compression or a generator cannot be built or does not fit the data, or

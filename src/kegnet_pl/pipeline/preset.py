@@ -20,10 +20,10 @@ from kegnet_pl.settings import GeneratorSettings, RunSettings
 from kegnet_pl.sources import build_source, describe_mixture
 
 BUDGETS = {"cpu": 1e14, "cuda": 1e16}
-"""Type of device -> multiply-accumulates of a run: of the order of an hour on two cores or on one GPU."""
+"""Type of device -> multiply-accumulates of a run: about an hour on two cores or on one GPU."""
 
 _GENERATORS, _PART = 0.7, 0.5
-"""Greatest shares of the budget: of the generators, and of the compression or of a student."""
+"""Greatest shares of the budget: for the generators; for the compression, or for each student."""
 
 _LEAST_SAMPLES = {"student.samples": 1000, "compression.samples": 200}
 
@@ -73,7 +73,7 @@ def choose_preset(network: nn.Module, input_shape: Sequence[int], same_layers: b
 
 
 def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.device) -> list[str]:
-    """Return overrides that keep a run within the budget of its device; empty if it is.
+    """Return overrides that keep a run within the budget of its device; none if it is within it already.
 
     They depend on sizes alone, not on measured times: the same command has the same settings on every machine with such
     a device.

@@ -30,7 +30,7 @@ _PICTURES = "samples"
 def export_samples(
     run: Path, out: Path, samples: int, *, method: str | None = None, pictures: bool = False
 ) -> tuple[Path, SourceInfo]:
-    """Write samples of the source of a finished run's student, drawn as for its first epoch.
+    """Write samples from the source of a student of a finished run, drawn as for its first epoch.
 
     With ``student.samples`` as the number of samples, they are the samples of that epoch.
 
@@ -54,7 +54,7 @@ def export_samples(
     """
     stages, row = StageFolders.read(run), _find_student(run, method)
     if stages is None:
-        raise UserError(f"Expected stages.json in {display_path(run)}, but found none. Give the folder of one run.")
+        raise UserError(f"Expected stages.json in {display_path(run)}, but found none. Give the folder of a run.")
     if row.is_ceiling:
         raise UserError(f"Expected a student of synthetic samples, but {row.method} was trained on real data.")
     settings = RunSettings.from_config(stages.config)
@@ -93,7 +93,7 @@ def _find_student(run: Path, method: str | None) -> Row:
     row = find_last(rows) if method is None else next((row for row in trained if row.method == method), None)
     if row is None or row.source is None:
         names = ", ".join(one.method for one in trained) or "none"
-        raise UserError(f"Expected a student that was trained ({names}), but got {method or 'a run without any'}.")
+        raise UserError(f"Expected a student that was trained ({names}), but got {method or 'a run without one'}.")
     return row
 
 

@@ -52,7 +52,7 @@ def expand_card(arguments: Sequence[str]) -> list[str]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Return the content of a card; paths of files beside it are complete.
+    """Return the content of a card; paths of files in its folder become absolute.
 
     Raises:
         ConfigError: If there is no such file, or its content is wrong.
@@ -66,10 +66,12 @@ def read_card(path: Path) -> dict[str, Any]:
         raise ConfigError(f"Expected settings by name in {path}, but got {card!r}. A card has: {', '.join(known)}.")
     unknown = [str(key) for key in card if key not in known]
     if unknown:
-        raise ConfigError(f"Expected {', '.join(known)} in {path}, but got {', '.join(unknown)}.")
+        raise ConfigError(
+            f"Expected the keys {', '.join(known)} in {path}, but got {', '.join(unknown)}. Remove other keys."
+        )
     missing = [key for key in _REQUIRED if card.get(key) is None]
     if missing:
-        raise ConfigError(f"Expected {', '.join(missing)} in {path}, but got none.")
+        raise ConfigError(f"Expected {', '.join(missing)} in {path}, but got none. Add what is missing.")
     if not re.fullmatch(r"[\w-]+", str(card["teacher"])):
         raise ConfigError(
             f"Expected `teacher` in {path} to be one of the command line, such as torchvision, timm, huggingface, file "
@@ -109,7 +111,7 @@ def write_card(
 
 
 def _complete(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a network, with the complete path of a file or folder that is there."""
+    """Return the settings of a network, with the absolute path of an existing file or folder."""
     path = network.get("path")
     found = isinstance(path, str) and Path(path).exists()
     return {**network, **({"path": str(Path(str(path)).resolve())} if found else {})}

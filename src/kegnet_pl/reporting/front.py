@@ -19,7 +19,7 @@ def draw_front(points: Sequence[Point], narrow: bool = False) -> Figure:
     """Draw accuracy against size on disk and against speed-up; a pair of panels for each data set.
 
     Each compression has a colour. Networks in int8 are squares, trained ones in float32 circles, untrained ones
-    crosses. A line joins the networks that no other one beats in both quantities (the Pareto front). Ceilings are left
+    crosses. A line joins the networks of the Pareto front: no other one is better in both quantities. Ceilings are left
     out. Speed-ups of int8 networks are in ONNX Runtime, those of others in PyTorch. ``narrow`` puts panels below each
     other, for a phone.
     """

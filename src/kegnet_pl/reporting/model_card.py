@@ -33,8 +33,8 @@ class QuantizedFile:
         path: The file, ONNX.
         size: Bytes.
         activations: ``"int8"``, or ``"float"`` where weights alone are quantised.
-        source: Source of the calibration samples, and of as many others, which the agreement was measured on.
-        samples: Calibration samples; of weights alone, only the others were drawn.
+        source: Source of the calibration samples, and of as many held-out samples, on which agreement was measured.
+        samples: Number of calibration samples, and of held-out samples.
         agreement: Share of samples to which the network gives the same class as in float32; None if float32 gives one
             class to all of them.
     """

@@ -100,8 +100,8 @@ def explain_quantization(rows: Sequence[Row]) -> list[str]:
     larger = [row.method for row, _ in found if row.size and row.size >= (sizes.get(row.method) or math.inf)]
     if larger:
         lines.append(
-            f"{', '.join(larger)}: the file is no smaller than in float32, as scales and further nodes take what int8 "
-            f"saves in a network this small."
+            f"{', '.join(larger)}: the file is not smaller than in float32. In such a small network, scales and "
+            f"further nodes need as much space as int8 saves."
         )
     warnings = [(row.method, explain_difference(quantization["agreement"])) for row, quantization in found]
     return lines + [f"{method}: {warning}" for method, warning in warnings if warning is not None]
@@ -113,12 +113,12 @@ def explain_difference(agreement: float | None) -> str | None:
     ``agreement`` is None if the network in float32 gives one class to all samples.
     """
     if agreement is None:
-        return "in float32 it gives one class to all samples of this source, which tell nothing. Use another source."
+        return "in float32 it gives one class to all samples, so agreement is not known. Use another source."
     if agreement >= LOW_AGREEMENT:
         return None
     return (
-        f"it gives the class of float32 to only {agreement:.1%} of further samples of the source, which is below "
-        f"{LOW_AGREEMENT:.0%}. Measure its accuracy, use another source, or quantise weights alone."
+        f"it gives the same class as in float32 to only {agreement:.1%} of held-out samples of the source, which is "
+        f"below {LOW_AGREEMENT:.0%}. Measure its accuracy, use another source, or quantise weights alone."
     )
 
 

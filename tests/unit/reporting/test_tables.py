@@ -79,10 +79,10 @@ def test_what_int8_means_is_said_with_a_warning_where_it_agrees_little() -> None
     (line,) = explain_quantization([*rows, quantized(TEACHER, source=None)])
     assert line.startswith("int8: weights; ONNX files")
     _, line = explain_quantization([*rows, quantized(TEACHER), quantized(rows[1], agreement=0.5)])
-    assert line.startswith("T+KegNet int8: it gives the class of float32 to only 50.0% of further samples")
+    assert line.startswith("T+KegNet int8: it gives the same class as in float32 to only 50.0% of held-out samples")
     float32 = dataclasses.replace(TEACHER, size=299)
     _, line = explain_quantization([float32, rows[1], quantized(float32)])
-    assert line.startswith("teacher int8: the file is no smaller than in float32")
+    assert line.startswith("teacher int8: the file is not smaller than in float32")
     _, line = explain_quantization([*rows, quantized(TEACHER, agreement=None)])
     assert "one class to all samples" in line
 

@@ -50,7 +50,7 @@ def describe_quantization_source(settings: RunSettings, *, generators: bool) -> 
 def quantization_stage(
     context: RunContext, stage: Stage, source: SourceInfo, teacher: Stage, generators: Stage | None
 ) -> Stage:
-    """Quantise the network of a finished stage, and measure its agreement with it on further samples of the source."""
+    """Quantise the network of a finished stage, and measure the agreement of both on held-out samples of the source."""
     wanted = context.settings.quantization
     definitions = source_definitions(context.settings, source.shares)
     settings = {
