@@ -66,7 +66,7 @@ def search_speed(
     measure: Callable[[Chosen], float],
     remedy: str,
 ) -> Chosen:
-    """Return the choice whose network reaches a target of latency when it is measured, at the largest budget.
+    """Return the choice with the largest budget whose network reaches a target of latency when it is measured.
 
     Args:
         target: Time of the network before / after.
@@ -74,7 +74,7 @@ def search_speed(
         high: Largest budget.
         allocate: Returns the choice for a budget; raises :class:`BudgetError` for one that is too small.
         measure: Returns the measured speed-up by a choice.
-        remedy: What helps, for the message.
+        remedy: Sentence on the remedy, for the message.
 
     Raises:
         BudgetError: If no choice reaches :data:`_ALMOST` of the target.
@@ -101,8 +101,8 @@ def search_speed(
         raise BudgetError(
             1 / speedup,
             1 / target,
-            f"Expected a `target` within reach, but {target} by latency is too much: the fastest network that was "
-            f"measured has a speed-up of {speedup:.2f}. {remedy}, or lower the target.",
+            f"Expected a `target` by latency of at most {speedup:.2f}, the speed-up of the fastest network that was "
+            f"measured, but got {target}. {remedy}",
         )
     return chosen
 
@@ -203,7 +203,12 @@ class RankChoice:
             return cost.speedup(network, trial)
 
         return search_speed(
-            self.target, budget, sum(map(cost.of_layer, cost.layers)), allocate, measure, "Name more layers in `rules`"
+            self.target,
+            budget,
+            sum(map(cost.of_layer, cost.layers)),
+            allocate,
+            measure,
+            "Name more layers in `rules`, or lower the target.",
         )
 
     def by_weights(self, candidates: Sequence[Candidate], parameters: int) -> dict[str, Ranks]:

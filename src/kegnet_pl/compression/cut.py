@@ -1,4 +1,4 @@
-"""Removal of channels from layers, and the record of what is kept in ``network.json``."""
+"""Removal of channels from layers, and the record in ``network.json`` of the channels that are kept."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from kegnet_pl.networks.kept import Kept, kept_channels, remember_kept
 
 PASSING = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
-"""Layers that have one width, of their inputs and outputs."""
+"""Layers with as many inputs as outputs."""
 
 CUTTABLE = (_ConvNd, nn.Linear, *PASSING)
 """Layers whose channels can be removed."""
@@ -37,7 +37,7 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 
 def find_heads(module: nn.Module) -> tuple[str, int, int] | None:
-    """Return the attribute for the number of heads, that number and the width of a head; None if it is no attention."""
+    """Return the attribute for the number of heads, that number and the width of a head; None for other modules."""
     for names in _HEADS:
         values = [getattr(module, name, None) for name in names]
         if all(type(value) is int and value > 0 for value in values):
@@ -85,7 +85,7 @@ def _exists(network: nn.Module, name: str) -> bool:
 
 
 def cut(network: nn.Module, kept: Kept) -> nn.Module:
-    """Remove channels from layers and parameters of a network, in place, and note in it what is kept.
+    """Remove channels from layers and parameters of a network, in place, and store in it the channels that are kept.
 
     Args:
         network: The network; one that was pruned before may be pruned again.
@@ -203,7 +203,7 @@ def _select(module: nn.Module, own: str, index: Tensor, dim: int = 0) -> None:
 
 
 def _compose(first: Kept, second: Kept) -> Kept:
-    """Return what is kept of a network after two cuts, as indices of the original."""
+    """Return the channels that are kept after two cuts, as indices of the original network."""
     found = {name: dict(sides) for name, sides in first.items()}
     for name, sides in second.items():
         own = found.setdefault(name, {})
@@ -224,7 +224,7 @@ def from_ranges(text: Any, size: int) -> list[int]:
     """Return the numbers below ``size`` that a text names.
 
     Raises:
-        ValueError: If it is no such text.
+        ValueError: If it is not such a text.
     """
     matches = [_RANGE.fullmatch(part) for part in text.split(" ")] if isinstance(text, str) else [None]
     found: list[int] = []
@@ -237,12 +237,12 @@ def from_ranges(text: Any, size: int) -> list[int]:
 
 
 def describe_kept(kept: Kept) -> dict[str, dict[str, str]]:
-    """Return what is kept as values for JSON."""
+    """Return the channels that are kept as values for JSON."""
     return {name: {side: to_ranges(channels) for side, channels in sides.items()} for name, sides in kept.items()}
 
 
 def read_kept(network: nn.Module, content: Any) -> Kept:
-    """Return what is kept of a network from the output of :func:`describe_kept`.
+    """Return the channels that a network keeps, from the output of :func:`describe_kept`.
 
     Raises:
         ValueError: If it is damaged, or of another network.

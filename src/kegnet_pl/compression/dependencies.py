@@ -31,14 +31,14 @@ def import_library() -> Any:
 
 Item = tuple[str, Any, str, list[int], list[int | None]]
 """Name, layer or parameter, side, channels, and the channel of the root that each belongs to; without a name for the
-answer of the network."""
+output of the network."""
 
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 """Layers that make channels."""
 
 
 def trace(network: nn.Module, sample: Tensor) -> list[tuple[str, list[Item]]]:
-    """Return all that has the channels of each layer, with the name of the layer.
+    """Return, for each layer that makes channels, its name and all layers and parameters with these channels.
 
     Args:
         network: Returns logits; weights need gradients.
@@ -85,12 +85,13 @@ def trace(network: nn.Module, sample: Tensor) -> list[tuple[str, list[Item]]]:
 
 
 def _follow(library: Any, graph: Any, root: nn.Module) -> list[tuple[Any, Any, dict[int, int | None]]]:
-    """Return all that shares the output channels of a layer.
+    """Return all layers and parameters that share the output channels of a layer.
 
     It does what ``get_pruning_group`` does, but visits each channel once, and gives up on a network that rolls windows.
 
     Returns:
-        Nodes of the graph, what removes their channels, and channel -> channel of the root; empty if it gave up.
+        Nodes of the graph, the functions that remove their channels, and channel -> channel of the root; empty if it
+        gave up.
     """
     pruner, node = graph.get_pruner_of_module(root), graph.module2node[root]
     found: dict[tuple[int, Any], tuple[Any, Any, dict[int, int | None]]] = {}

@@ -1,4 +1,4 @@
-"""Order in which channels are removed: always those that change the logits least for what they save."""
+"""Order of the removal of channels: the smallest change of the logits per saved cost comes first."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +16,8 @@ _STEPS = 64
 class WidthCosts:
     """Costs of a network as a function of the channels of its groups.
 
-    A convolution or dense layer costs what it did, times the shares of its inputs and outputs; any other layer, and an
-    attention apart from its layers, times the share of its channels.
+    The cost of a convolution or dense layer is its first cost times the shares of inputs and outputs that are left. The
+    cost of another layer, and of an attention without its layers, is its first cost times the share of channels left.
 
     Args:
         network: The network.
@@ -40,7 +40,7 @@ class WidthCosts:
         assert not self._double & depthwise
 
     def saved(self, group: ChannelGroup, channels: int) -> float:
-        """Return what the removal of channels of a group saves now."""
+        """Return the cost that the removal of channels of a group saves now."""
         gone = self._removed(group, channels)
         return sum(
             self._costs.get(name, 0.0) * (self._share(name, {}) - self._share(name, gone))
@@ -64,11 +64,11 @@ class WidthCosts:
 
 
 def eliminate(importances: Sequence[Importance], costs: WidthCosts, round_to: int = 1) -> Iterator[tuple[int, Tensor]]:
-    """Remove channels step by step, until no group has more than its last ones.
+    """Remove channels step by step, until no group can lose more.
 
     Args:
         importances: Costs of the channels of groups.
-        costs: What is saved.
+        costs: Costs that are saved.
         round_to: A layer keeps a multiple of this number of channels, or all.
 
     Yields:

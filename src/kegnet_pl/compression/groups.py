@@ -125,7 +125,7 @@ def find_groups(network: nn.Module, sample: Tensor) -> tuple[list[ChannelGroup],
             groups.append(group)
         else:
             makers, reason = group
-            reasons |= dict.fromkeys(makers, f"they are those of {name!r}") | {name: reason}
+            reasons |= dict.fromkeys(makers, f"they are the channels of {name!r}") | {name: reason}
     return groups, reasons
 
 
@@ -214,7 +214,7 @@ def _try(network: nn.Module, group: ChannelGroup, sample: Tensor) -> ChannelGrou
             alive = torch.ones(group.size, dtype=torch.bool)
             alive[group.pick(scores, number)] = False
             if not _is_removed(plain, group, alive, x):
-                return makers, "without some of them the network computes something else"
+                return makers, "without some of them the network returns other logits"
         small = cut(copy.deepcopy(network), keep(network, [group], [alive]))
         with torch.no_grad(), eval_mode(network), eval_mode(small):
             expected, found = network(x.clone()), small(x.clone())

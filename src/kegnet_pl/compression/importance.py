@@ -1,7 +1,7 @@
-"""Importance of channels: the change of the logits by their removal, after the other channels have made up for it.
+"""Importance of channels: the change of the logits by their removal, after compensation by the others.
 
 The outputs y of a layer that reads channels x change by ``W_c x_c`` if channel c is removed. The remaining channels can
-predict a part of ``x_c``, and their weights take it over (:func:`~kegnet_pl.compression.reconstruction.reconstruct`).
+predict a part of ``x_c``, and their weights replace it (:func:`~kegnet_pl.compression.reconstruction.reconstruct`).
 The rest has the conditional variance ``1 / P_cc``, P is the inverse of the second moments of x. So a channel costs
 ``positions * (W_c^T G W_c) / P_cc``, with the sensitivity G of the logits to y. W and P are updated after each removal.
 
@@ -62,7 +62,7 @@ class _Reader:
             self.scores = self.metric.diagonal().clone()
 
     def remove(self, channel: int) -> None:
-        """Let the other channels take over what they can of one."""
+        """Remove one channel; the others compensate for it."""
         if not self.fitted:
             self.scores += 2 * self.metric[channel]
             return
@@ -80,7 +80,7 @@ class _Reader:
 
 
 class Importance:
-    """What the removal of channels of one group costs.
+    """Costs of the removal of channels of one group.
 
     Args:
         group: The group.

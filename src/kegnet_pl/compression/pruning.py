@@ -35,10 +35,10 @@ from kegnet_pl.networks.kept import Kept
 
 
 class PruningPlan:
-    """A target of a structured pruning, applicable to any network that Torch-Pruning can follow.
+    """A plan of structured pruning: a target, for any network that Torch-Pruning can follow.
 
-    Groups of channels are found by its dependency graph, and tried (:func:`find_groups`). Channels are removed in the
-    order of :func:`eliminate`; then all layers are fitted to the network's function (:func:`reconstruct`).
+    Groups of channels come from its dependency graph. Each group is tried (:func:`find_groups`). Channels are removed
+    in the order of :func:`eliminate`. Then all layers are fitted to the network's function (:func:`reconstruct`).
 
     Args:
         target: Ratio of the whole network before / after, above 1, of what ``by`` names.
@@ -56,7 +56,9 @@ class PruningPlan:
         self, target: float | None, *, by: CostName = "parameters", round_to: int = 1, batch_size: int = 64
     ) -> None:
         if target is None:
-            raise ValueError("Expected `target`, the ratio that a pruning shall reach, but got None.")
+            raise ValueError(
+                "Expected `target` to be the ratio that pruning must reach, but got None. Set it, for example to 2.0."
+            )
         check_target(target, by, round_to, batch_size)
         import_library()
         self.target, self.by, self.round_to, self.batch_size = target, by, round_to, batch_size
@@ -74,7 +76,7 @@ class PruningPlan:
         Args:
             network: Any network without factorised layers; it is not changed.
             input_shape: Shape of one sample.
-            calibration: Samples, which are needed.
+            calibration: Samples; None is an error.
             on_progress: Called with the finished share, in [0, 1).
 
         Returns:
@@ -89,8 +91,8 @@ class PruningPlan:
             raise ValueError("Expected samples for method='pruning', but got none. Use fit='function'.")
         if any(isinstance(layer, TuckerLayer) for layer in network.modules()):
             raise ValueError(
-                "Expected a network without factorised layers for method='pruning', but it has some. Prune it first, "
-                "then factorise it."
+                "Expected a network without factorised layers for method='pruning', but got one with them. Prune it "
+                "first, then factorise it."
             )
         with to_compress(network) as copied:
             return self._apply(copied, input_shape, calibration, on_progress)
@@ -165,8 +167,8 @@ class PruningPlan:
         raise BudgetError(
             1 / most,
             1 / self.target,
-            f"Expected a `target` within reach, at most {math.floor(100 * most) / 100:.2f} by {self.by}, but got "
-            f"{self.target}: some channels of every layer must stay. Lower the target.",
+            f"Expected a `target` of at most {math.floor(100 * most) / 100:.2f} by {self.by}, but got {self.target}. "
+            f"Every layer keeps some channels. Lower the target.",
         )
 
     def _ratio(self, network: nn.Module, kept: Kept, before: ModelSize, input_shape: Sequence[int]) -> float:
@@ -199,7 +201,7 @@ class PruningPlan:
                 first, second = shortest_times([network, small], batch)
             return first / second
 
-        remedy = "Convolutions of few channels hardly get faster"
+        remedy = "Convolutions with few channels gain little speed. Lower the target."
         return search_speed(self.target, total / self.target, total, allocate, measure, remedy)
 
 
@@ -226,7 +228,7 @@ def _measure_costs(
 
 
 def _measure_seconds(network: nn.Module, names: Sequence[str], batch: Tensor) -> tuple[float, dict[str, float]]:
-    """Return the seconds of a network for a batch, and those of some of its layers."""
+    """Return the seconds of a network for a batch, and the seconds of some of its layers."""
     names = [name for name in names if isinstance(network.get_submodule(name), CUTTABLE)]
     inputs: dict[str, list[Tensor]] = {}
     recorder = LayerRecorder(network, names, lambda name, x: inputs.setdefault(name, []).append(x), source="input")
@@ -259,7 +261,7 @@ def _describe(
     first, second = (sides(one) if isinstance(one, Factorisable) else None for one in (layer, own))
     note = ""
     if first is None:
-        note = f"unchanged: {type(layer).__name__} cannot be pruned here"
+        note = f"unchanged: {type(layer).__name__} cannot be pruned"
     elif second is not None and first[1] == second[1]:
         note = f"outputs unchanged: {reasons.get(name, 'other channels change the logits less')}"
     return LayerReport(

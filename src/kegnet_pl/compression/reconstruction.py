@@ -337,8 +337,8 @@ def reconstruct(
     """Fit the layers of a compressed network one after another to the teacher's function; no gradient step is made.
 
     A fit is kept if it lowers the divergence from the teacher on samples that were not used to fit. In a pruned network
-    the fits are kept together, or none: each layer makes up for channels that all layers lack, so the first ones alone
-    do not help. Their outputs are fitted to the teacher's outputs that the network has kept.
+    all fits are kept, or none: each layer compensates for channels that are missing in all layers, so the first fits
+    alone do not help. Outputs are fitted to those outputs of the teacher that the network has kept.
 
     Args:
         teacher: Returns logits ``(B, C)``; it is not changed.

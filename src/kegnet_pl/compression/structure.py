@@ -1,4 +1,4 @@
-"""Structure of a compressed network: which channels are kept, which layers are factorised, and how."""
+"""Structure of a compressed network: the channels that are kept, and the layers that are factorised."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -318,7 +318,7 @@ def test_layers_that_are_left_alone_have_a_reason() -> None:
     groups, reasons = find_groups(teacher, torch.randn(1, 3, 32, 32))
     assert {group.name for group in groups} == {f"layers{i}.{j}.conv1" for i in (1, 2, 3) for j in (0, 1)}
     assert reasons["conv1"].startswith("the network fails without some of them")
-    assert reasons["layers3.1.conv2"] == "they are those of 'conv1'"
+    assert reasons["layers3.1.conv2"] == "they are the channels of 'conv1'"
     tied = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     tied[2].weight = tied[0].weight
     groups, reasons = find_groups(tied, torch.randn(1, 6))
