@@ -72,7 +72,7 @@ def _check_pruning(settings: "CompressionSettings") -> Iterator[str]:
 
 
 class CompressionSettings(CompressionPlan):
-    """Layers of the teacher to compress, and their ranks; or the target of a pruning."""
+    """Layers of the teacher to compress, and their ranks; or the target of pruning."""
 
     RULES = (_check_speed, _check_pruning)
 
@@ -87,7 +87,7 @@ class CompressionSettings(CompressionPlan):
     by: Literal["parameters", "macs", "latency"] = "parameters"
     """Quantity of the target; latency is the measured time for a batch on the device of the run. With fit=function."""
     round_to: Count = 1
-    """Ranks that are chosen for the target, or the channels of layers, are multiples of this number, or full. With
+    """Ranks for the target, or numbers of channels (pruning), are multiples of this number, or all. With
     fit=function."""
     batch_size: Count = 64
     """Samples of the batch for by=latency."""

@@ -40,8 +40,8 @@ def _check_value_range(data: "DataSettings") -> Iterator[str]:
         )
     elif len(data.input_shape) not in (3, 4):
         yield (
-            f"Expected images or volumes for `data.value_range`, but got samples of shape {data.input_shape}. Set it "
-            f"to null, and standardise the inputs in the network."
+            f"Expected images or volumes for `data.value_range`, but got samples of shape {data.input_shape}. Set "
+            f"data.value_range=null, and standardise the inputs in the network."
         )
 
 

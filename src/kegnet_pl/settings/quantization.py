@@ -15,12 +15,12 @@ class QuantizationSettings(Settings):
     format: Literal["int8"] | None = None
     """Format of the weights; null: nothing is quantised."""
     activations: Literal["int8", "float"] = "int8"
-    """int8: activations are quantised, too, with ranges of calibration samples; float: weights alone, no samples."""
+    """int8: activations are quantised, too, with ranges from calibration samples; float: weights alone, no samples."""
     source: OneMixture = Field(
         default=DEFAULT_SOURCE,
         json_schema_extra=explained("the name of a source, or a mixture of sources with shares"),
     )
-    """Source of the calibration samples, or a mixture; kegnet if the run trains generators; real makes a ceiling."""
+    """Source of the calibration samples, or a mixture; kegnet needs a run with generators; real makes a ceiling."""
     samples: Annotated[int, Field(ge=10)] = 256
     """Calibration samples."""
 

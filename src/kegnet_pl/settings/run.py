@@ -158,8 +158,8 @@ class AgreementSettings(Settings):
     """Agreement of students and teacher on samples of sources; it needs no data."""
 
     sources: list[str] | None = Field(default=None, json_schema_extra=explained("a list of names of sources"))
-    """Sources without generators and without real data; null: waves, procedural and fields for images; procedural,
-    fields, normal and uniform for rows of features; an empty list measures nothing."""
+    """Sources without generators and without real data; null: waves, procedural and fields for images and signals,
+    procedural, fields, normal and uniform for rows of features and volumes; an empty list measures nothing."""
     samples: Count = 2_000
     """Samples of each source."""
 
@@ -181,8 +181,8 @@ class RunSettings(Settings):
     seed: Seed = 0
     """All random numbers derive from it."""
     preset: Literal["auto", "none"] = "auto"
-    """auto: the command line chooses an experiment custom/... for a teacher with weights, if none is named; none: it
-    does not."""
+    """auto: for a teacher with weights and no experiment=..., the command line chooses one of custom/...; none: it
+    keeps the default experiment."""
     recipe: str = Field(default="strict", json_schema_extra=explained("a name"))
     """Name of the recipe in tables; it decides nothing."""
     sources: Mixtures
@@ -194,8 +194,8 @@ class RunSettings(Settings):
     resume: Resume = "auto"
     """auto: use finished stages and continue interrupted ones; never: build all again; require: refuse to build."""
     objective: Literal["accuracy", "agreement", "agreement_and_speed"] = "accuracy"
-    """Result of a run for hydra/sweeper=optuna: agreement of the last student with the teacher, also with its speed-up.
-    accuracy is the test accuracy, which is refused there, since no test data may choose a student."""
+    """Result of a run for hydra/sweeper=optuna: agreement of the last student with the teacher, or agreement and
+    speed-up. accuracy is an error there, since test data must not choose a student."""
     sweep: str | None = Field(default=None, json_schema_extra=explained("a name"))
     """Name of the sweep; null: made of the settings that the sweep varies."""
     data: DataSettings
