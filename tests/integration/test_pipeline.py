@@ -645,7 +645,7 @@ def test_the_ceiling_is_one_student_more(
     copy_store(prepared(), tmp_path)
     before = stages(tmp_path)
     rows = go(tmp_path, REAL)
-    assert "T+Real is no data-free result" in capsys.readouterr().out
+    assert "T+Real is not a data-free result" in capsys.readouterr().out
     assert [row["fingerprint"] for row in rows[:-1]] == [row["fingerprint"] for row in plain]
     assert kinds(set(stages(tmp_path)) - set(before)) == ["evaluation", "student"]
     ceiling = Row.from_dict(rows[-1])
@@ -698,7 +698,7 @@ def test_the_ceiling_may_be_alone_and_is_not_the_student_of_the_run(
     rows = go(copy_store(prepared(train=False), tmp_path), "sources=[real]", train=False, draw=True)
     assert [row["method"] for row in rows] == ["teacher", "T", "T+Real"]
     assert f"student       {tmp_path}/store/compression-{rows[1]['fingerprint']}" in capsys.readouterr().out
-    assert "T+Real is no data-free result" in (tmp_path / "run" / "report.html").read_text()
+    assert "T+Real is not a data-free result" in (tmp_path / "run" / "report.html").read_text()
     (row,) = go(tmp_path, "sources=[real]", "student.selection=real", train=False)[2:]
     manifest = tmp_path / "store" / f"student-{row['fingerprint']}" / "manifest.json"
     digits = DigitsDataModule()
@@ -1426,7 +1426,7 @@ def test_generators_and_real_data_calibrate_where_the_run_has_them(
     capsys.readouterr()
     rows = go(tmp_path, *INT8, "quantization.source=real", train=False)
     assert rows[-1]["quantization"]["source"]["prior"] == "real data"
-    said = "T+Normal int8 is no data-free result: it was calibrated on real data, as a ceiling for the others."
+    said = "T+Normal int8 is not a data-free result: it was calibrated on real data, as a ceiling for the others."
     assert said in capsys.readouterr().out
 
 

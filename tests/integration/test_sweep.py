@@ -159,5 +159,5 @@ def test_a_search_for_speed_has_two_objectives_and_survives_a_failure(command: C
 def test_a_search_by_test_accuracy_is_refused(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install '.[optuna]'")
     done = command("-m", "hydra/sweeper=optuna", *SEARCH, "seed=0,1", expect=1)
-    assert "student that is chosen by its test accuracy is no data-free result" in done.stderr
+    assert "student that is chosen by its test accuracy is not a data-free result" in done.stderr
     assert not list(tmp_path.glob("outputs/sweeps/*"))

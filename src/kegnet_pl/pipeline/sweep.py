@@ -38,7 +38,7 @@ ONE_PROCESS = (
 
 NO_ACCURACY = (
     "Expected `objective` to be agreement or agreement_and_speed with a sweeper that searches, but got accuracy. A "
-    "student that is chosen by its test accuracy is no data-free result. Use hparams_search=agreement, or set "
+    "student that is chosen by its test accuracy is not a data-free result. Use hparams_search=agreement, or set "
     "objective=agreement."
 )
 

@@ -81,7 +81,7 @@ class Row:
 
     @property
     def is_ceiling(self) -> bool:
-        """True if the network was trained or calibrated on real data: a ceiling for the others, no data-free result."""
+        """True if the network was trained or calibrated on real data: a ceiling, and not a data-free result."""
         return REAL_DATA in self.prior.split(" + ")
 
     @property
@@ -105,8 +105,8 @@ def explain_ceilings(rows: Iterable[Row]) -> list[str]:
     """Return a sentence for each method that is a ceiling: every table, plot and page of it has them."""
     methods = {row.method: REAL_DATA in row.source_prior for row in rows if row.is_ceiling}
     return [
-        f"{method} is no data-free result: it was {'trained' if trained else 'calibrated'} on real data, as a ceiling "
-        f"for the others."
+        f"{method} is not a data-free result: it was {'trained' if trained else 'calibrated'} on real data, as a "
+        f"ceiling for the others."
         for method, trained in methods.items()
     ]
 

@@ -85,7 +85,7 @@ def looks_of(rows: Sequence[Row]) -> dict[str, Look]:
 
 
 def name_of(row: Row, name: str) -> str:
-    """Return the name of a row in a legend; that of a ceiling says that it is no data-free result."""
+    """Return the name of a row in a legend; that of a ceiling says that it is not a data-free result."""
     return f"{name} (ceiling on real data, not data-free)" if row.is_ceiling else name
 
 

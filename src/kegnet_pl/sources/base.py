@@ -10,7 +10,7 @@ Prior = Literal["none", "teacher", "procedural", "real data"]
 data itself."""
 
 REAL_DATA: Prior = "real data"
-"""Prior knowledge of a ceiling, which is no data-free result: its samples are real."""
+"""Prior knowledge of a ceiling, which is not a data-free result: its samples are real."""
 
 
 class SyntheticSource(nn.Module, ABC):

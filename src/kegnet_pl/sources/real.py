@@ -10,7 +10,7 @@ from kegnet_pl.sources.base import REAL_DATA, Prior, SyntheticSource
 class RealSource(SyntheticSource):
     """The inputs of the real training data.
 
-    A student of this source is the ceiling for students of other sources. It is no data-free result.
+    A student of this source is the ceiling for students of other sources. It is not a data-free result.
 
     Args:
         inputs: Inputs of the training data ``(N, *input_shape)``.

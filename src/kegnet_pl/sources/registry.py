@@ -67,7 +67,7 @@ class SourceInfo:
 
     @property
     def is_ceiling(self) -> bool:
-        """True if the samples are real data: the student is a ceiling, no data-free result."""
+        """True if the samples are real data: the student is a ceiling, not a data-free result."""
         return self.prior == REAL_DATA
 
     def selected(self, oversampling: int) -> "SourceInfo":

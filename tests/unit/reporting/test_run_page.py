@@ -76,7 +76,7 @@ def test_a_ceiling_is_told_and_the_story_is_about_another_student() -> None:
     untrained, kegnet = student(0.3, method="T", samples=None), student(0.8)
     ceiling = student(0.85, method="T+Real")
     rows = [TEACHER, untrained, kegnet, ceiling]
-    told = "T+Real is no data-free result: it was trained on real data, as a ceiling for the others."
+    told = "T+Real is not a data-free result: it was trained on real data, as a ceiling for the others."
     story = write_story(rows, {})
     assert find_main_student(rows) is kegnet
     assert story == [*write_story(rows[:3], {}), told]

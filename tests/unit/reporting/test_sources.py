@@ -137,7 +137,7 @@ def test_every_page_tells_a_ceiling_and_highlights_another_row(
     write_results(rows, run / "results.json")
     jsonschema.validate(json.loads((run / "results.json").read_text()), SCHEMA)
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
-    told = "T+Real is no data-free result: it was trained on real data, as a ceiling for the others."
+    told = "T+Real is not a data-free result: it was trained on real data, as a ceiling for the others."
     assert told in capsys.readouterr().out
     for page in (run / "report.html", tmp_path / "out" / "report.html"):
         text = page.read_text()

@@ -134,7 +134,7 @@ def test_a_sweep_names_a_ceiling_and_compares_nothing_with_it() -> None:
     plain = [FinishedRun(HERE, {}, rows[:3])]
     *sentences, told = describe_sweep(runs, summarize(runs))
     assert sentences == describe_sweep(plain, summarize(plain))
-    assert told == "T+Real is no data-free result: it was trained on real data, as a ceiling for the others."
+    assert told == "T+Real is not a data-free result: it was trained on real data, as a ceiling for the others."
 
 
 def test_the_picture_shows_a_ceiling_dashed_outlined_and_named() -> None:

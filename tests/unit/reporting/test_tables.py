@@ -68,7 +68,7 @@ def test_the_prior_covers_the_samples_of_the_calibration() -> None:
     ceiling = quantized(kegnet, source="Real")
     assert ceiling.is_ceiling and not kegnet.is_ceiling
     (line,) = explain_ceilings([kegnet, ceiling])
-    assert line.startswith("T+KegNet int8 is no data-free result: it was calibrated on real data")
+    assert line.startswith("T+KegNet int8 is not a data-free result: it was calibrated on real data")
 
 
 def test_what_int8_means_is_said_with_a_warning_where_it_agrees_little() -> None:
