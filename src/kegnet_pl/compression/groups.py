@@ -82,7 +82,7 @@ class ChannelGroup:
 
 
 def keep(network: nn.Module, groups: Sequence[ChannelGroup], alive: Sequence[Tensor]) -> Kept:
-    """Return what a network keeps if only some channels of groups stay, by masks ``(size,)``."""
+    """Return the channels that a network keeps if groups keep only those in their masks ``(size,)``."""
     removed: dict[tuple[str, str], set[int]] = {}
     for group, mask in zip(groups, alive, strict=True):
         if mask.all():
@@ -99,7 +99,7 @@ def keep(network: nn.Module, groups: Sequence[ChannelGroup], alive: Sequence[Ten
 
 
 def find_groups(network: nn.Module, sample: Tensor) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """Return the groups of channels that can be removed from a network, and why other layers keep theirs.
+    """Return the groups of channels that can be removed from a network, and the reasons why other layers keep theirs.
 
     Each group is tried: the network without its first, its last, or half of its channels (or heads) must return what
     the network returns if the layers that read the channels ignore them. For this, layers that normalise over the
@@ -136,11 +136,11 @@ _Refusal = tuple[list[str], str]
 def _read(network: nn.Module, name: str, items: Sequence[Item]) -> ChannelGroup | _Refusal:
     makers = [name, *(own for own, module, side, *_ in items if isinstance(module, ROOTS) and side == "out")]
     if not items:
-        return makers, "its channels are shared without an end"
+        return makers, "Torch-Pruning finds an endless chain of layers that share them"
     uses = Counter(id(value) for module in network.modules() for value in module.parameters(recurse=False))
     for own, module, *_ in items:
         if not own:
-            return makers, "they are the answer of the network"
+            return makers, "they are the output of the network"
         if isinstance(module, nn.Parameter):
             continue
         if not isinstance(module, CUTTABLE) or (isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1):
@@ -155,7 +155,7 @@ def _read(network: nn.Module, name: str, items: Sequence[Item]) -> ChannelGroup 
     group = _read_heads(network, name, items)
     if group is None:
         if any(None in roots or len(set(Counter(roots).values())) > 1 for *_, roots in items):
-            return makers, "its channels cannot be told apart in the layers that read them"
+            return makers, "they are mixed in the layers that read them"
         parts = [
             Part(own, "out" if is_depthwise(module) else side, torch.tensor(channels), torch.tensor(roots))
             for own, module, side, channels, roots in items
@@ -164,7 +164,7 @@ def _read(network: nn.Module, name: str, items: Sequence[Item]) -> ChannelGroup 
     if not group.readers:
         return makers, "no layer reads them"
     if group.blocks >= group.size or (group.heads or group.size) < 2:
-        return makers, "it has no channel to spare"
+        return makers, "none of its channels can be removed"
     return group
 
 
@@ -181,7 +181,7 @@ def _count_blocks(items: Sequence[Item], size: int) -> int:
 
 
 def _read_heads(network: nn.Module, name: str, items: Sequence[Item]) -> ChannelGroup | None:
-    """Return the heads of an attention as a group; None if the channels are no heads."""
+    """Return the heads of an attention as a group; None if the channels are not heads."""
     parent = name.rpartition(".")[0]
     heads = find_heads(network.get_submodule(parent))
     if heads is None:
