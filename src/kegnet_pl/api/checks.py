@@ -18,7 +18,7 @@ from kegnet_pl.networks.validation import check_trainable, samples_for_trial
 from kegnet_pl.runtime.errors import SettingsMismatchError
 from kegnet_pl.settings import DistillationSettings
 
-_RANGE = " (on the command line: data.mean, data.std, data.value_range)"
+_RANGE = " (on the command line: data.mean, data.std, data.value_range; in Python: kegnet_pl.networks.ValueRange)"
 
 TRIAL_SAMPLES = 64
 """Samples for :func:`explain_inputs`."""

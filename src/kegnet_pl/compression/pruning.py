@@ -155,6 +155,8 @@ class PruningPlan:
         steps = eliminate(importances, costs, self.round_to)
         if batch is not None:
             history = [(index, channels, costs.left) for index, channels in steps]
+            if not history:
+                raise BudgetError(1.0, 1 / self.target, self._nothing_to_remove())
             return self._search(network, groups, history, costs.total, batch)
         alive = [torch.ones(group.size, dtype=torch.bool) for group in groups]
         for index, channels in steps:
@@ -164,11 +166,19 @@ class PruningPlan:
                 if self._ratio(network, kept, before, input_shape) >= self.target:
                     return kept
         most = self._ratio(network, keep(network, groups, alive), before, input_shape)
+        if all(bool(mask.all()) for mask in alive):
+            raise BudgetError(1.0, 1 / self.target, self._nothing_to_remove())
         raise BudgetError(
             1 / most,
             1 / self.target,
             f"Expected a `target` of at most {math.floor(100 * most) / 100:.2f} by {self.by}, but got {self.target}. "
             f"Every layer keeps some channels. Lower the target.",
+        )
+
+    def _nothing_to_remove(self) -> str:
+        return (
+            f"Expected layers that can lose channels, but none has more than `round_to`={self.round_to} of them. Lower "
+            f"`round_to`."
         )
 
     def _ratio(self, network: nn.Module, kept: Kept, before: ModelSize, input_shape: Sequence[int]) -> float:

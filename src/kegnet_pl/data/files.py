@@ -14,6 +14,9 @@ from kegnet_pl.networks import ValueRange
 
 _PARTS = ("train", "val", "test")
 
+_LEAST_SHARE = 0.02
+"""Least share of the value range that the pixels of a file must span."""
+
 
 class FilesDataModule(RealDataModule):
     """Samples ``x`` and classes ``y`` from one file per split: ``.npz``, ``.safetensors`` or ``.pt``.
@@ -99,6 +102,11 @@ def _read(path: Path, values: ValueRange | None) -> Split:
             raise ValueError(
                 f"Expected pixels from {values.low:g} to {values.high:g} in {path}, as data.value_range says, but got "
                 f"{low:.4g} to {high:.4g}. Correct data.value_range; for standardised samples set it to null."
+            )
+        if high - low < _LEAST_SHARE * (values.high - values.low):
+            raise ValueError(
+                f"Expected pixels from {values.low:g} to {values.high:g} in {path}, as data.value_range says, but got "
+                f"only values from {low:.4g} to {high:.4g}. Correct data.value_range, or the file."
             )
     x = x.float() if values is None else values.standardise(x.float())
     return Split(x, y.long())

@@ -102,8 +102,9 @@ def _apply_preset(
     )
     from kegnet_pl.settings import RunSettings
 
-    network = build_untrained(settings)
-    if network is None:
+    weights = settings.teacher.weights
+    network = build_untrained(settings) if weights is None or Path(weights).is_file() else None
+    if network is None:  # the stage of the teacher says why
         return config, settings
     given = list(HydraConfig.get().overrides.task)
 

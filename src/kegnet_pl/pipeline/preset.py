@@ -107,7 +107,7 @@ class _Step(nn.Module):
         self.network = network
 
     def forward(self, x: torch.Tensor) -> None:
-        self.network(x).sum().backward()
+        self.network(x.detach().requires_grad_()).sum().backward()  # the weights of a program have no gradients
 
 
 class _GeneratorStep(nn.Module):

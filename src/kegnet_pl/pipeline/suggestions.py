@@ -128,11 +128,14 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
     experiment = [override for override in overrides if override.startswith("experiment=") and "," not in override]
     GlobalHydra.instance().clear()
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
-        try:
-            cfg = compose("config", overrides=experiment)
-        except HydraException:
-            cfg = compose("config")
         groups = _list_options(GlobalHydra.instance().config_loader())
+        chosen = [text for text in overrides if text.partition("=")[0] in groups and "," not in text]
+        for given in (chosen, experiment, []):
+            try:
+                cfg = compose("config", overrides=given)
+                break
+            except HydraException:
+                continue
     for folder, group in itertools.product(_config_folders(arguments), groups):
         paths = (folder / group).rglob("*.yaml")
         groups[group] += [path.relative_to(folder / group).with_suffix("").as_posix() for path in paths]

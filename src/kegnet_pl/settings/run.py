@@ -41,7 +41,7 @@ def _check_teacher(run: "RunSettings") -> Iterator[str]:
         yield (
             f"Expected a student of another network, since the layers of {run.teacher.network['path']} (TorchScript or "
             f"torch.export) cannot be compressed, but got student=tucker. Choose student=resnet14, resnet20, lenet5, "
-            f"mlp or your own (student.network._target_), or build the teacher from its class, with "
+            f"mlp or your own (+student.network._target_=mypackage.MyNet), or build the teacher from its class, with "
             f"teacher.weights=FILE."
         )
     if run.teacher.is_program and run.quantization.format is not None:

@@ -113,5 +113,7 @@ def test_pixels_are_standardised_and_checked(tmp_path: Path) -> None:
             2, 1, 1
         )
         torch.testing.assert_close(split.x, expected)
+    with pytest.raises(ValueError, match=r"pixels from 0 to 255 in .* but got only values from 0 to 1"):
+        _data(test=_write(tmp_path / "small.npz", pixels.float() / 255, torch.arange(3)), value_range=[0, 255])
     with pytest.raises(ValueError, match=r"pixels from 0 to 1 in .*, as data\.value_range says, but got 0 to 255"):
         _data(test=path, value_range=[0, 1])

@@ -1,5 +1,6 @@
 """The choice of a preset by a network's inputs, batch norm and size."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,3 +91,15 @@ def test_the_estimate_names_the_stages() -> None:
 
 def test_a_network_that_does_not_fit_is_left_to_the_stage_of_the_teacher() -> None:
     assert build_untrained(_settings("data.input_shape=[3,8,8]")) is None
+
+
+def test_the_steps_of_a_program_are_measured(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    shapes = ({0: torch.export.Dim("n")},)
+    torch.export.save(
+        torch.export.export(network, (torch.zeros(2, 1, 32, 32),), dynamic_shapes=shapes), tmp_path / "n.pt2"
+    )
+    given = ["teacher=file", f"teacher.path={tmp_path / 'n.pt2'}", "student=lenet5"]
+    settings = RunSettings.from_config(configure("experiment=custom/image", *given))
+    program = build_untrained(settings)
+    assert program is not None and estimate_seconds(settings, program, CPU)["generators"] > 0

@@ -115,3 +115,16 @@ def test_the_extra_of_a_search_is_named_where_it_is_missing(argument: str, monke
         monkeypatch.setattr(suggestions, "_finds_optuna", lambda installed=installed: installed)
         assert any("pip install '.[optuna]'" in hint for hint in suggest([argument])) is not installed
     assert any("Did you mean hparams_search=latency" in hint for hint in suggest(["hparams_search=latencies"]))
+
+
+def test_settings_of_chosen_groups_exist() -> None:
+    given = [
+        "data=files",
+        "data.test=x.npz",
+        "teacher=file",
+        "teacher.path=n.py",
+        "data.value_range=[0,1]",
+        "student.foo=1",
+    ]
+    (hint,) = suggest(given)
+    assert hint.startswith("'student.foo' does not exist.")
