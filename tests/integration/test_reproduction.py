@@ -24,6 +24,7 @@ from torch import nn
 from kegnet_pl.data import Split
 from kegnet_pl.networks import MLP
 from kegnet_pl.pipeline.suggestions import RECIPES
+from kegnet_pl.reporting.estimates import RECORD, to_content
 from reproduction import estimates, int8, networks, speed, zoo
 from reproduction.__main__ import main as reproduction_main
 from reproduction.best import render as render_best
@@ -779,6 +780,14 @@ def test_the_zoo_is_measured_and_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_page_of_the_zoo_is_that_of_the_stored_rows() -> None:
     rows = json.loads((RESULTS / "zoo.json").read_text())
     assert (RESULTS / "ZOO.md").read_text() == zoo.render(rows)
+
+
+def test_the_page_and_the_record_of_estimates_are_those_of_the_stored_rows() -> None:
+    networks_with_both = estimates.read_measured(RESULTS)
+    assert len(networks_with_both) >= 52
+    assert (RESULTS / "estimates.md").read_text() == estimates.render(networks_with_both)
+    record = json.loads(RECORD.read_text())
+    assert record == to_content([one.known for one in networks_with_both])
 
 
 @pytest.mark.data
