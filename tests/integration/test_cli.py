@@ -109,8 +109,11 @@ def test_a_typo_lists_what_exists(refused: Refused, typo: str, answer: str) -> N
         (["preset=none", "sources=[normal]"], False),
     ],
 )
-def test_a_network_of_the_user_is_more_than_a_demo(refused: Refused, more: list[str], warned: bool) -> None:
-    said = refused("teacher.weights=nowhere.pt", *more)
+def test_a_network_of_the_user_is_more_than_a_demo(
+    refused: Refused, tmp_path: Path, more: list[str], warned: bool
+) -> None:
+    (tmp_path / "w.pt").touch()  # it is read after the preset is chosen
+    said = refused("teacher.weights=w.pt", *more)
     assert ("This is a trial: generators train for 2 epochs of 50 steps" in said) is warned
     assert ("preset=auto: experiment=custom/image (images, no batch norm" in said) is (not more)
 

@@ -625,12 +625,13 @@ def test_a_study_changes_one_thing_a_line(name: str) -> None:
     assert len(runs) == len(study["variants"]) * len(study["options"]) * study["seeds"]
     assert len({run.name for run in runs.values()}) == len(runs)
     for variant, settings in study["variants"].items():
-        overrides = runs[variant, study["options"][-1], 1].overrides
+        last = study["seeds"] - 1
+        overrides = runs[variant, study["options"][-1], last].overrides
         keys = [override.split("=", 1)[0] for override in overrides]
         assert len(set(keys)) == len(keys), "a variant replaces what the base says"
         assert set(settings) <= set(overrides)
         config = configure(*overrides)
-        assert (config["seed"], config["student"]["selection"]) == (1, "last")
+        assert (config["seed"], config["student"]["selection"]) == (last, "last")
         assert config["recipe"] == study["recipe"]
     first = next(iter(study["variants"]))
     assert study["variants"][first] == []
@@ -750,7 +751,7 @@ def test_other_networks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_zoo_is_measured_and_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("SAMPLES", 64), ("EPOCHS", 1), ("CALIBRATION", 32), ("SECONDS", 0.01)):
+    for name, value in (("SAMPLES", 64), ("EPOCHS", 1), ("CALIBRATION", 32), ("SECONDS", 0.01), ("ROUNDS", (2, 2))):
         monkeypatch.setattr(zoo, name, value)
     monkeypatch.setattr(networks, "TRAINING_SAMPLES", 320)
     data = Split(torch.randn(320, 1, 16, 16), torch.arange(320) % 10)
