@@ -89,11 +89,11 @@ def export_run(
             f"model card would overwrite. Choose another folder with --out FOLDER."
         )
     out.mkdir(parents=True, exist_ok=True)
-    network, answers = load_network(folder), answers_of(load_network(folder, logits=True))
+    network, logits = load_network(folder), load_network(folder, logits=True)
     shape = stages.config["data"]["input_shape"]
     files = export_network(
         network, out, shape, [name for name in formats if name in NETWORK_FORMATS], batch_size=batch_size,
-        outputs=answers or "auto",
+        outputs=answers_of(logits) or "auto",
     )  # fmt: skip
     if "safetensors" in formats:
         for suffix in ("safetensors", "json"):
@@ -104,14 +104,15 @@ def export_run(
         )
         path = out / "model.safetensors"
         files.append(ExportedFile("safetensors", path, path.stat().st_size, difference))
-    quantized = _quantize(folder, out, stages, row.seed, int8, source, batch_size) if int8 else []
+    quantized = _quantize(network, logits, out, stages, row.seed, int8, source, batch_size) if int8 else []
     every = [(file.format, file.path.name, file.size) for file in files]
     write_model_card(card, row, rows[0], stages, every, quantized)
     return files, quantized, row
 
 
 def _quantize(
-    folder: Path,
+    network: nn.Module,
+    logits: nn.Module,
     out: Path,
     stages: StageFolders,
     seed: int,
@@ -119,7 +120,7 @@ def _quantize(
     name: str,
     batch_size: int | None,
 ) -> list[QuantizedFile]:
-    """Write the network in a folder of the store with int8 weights; ``name`` is that of the source."""
+    """Write a network with int8 weights; ``logits`` is the network of the stages, ``name`` that of the source."""
     settings = RunSettings.from_config(stages.config)
     info = describe_mixture({name: 1.0}, settings.source)
     trained = stages.find("generators")
@@ -137,7 +138,6 @@ def _quantize(
         else [load_network(trained, f"generator_{index}") for index in range(settings.generator.count)],
     )  # fmt: skip
     samples, held_out = draw_samples(drawn, settings.quantization.samples, seed)
-    network, logits = load_network(folder), load_network(folder, logits=True)
     answers, values = answers_of(logits), value_range_of(logits)
     files = []
     for activations in dict.fromkeys(int8):

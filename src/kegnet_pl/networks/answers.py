@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks.execution import copy_network, eval_mode, first_weight
-from kegnet_pl.networks.hooks import hook_output
+from kegnet_pl.networks.hooks import find_hook, hook_output, remove_hooks
 from kegnet_pl.networks.validation import call_trial, check_module, samples_for_trial
 
 Outputs = Literal["auto", "logits", "probabilities", "log_probabilities", "sigmoid"]
@@ -100,14 +100,12 @@ def _describe(answer: Any) -> str:
 
 def answers_of(network: nn.Module) -> Answers | None:
     """Return the hook by which a network returns logits; None for a network that returns them itself."""
-    return next((hook for hook in network._forward_hooks.values() if isinstance(hook, Answers)), None)
+    return find_hook(network._forward_hooks, Answers)
 
 
 def restore_answers(network: nn.Module) -> nn.Module:
     """Make a network answer as its class does again, in place, and return it."""
-    for key, hook in list(network._forward_hooks.items()):
-        if isinstance(hook, Answers):
-            del network._forward_hooks[key]
+    remove_hooks(network._forward_hooks, Answers)
     return network
 
 

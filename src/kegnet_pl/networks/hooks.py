@@ -1,11 +1,13 @@
 """The recorder that collects inputs or outputs of named layers through forward hooks."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, Literal, Self, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+Hook = TypeVar("Hook")
 
 
 class _Stop(BaseException):
@@ -108,6 +110,17 @@ class LayerRecorder:
         if self._stop:
             raise _Stop
         return None if self._replace is None else self._replace(self.values[name])
+
+
+def find_hook(hooks: Mapping[int, Any], kind: type[Hook]) -> Hook | None:
+    """Return the first hook of a class among those of a network, None if there is none."""
+    return next((hook for hook in hooks.values() if isinstance(hook, kind)), None)
+
+
+def remove_hooks(hooks: MutableMapping[int, Any], kind: type) -> None:
+    """Remove the hooks of a class from those of a network."""
+    for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
+        del hooks[key]
 
 
 def hook_input(network: nn.Module, hook: Callable[[nn.Module, Any], Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.networks.hooks import hook_input
+from kegnet_pl.networks.hooks import find_hook, hook_input, remove_hooks
 
 PIXEL_MEAN, PIXEL_STD = 0.45, 0.25
 """Default mean and standard deviation of pixels in [0, 1]: about those of photographs."""
@@ -88,12 +88,10 @@ class ValueRange:
 
 def value_range_of(network: nn.Module) -> ValueRange | None:
     """Return the hook by which a network takes standardised samples; None for a network without one."""
-    return next((hook for hook in network._forward_pre_hooks.values() if isinstance(hook, ValueRange)), None)
+    return find_hook(network._forward_pre_hooks, ValueRange)
 
 
 def restore_inputs(network: nn.Module) -> nn.Module:
     """Remove the value range of a network, in place, so that it takes pixels again, and return it."""
-    for key, hook in list(network._forward_pre_hooks.items()):
-        if isinstance(hook, ValueRange):
-            del network._forward_pre_hooks[key]
+    remove_hooks(network._forward_pre_hooks, ValueRange)
     return network

@@ -82,10 +82,10 @@ def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.devic
     macs, budget = measure_size(network, shape).macs, BUDGETS[device.type]
     generator, student, compression = settings.generator, settings.student, settings.compression
     overrides = []
-    if any("kegnet" in mixture for mixture in settings.sources):
-        samples = generator.count * generator.epochs * generator.steps_per_epoch * generator.batch_size
-        if 3 * macs * samples > _GENERATORS * budget:  # a backward pass takes twice the forward pass
-            overrides.append("sources=[procedural]")
+    generated = any("kegnet" in mixture for mixture in settings.sources)
+    # A backward pass takes twice the forward pass.
+    if generated and 3 * macs * _count_generated(generator) > _GENERATORS * budget:
+        overrides.append("sources=[procedural]")
     work = {"student.samples": 4 * macs * student.samples * (student.epochs if student.resample_each_epoch else 1)}
     if compression.fit == "function" and student.network is None:
         layers = len(fittable_layers(network))
@@ -97,6 +97,11 @@ def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.devic
             step = math.lcm(generator.count, 10)
             overrides.append(f"{name}={max(fewer // step * step, step)}")
     return overrides
+
+
+def _count_generated(generator: GeneratorSettings) -> int:
+    """Return the number of samples that generators make in their training."""
+    return generator.count * generator.epochs * generator.steps_per_epoch * generator.batch_size
 
 
 class _Step(nn.Module):
@@ -147,9 +152,8 @@ def estimate_seconds(settings: RunSettings, network: nn.Module, device: torch.de
         seconds["compression"] = forward * compression.samples * (compression.oversampling + _FITTING * layers)
     infos = [describe_mixture(mixture, settings.source) for mixture in settings.sources]
     if any(info.needs_generators for info in infos):
-        generator = settings.generator
-        count = generator.count * generator.epochs * generator.steps_per_epoch * generator.batch_size
-        seconds["generators"] = count * per_sample(_GeneratorStep(teacher, generator).to(device))
+        step_of_generator = per_sample(_GeneratorStep(teacher, settings.generator).to(device))
+        seconds["generators"] = _count_generated(settings.generator) * step_of_generator
     passes = student.samples * student.epochs
     drawn = passes if student.resample_each_epoch else student.samples
     for info in infos:

@@ -80,9 +80,9 @@ def read_card(path: Path) -> dict[str, Any]:
     holders: list[Any] = [card, card.get("network")]
     for holder in holders:
         for key in _PATHS if isinstance(holder, dict) else ():
-            beside = path.parent / str(holder.get(key))
-            if isinstance(holder.get(key), str) and beside.exists():
-                holder[key] = str(beside.resolve())
+            file = path.parent / str(holder.get(key))
+            if isinstance(holder.get(key), str) and file.exists():
+                holder[key] = str(file.resolve())
     return card
 
 
@@ -119,14 +119,19 @@ def _complete(network: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        if not re.fullmatch(r"\w+", str(key)):
-            raise ConfigError(
-                f"Expected names of letters, digits and _ in the teacher card, but got {key!r} in {prefix}. Rename it."
-            )
+        _check_name(key, prefix)
         if isinstance(value, Mapping) and value:
             yield from _flatten(f"{prefix}.{key}", value)
         else:
             yield f"{prefix}.{key}", value
+
+
+def _check_name(name: Any, where: str) -> None:
+    """Check that Hydra can read a name within a card."""
+    if not re.fullmatch(r"\w+", str(name)):
+        raise ConfigError(
+            f"Expected names of letters, digits and _ in the teacher card, but got {name!r} in {where}. Rename it."
+        )
 
 
 def _literal(value: Any, key: str) -> str:
@@ -140,10 +145,6 @@ def _literal(value: Any, key: str) -> str:
         return f"[{','.join(_literal(item, key) for item in value)}]"
     if isinstance(value, Mapping):
         for name in value:
-            if not re.fullmatch(r"\w+", str(name)):
-                raise ConfigError(
-                    f"Expected names of letters, digits and _ in the teacher card, but got {name!r} in {key}. Rename "
-                    f"it."
-                )
+            _check_name(name, key)
         return f"{{{','.join(f'{name}:{_literal(item, key)}' for name, item in value.items())}}}"
     return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else repr(value)

@@ -1,6 +1,6 @@
 """The record of networks whose accuracy and agreement are both known: accuracy relative to the teacher's, by agreement.
 
-``python -m reproduction.estimates`` of the repository writes ``estimates.json`` beside this file.
+``python -m reproduction.estimates`` of the repository writes ``estimates.json`` to the folder of this module.
 """
 
 import json
