@@ -68,7 +68,8 @@ def compress(
         rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or ``{"in":
             ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or by EVBMF
             if there is none.
-        when_larger: Treatment of a layer that its factorisation would enlarge: ``"keep"`` or ``"compress"`` it.
+        when_larger: Treatment of a layer that its factorisation would enlarge, in what ``by`` names: ``"keep"`` or
+            ``"compress"`` it.
         fit: ``"function"``: ranks for the target are those that change the logits least on synthetic samples, and
             layers are fitted one after another to what the network's layers do on them. ``"weights"``: both depend on
             the weights alone, as in the paper.

@@ -18,7 +18,7 @@ from kegnet_pl.compression.costs import Cost, CostName, LatencyCost, MacCost, Pa
 from kegnet_pl.compression.report import ModelSize, count_parameters
 from kegnet_pl.compression.rules import Candidate
 from kegnet_pl.compression.structure import restore_structure
-from kegnet_pl.compression.tucker import Factorisable, Ranks, factorised_parameters
+from kegnet_pl.compression.tucker import Ranks, factorised_parameters
 
 WhenLarger = Literal["keep", "compress"]
 """Treatment of a layer that its factorisation would enlarge."""
@@ -118,9 +118,23 @@ class RankChoice:
     round_to: int
     batch_size: int
 
-    def enlarges(self, layer: Factorisable, ranks: Ranks) -> bool:
-        """Return True for a layer that stays as it is, since these ranks would enlarge it."""
-        return self.when_larger == "keep" and factorised_parameters(layer, ranks, self.fold) >= count_parameters(layer)
+    def enlarges(self, cost: Cost, candidate: Candidate, ranks: Ranks) -> bool:
+        """Return True for a layer that stays as it is, since these ranks would not reduce its cost."""
+        return self.when_larger == "keep" and self.growth(cost, candidate, ranks) >= 0
+
+    def growth(self, cost: Cost, candidate: Candidate, ranks: Ranks) -> float:
+        """Return what ranks add to the cost of a layer; a layer that is not called has parameters alone."""
+        name, layer = candidate.name, candidate.layer
+        if name not in cost.layers:
+            return factorised_parameters(layer, ranks, self.fold) - count_parameters(layer)
+        return float(cost.of_factors(name, *(np.array([rank]) for rank in ranks))[0]) - cost.of_layer(name)
+
+    def describe_growth(self, cost: Cost, candidate: Candidate, ranks: Ranks) -> str:
+        """Return what ranks would add to the cost of a layer, with its unit."""
+        growth = self.growth(cost, candidate, ranks)
+        if self.by == "latency" and candidate.name in cost.layers:
+            return f"{1e6 * growth:.0f} microseconds per batch"
+        return f"{growth:.0f} {'MACs' if self.by == 'macs' and candidate.name in cost.layers else 'parameters'}"
 
     def measure_costs(
         self,
@@ -150,9 +164,9 @@ class RankChoice:
         if not layers:
             raise ValueError(_NO_CANDIDATES.format(self.target))
         saved = sum(
-            cost.of_layer(c.name) - float(cost.of_factors(c.name, *(np.array([rank]) for rank in given[c.name]))[0])
+            -self.growth(cost, c, given[c.name])
             for c in candidates
-            if c.name in given and c.name in cost.layers and not self.enlarges(c.layer, given[c.name])
+            if c.name in given and c.name in cost.layers and not self.enlarges(cost, c, given[c.name])
         )
         called = {name: layer for name, layer in layers.items() if name in moments and name in cost.layers}
         rest = cost.total - saved - sum(map(cost.of_layer, called))
@@ -174,7 +188,7 @@ class RankChoice:
                 ) from error
             budget = error.smallest
         if isinstance(cost, LatencyCost):
-            smaller = {c.name for c in candidates if c.name in given and not self.enlarges(c.layer, given[c.name])}
+            smaller = {c.name for c in candidates if c.name in given and not self.enlarges(cost, c, given[c.name])}
             chosen = self._search(network, {name: given[name] for name in smaller}, cost, budget, allocate)
         for candidate in candidates:
             if candidate.name in layers and candidate.name not in called:
@@ -211,8 +225,8 @@ class RankChoice:
             "Name more layers in `rules`, or lower the target.",
         )
 
-    def by_weights(self, candidates: Sequence[Candidate], parameters: int) -> dict[str, Ranks]:
-        """Return the ranks of every candidate."""
+    def by_weights(self, candidates: Sequence[Candidate], cost: Cost) -> dict[str, Ranks]:
+        """Return the ranks of every candidate; for a target, ``cost`` counts parameters."""
         fixed = {c.name: (c.fixed(0), c.fixed(1)) for c in candidates}
         free = {(c.name, side): c.energy(side) for c in candidates for side in (0, 1) if fixed[c.name][side] is None}
 
@@ -225,11 +239,9 @@ class RankChoice:
 
         def ratio(ranks: Mapping[str, Ranks]) -> float:
             saved = sum(
-                count_parameters(c.layer) - factorised_parameters(c.layer, ranks[c.name], self.fold)
-                for c in candidates
-                if not self.enlarges(c.layer, ranks[c.name])
+                -self.growth(cost, c, ranks[c.name]) for c in candidates if not self.enlarges(cost, c, ranks[c.name])
             )
-            return parameters / (parameters - saved)
+            return cost.total / (cost.total - saved)
 
         if self.target is None:
             return at(1.0)
@@ -245,7 +257,9 @@ class RankChoice:
             )
         reached = bisect.bisect_right(shares, -self.target, key=lambda share: -ratio(at(share)))
         chosen = at(shares[reached - 1])
-        return chosen if ratio(chosen) <= _OVERSHOOT * self.target else self._spend(candidates, free, chosen, ratio)
+        return (
+            chosen if ratio(chosen) <= _OVERSHOOT * self.target else self._spend(candidates, free, chosen, ratio, cost)
+        )
 
     def _spend(
         self,
@@ -253,6 +267,7 @@ class RankChoice:
         free: Mapping[tuple[str, int], np.ndarray],
         chosen: dict[str, Ranks],
         ratio: Callable[[Mapping[str, Ranks]], float],
+        cost: Cost,
     ) -> dict[str, Ranks]:
         """Raise free ranks one by one, smallest share first, while the target is still reached."""
         assert self.target is not None
@@ -262,14 +277,14 @@ class RankChoice:
             # A matrix has one rank, so raising one side of a dense layer alone keeps nothing more.
             together = takes_one_rank(c.layer, self.fold) and len(free_sides) == 2
             steps |= {(c.name, free_sides)} if together else {(c.name, (side,)) for side in free_sides}
-        layers = {c.name: c.layer for c in candidates}
+        by_name = {c.name: c for c in candidates}
         while steps:
             step = min(steps, key=lambda s: (free[s[0], s[1][0]][chosen[s[0]][s[1][0]] - 1], s))
             name, raised = step
             ranks = (chosen[name][0] + (0 in raised), chosen[name][1] + (1 in raised))
             more = {**chosen, name: ranks}
             full = any(ranks[side] > len(free[name, side]) for side in raised)
-            if full or self.enlarges(layers[name], ranks) or ratio(more) < self.target:
+            if full or self.enlarges(cost, by_name[name], ranks) or ratio(more) < self.target:
                 steps.remove(step)
             else:
                 chosen = more

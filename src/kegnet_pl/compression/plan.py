@@ -13,7 +13,7 @@ from kegnet_pl.compression.activations import Calibration, measure_layers
 from kegnet_pl.compression.allocation import needs_inputs
 from kegnet_pl.compression.attention import split_attention
 from kegnet_pl.compression.choice import RankChoice, WhenLarger, check_target
-from kegnet_pl.compression.costs import CostName
+from kegnet_pl.compression.costs import Cost, CostName
 from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
 from kegnet_pl.compression.report import (
     Compressed,
@@ -29,7 +29,6 @@ from kegnet_pl.compression.tucker import (
     Factorisable,
     Ranks,
     factorise,
-    factorised_parameters,
     is_transposed,
     replace_layer,
 )
@@ -98,8 +97,9 @@ class CompressionPlan:
             Without, they all keep the same share of their squared singular values, the largest share that reaches the
             ratio; if the result exceeds the ratio by more than 5 % (because one more rank of one layer would miss it),
             ranks of other layers are raised, starting with the smallest share.
-        when_larger: Treatment of a layer that its factorisation would enlarge: ``"keep"`` leaves it (with a note in
-            the report), ``"compress"`` factorises it, as the paper does with the outer layers of its MLP.
+        when_larger: Treatment of a layer that its factorisation would enlarge, in what ``by`` names: ``"keep"`` leaves
+            it (with a note in the report), ``"compress"`` factorises it, as the paper does with the outer layers of its
+            MLP.
         fold: True to merge redundant factors (:class:`TuckerLayer`); False for three layers, as in the paper.
         by: Quantity of the target: ``"parameters"``, ``"macs"`` (multiply-accumulates), or ``"latency"``, the time for
             a batch, which is measured on the device of the samples. The latter two need samples.
@@ -178,7 +178,6 @@ class CompressionPlan:
         on_progress: Callable[[float], None],
     ) -> Compressed:
         """Compress a network in place."""
-        begun = 0.0
         layers = find_layers(network)
         check_patterns(self.rules, layers)
         obstacles = find_obstacles(network, layers)
@@ -192,17 +191,16 @@ class CompressionPlan:
                 teacher, [name for name in layers if name not in obstacles], calibration.samples, seed=calibration.seed,
                 of_inputs=of_inputs,
             )  # fmt: skip
+        # The network may work in place. Without samples, the costs are parameters.
+        sample = torch.empty(0) if calibration is None else calibration.samples[:1].clone()
+        cost = self.choice.measure_costs(network, candidates, before, sample, lambda share: on_progress(0.3 * share))
+        begun = 0.3 if self.choice.by == "latency" else 0.0
         if calibration is None or self.choice.target is None:
-            chosen = self.choice.by_weights(candidates, before.parameters)
+            chosen = self.choice.by_weights(candidates, cost)
         else:
-            sample = calibration.samples[:1].clone()  # the network may work in place
-            cost = self.choice.measure_costs(
-                network, candidates, before, sample, lambda share: on_progress(0.3 * share)
-            )
             chosen = self.choice.by_function(network, candidates, moments, cost)
-            begun = 0.3 if self.choice.by == "latency" else 0.0
         parameters_before = {name: count_parameters(layer) for name, layer in layers.items()}
-        self._replace_layers(network, candidates, chosen, on_progress if calibration is None else lambda _: None)
+        self._replace_layers(network, candidates, chosen, cost, on_progress if calibration is None else lambda _: None)
         notes |= {candidate.name: "; ".join(candidate.notes) for candidate in candidates}
         try:
             after = measure_size(network, input_shape)
@@ -255,9 +253,10 @@ class CompressionPlan:
         network: nn.Module,
         candidates: Sequence[Candidate],
         chosen: dict[str, Ranks],
+        cost: Cost,
         on_progress: Callable[[float], None],
     ) -> None:
-        """Factorise the candidates; one that would grow gets a note and is removed from the chosen ranks."""
+        """Factorise the candidates; one whose cost would grow gets a note and is removed from the chosen ranks."""
         total, done = sum(count_parameters(candidate.layer) for candidate in candidates), 0
         for candidate in candidates:
             on_progress(done / total)
@@ -265,11 +264,10 @@ class CompressionPlan:
             if candidate.name not in chosen:
                 continue
             ranks = chosen[candidate.name]
-            if self.choice.enlarges(candidate.layer, ranks):
-                size = factorised_parameters(candidate.layer, ranks, self.choice.fold)
-                growth = size - count_parameters(candidate.layer)
+            if self.choice.enlarges(cost, candidate, ranks):
+                growth = self.choice.describe_growth(cost, candidate, ranks)
                 candidate.notes.append(
-                    f"unchanged: ranks in {ranks[0]}, out {ranks[1]} would add {growth} parameters or save none"
+                    f"unchanged: ranks in {ranks[0]}, out {ranks[1]} would add {growth} or save none"
                 )
                 del chosen[candidate.name]
             else:

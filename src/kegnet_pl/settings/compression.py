@@ -31,7 +31,7 @@ class CompressionPlan(Settings):
     target: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
     """Ratio of the whole network, teacher / student, for rank=target: of parameters, or of what `by` names."""
     when_larger: Literal["keep", "compress"] = "keep"
-    """keep: a layer that would grow stays as it is; compress: it is compressed all the same."""
+    """keep: a layer that would grow, in what `by` names, stays as it is; compress: it is compressed all the same."""
     fold: bool | None = None
     """true: merge redundant factors of a layer; false: always three layers, as in the paper; null: true with
     fit=function."""

@@ -91,6 +91,25 @@ def test_a_target_of_macs_is_reached(target: float) -> None:
     assert other.ranks != report.ranks, "parameters are saved elsewhere"
 
 
+@pytest.mark.parametrize(("by", "unit"), [("parameters", ""), ("macs", "2784 MACs"), ("latency", "microseconds")])
+def test_a_layer_stays_if_its_factors_cost_more_by_the_quantity_of_the_target(by: Any, unit: str) -> None:
+    network, _ = _network()
+    x = torch.randn(150, *network.shape, generator=torch.Generator().manual_seed(0))
+
+    def slow_factors(networks: list[nn.Module], x: Tensor) -> list[float]:
+        return [1e-3 * len(list(network.modules())) for network in networks]
+
+    with mock.patch.object(costs, "shortest_times", slow_factors):
+        plan = CompressionPlan([Rule("point", 8)], by=by, batch_size=16)
+        report = plan.apply(network, network.shape, Calibration(x[:100], x[100:])).report
+        always = CompressionPlan([Rule("point", 8)], when_larger="compress", by=by, batch_size=16)
+        ranks = always.apply(network, network.shape, Calibration(x[:100], x[100:])).report.ranks
+    (row,) = (row for row in report.rows if row.layer == "point")
+    assert (row.in_rank is None) == bool(unit), "a strided 1x1 convolution gets fewer parameters and more MACs"
+    assert unit in row.note
+    assert ranks["point"] == (8, 8)
+
+
 def test_a_target_of_latency_is_reached() -> None:
     network, _ = _network()
     with mock.patch.object(costs, "shortest_times", _fake_times):
