@@ -1359,7 +1359,7 @@ INT8 = ["quantization=int8", "sources=[normal]"]
 
 
 def test_networks_are_quantised_beside_those_in_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    latency = ["latency.batch_sizes=[1,3]", "latency.seconds=0.01"]
+    latency = ["latency.batch_sizes=[1,3]", "latency.seconds=0.01", "agreement.sources=[waves,procedural,normal]"]
     plain = go(tmp_path, *INT8[1:], *latency)
     before = stages(tmp_path)
     capsys.readouterr()
@@ -1378,13 +1378,18 @@ def test_networks_are_quantised_beside_those_in_float32(tmp_path: Path, capsys: 
         assert (row["parameters"], row["macs"]) == (float32["parameters"], float32["macs"])
         assert row["latency"]["batches"].keys() == {"1", "3"} and row["latency"] != float32["latency"]
         assert row["seconds"] == row["stage_seconds"]["quantization"]
+        assert row["agreement"]["over"] == ["waves"], "the other sources made a network of the run"
+        own = {name for name, one in row["agreement"]["sources"].items() if one["own"]}
+        assert own == ({"procedural"} if row is teacher else {"normal", "procedural"})
+    assert teacher["agreement"]["mean"] > 0.9 and abs(student["agreement"]["mean"] - rows[2]["agreement"]["mean"]) < 0.1
     assert teacher["latency"]["batches"]["3"]["speedup"] != 1, "its baseline is the teacher in float32"
     assert teacher["size"] < 0.4 * rows[0]["size"] and rows[0]["size"] > 4 * rows[0]["parameters"]
     out = capsys.readouterr().out
     assert "int8: weights and activations, calibrated on 20 samples of Procedural" in out and "MB" in out
     assert out.count("found (") == 3, "teacher, compression and student are those of the run in float32"
     new = set(stages(tmp_path)) - set(before)
-    assert kinds(new) == ["evaluation", "evaluation", "latency", "quantization", "quantization"]
+    made = ["agreement", "evaluation", "quantization"]
+    assert kinds(new) == sorted([*made, *made, "latency"])
     page = (tmp_path / "run" / "report.html").read_text()
     assert "T+Normal int8" in page and "calibrated on 20 samples" in page
 

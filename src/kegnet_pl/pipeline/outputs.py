@@ -46,8 +46,8 @@ class Network:
         source: Source of its training samples; None without training on synthetic data.
         quantization: Description of its quantisation, see ``results.schema.json``; None for float32.
         evaluation: Its evaluation, None where there is no test data.
-        agreement: Its agreement with the teacher on synthetic samples; None of the teacher, of quantised networks, or
-            if it was not measured.
+        calibration: Source of the samples that calibrated its activations; None if there are none.
+        agreement: Its agreement with the teacher on synthetic samples; None of the teacher, or if it was not measured.
     """
 
     method: str
@@ -56,6 +56,7 @@ class Network:
     quantization: dict[str, Any] | None = None
     evaluation: Stage | None = None
     agreement: Stage | None = None
+    calibration: SourceInfo | None = None
 
     @property
     def stage(self) -> Stage:
@@ -85,17 +86,27 @@ def describe_networks(
 
     ``compression_source`` is that of the samples that students were compressed with.
     """
-    teacher, students = networks[0], networks[1:]
-    used = [[info for info in (one.source, compression_source) if info is not None] for one in students]
-    agreements = describe_agreements(
-        context, [(one.agreement, sources) for one, sources in zip(students, used, strict=True)]
-    )
-    rows = [_describe(context, teacher, teacher, None, None, latency)]
-    rows += [
-        _describe(context, one, teacher, compression_source, agreement, latency)
-        for one, agreement in zip(students, agreements, strict=True)
+    teacher, *students = networks
+    compared = [*students, *quantized]
+    used = [
+        [info for info in (one.source, one.calibration, compression_source) if info is not None]
+        if one.stage is not teacher.stage
+        else [one.calibration] * (one.calibration is not None)
+        for one in compared
     ]
-    return rows + [_describe(context, one, teacher, compression_source, None, quantized_latency) for one in quantized]
+    agreements = describe_agreements(
+        context, [(one.agreement, sources) for one, sources in zip(compared, used, strict=True)]
+    )
+    return [
+        _describe(context, teacher, teacher, None, None, latency),
+        *(
+            _describe(
+                context, one, teacher, compression_source, agreement,
+                latency if one.quantization is None else quantized_latency,
+            )
+            for one, agreement in zip(compared, agreements, strict=True)
+        ),
+    ]  # fmt: skip
 
 
 def _describe(

@@ -83,8 +83,9 @@ def run(
     quantized = quantize_networks(context, networks, calibration, generators)
     for network in (*networks, *quantized):
         network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
-    agreements = agreement_stages(context, teacher, [network.stages[-1] for network in networks[1:]])
-    for network, agreement in zip(networks[1:], agreements, strict=True):
+    compared = [*networks[1:], *quantized]
+    agreements = agreement_stages(context, teacher, [network.stages[-1] for network in compared])
+    for network, agreement in zip(compared, agreements, strict=True):
         network.agreement = agreement
     latency = measure_stage_latency(context, teacher, initial)
     in_onnx = measure_quantized_latency(context, teacher, [network.stages[-1] for network in quantized])

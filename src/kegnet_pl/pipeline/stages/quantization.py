@@ -104,7 +104,13 @@ def quantize_networks(
         stage = quantization_stage(context, network.stages[-1], source, teacher.stages[0], parent)
         parents = [*network.stages, *([parent] if parent is not None else [])]
         stages = [*{one.fingerprint: one for one in parents}.values(), stage]
-        quantized.append(Network(f"{network.method} int8", stages, network.source, _describe(context, stage, source)))
+        calibration = source if context.settings.quantization.activations == "int8" else None
+        quantized.append(
+            Network(
+                f"{network.method} int8", stages, network.source, _describe(context, stage, source),
+                calibration=calibration,
+            )
+        )  # fmt: skip
     return quantized
 
 
