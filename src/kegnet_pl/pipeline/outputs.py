@@ -88,14 +88,8 @@ def describe_networks(
     """
     teacher, *students = networks
     compared = [*students, *quantized]
-    used = [
-        [info for info in (one.source, one.calibration, compression_source) if info is not None]
-        if one.stage is not teacher.stage
-        else [one.calibration] * (one.calibration is not None)
-        for one in compared
-    ]
     agreements = describe_agreements(
-        context, [(one.agreement, sources) for one, sources in zip(compared, used, strict=True)]
+        context, [(one.agreement, _sources_of(one, compression_source)) for one in compared]
     )
     return [
         _describe(context, teacher, teacher, None, None, latency),
@@ -107,6 +101,12 @@ def describe_networks(
             for one, agreement in zip(compared, agreements, strict=True)
         ),
     ]  # fmt: skip
+
+
+def _sources_of(network: Network, compression_source: SourceInfo | None) -> list[SourceInfo]:
+    """Return the sources of the samples that made a network."""
+    of_compression = compression_source if network.stage.name != "teacher" else None
+    return [info for info in (network.source, network.calibration, of_compression) if info is not None]
 
 
 def _describe(
