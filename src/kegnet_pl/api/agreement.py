@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from kegnet_pl.api.checks import check_counts
 from kegnet_pl.api.evaluation import find_logits
+from kegnet_pl.compression.report import align
 from kegnet_pl.networks import OutputKey
 from kegnet_pl.networks.execution import at_least_float32
 from kegnet_pl.networks.validation import to_shape
@@ -125,6 +126,16 @@ class AgreementReport:
 
     def _select(self, names: Collection[str] | None) -> dict[str, SourceAgreement]:
         return {name: one for name, one in self.sources.items() if names is None or name in names}
+
+    def __str__(self) -> str:
+        """Return the report as a plain table, for ``print``."""
+        header = ["source", "samples", "classes", "agreement", "divergence", "worst class"]
+        rows = []
+        for name, one in self.sources.items():
+            worst, classes = self.worst([name]), sum(count > 0 for count in one.counts)
+            cells = [name, one.samples, classes, f"{100 * one.agreement:.1f} %", f"{one.divergence:.4f}"]
+            rows.append([*map(str, cells), "" if worst is None else f"{worst.label}: {100 * worst.agreement:.1f} %"])
+        return align([header, *rows])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""

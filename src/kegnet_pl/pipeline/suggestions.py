@@ -5,7 +5,7 @@ import importlib.resources
 import importlib.util
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
         if searches and not _finds_optuna():
             hint = "hydra/sweeper=optuna is a plugin of its own: pip install '.[optuna]'"
         if hint is None and key not in groups and key not in ("hydra/launcher", "hydra/sweeper"):
-            hint = _setting_hint(cfg, key)
+            hint = _setting_hint(cfg, key, groups)
         if hint is not None:
             yield hint
 
@@ -185,8 +185,8 @@ def _option_hint(group: str, value: str, options: list[str]) -> str | None:
     return f"There is no {group}={value}.{hint}\nThere are: {', '.join(sorted(set(options)))}"
 
 
-def _setting_hint(cfg: DictConfig, key: str) -> str | None:
-    """Return a hint to a dotted key that does not exist; None if it does."""
+def _setting_hint(cfg: DictConfig, key: str, groups: Mapping[str, Sequence[str]]) -> str | None:
+    """Return a hint to a dotted key that does not exist; None if it does. ``groups``: name -> options."""
     node: Any = OmegaConf.to_container(cfg)
     found, rest = [], key.split(".")
     while rest and isinstance(node, dict) and rest[0] in node:
@@ -201,6 +201,16 @@ def _setting_hint(cfg: DictConfig, key: str) -> str | None:
         names = f"`{parent}` is null, a whole by itself: {parent}=..., or +{key}=... to make one of parts"
     else:
         names = f"`{parent}` is a setting by itself: {parent}=..."
+    having = [option for option in groups.get(parent, ()) if _has_setting(parent, option, rest[0])]
+    if having:
+        return f"{key!r} belongs to {' or '.join(f'{parent}={one}' for one in having)}. Add that option.\n{names}"
     close = difflib.get_close_matches(rest[0], list(node) if isinstance(node, dict) else [], n=1)
     hint = f" Did you mean {'.'.join([*found, *close, *rest[1:]])}?" if close else ""
     return f"{key!r} does not exist.{hint}\n{names}"
+
+
+def _has_setting(group: str, option: str, name: str) -> bool:
+    """Return True if an option of a group that comes with the package has a setting."""
+    file = importlib.resources.files("kegnet_pl.conf").joinpath(group, f"{option}.yaml")
+    with importlib.resources.as_file(file) as path:
+        return path.is_file() and name in set(OmegaConf.load(path))  # names of missing values, too

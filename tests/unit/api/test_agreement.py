@@ -51,6 +51,9 @@ def test_the_worst_class_is_named() -> None:
         1, "normal", one.counts[1], 0,
     )  # fmt: skip
     assert report.worst([]) is None and report.mean([]) is None
+    header, line = str(report).splitlines()
+    assert header.split() == ["source", "samples", "classes", "agreement", "divergence", "worst", "class"]
+    assert line.split() == ["normal", "300", "3", "66.7", "%", f"{one.divergence:.4f}", "1:", "0.0", "%"]
 
 
 def test_a_class_of_few_samples_is_not_judged() -> None:

@@ -128,3 +128,10 @@ def test_settings_of_chosen_groups_exist() -> None:
     ]
     (hint,) = suggest(given)
     assert hint.startswith("'student.foo' does not exist.")
+
+
+def test_the_option_that_has_a_setting_is_named() -> None:
+    (hint,) = suggest(["data.test=x.npz"])
+    assert hint.startswith("'data.test' belongs to data=files. Add that option.")
+    (hint,) = suggest(["teacher.arch=resnet18"])
+    assert hint.startswith("'teacher.arch' belongs to teacher=timm or teacher=torchvision. Add that option.")
