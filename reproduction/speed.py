@@ -77,7 +77,9 @@ def compress(experiment: str, teacher: nn.Module) -> Iterator[tuple[str, Compres
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the agreement is in the page
-                small = kegnet_pl.compress(teacher, shape, target, by="latency", progress=False, **pixels)
+                small = kegnet_pl.compress(
+                    teacher, shape, target, method="tucker", by="latency", progress=False, **pixels
+                )
             yield f"by latency, target {target:g}x", small
             return
         except ValueError as error:

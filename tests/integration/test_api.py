@@ -90,7 +90,7 @@ def test_it_is_what_the_pipeline_makes(tmp_path: Path) -> None:
         teacher,
         SHAPE,
         plan["target"],
-        **{key: plan[key] for key in ("samples", "oversampling")},
+        **{key: plan[key] for key in ("method", "samples", "oversampling")},
         **{key: data[key] for key in ("mean", "std")},
         seed=3,
         progress=False,
@@ -303,11 +303,12 @@ def test_compression_leaves_no_trace() -> None:
 def test_compression_by_function_and_by_weights() -> None:
     network = _lenet()
     by_weights = kegnet_pl.compress(network, SHAPE, 8.0, fit="weights")
-    by_function, again = (kegnet_pl.compress(network, SHAPE, 8.0, samples=300) for _ in range(2))
+    given: dict[str, Any] = {"method": "tucker", "samples": 300}
+    by_function, again = (kegnet_pl.compress(network, SHAPE, 8.0, **given) for _ in range(2))
     assert by_weights.fitted == () and by_function.fitted
     assert by_function.report.compression_ratio == pytest.approx(8, rel=0.05)
     assert _same(by_function.network, again.network)
-    other = kegnet_pl.compress(network, SHAPE, 8.0, samples=300, source=kegnet_pl.NoiseSource("uniform", SHAPE))
+    other = kegnet_pl.compress(network, SHAPE, 8.0, **given, source=kegnet_pl.NoiseSource("uniform", SHAPE))
     assert not _same(by_function.network, other.network)
 
 

@@ -132,7 +132,10 @@ def test_a_preset_is_chosen_and_saved(command: Command, tmp_path: Path) -> None:
     given += ["data.input_shape=[6]", "data.classes=3", "compression.target=1.5", "debug=fast", "student.epochs=1"]
     done = command(*given)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("preset=auto")]
-    assert "experiment=custom/table (rows of features, a dense first layer, 403 parameters, cpu). About " in line
+    chosen = (
+        "experiment=custom/table compression=auto (rows of features, a dense first layer, 403 parameters, cpu). About "
+    )
+    assert chosen in line and "Compression by " in done.stdout
     assert "T+Correlated" in done.stdout and "This is a trial" not in done.stdout
     (config,) = tmp_path.rglob(".hydra/config.yaml")
     saved = yaml.safe_load(config.read_text())

@@ -1558,8 +1558,35 @@ def test_a_pruned_teacher_is_trained_with_every_option(tmp_path: Path, capsys: p
     assert torch.equal(load_network(tmp_path / "out", "model")(x), student(x))
 
 
+def test_methods_of_compression_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["compression=auto", "compression.target=1.5", "compression.fit=function", "compression.samples=64"]
+    rows = go(tmp_path, "sources=[normal]", *given)
+    assert [row["student"] for row in rows[1:]] == ["auto1.5", "auto1.5"]
+    out = capsys.readouterr().out
+    (manifest,) = (tmp_path / "store").glob("compression-*/manifest.json")
+    metrics = json.loads(manifest.read_text())["metrics"]
+    assert metrics["compared"].keys() == {"pruning", "tucker"}
+    assert metrics["compared"][metrics["method"]] == metrics["agreement"]
+    assert f"Compression by {metrics['method']}. Agreement on held-out synthetic samples: pruning" in " ".join(
+        out.split()
+    )
+    compressed = load_network(manifest.parent)
+    factorised = any(isinstance(layer, TuckerLayer) for layer in compressed.modules())
+    assert factorised == (metrics["method"] == "tucker")
+    go(tmp_path, "sources=[normal]", *given, "resume=require")
+    assert "Compression by" in capsys.readouterr().out
+
+    from kegnet_pl.export import main
+
+    assert main([str(tmp_path / "run"), "--format", "safetensors", "--out", str(tmp_path / "out")]) == 0
+    said = {"pruning": "| compression | structured pruning", "tucker": "| compression | factorisation"}
+    assert said[metrics["method"]] in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_pruning_without_its_package_stops_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(ConfigError, match=r"pip install 'kegnet_pl\[pruning\]'"):
         go(tmp_path, "sources=[normal]", "compression=pruning", "compression.fit=function")
+    with pytest.raises(ConfigError, match=r"pip install 'kegnet_pl\[pruning\]'"):
+        go(tmp_path, "sources=[normal]", "compression=auto", "compression.fit=function")
     assert not stages(tmp_path), "a teacher was trained first"

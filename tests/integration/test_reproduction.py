@@ -745,6 +745,9 @@ def test_other_networks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = networks.train_teacher(networks.TABLE_NETWORKS["MLP of Letter"], data, 0)
     found = networks.measure(teacher, {"train": data, "test": data}, 4.0, {})
     assert found["ratio"] >= 4 and found["warned"] == (found["agreement"] < 0.9)
+    assert (
+        found["compared"].keys() == {"pruning", "tucker"} and found["compared"][found["method"]] == found["agreement"]
+    )
     assert found["teacher"] > 0.1  # it has seen these samples; chance is 0.04
     page = networks.render([found | {"data": "Letter", "network": "MLP", "command": "python -m this"}])
     assert "| Letter | MLP | 4." in page and "Commands: `python -m this`" in page

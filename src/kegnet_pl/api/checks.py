@@ -1,6 +1,6 @@
 """Checks of networks against the settings they are trained with, before anything takes time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -192,6 +192,19 @@ def _suggest_range(scale: float) -> str:
         if 0.5 < scale / (PIXEL_STD * (high - low)) < 2:
             return f" If the network takes pixels, set data.value_range=[{low},{high}]."
     return ""
+
+
+TRY_PRUNING = "Pruning often agrees more: pip install 'kegnet_pl[pruning]'."
+"""What to do if a factorised network agrees too little and pruning was not tried."""
+
+
+def describe_comparison(method: str, compared: Mapping[str, float | str | None]) -> str:
+    """Return a line on the methods of compression that were compared, see :class:`Compressed`."""
+    parts = [
+        f"{name} {f'failed ({one})' if isinstance(one, str) else 'unknown' if one is None else f'{one:.1%}'}"
+        for name, one in compared.items()
+    ]
+    return f"Compression by {method}. Agreement on held-out synthetic samples: {', '.join(parts)}."
 
 
 def describe_agreement(agreement: float | None) -> str | None:

@@ -13,8 +13,7 @@ from kegnet_pl.api.sampling import Generators
 from kegnet_pl.compression import (
     Calibration,
     Compressed,
-    CompressionPlan,
-    PruningPlan,
+    Plan,
     describe_structure,
     fittable_layers,
     measure_layers,
@@ -41,7 +40,7 @@ _RECONSTRUCTION_SAMPLES = 2_500
 def fit_compression(
     network: nn.Module,
     shape: tuple[int, ...],
-    plan: CompressionPlan | PruningPlan,
+    plan: Plan,
     progress: StageProgress,
     source: SyntheticSource | None = None,
     samples: int = 0,
@@ -58,7 +57,7 @@ def fit_compression(
     with torch.inference_mode(mode=False):  # gradients by layers are needed
         calibration = None if source is None else _calibrate(network, shape, source, samples, oversampling, seed)
         with progress:
-            compressed: Compressed = plan.apply(network, shape, calibration, progress.move_to)
+            compressed = plan.apply(network, shape, calibration, progress.move_to)
     return compressed
 
 

@@ -9,10 +9,27 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from kegnet_pl.api.checks import TRIAL_SAMPLES, check_student, describe_agreement, explain_scale
+from kegnet_pl.api.checks import (
+    TRIAL_SAMPLES,
+    TRY_PRUNING,
+    check_student,
+    describe_agreement,
+    describe_comparison,
+    explain_scale,
+)
 from kegnet_pl.api.engine import adam, fit_compression, fit_student
 from kegnet_pl.api.sampling import SyntheticDataset
-from kegnet_pl.compression import Compressed, CompressionPlan, CostName, PruningPlan, Rule, TuckerLayer
+from kegnet_pl.compression import (
+    AutomaticPlan,
+    Compressed,
+    CompressionPlan,
+    CostName,
+    Plan,
+    PruningPlan,
+    Rule,
+    TuckerLayer,
+)
+from kegnet_pl.compression.dependencies import has_library
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import (
     OutputKey,
@@ -38,7 +55,7 @@ def compress(
     input_shape: int | Sequence[int],
     target: float | None = None,
     *,
-    method: Literal["tucker", "pruning"] = "tucker",
+    method: Literal["auto", "tucker", "pruning"] = "auto",
     rules: Mapping[str, Any] | Sequence[Rule] | None = None,
     when_larger: Literal["keep", "compress"] = "keep",
     fit: Literal["function", "weights"] = "function",
@@ -64,7 +81,9 @@ def compress(
         target: Ratio of the whole network, before / after, of its parameters or of what ``by`` names.
         method: ``"tucker"``: layers are factorised (Tucker-2 for convolutions). ``"pruning"``: channels, units and
             attention heads are removed from all layers that share them (:class:`PruningPlan`; it needs a target and the
-            package ``torch-pruning``). Layers are then plain ones of smaller width.
+            package ``torch-pruning``). Layers are then plain ones of smaller width. ``"auto"``: the one of both whose
+            network agrees more with the original on held-out samples (:class:`AutomaticPlan`); ``"tucker"`` without a
+            target, without ``torch-pruning``, with ``rules``, ``when_larger`` or ``fold``, and for ``fit="weights"``.
         rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or ``{"in":
             ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or by EVBMF
             if there is none.
@@ -95,9 +114,9 @@ def compress(
     Returns:
         ``network``, the smaller one, which answers as the original does; ``report``, the size of every layer before and
         after; ``fitted``, the names of the layers that were fitted (a fit that makes the network worse on further
-        samples is undone); and ``agreement``, the share of held-out samples to which both networks give the same class.
-        It is None for ``fit="weights"``, or if the network gives one class to all samples. There is a warning below
-        0.9.
+        samples is undone); ``method`` and, for ``"auto"``, ``compared``, the agreement of each method; and
+        ``agreement``, the share of held-out samples to which both networks give the same class. It is None for
+        ``fit="weights"``, or if the network gives one class to all samples. There is a warning below 0.9.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
@@ -107,17 +126,21 @@ def compress(
     if fit not in ("function", "weights"):
         raise ValueError(f"Expected `fit` to be 'function' or 'weights', but got {fit!r}.")
     shape = to_shape(input_shape)
-    plan: CompressionPlan | PruningPlan
+    if method not in ("auto", "tucker", "pruning"):
+        raise ValueError(f"Expected `method` to be 'auto', 'tucker' or 'pruning', but got {method!r}.")
+    speed: dict[str, Any] = {"by": by, "round_to": round_to, "batch_size": batch_size}
+    default = {"rules": rules is None, "when_larger": when_larger == "keep", "fit": fit == "function",
+               "fold": fold is None}  # fmt: skip
+    plans: dict[str, Plan] = {}
     if method == "pruning":
-        _check_pruning(rules=rules is None, when_larger=when_larger == "keep", fit=fit == "function", fold=fold is None)
-        plan = PruningPlan(target, by=by, round_to=round_to, batch_size=batch_size)
-    elif method == "tucker":
-        plan = CompressionPlan(
-            _to_rules(rules, target), target, when_larger, fit == "function" if fold is None else fold,
-            by=by, round_to=round_to, batch_size=batch_size,
-        )  # fmt: skip
-    else:
-        raise ValueError(f"Expected `method` to be 'tucker' or 'pruning', but got {method!r}.")
+        _check_pruning(**default)
+    compares = method == "auto" and target is not None and all(default.values())
+    if method == "pruning" or (compares and has_library()):
+        plans["pruning"] = PruningPlan(target, **speed)
+    if method != "pruning":
+        folds = fit == "function" if fold is None else fold
+        plans["tucker"] = CompressionPlan(_to_rules(rules, target), target, when_larger, folds, **speed)
+    plan = AutomaticPlan(plans)
     bar = StageProgress("compression", make_console(quiet=not progress))
     if fit == "weights":
         return fit_compression(network, shape, plan, bar)
@@ -130,9 +153,11 @@ def compress(
     compressed = fit_compression(classifier, shape, plan, bar, source, samples, oversampling, seed)
     if classifier is not network:
         restore_answers(compressed.network)
+    if compressed.compared:
+        bar.console.print(describe_comparison(compressed.method, compressed.compared))
     sentence = describe_agreement(compressed.agreement)
     if sentence is not None:
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence if has_library() else f"{sentence} {TRY_PRUNING}", stacklevel=2)
     return compressed
 
 

@@ -3,6 +3,7 @@
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import allocate_ranks
 from kegnet_pl.compression.attention import split_attention
+from kegnet_pl.compression.automatic import AutomaticPlan, Plan
 from kegnet_pl.compression.costs import CostName
 from kegnet_pl.compression.evbmf import EVBMF, evbmf
 from kegnet_pl.compression.plan import CompressionPlan
@@ -15,6 +16,7 @@ from kegnet_pl.compression.tucker import TuckerConv, TuckerLayer, TuckerLinear, 
 
 __all__ = [
     "EVBMF",
+    "AutomaticPlan",
     "Calibration",
     "Compressed",
     "CompressionPlan",
@@ -23,6 +25,7 @@ __all__ = [
     "LayerMoments",
     "LayerReport",
     "ModelSize",
+    "Plan",
     "PruningPlan",
     "Rule",
     "TuckerConv",

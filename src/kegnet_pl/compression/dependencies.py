@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from kegnet_pl.runtime.errors import ConfigError, first_line
 
 
+def has_library() -> bool:
+    """Return True if Torch-Pruning is installed."""
+    try:
+        import_library()
+    except ConfigError:
+        return False
+    return True
+
+
 def import_library() -> Any:
     """Return the module ``torch_pruning``.
 

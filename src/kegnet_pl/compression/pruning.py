@@ -134,7 +134,8 @@ class PruningPlan:
         after = measure_size(student, input_shape)
         rows = tuple(_describe(name, teacher.get_submodule(name), student, before, after, reasons) for name in layers)
         report = CompressionReport(rows, before.parameters, after.parameters, before.macs, after.macs)
-        return Compressed(student, report, tuple(fitted), measure_agreement(teacher, student, calibration.held_out))
+        agreement = measure_agreement(teacher, student, calibration.held_out)
+        return Compressed(student, report, tuple(fitted), agreement, "pruning")
 
     def _choose(
         self,

@@ -1,7 +1,7 @@
 """The compression report: parameters and operations of every layer, before and after."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -171,12 +171,16 @@ class Compressed:
         fitted: Layers that were fitted to the function of the original (with a calibration).
         agreement: Share of held-out samples to which both networks give the same class (with a calibration); None if
             the original gives one class to all.
+        method: ``"tucker"`` or ``"pruning"``.
+        compared: Methods that were compared (:class:`AutomaticPlan`): name -> agreement, or the reason of a failure.
     """
 
     network: nn.Module
     report: CompressionReport
     fitted: tuple[str, ...] = ()
     agreement: float | None = None
+    method: str = "tucker"
+    compared: Mapping[str, float | str | None] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         before, after = self.report.parameters_before, self.report.parameters_after

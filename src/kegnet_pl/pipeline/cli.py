@@ -94,6 +94,7 @@ def _apply_preset(
     from kegnet_pl.pipeline.context import find_run_device
     from kegnet_pl.pipeline.preset import (
         build_untrained,
+        choose_compression,
         choose_preset,
         describe_choice,
         estimate_seconds,
@@ -115,7 +116,7 @@ def _apply_preset(
     same_layers = settings.student.network is None
     device = find_run_device(settings.trainer, None)
     preset = choose_preset(network, settings.data.input_shape, same_layers)
-    overrides = without_given(preset.overrides, given)
+    overrides = [*choose_compression(settings, given), *without_given(preset.overrides, given)]
     _, settings = compose_again(overrides)
     overrides = [*overrides, *without_given(fit_to_budget(settings, network, device), given)]
     cfg, settings = compose_again(overrides)

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 import kegnet_pl
-from kegnet_pl.compression import CompressionPlan, PruningPlan, Rule
+from kegnet_pl.compression import AutomaticPlan, CompressionPlan, Plan, PruningPlan, Rule
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.networks import ValueRange
 from kegnet_pl.runtime.errors import ConfigError
@@ -48,7 +48,7 @@ def build_objective(terms: Mapping[str, ObjectiveTerm]) -> GeneratorObjective:
     )
 
 
-def make_plan(settings: CompressionSettings) -> CompressionPlan | PruningPlan:
+def make_plan(settings: CompressionSettings) -> Plan:
     """Return the plan that ``compression`` describes.
 
     Raises:
@@ -59,7 +59,10 @@ def make_plan(settings: CompressionSettings) -> CompressionPlan | PruningPlan:
     if settings.method == "pruning":
         return PruningPlan(settings.target, **speed)
     rules = [Rule(rule.layers, rule.rank) for rule in settings.rules or []]
-    return CompressionPlan(rules, settings.target, settings.when_larger, settings.folds, **speed)
+    plan = CompressionPlan(rules, settings.target, settings.when_larger, settings.folds, **speed)
+    if settings.method == "tucker":
+        return plan
+    return AutomaticPlan({"pruning": PruningPlan(settings.target, **speed), "tucker": plan})
 
 
 def make_value_range(data: DataSettings) -> ValueRange | None:

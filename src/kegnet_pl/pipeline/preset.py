@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kegnet_pl.compression import fittable_layers, measure_size
+from kegnet_pl.compression.dependencies import has_library
 from kegnet_pl.networks import as_classifier
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.execution import copy_network, first_weight
@@ -72,6 +73,22 @@ def choose_preset(network: nn.Module, input_shape: Sequence[int], same_layers: b
     return Preset("custom/image", f"{kind}, no batch norm", others)
 
 
+def choose_compression(settings: RunSettings, given: Sequence[str]) -> list[str]:
+    """Return the override that compares methods of compression, unless the command line names one.
+
+    It needs Torch-Pruning; without it, layers are factorised.
+
+    Args:
+        settings: Settings of the run.
+        given: Overrides of the command line.
+    """
+    names = {text.lstrip("+").partition("=")[0] for text in given}
+    of_method = {"compression", *(f"compression.{name}" for name in ("method", "rules", "when_larger", "fold", "fit"))}
+    if names & of_method or settings.student.network is not None or not has_library():
+        return []
+    return ["compression=auto"]
+
+
 def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.device) -> list[str]:
     """Return overrides that keep a run within the budget of its device; none if it is within it already.
 
@@ -89,7 +106,8 @@ def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.devic
     work = {"student.samples": 4 * macs * student.samples * (student.epochs if student.resample_each_epoch else 1)}
     if compression.fit == "function" and student.network is None:
         layers = len(fittable_layers(network))
-        work["compression.samples"] = int(_FITTING * macs * layers * compression.samples)
+        methods = 2 if compression.method == "auto" else 1
+        work["compression.samples"] = int(methods * _FITTING * macs * layers * compression.samples)
     for name, amount in work.items():
         if amount > _PART * budget:
             now = student.samples if name == "student.samples" else compression.samples
@@ -149,7 +167,8 @@ def estimate_seconds(settings: RunSettings, network: nn.Module, device: torch.de
     seconds = {}
     if settings.compression.fit == "function" and student.network is None:
         layers, compression = len(fittable_layers(network)), settings.compression
-        seconds["compression"] = forward * compression.samples * (compression.oversampling + _FITTING * layers)
+        fitting = _FITTING * layers * (2 if compression.method == "auto" else 1)
+        seconds["compression"] = forward * compression.samples * (compression.oversampling + fitting)
     infos = [describe_mixture(mixture, settings.source) for mixture in settings.sources]
     if any(info.needs_generators for info in infos):
         step_of_generator = per_sample(_GeneratorStep(teacher, settings.generator).to(device))

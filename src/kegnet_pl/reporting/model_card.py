@@ -22,7 +22,7 @@ _COMPRESSIONS = {
     "tucker": "factorisation: layers are Tucker decompositions of the teacher's layers",
     "pruning": "structured pruning: layers have kept some of the teacher's channels",
 }
-"""``compression.method`` -> what was done."""
+"""Method of a compression -> what was done; ``compression.method=auto`` chooses one of them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def write_model_card(
         value_range=data.get("value_range"),
         agreement=metrics.get("agreement"),
         agreement_text=[*describe_agreement(row), *warn_of_samples(row)],
-        compression=_COMPRESSIONS.get(plan.get("method", "tucker")) if row.method.startswith("T") else None,
+        compression=_COMPRESSIONS.get(metrics.get("method", plan.get("method", "tucker")))
+        if row.method.startswith("T")
+        else None,
         files=files,
         quantized=quantized,
     )

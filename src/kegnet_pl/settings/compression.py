@@ -53,15 +53,18 @@ def _check_speed(settings: "CompressionSettings") -> Iterator[str]:
 
 
 def _check_pruning(settings: "CompressionSettings") -> Iterator[str]:
-    if settings.method != "pruning":
+    method = settings.method
+    if method == "tucker":
         return
     if settings.target is None:
-        yield "Expected `compression.target`, the ratio to reach, with compression.method=pruning, but got null."
+        yield f"Expected `compression.target`, the ratio to reach, with compression.method={method}, but got null."
     if settings.fit == "weights":
         yield (
-            "Expected `compression.fit` to be function with compression.method=pruning, which always needs samples, "
-            "but got weights. Set compression.fit=function."
+            f"Expected `compression.fit` to be function with compression.method={method}, which always needs samples, "
+            f"but got weights. Set compression.fit=function."
         )
+    if method == "auto":
+        return
     for name, default in (("rules", None), ("fold", None), ("when_larger", "keep")):
         value = getattr(settings, name)
         if value != default:
@@ -76,8 +79,9 @@ class CompressionSettings(CompressionPlan):
 
     RULES = (_check_speed, _check_pruning)
 
-    method: Literal["tucker", "pruning"] = "tucker"
-    """tucker: layers are factorised; pruning: channels, units and attention heads are removed, without ranks."""
+    method: Literal["tucker", "pruning", "auto"] = "tucker"
+    """tucker: layers are factorised; pruning: channels, units and attention heads are removed, without ranks; auto: the
+    one of both whose network agrees more with the teacher on held-out synthetic samples."""
     name: str = Field(json_schema_extra=FREE)
     """Name in tables."""
     rank: Any = Field(default=None, json_schema_extra=FREE)
@@ -110,7 +114,7 @@ class CompressionSettings(CompressionPlan):
         unused |= {name for name, off in (("fold", not self.folds), ("round_to", self.round_to == 1)) if off}
         unused |= {"batch_size"} if self.by != "latency" else set()
         unused |= {"by"} if self.by == "parameters" else set()
-        unused |= {"method"} if self.method == "tucker" else {"rules", "fold", "when_larger"}
+        unused |= {"tucker": {"method"}, "pruning": {"rules", "fold", "when_larger"}, "auto": set()}[self.method]
         return {name: value for name, value in super().fingerprint().items() if name not in unused}
 
     @property

@@ -555,7 +555,7 @@ def test_arguments_of_ranks_have_no_meaning(given: dict[str, Any]) -> None:
 def test_wrong_arguments(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         PruningPlan(**given)
-    with pytest.raises(ValueError, match="`method` to be 'tucker' or 'pruning'"):
+    with pytest.raises(ValueError, match="`method` to be 'auto', 'tucker' or 'pruning'"):
         kegnet_pl.compress(MLP(6, 3), 6, 2.0, method="magic", progress=False)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Expected samples for method='pruning'"):
         PruningPlan(2.0).apply(MLP(6, 3), (6,))

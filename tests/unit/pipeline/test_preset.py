@@ -1,5 +1,6 @@
 """The choice of a preset by a network's inputs, batch norm and size."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from kegnet_pl.networks import MLP, LeNet5, ResNet14
 from kegnet_pl.pipeline import preset as presets
 from kegnet_pl.pipeline.preset import (
     build_untrained,
+    choose_compression,
     choose_preset,
     describe_choice,
     estimate_seconds,
@@ -103,3 +105,13 @@ def test_the_steps_of_a_program_are_measured(tmp_path: Path) -> None:
     settings = RunSettings.from_config(configure("experiment=custom/image", *given))
     program = build_untrained(settings)
     assert program is not None and estimate_seconds(settings, program, CPU)["generators"] > 0
+
+
+def test_methods_of_compression_are_compared_unless_one_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = _settings()
+    assert choose_compression(settings, ["compression.target=3", "seed=1"]) == ["compression=auto"]
+    for given in ("compression=ratio", "compression.fold=true", "compression.rules=[]", "+compression.method=tucker"):
+        assert choose_compression(settings, [given]) == []
+    assert choose_compression(_settings("student=lenet5"), []) == []
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    assert choose_compression(settings, []) == []

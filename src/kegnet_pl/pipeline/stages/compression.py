@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kegnet_pl.api.checkpoints import save_network
-from kegnet_pl.api.checks import describe_agreement
+from kegnet_pl.api.checks import describe_agreement, describe_comparison
 from kegnet_pl.api.engine import fit_compression
 from kegnet_pl.benchmark import describe_machine
 from kegnet_pl.compression import Compressed, measure_size
@@ -39,7 +39,7 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
             settings |= {"seed": context.seed, "definitions": definitions, **code_of(definitions)}
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
-        agreement: dict[str, float] = {}
+        found: dict[str, Any] = {}
         with costs.measure("compression"):
             if other is not None:
                 with seeded(context.seed, "student"):
@@ -49,12 +49,16 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
             else:
                 compressed = _compress(context, teacher, folder)
                 network = compressed.network
-                agreement = {} if compressed.agreement is None else {"agreement": compressed.agreement}
+                found = {} if compressed.agreement is None else {"agreement": compressed.agreement}
+                if plan.method == "auto":
+                    found |= {"method": compressed.method, "compared": dict(compressed.compared)}
             size = measure_size(network, context.input_shape)
-        return {"parameters": size.parameters, "macs": size.macs, **agreement}
+        return {"parameters": size.parameters, "macs": size.macs, **found}
 
     stage = context.get_or_build("compression", settings, [teacher], make, title="compression")
     by_function = other is None and plan.fit == "function"
+    if "compared" in stage.metrics:
+        context.console.print(describe_comparison(stage.metrics["method"], stage.metrics["compared"]))
     sentence = describe_agreement(stage.metrics.get("agreement")) if by_function else None
     if sentence is not None:
         context.console.print(sentence)

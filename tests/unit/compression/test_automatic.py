@@ -1,0 +1,153 @@
+"""The choice between factorisation and pruning."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kegnet_pl
+from kegnet_pl.api.checks import describe_comparison
+from kegnet_pl.compression import AutomaticPlan, Calibration, Compressed, CompressionPlan, CompressionReport, Rule
+from kegnet_pl.compression.automatic import MARGIN
+
+SHAPE = (6,)
+
+
+class _Fixed:
+    """A plan whose network has a given agreement, or that fails."""
+
+    def __init__(self, result: float | str | None) -> None:
+        self.result = result
+
+    def apply(
+        self,
+        network: nn.Module,
+        input_shape: Sequence[int],
+        calibration: Calibration | None = None,
+        on_progress: Callable[[float], None] = lambda _: None,
+    ) -> Compressed:
+        on_progress(0.5)
+        if isinstance(self.result, str):
+            raise ValueError(self.result)
+        return Compressed(network, CompressionReport((), 2, 1, 2, 1), (), self.result)
+
+
+def _apply(**results: float | str | None) -> tuple[Compressed, list[float]]:
+    shares: list[float] = []
+    samples = Calibration(torch.zeros(1, 6), torch.zeros(1, 6))
+    plans = {name: _Fixed(result) for name, result in results.items()}
+    return AutomaticPlan(plans).apply(nn.Linear(6, 3), SHAPE, samples, shares.append), shares
+
+
+@pytest.mark.parametrize(
+    ("results", "chosen"),
+    [
+        ({"pruning": 0.9, "tucker": 0.8}, "pruning"),
+        ({"pruning": 0.8, "tucker": 0.9}, "tucker"),
+        ({"pruning": 0.9, "tucker": 0.9 + MARGIN / 2}, "pruning"),
+        ({"pruning": None, "tucker": None}, "pruning"),
+        ({"pruning": "Expected channels.", "tucker": 0.1}, "tucker"),
+        ({"pruning": 0.1, "tucker": "Expected layers."}, "pruning"),
+    ],
+)
+def test_the_network_that_agrees_more_is_chosen(results: dict[str, float | str | None], chosen: str) -> None:
+    found, shares = _apply(**results)
+    assert (found.method, found.compared, shares) == (chosen, results, [0.25, 0.75])
+    assert not isinstance(results[chosen], str) and found.agreement == results[chosen]
+    said = describe_comparison(found.method, found.compared)
+    assert said.startswith(f"Compression by {chosen}. Agreement on held-out synthetic samples: pruning ")
+    assert ("failed (Expected" in said) == any(isinstance(result, str) for result in results.values())
+
+
+def test_all_reasons_of_a_failure_are_given() -> None:
+    with pytest.raises(ValueError, match=r"^By pruning: Expected less. By tucker: Expected more.$"):
+        _apply(pruning="Expected less.", tucker="Expected more.")
+    with pytest.raises(ValueError, match=r"^Expected samples.$"):
+        _apply(pruning="Expected samples.", tucker="Expected samples.")
+    with pytest.raises(ValueError, match=r"^Expected `plans` to hold at least one"):
+        AutomaticPlan({})
+    plan = CompressionPlan([Rule("*", 2)])
+    with pytest.raises(ValueError, match=r"^Expected samples to compare methods .* Use fit='function'"):
+        AutomaticPlan({"pruning": plan, "tucker": plan}).apply(nn.Linear(6, 3), SHAPE)
+
+
+class _Network(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3))
+
+
+def _compress(network: nn.Module, target: float | None = 2.0, **given: Any) -> Compressed:
+    return kegnet_pl.compress(network, 6, target, **{"samples": 100} | given)
+
+
+def _idle_units() -> nn.Module:
+    """A network with half of its units at zero: they can be removed, but the weights have full rank."""
+    torch.manual_seed(0)
+    network = _Network()
+    with torch.no_grad():
+        for layer in (network[0], network[2]):
+            layer.weight *= 2
+            layer.weight[::2] *= 0.01
+            layer.bias[::2] = -1.0
+    return network
+
+
+def _low_ranks() -> nn.Module:
+    """A network whose layers have rank 4."""
+    torch.manual_seed(0)
+    network = _Network()
+    with torch.no_grad():
+        network[2].weight.copy_(torch.randn(40, 4) @ torch.randn(4, 40) / 8)
+    return network
+
+
+@pytest.mark.parametrize(("make", "chosen"), [(_idle_units, "pruning"), (_low_ranks, "tucker")])
+def test_the_default_compares_both(
+    make: Callable[[], nn.Module], chosen: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = make()
+    small = _compress(network)
+    assert small.method == chosen and small.compared[chosen] == small.agreement
+    assert small.compared.keys() == {"pruning", "tucker"} and small.report.compression_ratio >= 2
+    assert f"Compression by {chosen}. Agreement" in capsys.readouterr().out
+    plain = _compress(network, method=chosen, progress=False)
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(plain.network.eval()(x), small.network.eval()(x)) and not plain.compared
+
+
+@pytest.mark.parametrize(
+    "given", [{"target": None}, {"rules": {"*": 3}, "target": None}, {"fit": "weights"}, {"fold": False}]
+)
+def test_arguments_of_a_factorisation_choose_it(given: dict[str, Any]) -> None:
+    found = _compress(_low_ranks(), **given)
+    assert found.method == "tucker" and not found.compared
+
+
+def test_without_the_library_layers_are_factorised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    network = _idle_units()
+    with pytest.warns(UserWarning, match=r"Pruning often agrees more: pip install 'kegnet_pl\[pruning\]'"):
+        assert _compress(network, 4.0).method == "tucker"
+
+
+def test_a_factorised_student_is_factorised_again() -> None:
+    """Pruning refuses a network with factorised layers; the other method is used."""
+    small = _compress(_low_ranks(), method="tucker")
+    found = _compress(small.network, 1.2)
+    assert found.method == "tucker" and "without factorised layers" in str(found.compared["pruning"])
+
+
+def test_a_network_without_layers_has_two_reasons() -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :3] * self.weight
+
+    with pytest.raises(ValueError, match=r"^By pruning: Expected .* By tucker: Expected "):
+        _compress(Wrong())
