@@ -486,7 +486,7 @@ def test_a_damaged_stage_says_so(tmp_path: Path, prepared: Prepared) -> None:
 def test_another_network_as_student(tmp_path: Path, prepared: Prepared) -> None:
     rows = go(copy_store(prepared(), tmp_path), "sources=[kegnet]", "student=lenet5")
     assert [row["method"] for row in rows] == ["teacher", "S", "S+KegNet"]
-    assert rows[-1]["student"] == "LeNet5" and rows[-1]["compression_ratio"] == 1
+    assert rows[-1]["student"] == "LeNet5" and rows[-1]["compression_ratio"] == 1 and rows[-1]["compression"] is None
 
 
 @pytest.mark.parametrize("selection", ["synthetic", "real"])
@@ -1567,6 +1567,7 @@ def test_methods_of_compression_are_compared(tmp_path: Path, capsys: pytest.Capt
     metrics = json.loads(manifest.read_text())["metrics"]
     assert metrics["compared"].keys() == {"pruning", "tucker"}
     assert metrics["compared"][metrics["method"]] == metrics["agreement"]
+    assert [row["compression"] for row in rows] == [None, metrics["method"], metrics["method"]]
     assert f"Compression by {metrics['method']}. Agreement on held-out synthetic samples: pruning" in " ".join(
         out.split()
     )

@@ -87,7 +87,8 @@ def test_every_key_of_results_is_explained() -> None:
     assert set(SCHEMA["items"]["properties"]) == set(Row.__dataclass_fields__)
     # Rows of older versions lack them.
     later = {
-        "epochs", "epoch", "source", "compression_source", "quantization", "size", "agreement", "latency",
+        "epochs", "epoch", "source", "compression", "compression_source", "quantization", "size", "agreement",
+        "latency",
     }  # fmt: skip
     assert set(SCHEMA["items"]["required"]) == set(Row.__dataclass_fields__) - later
 

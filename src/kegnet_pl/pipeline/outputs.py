@@ -118,9 +118,11 @@ def _describe(
     latency: LatencyReport | None,
 ) -> Row:
     settings, last, made = context.settings, network.stages[-1], network.stage
+    plan = settings.compression
     size = measure_size(context.network(teacher.stages[0]), context.input_shape)
     is_teacher, trained = made.name == "teacher", made.name == "student"
-    own = {"parameters": size.parameters, "macs": size.macs} if is_teacher else network.stages[1].metrics
+    own: dict[str, Any] = {"parameters": size.parameters, "macs": size.macs}
+    own = own if is_teacher else network.stages[1].metrics
     file = QUANTIZED if network.quantization is not None else "network.safetensors"
     return Row(
         dataset=settings.data.name,
@@ -129,6 +131,7 @@ def _describe(
         student=None if is_teacher else student_name(settings),
         method=network.method,
         source=network.source.to_dict() if network.source is not None else None,
+        compression=None if is_teacher or settings.student.network is not None else own.get("method", plan.method),
         compression_source=compression_source.to_dict() if compression_source is not None and not is_teacher else None,
         quantization=network.quantization,
         seed=context.seed,

@@ -15,7 +15,7 @@ from kegnet_pl.sources.registry import find_builtin, join_priors
 class Row:
     """One network of one run.
 
-    ``results.schema.json`` describes every field, its unit, and where it is None. ``source``,
+    ``results.schema.json`` describes every field, its unit, and where it is None. ``source``, ``compression``,
     ``compression_source``, ``quantization``, ``epochs``, ``epoch``, ``size``, ``agreement`` and ``latency`` are
     missing in rows of older versions.
     """
@@ -26,6 +26,7 @@ class Row:
     student: str | None
     method: str
     source: dict[str, Any] | None = None
+    compression: str | None = None
     compression_source: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     seed: int
