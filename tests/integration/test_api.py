@@ -564,5 +564,5 @@ def test_callbacks_may_begin_anew_with_every_generator() -> None:
 
 
 def test_a_fit_that_diverges_is_an_error(generators: kegnet_pl.Generators) -> None:
-    with pytest.raises(DivergedError, match=r"diverged in epoch \d\. Lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"diverged in step \d of epoch \d\. Lower the learning rate"):
         kegnet_pl.distill(_lenet(), generators.dataset(64), lr=1e30, epochs=2, progress=False)

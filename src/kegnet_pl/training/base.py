@@ -51,6 +51,39 @@ class MetricSums(dict[str, tuple[Tensor, int]]):
         return names, reduce(sums, reduce_op="sum") / reduce(weights, reduce_op="sum")
 
 
+class FiniteSteps:
+    """Number of steps of an epoch before a metric became NaN or infinite; a GPU is not waited for until it is read."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a new epoch."""
+        self._names: list[str] = []
+        self._finite = self._steps = torch.empty(0)
+        self._taken = 0
+
+    @torch.no_grad()
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add the metrics of a step, which have the same names in every step."""
+        values = torch.stack([value.float() for value in metrics.values()]).isfinite()
+        finite = values.flatten(1).all(dim=1) if values.dim() > 1 else values
+        if self._taken == 0:
+            self._names, self._finite, self._steps = list(metrics), finite, finite.int()
+        else:
+            self._finite = self._finite & finite
+            self._steps = self._steps + self._finite
+        self._taken += 1
+
+    def first_failure(self) -> tuple[int, list[str]] | None:
+        """Return the first step (from 1) with metrics that are not finite, and their names; None if all are finite."""
+        steps = self._steps.tolist()
+        first = min(steps, default=self._taken)
+        if first == self._taken:
+            return None
+        return first + 1, [name for name, count in zip(self._names, steps, strict=True) if count == first]
+
+
 class TrainingModule(GraphedModule):
     """A LightningModule with automatic optimisation whose metrics leave the device once an epoch.
 
@@ -98,6 +131,7 @@ class TrainingModule(GraphedModule):
         self.means = []
         self._compile = compile
         self._sums: dict[Phase, MetricSums] = {"train": MetricSums(), "val": MetricSums(), "test": MetricSums()}
+        self._finite = FiniteSteps()
         self._steps = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -148,6 +182,7 @@ class TrainingModule(GraphedModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         loss, metrics = self.compute(batch)
+        self._finite.add(metrics)
         self.count("train", metrics, self.sample_count(batch))
         return loss
 
@@ -155,6 +190,7 @@ class TrainingModule(GraphedModule):
         """Seed torch's global stream (dropout) by epoch, rank and index of the module."""
         torch.manual_seed(derive_seed(self.seed, "dropout", self.index, self.global_rank, self.current_epoch))
         self._sums["train"].clear()
+        self._finite.clear()
         self._steps = 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -187,19 +223,29 @@ class TrainingModule(GraphedModule):
 
     def _finish_epoch(self) -> None:
         if self._sums["train"]:
-            self._check_weights()
+            self._check_finite()
             self._report("train")
 
     @torch.no_grad()
-    def _check_weights(self) -> None:
+    def _check_finite(self) -> None:
+        found = self._finite.first_failure()
         finite = [parameter.isfinite().all() for parameter in self.trained_parameters()]
-        if finite and not bool(torch.stack(finite).all()):
-            raise DivergedError(
-                f"Expected finite weights, but some are NaN or infinite: training diverged in epoch "
-                f"{self.current_epoch + 1}. Lower the learning rate (optimizer.lr of the teacher, the generator or the "
-                f"student), set trainer.gradient_clip_val=1, or train in trainer.precision=32-true; and see that the "
-                f"samples, and the weights of the teacher, are finite."
-            )
+        weights = not finite or bool(torch.stack(finite).all())
+        # A step in float16 whose gradients overflow changes no weights. Processes have the same weights, but different
+        # losses, and must stop together.
+        if weights and (found is None or self.trainer.precision == "16-mixed" or self.trainer.world_size > 1):
+            return
+        epoch = f"epoch {self.current_epoch + 1}"
+        what = "some weights are NaN or infinite"
+        if found is not None:
+            step, names = found
+            epoch = f"step {step} of {epoch}"
+            what = f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} NaN or infinite"
+        raise DivergedError(
+            f"Expected finite weights and losses, but {what}: training diverged in {epoch}. Lower the learning rate "
+            f"(optimizer.lr of the teacher, the generator or the student), set trainer.gradient_clip_val=1, or train "
+            f"in trainer.precision=32-true; and check that the samples, and the weights of the teacher, are finite."
+        )
 
     def _report(self, phase: Phase) -> None:
         if not self._sums[phase]:

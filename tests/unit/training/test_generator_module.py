@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -316,8 +317,32 @@ def test_a_fit_that_diverges_is_stopped(tmp_path: Path, together: bool) -> None:
             make_classifier(), make_objective(), functools.partial(torch.optim.SGD, lr=1e30), batch_size=12,
             steps_per_epoch=2,
         )  # fmt: skip
-    with pytest.raises(DivergedError, match=r"diverged in epoch 1\. Lower the learning rate .*generator"):
+    with pytest.raises(DivergedError, match=r"diverged in step 2 of epoch 1\. Lower the learning rate .*generator"):
         make_trainer(3, tmp_path).fit(module)
+
+
+class _Poisoned(GeneratorLoss):
+    """A term that is infinite at its third call, but whose gradient is finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, batch: GeneratedBatch) -> torch.Tensor:
+        self.calls += 1
+        value = batch.x.mean()
+        return value + (math.inf if self.calls == 3 else 0.0)
+
+
+def test_the_term_and_the_step_of_an_infinite_loss_are_named(tmp_path: Path) -> None:
+    objective = GeneratorObjective(
+        {"classifier": ClassifierLoss(), "mine": _Poisoned()}, {"classifier": 1.0, "mine": 1.0}
+    )
+    module = make_generator_module(objective=objective, optimizer=functools.partial(torch.optim.SGD, lr=0.01))
+    module.steps_per_epoch = 4
+    with pytest.raises(DivergedError, match=r"but loss_mine, loss are NaN or infinite: .* in step 3 of epoch 1\."):
+        make_trainer(1, tmp_path).fit(module)
+    assert all(bool(value.isfinite().all()) for value in module.trained_parameters())
 
 
 def test_generators_that_train_one_by_one_drop_other_units() -> None:
