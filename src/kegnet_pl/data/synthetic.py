@@ -102,6 +102,12 @@ class SyntheticDataModule(LightningDataModule):
         mean: Tensor = torch.distributions.Categorical(probs=probabilities.mean(dim=0)).entropy()
         return max(float(mean.cpu()) - float(self.label_entropies().mean()), 0.0)
 
+    def unreached_classes(self) -> list[int]:
+        """Return the classes that the teacher gives to no training sample."""
+        logits = self.splits["train"][1]
+        counts = logits.argmax(dim=1).bincount(minlength=logits.shape[1])
+        return (counts == 0).nonzero().flatten().tolist()
+
     def subset(self, n: int) -> Tensor:
         """Return ``n`` of the training samples, or all, at equal distances: from all generators."""
         x = self.splits["train"][0]

@@ -16,6 +16,12 @@ from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.pipeline.stages.agreement import describe_agreements
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.teacher_card import FILE_NAME, write_card
+from kegnet_pl.pipeline.warnings import (
+    warn_of_agreement,
+    warn_of_compression,
+    warn_of_quantization,
+    warn_of_training,
+)
 from kegnet_pl.reporting.agreement import explain_agreement
 from kegnet_pl.reporting.results import Row, explain_ceilings, find_last, write_results
 from kegnet_pl.reporting.run_page import StageFolders, read_compression_report, write_run_page
@@ -32,6 +38,7 @@ from kegnet_pl.reporting.tables import (
 from kegnet_pl.reporting.wandb import print_sync_command, report_objects
 from kegnet_pl.runtime.costs import add_up
 from kegnet_pl.runtime.environment import display_path
+from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SourceInfo
 
 
@@ -47,6 +54,7 @@ class Network:
         quantization: Description of its quantisation, see ``results.schema.json``; None for float32.
         evaluation: Its evaluation, None where there is no test data.
         calibration: Source of the samples that calibrated its activations; None if there are none.
+        warnings: Sentences on the inputs of the teacher.
         agreement: Its agreement with the teacher on synthetic samples; None of the teacher, or if it was not measured.
     """
 
@@ -57,6 +65,7 @@ class Network:
     evaluation: Stage | None = None
     agreement: Stage | None = None
     calibration: SourceInfo | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def stage(self) -> Stage:
@@ -148,6 +157,7 @@ def _describe(
         macs=own["macs"],
         teacher_macs=size.macs,
         agreement=agreement,
+        warnings=[*network.warnings, *_warn(settings, network, agreement)],
         latency=None if latency is None else latency.describe("teacher" if is_teacher else "student"),
         samples=made.manifest["config"]["student"]["samples"] if trained else None,
         label_entropy=made.metrics["label_entropy"] if trained else None,
@@ -159,6 +169,19 @@ def _describe(
         command=command_line(),
         versions=versions(),
     )
+
+
+def _warn(settings: RunSettings, network: Network, agreement: dict[str, Any] | None) -> list[str]:
+    """Return the warnings about a network; a student's do not repeat those of its compression."""
+    made, of_agreement = network.stage, warn_of_agreement(agreement, settings.data.classes)
+    if network.quantization is not None:
+        return warn_of_quantization(network.quantization) + of_agreement
+    if made.name == "compression":
+        return warn_of_compression(settings, made) + of_agreement
+    if made.name == "student":
+        generators = next((stage for stage in network.stages if stage.name == "generators"), None)
+        return warn_of_training(settings, made, generators) + of_agreement
+    return []
 
 
 def write_outputs(
@@ -221,6 +244,7 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
         *explain_quantization(rows),
         *explain_ceilings(rows),
         *explain_losses(rows, context.settings.student.norm, batch_norm),
+        *(f"Warning about {row.method}: {sentence}" for row in rows for sentence in row.warnings or []),
     ]:
         say(line)
     spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}

@@ -120,8 +120,8 @@ def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], 
         ) from error
 
 
-def check_inputs(context: RunContext, teacher: nn.Module) -> None:
-    """Print signs that synthetic samples do not have the range of the teacher's inputs.
+def check_inputs(context: RunContext, teacher: nn.Module) -> list[str]:
+    """Print and return signs that synthetic samples do not have the range of the teacher's inputs.
 
     Raises:
         ConfigError: If the teacher returns the same logits for all samples.
@@ -134,6 +134,7 @@ def check_inputs(context: RunContext, teacher: nn.Module) -> None:
         raise ConfigError(str(error)) from error
     for sentence in sentences:
         context.console.print(f"Warning: {sentence}", soft_wrap=True)
+    return sentences
 
 
 def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: nn.Module, *, generators: bool) -> None:

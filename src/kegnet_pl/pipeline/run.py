@@ -63,7 +63,7 @@ def run(
     check_before(context, sources, others)
 
     teacher = teacher_stage(context)
-    check_inputs(context, context.network(teacher))
+    input_warnings = check_inputs(context, context.network(teacher))
     initial = compression_stage(context, teacher)
     if sources:
         check_teacher_and_student(
@@ -73,7 +73,7 @@ def run(
         quantization_stage(context, teacher, calibration, teacher, None)  # an error comes before the long stages
     generators = generators_stage(context, teacher) if needs_generators else None
     letter = "T" if settings.student.network is None else "S"
-    networks = [Network("teacher", [teacher]), Network(letter, [teacher, initial])]
+    networks = [Network("teacher", [teacher], warnings=input_warnings), Network(letter, [teacher, initial])]
     for source in sources:
         parent = generators if source.needs_generators else None
         student = student_stage(context, source, teacher, initial, parent)

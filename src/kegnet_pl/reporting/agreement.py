@@ -59,11 +59,16 @@ def warn_of_samples(row: Row) -> list[str]:
     count, labels = row.agreement["unreached_classes"], row.agreement["unreached"]
     if not count:
         return []
-    named = ", ".join(map(str, labels)) + (f" and {count - len(labels)} more" if count > len(labels) else "")
     return [
-        f"The teacher gives class{'es' * (count > 1)} {named} to no sample of any source, so the agreement on "
+        f"The teacher gives {name_classes(labels, count)} to no sample of any source, so the agreement on "
         f"{'them' if count > 1 else 'it'} is not known."
     ]
+
+
+def name_classes(labels: Sequence[int], count: int) -> str:
+    """Return ``count`` classes as text, of which the first labels are given."""
+    more = f" and {count - len(labels)} more" if count > len(labels) else ""
+    return f"class{'es' * (count > 1)} {', '.join(map(str, labels))}{more}"
 
 
 def join(names: Sequence[str]) -> str:

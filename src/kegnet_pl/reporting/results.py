@@ -16,8 +16,8 @@ class Row:
     """One network of one run.
 
     ``results.schema.json`` describes every field, its unit, and where it is None. ``source``, ``compression``,
-    ``compression_source``, ``quantization``, ``epochs``, ``epoch``, ``size``, ``agreement`` and ``latency`` are
-    missing in rows of older versions.
+    ``compression_source``, ``quantization``, ``epochs``, ``epoch``, ``size``, ``agreement``, ``warnings`` and
+    ``latency`` are missing in rows of older versions.
     """
 
     dataset: str
@@ -37,6 +37,7 @@ class Row:
     accuracy: float | None
     teacher_accuracy: float | None
     agreement: dict[str, Any] | None = None
+    warnings: list[str] | None = None
     parameters: int
     teacher_parameters: int
     compression_ratio: float

@@ -103,8 +103,7 @@ def explain_quantization(rows: Sequence[Row]) -> list[str]:
             f"{', '.join(larger)}: the file is not smaller than in float32. In such a small network, scales and "
             f"further nodes need as much space as int8 saves."
         )
-    warnings = [(row.method, explain_difference(quantization["agreement"])) for row, quantization in found]
-    return lines + [f"{method}: {warning}" for method, warning in warnings if warning is not None]
+    return lines
 
 
 def explain_difference(agreement: float | None) -> str | None:

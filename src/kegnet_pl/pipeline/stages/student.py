@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kegnet_pl.api.agreement import MOST_CLASSES
 from kegnet_pl.api.checkpoints import load_network, save_network
 from kegnet_pl.api.engine import fit_student
 from kegnet_pl.data import SyntheticDataModule
@@ -73,7 +74,11 @@ def student_stage(
             save_network(module.network, folder, "network", recipe["network"])
         entropies = data.label_entropies()
         context.loggers.show("student", folder, lambda: {"labels/entropies": histogram(entropies)})
-        return metrics | {"label_entropy": float(entropies.mean()), "label_information": data.label_information()}
+        unreached = data.unreached_classes()
+        return metrics | {
+            "label_entropy": float(entropies.mean()), "label_information": data.label_information(),
+            "unreached_classes": len(unreached), "unreached": unreached[:MOST_CLASSES],
+        }  # fmt: skip
 
     parents = [teacher, initial, *([generators] if generators is not None else [])]
     return context.get_or_build("student", settings, parents, make, title=title, collective=True)

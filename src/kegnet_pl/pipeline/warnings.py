@@ -1,0 +1,79 @@
+"""Warnings about the networks of a run, for the terminal, the report and ``results.json``."""
+
+from typing import Any
+
+from kegnet_pl.api.checks import describe_agreement
+from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.reporting.agreement import join, name_classes
+from kegnet_pl.reporting.tables import explain_difference
+from kegnet_pl.settings import RunSettings
+
+_CONVINCED = 0.5
+"""Share of a generator's samples below which it does not convince the teacher of its class."""
+
+_ABOVE_CHANCE = 0.1
+"""Share above 1 / classes that is no agreement yet."""
+
+
+def warn_of_compression(settings: RunSettings, compression: Stage) -> list[str]:
+    """Return a warning if a compressed network agrees little with the teacher on held-out samples."""
+    if settings.student.network is not None or settings.compression.fit == "weights":
+        return []
+    sentence = describe_agreement(compression.metrics.get("agreement"))
+    return [] if sentence is None else [sentence]
+
+
+def warn_of_training(settings: RunSettings, student: Stage, generators: Stage | None) -> list[str]:
+    """Return warnings about a student's samples and its training.
+
+    Args:
+        settings: Settings of the run.
+        student: Stage of the student.
+        generators: Stage of the generators, if its source needs them.
+    """
+    classes, metrics = settings.data.classes, student.metrics
+    found = [] if generators is None else _warn_of_generators(generators.metrics, classes)
+    count, labels = metrics.get("unreached_classes", 0), metrics.get("unreached", [])
+    if count:
+        found.append(
+            f"The teacher gives {name_classes(labels, count)} to none of the training samples, "
+            f"so the student learns little about {'them' if count > 1 else 'it'}. Use another source, or a mixture "
+            f"(sources=[{{kegnet: 0.5, procedural: 0.5}}])."
+        )
+    share = metrics.get("train/accuracy")
+    if share is not None and share < 1 / classes + _ABOVE_CHANCE:
+        found.append(
+            f"The student gives the teacher's class to only {share:.0%} of its training samples; chance is "
+            f"{1 / classes:.0%}. Train longer (student.epochs), change student.optimizer.lr, or compress less."
+        )
+    return found
+
+
+def warn_of_agreement(agreement: dict[str, Any] | None, classes: int) -> list[str]:
+    """Return a warning if a network agrees with its teacher about as often as by chance."""
+    mean = None if agreement is None else agreement["mean"]
+    if mean is None or mean >= 1 / classes + _ABOVE_CHANCE:
+        return []
+    return [
+        f"The network gives the teacher's class to only {mean:.0%} of synthetic samples that did not make it; chance "
+        f"is {1 / classes:.0%}. Do not use it without a test on your data."
+    ]
+
+
+def warn_of_quantization(quantization: dict[str, Any] | None) -> list[str]:
+    """Return a warning if a network in int8 differs from the one in float32."""
+    sentence = None if quantization is None else explain_difference(quantization["agreement"])
+    return [] if sentence is None else [sentence]
+
+
+def _warn_of_generators(metrics: dict[str, Any], classes: int) -> list[str]:
+    shares = {int(index): one.get("train/accuracy") for index, one in metrics["generators"].items()}
+    least = max(_CONVINCED, 1 / classes + _ABOVE_CHANCE)
+    weak = {index: share for index, share in shares.items() if share is not None and share < least}
+    if not weak:
+        return []
+    named = join([f"{index} ({share:.0%})" for index, share in weak.items()])
+    return [
+        f"The teacher gives the intended class to few samples of generator{'s' * (len(weak) > 1)} {named}. Train "
+        f"longer (generator.epochs), change generator.optimizer.lr, or use procedural samples (sources=[procedural])."
+    ]

@@ -1,0 +1,85 @@
+"""Warnings about the networks of a run."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.pipeline.warnings import (
+    warn_of_agreement,
+    warn_of_compression,
+    warn_of_quantization,
+    warn_of_training,
+)
+from kegnet_pl.settings import RunSettings
+from tests.integration.conftest import configure
+
+SETTINGS = RunSettings.from_config(configure())
+
+
+def _stage(name: str, **metrics: Any) -> Stage:
+    return Stage(name, "f", Path("folder"), {"metrics": metrics})
+
+
+def _generators(*shares: float) -> Stage:
+    return _stage(
+        "generators", generators={str(index): {"train/accuracy": share} for index, share in enumerate(shares)}
+    )
+
+
+GOOD = {"train/accuracy": 0.9, "unreached_classes": 0, "unreached": []}
+
+
+def test_nothing_is_said_about_a_good_student() -> None:
+    assert warn_of_training(SETTINGS, _stage("student", **GOOD), _generators(0.9, 0.6)) == []
+    assert warn_of_training(SETTINGS, _stage("student"), None) == [], "stages of older versions lack these metrics"
+
+
+def test_generators_that_do_not_convince_the_teacher_are_named() -> None:
+    (line,) = warn_of_training(SETTINGS, _stage("student", **GOOD), _generators(0.9, 0.12, 0.3))
+    assert "few samples of generators 1 (12%) and 2 (30%). Train longer (generator.epochs)" in line
+
+
+@pytest.mark.parametrize(
+    ("count", "labels", "said"),
+    [
+        (1, [3], "gives class 3 to none of the training samples, so the student learns little about it."),
+        (30, list(range(20)), "17, 18, 19 and 10 more to none of the training samples, .* about them"),
+    ],
+)
+def test_classes_without_samples_are_named(count: int, labels: list[int], said: str) -> None:
+    stage = _stage("student", **GOOD | {"unreached_classes": count, "unreached": labels})
+    (line,) = warn_of_training(SETTINGS, stage, None)
+    assert re.search(said, line)
+
+
+def test_a_student_that_learns_nothing_is_named() -> None:
+    (line,) = warn_of_training(SETTINGS, _stage("student", **GOOD | {"train/accuracy": 0.15}), None)
+    assert line.startswith("The student gives the teacher's class to only 15% of its training samples; chance is 10%.")
+
+
+def test_low_agreement_is_a_warning() -> None:
+    assert warn_of_compression(SETTINGS, _stage("compression", agreement=0.95)) == []
+    (line,) = warn_of_compression(SETTINGS, _stage("compression", agreement=0.5))
+    assert "only 50% of the held-out" in line
+    assert warn_of_compression(SETTINGS, _stage("compression"))[0].startswith("The network gives the same class to all")
+    weights = RunSettings.from_config(configure("compression.fit=weights"))
+    assert warn_of_compression(weights, _stage("compression")) == []
+    assert (
+        warn_of_agreement(None, 10)
+        == warn_of_agreement({"mean": None}, 10)
+        == warn_of_agreement({"mean": 0.3}, 10)
+        == []
+    )
+    assert (
+        "to only 12% of synthetic samples that did not make it; chance is 10%."
+        in warn_of_agreement({"mean": 0.12}, 10)[0]
+    )
+
+
+def test_int8_that_differs_is_a_warning() -> None:
+    assert warn_of_quantization(None) == warn_of_quantization({"agreement": 0.99}) == []
+    assert warn_of_quantization({"agreement": 0.5})[0].startswith("it gives the same class as in float32 to only 50.0%")
+    assert "one class to all samples" in warn_of_quantization({"agreement": None})[0]
