@@ -137,7 +137,17 @@ class Rows(nn.Module):
         return self.inner(x)
 
 
-NETWORKS: list[Callable[[], Any]] = [Residual, Separable, Dense, Transformer, Timm, Rows, Small]
+class Flat(nn.Sequential):
+    """Input (1, 12, 12), 3 classes: as in LeNet-5, a dense layer reads all positions of the convolutions."""
+
+    input_shape = (1, 12, 12)
+
+    def __init__(self) -> None:
+        convolutions = [nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 12, 3), nn.ReLU()]
+        super().__init__(*convolutions, nn.Flatten(), nn.Linear(108, 20), nn.ReLU(), nn.Linear(20, 3))
+
+
+NETWORKS: list[Callable[[], Any]] = [Residual, Separable, Dense, Transformer, Timm, Rows, Small, Flat]
 
 
 def _make(kind: Callable[[], Any], seed: int = 0) -> Any:
