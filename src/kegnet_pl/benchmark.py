@@ -16,6 +16,7 @@ from torch import nn
 
 from kegnet_pl.compression.report import align
 from kegnet_pl.networks.execution import eval_mode, first_weight
+from kegnet_pl.networks.handling import move
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import UserError
@@ -145,8 +146,8 @@ def measure_latency(
         stack.enter_context(_threads(count))
         for name, network in networks.items():
             stack.enter_context(eval_mode(network))
-            stack.callback(network.to, homes[name])
-            network.to(place)
+            stack.callback(move, network, homes[name])
+            move(network, place)
         for size in batch_sizes:
             x = torch.randn(size, *input_shape, device=place)
             calls = [(network, x.to(first_weight(network).dtype)) for network in networks.values()]

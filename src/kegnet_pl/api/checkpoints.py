@@ -14,6 +14,7 @@ from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import describe_structure, restore_structure
 from kegnet_pl.networks import Answers, ValueRange, answers_of, value_range_of
 from kegnet_pl.networks.execution import first_weight
+from kegnet_pl.networks.handling import move, set_mode
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import WeightsError
 
@@ -81,13 +82,13 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
     path = Path(folder) / f"{name}.safetensors"
     dtype = _stored_dtype(path)
     if dtype is not None and dtype != first_weight(network).dtype:  # the constructor makes another precision
-        network.to(dtype)
+        move(network, dtype)
     load_weights(network, path)
     if logits and "answers" in content:
         Answers(**content["answers"]).attach(network)
     if logits and "inputs" in content:
         ValueRange.from_dict(content["inputs"]).attach(network)
-    return network.eval()
+    return set_mode(network, training=False)
 
 
 def _stored_dtype(path: Path) -> torch.dtype | None:

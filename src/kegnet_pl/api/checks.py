@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.compression import TuckerLayer, fittable_layers
 from kegnet_pl.networks import FeatureExtractor, lacks_statistics, match_layers
+from kegnet_pl.networks.answers import check_training_answers
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.execution import eval_mode, first_weight
 from kegnet_pl.networks.hooks import LayerRecorder
@@ -40,6 +41,7 @@ def check_student(
         SettingsMismatchError: If the settings ask for batch norm, statistics or layers that a network does not have.
     """
     check_trainable(student, input_shape)
+    check_training_answers(student, input_shape)
     if settings.norm == "frozen" and lacks_statistics(student):
         raise SettingsMismatchError(
             f"Expected a student whose batch norm has statistics to keep with norm=frozen, but "
@@ -83,7 +85,10 @@ def _check_widths(student: nn.Module, teacher: nn.Module, layers: Sequence[str],
             weight = first_weight(network)
             shapes.append([tuple(value.shape) for value in extractor(x.to(weight))[1]])
         extractor.close()
-    others = [name for name, *pair in zip(layers, *shapes, strict=True) if pair[0] != pair[1]]
+    once = len(shapes[0]) == len(shapes[1]) == len(layers)  # no layer is called several times
+    others = [name for name, *pair in zip(layers, *shapes, strict=True) if pair[0] != pair[1]] if once else layers
+    if shapes[0] == shapes[1]:
+        return
     if others:
         raise SettingsMismatchError(
             f"Expected `feature_distillation.layers` to be convolutions, dense layers and normalisations, since the "
@@ -172,10 +177,10 @@ def measure_scale(network: nn.Module, x: Tensor) -> tuple[str, float] | None:
     norms = {} if lacks_statistics(network) else norm_layers(network)
     stored = [name for name, layer in norms.items() if layer.track_running_stats]
     with LayerRecorder(network, stored, _deviations, source="input") as recorder, eval_mode(network):
-        deviations = recorder.call(x)[1]
+        deviations = recorder.call_each(x)[1]
     if not deviations:
         return None
-    name, found = next(iter(deviations.items()))
+    name, (found, *_) = next(iter(deviations.items()))
     layer = norms[name]
     assert layer.running_var is not None
     return name, float(((found + layer.eps**0.5) / (layer.running_var + layer.eps).sqrt()).median())

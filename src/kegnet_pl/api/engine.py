@@ -23,8 +23,9 @@ from kegnet_pl.compression import (
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss, GeneratorObjective
 from kegnet_pl.networks import StackedModule, adapt_norm, count_classes, match_layers, prefer_channels_last
-from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES
-from kegnet_pl.networks.execution import copy_network, first_weight, frozen_copy, teacher_for
+from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES, forget_counts
+from kegnet_pl.networks.execution import first_weight, teacher_for
+from kegnet_pl.networks.handling import copy_network, frozen_copy, move, set_mode
 from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
 from kegnet_pl.sources import SyntheticSource, select_samples
@@ -72,7 +73,7 @@ def _calibrate(
             f"{source!r}."
         )
     weight = first_weight(network)
-    count_classes(network if weight.dtype == torch.float32 else copy_network(network).float(), shape)
+    count_classes(network if weight.dtype == torch.float32 else move(copy_network(network), torch.float32), shape)
 
     def draw(count: int, seed: int) -> torch.Tensor:
         candidates = count * oversampling
@@ -195,7 +196,7 @@ def fit_generators(task: GeneratorTask, fit: Fit, progress: StageProgress, make_
                 for fitted, network in zip((module.generator, module.decoder), pair, strict=True):
                     if isinstance(fitted, StackedModule):
                         fitted.take(index, network)
-                    network.cpu().eval()
+                    set_mode(move(network, "cpu"), training=False)
             trained += pairs
             metrics += module.means or [{} for _ in pairs]
     generators, decoders = zip(*trained, strict=True)
@@ -221,7 +222,9 @@ def fit_student(
     """
     data.setup()
     shape = tuple(data.splits["train"][0].shape[1:])
-    network = prefer_channels_last(network, shape).to(data.device)
+    network = move(prefer_channels_last(network, shape), data.device)
+    if settings.norm != "frozen":
+        forget_counts(network)
     if settings.reconstruct:
         reconstruct_student(network, data)
     if settings.norm == "adapt":
@@ -244,7 +247,7 @@ def fit_student(
     )
     with progress:
         metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
-    module.network.cpu().eval()
+    set_mode(move(module.network, "cpu"), training=False)
     return module, metrics
 
 

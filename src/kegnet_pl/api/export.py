@@ -1,6 +1,5 @@
 """Export of networks as files that run without kegnet_pl: ONNX, torch.export and TorchScript."""
 
-import copy
 import logging
 import math
 import warnings
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from kegnet_pl.networks import Answers, OutputKey, as_classifier
 from kegnet_pl.networks.answers import Outputs
 from kegnet_pl.networks.execution import eval_mode, first_weight
+from kegnet_pl.networks.handling import frozen_copy
 from kegnet_pl.networks.validation import samples_for_trial
 from kegnet_pl.runtime.errors import UserError, first_line
 
@@ -145,7 +145,7 @@ def export_network(
         raise UserError(f"Expected `batch_size` of at least 1, but got {batch_size}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plain = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    plain = frozen_copy(network)
     if not returns_tensor(plain, input_shape):
         plain = as_classifier(plain, input_shape, outputs, output_key)
     sizes = _BATCHES if batch_size is None else (batch_size,)

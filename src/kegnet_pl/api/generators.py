@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
@@ -21,7 +22,8 @@ from kegnet_pl.networks import (
     as_classifier,
     count_classes,
 )
-from kegnet_pl.networks.validation import check_generator, to_shape
+from kegnet_pl.networks.handling import warn_of_hooks
+from kegnet_pl.networks.validation import check_generator, check_gradient, to_shape
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.settings import GeneratorTrainingSettings, LRSchedulerName, Outputs, Parallel, Precision, read_arguments
 from kegnet_pl.training.fit import QuietFit
@@ -94,7 +96,8 @@ def train_generators(
         progress: True to print the progress.
 
     Raises:
-        ValueError: If an argument is out of range, the networks do not fit each other, or ``parallel="vmap"`` is set
+        ValueError: If an argument is out of range, the networks do not fit each other, the teacher passes no gradient
+            to its input, or ``parallel="vmap"`` is set
             and torch cannot vectorise them.
     """
     settings = read_arguments(
@@ -104,8 +107,10 @@ def train_generators(
     )  # fmt: skip
     fit = QuietFit(find_device(device), precision, logger)
     shape = to_shape(input_shape)
+    warn_of_hooks(teacher)
     teacher = as_classifier(teacher, shape, outputs, output_key, "teacher")
     classes = count_classes(teacher, shape, "teacher")
+    check_gradient(teacher, shape)
     terms = make_objective(objective, shape)
     default_decoder = partial(Decoder, shape, noise_dim, blocks=1 if len(shape) == 3 else 2)
     task = GeneratorTask(
@@ -119,14 +124,15 @@ def train_generators(
         settings,
         precision,
     )
-    _check_networks(task, classes)
-    task, _ = task.choose_parallel()
-    return fit_generators(
-        task,
-        fit,
-        StageProgress("generators", make_console(quiet=not progress)),
-        lambda names, network: callbacks() if callable(callbacks) else callbacks,  # noqa: ARG005
-    )
+    with torch.inference_mode(mode=False):
+        _check_networks(task, classes)
+        task, _ = task.choose_parallel()
+        return fit_generators(
+            task,
+            fit,
+            StageProgress("generators", make_console(quiet=not progress)),
+            lambda names, network: callbacks() if callable(callbacks) else callbacks,  # noqa: ARG005
+        )
 
 
 def _check_networks(task: GeneratorTask, classes: int) -> None:

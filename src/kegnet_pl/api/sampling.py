@@ -1,6 +1,7 @@
 """Trained generators, and data sets of synthetic samples."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.api.checks import check_counts
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes
-from kegnet_pl.networks.execution import frozen_copy
+from kegnet_pl.networks.handling import frozen_copy, move
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import first_line
@@ -166,6 +167,8 @@ class SyntheticDataset(TensorDataset):
     Raises:
         ValueError: If ``samples`` is out of range, or the teacher does not accept the samples or does not return
             logits.
+
+    There is a warning if the teacher returns the same logits for all samples.
     """
 
     def __init__(
@@ -185,12 +188,13 @@ class SyntheticDataset(TensorDataset):
                 f"Expected `source` to be a SyntheticSource, such as kegnet_pl.sources.Procedural(shape), but got "
                 f"{type(source).__name__}."
             )
-        data = SyntheticDataModule(
-            source, teacher, samples=samples, seed=seed, device=find_device(device),
-            as_classifier=partial(as_classifier, outputs=outputs, key=output_key, name="teacher"),
-        )  # fmt: skip
         try:
-            data.setup()
+            with torch.inference_mode(mode=False):  # students are trained on these tensors
+                data = SyntheticDataModule(
+                    source, teacher, samples=samples, seed=seed, device=find_device(device),
+                    as_classifier=partial(as_classifier, outputs=outputs, key=output_key, name="teacher"),
+                )  # fmt: skip
+                data.setup()
         except ValueError:  # a source's message is complete
             raise
         except FORWARD_ERRORS as error:
@@ -201,9 +205,15 @@ class SyntheticDataset(TensorDataset):
         x, logits = (tensor.cpu() for tensor in data.splits["train"])
         shape = tuple(x.shape[1:])
         count_classes(data.teacher.network, shape, "teacher")
+        if bool(torch.isclose(logits, logits[:1], rtol=1e-6, atol=0).all()) and len(logits) > 1:
+            warnings.warn(
+                f"{type(teacher).__name__} returns the same logits for all {len(x)} samples. A student learns nothing "
+                f"from them: check the weights of the teacher and the range of the samples.",
+                stacklevel=2,
+            )
         super().__init__(x, logits)
         self.source = source
-        self.teacher = data.teacher.network.cpu()
+        self.teacher = move(data.teacher.network, "cpu")
         self.seed = seed
         self.input_shape = shape
         self.label_entropy = float(data.label_entropies().mean())

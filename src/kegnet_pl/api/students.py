@@ -1,13 +1,13 @@
 """Compression of a network, and distillation of the teacher into a student."""
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
-from torch import nn
+from torch import Tensor, nn
 
 from kegnet_pl.api.checks import (
     TRIAL_SAMPLES,
@@ -41,6 +41,7 @@ from kegnet_pl.networks import (
     restore_answers,
 )
 from kegnet_pl.networks.execution import first_weight
+from kegnet_pl.networks.handling import copy_network, unfreeze_frozen, warn_of_hooks
 from kegnet_pl.networks.kept import kept_channels
 from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.devices import Device, find_device
@@ -142,6 +143,7 @@ def compress(
         plans["tucker"] = CompressionPlan(_to_rules(rules, target), target, when_larger, folds, **speed)
     plan = AutomaticPlan(plans)
     bar = StageProgress("compression", make_console(quiet=not progress))
+    warn_of_hooks(network)
     if fit == "weights":
         return fit_compression(network, shape, plan, bar)
     classifier = as_classifier(network, shape, outputs, output_key)
@@ -165,6 +167,11 @@ def _to_rules(rules: Mapping[str, Any] | Sequence[Rule] | None, target: float | 
     if rules is None:
         rules = {"*": "evbmf" if target is None else "target"}
     return [Rule(layers, rank) for layers, rank in rules.items()] if isinstance(rules, Mapping) else list(rules)
+
+
+def _trainable(x: Tensor) -> Tensor:
+    """Return a tensor that training may use: a copy of one that was made in inference mode."""
+    return x.clone() if x.is_inference() else x
 
 
 def _check_pruning(**default: bool) -> None:
@@ -207,7 +214,8 @@ def distill(
     """Train a student on the teacher's logits of synthetic samples (PAPER sections 1 and 5).
 
     Args:
-        student: A compressed teacher, as :func:`compress` returns it, or any classifier. It is not changed.
+        student: A compressed teacher, as :func:`compress` returns it, or any classifier. It is not changed. Weights
+            without ``requires_grad`` stay as they are.
         data: Samples and the teacher's logits.
         epochs: Passes over the samples.
         batch_size: Samples of an optimiser step; an epoch leaves out what does not fill one, with ``shuffle`` other
@@ -263,6 +271,7 @@ def distill(
     )  # fmt: skip
     fit = QuietFit(find_device(device), precision, logger, callbacks)
     optimizer = adam(lr)
+    warn_of_hooks(student)
     x, logits = data.tensors
     taught = answers_of(data.teacher)
     same = compressed and type(student) is type(data.teacher) and outputs == "auto" and output_key is None
@@ -273,13 +282,20 @@ def distill(
     if classes != logits.shape[1]:
         raise ValueError(f"Expected a student of the teacher's {logits.shape[1]} classes, but got {classes}.")
     check_student(classifier, data.teacher, settings, data.input_shape)
-    module_data = SyntheticDataModule(
-        data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle,
-        resample_each_epoch=resample_each_epoch, seed=seed, device=fit.device,
-    )  # fmt: skip
-    module_data.splits["train"] = (x.to(fit.device), logits.to(fit.device))
-    prefer_channels_last(module_data.teacher, data.input_shape)
     bar = StageProgress("student", make_console(quiet=not progress))
-    network = copy.deepcopy(classifier).requires_grad_(True)
-    module, _ = fit_student(network, module_data, settings, optimizer, fit, bar)
+    with torch.inference_mode(mode=False):
+        module_data = SyntheticDataModule(
+            data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle,
+            resample_each_epoch=resample_each_epoch, seed=seed, device=fit.device,
+        )  # fmt: skip
+        module_data.splits["train"] = (_trainable(x).to(fit.device), _trainable(logits).to(fit.device))
+        prefer_channels_last(module_data.teacher, data.input_shape)
+        network = copy_network(classifier)
+        if unfreeze_frozen(network):
+            warnings.warn(
+                "All weights of the student are frozen. Its copy is trained as a whole; to keep some weights, freeze "
+                "only these.",
+                stacklevel=2,
+            )
+        module, _ = fit_student(network, module_data, settings, optimizer, fit, bar)
     return module.network if classifier is student else restore_answers(module.network)

@@ -126,18 +126,18 @@ def _track(calls: Counter[str], name: str, pair: tuple[Tensor, Tensor]) -> tuple
 def _call(
     network: nn.Module, recorder: LayerRecorder, x: Tensor, rng: torch.Generator, probes: int
 ) -> Iterator[tuple[str, Tensor, Tensor, list[Tensor]]]:
-    """Yield name, input, output and gradients of every layer that has them."""
+    """Yield name, input, output and gradients of every call of a layer that has them."""
     try:
-        logits, values = recorder.call(x.detach().requires_grad_().clone())  # the network may work in place
-        layers = {name: network.get_submodule(name) for name in values}
-        values = {
-            name: pair
-            for name, pair in values.items()
-            if pair[1] is not None and takes_batches(layers[name], pair[0])  # type: ignore[arg-type]
-        }
+        logits, each = recorder.call_each(x.detach().requires_grad_().clone())  # the network may work in place
+        values = [
+            (name, *pair)
+            for name, pairs in each.items()
+            for pair in pairs
+            if pair[1] is not None and takes_batches(network.get_submodule(name), pair[0])  # type: ignore[arg-type]
+        ]
         if not values:
             return
-        found = list(probe_gradients(logits, [output for _, output in values.values()], rng, probes))
+        found = list(probe_gradients(logits, [output for *_, output in values], rng, probes))
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # out of memory
             raise
@@ -145,7 +145,7 @@ def _call(
             f"Expected a network {type(network).__name__} whose logits have gradients by the outputs of its layers, "
             f"but it failed: {first_line(error).rstrip('.')}. Use fit='weights', which needs none."
         ) from error
-    for index, (name, (inputs, output)) in enumerate(values.items()):
+    for index, (name, inputs, output) in enumerate(values):
         gradients = [probe[index] for probe in found]
         yield name, inputs, output.detach(), [value for value in gradients if value is not None]
 

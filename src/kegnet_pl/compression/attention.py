@@ -47,6 +47,7 @@ class SplitAttention(nn.Module):
         layers = [_dense(weight, value) for weight, value in zip(weights, biases, strict=True)]
         self.q_proj, self.k_proj, self.v_proj = layers
         self.out_proj = _dense(attention.out_proj.weight, attention.out_proj.bias)
+        self.requires_grad_(attention.out_proj.weight.requires_grad)
         self.train(attention.training)
 
     @property

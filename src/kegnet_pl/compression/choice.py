@@ -1,7 +1,6 @@
 """Choice of ranks for a target: by the weights of layers, or by what the network computes."""
 
 import bisect
-import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from kegnet_pl.compression.report import ModelSize, count_parameters
 from kegnet_pl.compression.rules import Candidate
 from kegnet_pl.compression.structure import restore_structure
 from kegnet_pl.compression.tucker import Ranks, factorised_parameters
+from kegnet_pl.networks.handling import copy_network
 
 WhenLarger = Literal["keep", "compress"]
 """Treatment of a layer that its factorisation would enlarge."""
@@ -213,7 +213,7 @@ class RankChoice:
 
         def measure(chosen: Mapping[str, Ranks]) -> float:
             ranks = {**given, **chosen}
-            trial = restore_structure(copy.deepcopy(network), ranks, list(ranks) if self.fold else [])
+            trial = restore_structure(copy_network(network), ranks, list(ranks) if self.fold else [])
             return cost.speedup(network, trial)
 
         return search_speed(

@@ -1,6 +1,5 @@
 """Groups of channels that can only be removed together."""
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from kegnet_pl.compression.cut import CUTTABLE, cut, find_heads, is_depthwise, width
 from kegnet_pl.compression.dependencies import ROOTS, Item, trace
 from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.handling import copy_network
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.networks.kept import Kept
 from kegnet_pl.networks.validation import FORWARD_ERRORS
@@ -203,7 +203,7 @@ def _try(network: nn.Module, group: ChannelGroup, sample: Tensor) -> ChannelGrou
     """Return the group if its first, its last, and half of its channels can be removed."""
     makers = [part.name for part in group.parts if part.side == "out"]
     x = torch.cat([sample, torch.randn(sample.shape, generator=torch.Generator().manual_seed(0)).to(sample)])
-    plain = copy.deepcopy(network)
+    plain = copy_network(network)
     for part in group.parts:
         if not part.side.isdecimal():
             _stop_normalising(plain.get_submodule(part.name))
@@ -215,7 +215,7 @@ def _try(network: nn.Module, group: ChannelGroup, sample: Tensor) -> ChannelGrou
             alive[group.pick(scores, number)] = False
             if not _is_removed(plain, group, alive, x):
                 return makers, "without some of them the network returns other logits"
-        small = cut(copy.deepcopy(network), keep(network, [group], [alive]))
+        small = cut(copy_network(network), keep(network, [group], [alive]))
         with torch.no_grad(), eval_mode(network), eval_mode(small):
             expected, found = network(x.clone()), small(x.clone())
     except FORWARD_ERRORS as error:
@@ -237,7 +237,7 @@ def _is_removed(network: nn.Module, group: ChannelGroup, alive: Tensor, x: Tenso
         return value * (mask if isinstance(layer, nn.Linear) else mask.reshape(-1, *[1] * len(layer.kernel_size)))  # type: ignore[arg-type]
 
     recorder = LayerRecorder(network, tuple(masks), ignore, source="input", replace=lambda value: value)
-    small = cut(copy.deepcopy(network), keep(network, [group], [alive]))
+    small = cut(copy_network(network), keep(network, [group], [alive]))
     with torch.no_grad(), eval_mode(network), eval_mode(small):
         whole, found = network(x.clone()), small(x.clone())
         with recorder:

@@ -1,6 +1,5 @@
 """The compression plan: choice of layers and ranks, and their factorisation."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast, get_args
@@ -23,7 +22,7 @@ from kegnet_pl.compression.report import (
     count_parameters,
     measure_size,
 )
-from kegnet_pl.compression.rules import LAYERS, Candidate, Rule, check_patterns, find_obstacles
+from kegnet_pl.compression.rules import LAYERS, Candidate, Rule, check_patterns, find_misused, find_obstacles
 from kegnet_pl.compression.tucker import (
     Convolution,
     Factorisable,
@@ -32,7 +31,7 @@ from kegnet_pl.compression.tucker import (
     is_transposed,
     replace_layer,
 )
-from kegnet_pl.networks.execution import copy_network
+from kegnet_pl.networks.handling import copy_network, freeze, unfreeze_frozen
 from kegnet_pl.networks.hooks import carry_hooks
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
@@ -42,7 +41,8 @@ from kegnet_pl.runtime.errors import first_line
 def to_compress(network: nn.Module) -> Iterator[nn.Module]:
     """Return a copy of a network that can be compressed in place; the global random state stays as it is.
 
-    All weights of the copy are trainable, and its attentions are split (:func:`split_attention`).
+    Its frozen weights stay frozen unless all are (:func:`unfreeze_frozen`). Its attentions are split
+    (:func:`split_attention`).
 
     Raises:
         ValueError: If weights are not finite.
@@ -52,7 +52,8 @@ def to_compress(network: nn.Module) -> Iterator[nn.Module]:
         raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
     devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
     with torch.random.fork_rng([device.index for device in devices]):  # constructors draw weights to be overwritten
-        copied = copy_network(network).requires_grad_(True)
+        copied = copy_network(network)
+        unfreeze_frozen(copied)
         split_attention(copied)
         yield copied
 
@@ -155,7 +156,8 @@ class CompressionPlan:
                 the parameters of the layers to factorise.
 
         Returns:
-            The smaller network and its report; all weights are trainable, even if the original's are frozen.
+            The smaller network and its report. Frozen layers stay frozen; if all are, as in a teacher, all weights are
+            trainable.
 
         Raises:
             ValueError: If a pattern matches no convolution or dense layer, a rank is out of range, the target cannot
@@ -181,10 +183,12 @@ class CompressionPlan:
         layers = find_layers(network)
         check_patterns(self.rules, layers)
         obstacles = find_obstacles(network, layers)
+        usable = [name for name in layers if name not in obstacles]
+        obstacles |= find_misused(network, usable, input_shape)
         candidates, notes = self._find_candidates(layers, obstacles)
         before = measure_original(network, input_shape)
         if calibration is not None:
-            teacher = copy.deepcopy(network).requires_grad_(False)
+            teacher = freeze(copy_network(network))
             free = [c for c in candidates if "target" in c.ranks]
             of_inputs = {c.name for c in free if needs_inputs(c.layer, c.ranks, self.choice.fold)}
             moments = measure_layers(

@@ -1,6 +1,5 @@
 """Structured pruning: channels, units and attention heads are removed from all layers that share them."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -30,6 +29,7 @@ from kegnet_pl.compression.report import (
 from kegnet_pl.compression.rules import fittable_layers
 from kegnet_pl.compression.tucker import Factorisable, TuckerLayer, sides
 from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.handling import copy_network, freeze
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.networks.kept import Kept
 
@@ -80,7 +80,7 @@ class PruningPlan:
             on_progress: Called with the finished share, in [0, 1).
 
         Returns:
-            The smaller network and its report; all weights are trainable.
+            The smaller network and its report. Frozen layers stay frozen; if all are, all weights are trainable.
 
         Raises:
             BudgetError: If the target cannot be reached; the message has the highest ratio found.
@@ -106,7 +106,7 @@ class PruningPlan:
     ) -> Compressed:
         layers = find_layers(network)
         before = measure_original(network, input_shape)
-        teacher = copy.deepcopy(network).requires_grad_(False)
+        teacher = freeze(copy_network(network))
         sample = calibration.samples[:1].clone()  # the network may work in place
         groups, reasons = find_groups(network, sample)
         fittable = fittable_layers(teacher)
@@ -183,7 +183,7 @@ class PruningPlan:
         )
 
     def _ratio(self, network: nn.Module, kept: Kept, before: ModelSize, input_shape: Sequence[int]) -> float:
-        small = cut(copy.deepcopy(network), kept)
+        small = cut(copy_network(network), kept)
         if self.by == "parameters":
             return before.parameters / count_parameters(small)
         return before.macs / measure_size(small, input_shape).macs
@@ -207,7 +207,7 @@ class PruningPlan:
             raise BudgetError(history[-1][2], budget)
 
         def measure(kept: Kept) -> float:
-            small = cut(copy.deepcopy(network), kept)
+            small = cut(copy_network(network), kept)
             with eval_mode(network), eval_mode(small):
                 first, second = shortest_times([network, small], batch)
             return first / second

@@ -41,6 +41,7 @@ from kegnet_pl.compression.tucker import (
     write_weight,
 )
 from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.handling import copy_network
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.networks.kept import Kept, kept_channels, select_kept
 from kegnet_pl.runtime.seeds import stream
@@ -96,6 +97,10 @@ def choose_positions(values: Tensor, rng: torch.Generator) -> Tensor:
     return values if positions <= POSITIONS else values[:, torch.randperm(positions, generator=rng)[:POSITIONS]]
 
 
+Calls = list[tuple[Tensor, int] | None]
+"""Outputs of the calls of a layer, each with the number of its positions; None for a call without a batch."""
+
+
 class _TeacherOutputs:
     """Outputs of the teacher's layers on the samples of a calibration, at the positions of the fit.
 
@@ -109,25 +114,26 @@ class _TeacherOutputs:
         self._teacher = teacher
         self._calibration = calibration
         self._moments = {name: measured for name, measured in moments.items() if can_fit(teacher.get_submodule(name))}
-        self._found: dict[str, list[tuple[Tensor, int] | None]] = {}
+        self._found: dict[str, list[Calls]] = {}
 
-    def take(self, name: str) -> list[tuple[Tensor, int] | None]:
-        """Return the outputs ``(B, positions, out)`` of a layer for every chunk, with the number of its positions.
+    def take(self, name: str) -> list[Calls]:
+        """Return the outputs ``(B, positions, out)`` of all calls of a layer for every chunk, with their positions.
 
-        Layers are taken in the order of the fit. None stands for a chunk for which the layer is not called.
+        Layers are taken in the order of the fit.
         """
         if name not in self._found:
             self._found = self._record(name)
         return self._found.pop(name)
 
-    def _record(self, first: str) -> dict[str, list[tuple[Tensor, int] | None]]:
+    def _record(self, first: str) -> dict[str, list[Calls]]:
         """Return the outputs of a layer, and of as many later ones as have room."""
         order = list(self._moments)
         names: list[str] = []
         total = 0
         for name in order[order.index(first) :]:
             measured = self._moments[name]
-            total += 4 * len(self._calibration.samples) * min(measured.positions, POSITIONS) * len(measured.outputs)
+            positions = measured.calls * min(measured.positions, POSITIONS)
+            total += 4 * len(self._calibration.samples) * positions * len(measured.outputs)
             if names and total > _MOST_BYTES:
                 break
             names.append(name)
@@ -136,8 +142,8 @@ class _TeacherOutputs:
         def collect(name: str, output: Tensor) -> tuple[Tensor, int] | None:
             layer: Factorisable = self._teacher.get_submodule(name)  # type: ignore[assignment]
             earlier = (recorder.values or {}).get(name)
-            if earlier is not None and self._moments[name].calls == 1:
-                return earlier  # type: ignore[no-any-return]
+            if earlier and self._moments[name].calls == 1:
+                return earlier[0]  # type: ignore[no-any-return]
             if not takes_batches(layer, output):
                 return None
             rows = to_rows(output, not isinstance(layer, nn.Linear))
@@ -150,12 +156,12 @@ class _TeacherOutputs:
         with eval_mode(self._teacher), recorder, torch.no_grad():
             for x in self._calibration.samples.split(CHUNK):
                 states = {name: generator.get_state() for name, generator in streams.items()}
-                calls.append(recorder.call(x.clone())[1])
-        return {name: [values.get(name) for values in calls] for name in names}
+                calls.append(recorder.call_each(x.clone())[1])
+        return {name: [values.get(name, []) for values in calls] for name in names}
 
 
 def _collect(
-    outputs: list[tuple[Tensor, int] | None],
+    outputs: list[Calls],
     layer: Factorisable,
     student: nn.Module,
     name: str,
@@ -175,21 +181,26 @@ def _collect(
     count = 0
     recorder = LayerRecorder(student, [name], lambda _, x: x.clone() if len(x) else None, source="input")
     with eval_mode(student), recorder, torch.no_grad():
-        for x, target in zip(calibration.samples.split(CHUNK), outputs, strict=True):
-            value = recorder.call_first(x.clone()) if moments.calls == 1 else recorder.call(x.clone())[1].get(name)
-            if target is None and value is None:  # not called for these samples
-                continue
-            if target is None or value is None or not takes_batches(layer, value):
+        for x, targets in zip(calibration.samples.split(CHUNK), outputs, strict=True):
+            values = _inputs_of(recorder, name, x, moments.calls)
+            if len(values) != len(targets):
                 return None
-            (y, positions), p = target, patches(layer, value)
-            if p.shape[:2] != (len(y), positions):
-                return None
-            p, y = choose_positions(p, rng).reshape(-1, dimension), y.flatten(0, 1)
-            square += (p.T @ p).double().cpu()
-            product += (y.T @ p).double().cpu()
-            sums[0].add_(p.sum(dim=0).double().cpu())
-            sums[1].add_(y.sum(dim=0).double().cpu())
-            count += len(p)
+            state = rng.get_state()
+            for target, value in zip(targets, values, strict=True):
+                rng.set_state(state)  # each call has the positions of the first
+                if target is None and value is None:
+                    continue
+                if target is None or value is None or not takes_batches(layer, value):
+                    return None
+                (y, positions), p = target, patches(layer, value)
+                if p.shape[:2] != (len(y), positions):
+                    return None
+                p, y = choose_positions(p, rng).reshape(-1, dimension), y.flatten(0, 1)
+                square += (p.T @ p).double().cpu()
+                product += (y.T @ p).double().cpu()
+                sums[0].add_(p.sum(dim=0).double().cpu())
+                sums[1].add_(y.sum(dim=0).double().cpu())
+                count += len(p)
     if not count:
         return None
     square, product, (mean_p, mean_y) = square / count, product / count, (value / count for value in sums)
@@ -352,7 +363,7 @@ def reconstruct(
     """
     target = _log_probabilities(teacher, calibration.held_out)
     kept_of_teacher = kept_channels(student, teacher)
-    pruned = cut(copy.deepcopy(teacher), kept_of_teacher) if kept_of_teacher else teacher
+    pruned = cut(copy_network(teacher), kept_of_teacher) if kept_of_teacher else teacher
     outputs = _TeacherOutputs(teacher, moments, calibration)
     kept, best = [], _divergence(student, calibration.held_out, target)
     start, whole = best, copy.deepcopy(student.state_dict()) if kept_of_teacher else None
@@ -383,8 +394,19 @@ def reconstruct(
     return kept
 
 
-def _select_outputs(outputs: list[tuple[Tensor, int] | None], kept: Kept, name: str) -> list[tuple[Tensor, int] | None]:
-    return [None if one is None else (select_kept(kept, name, one[0], dim=2), one[1]) for one in outputs]
+def _inputs_of(recorder: LayerRecorder, name: str, x: Tensor, calls: int) -> list[Tensor | None]:
+    """Return the inputs of all calls of a layer; the forward pass stops at the first if there is only one."""
+    if calls > 1:
+        return recorder.call_each(x.clone())[1].get(name, [])
+    value = recorder.call_first(x.clone())
+    return [] if value is None else [value]
+
+
+def _select_outputs(outputs: list[Calls], kept: Kept, name: str) -> list[Calls]:
+    return [
+        [None if one is None else (select_kept(kept, name, one[0], dim=2), one[1]) for one in calls]
+        for calls in outputs
+    ]
 
 
 def _select_moments(moments: LayerMoments, kept: Kept, name: str) -> LayerMoments:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.execution import eval_mode, first_weight
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def measure_size(network: nn.Module, input_shape: Sequence[int]) -> ModelSize:
 
     Mode and statistics of the network are not changed.
     """
-    weight = next(network.parameters(), torch.empty(0))
+    weight = first_weight(network)
     sample = torch.zeros(1, *input_shape, device=weight.device, dtype=weight.dtype)
     with eval_mode(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(sample)

@@ -8,7 +8,8 @@ from typing import get_args
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from kegnet_pl.compression.evbmf import evbmf
 from kegnet_pl.compression.tucker import (
@@ -16,9 +17,14 @@ from kegnet_pl.compression.tucker import (
     Convolution,
     Factorisable,
     read_weight,
+    replace_layer,
+    same_function,
     sides,
     smaller_gram,
 )
+from kegnet_pl.networks.execution import eval_mode, first_weight
+from kegnet_pl.networks.hooks import carry_hooks
+from kegnet_pl.networks.validation import FORWARD_ERRORS, samples_for_trial
 
 LAYERS = nn.Linear | nn.modules.conv._ConvNd | nn.RNNBase | nn.Embedding
 """Layers of a report. Recurrent layers and embeddings stay as they are."""
@@ -158,11 +164,72 @@ def find_obstacles(network: nn.Module, layers: Mapping[str, nn.Module]) -> dict[
             obstacles[name] = (
                 "its weight is computed from others (weight_norm, spectral_norm, pruning); remove that first"
             )
+        elif not layer.get_parameter("weight").is_floating_point():
+            obstacles[name] = f"its weight is {str(layer.weight.dtype).removeprefix('torch.')}, not real"
         elif uses[id(layer.weight)] > 1:
             obstacles[name] = "its weight is shared with another layer"
         elif isinstance(layer, Convolution) and layer.groups != 1:
             obstacles[name] = f"grouped convolution (groups={layer.groups})"
     return obstacles
+
+
+_SAMPLES = 8
+
+
+@torch.no_grad()
+def find_misused(network: nn.Module, names: Sequence[str], input_shape: Sequence[int]) -> dict[str, str]:
+    """Return the layers that a network uses in a way of its own, with the reason.
+
+    Each layer is replaced by a factorised form of the same function. The network must then answer as before. It does
+    not if it looks at the class of a layer, say, or changes the weight in place. Failures are left to the compression.
+
+    Args:
+        network: Any network; it is the same afterwards.
+        names: Names of layers that can be factorised.
+        input_shape: Shape of one sample.
+    """
+    layers = {name: network.get_submodule(name) for name in names}
+    x = samples_for_trial(input_shape, _SAMPLES).to(first_weight(network))
+
+    def differs(chosen: Sequence[str]) -> bool:
+        for name in chosen:
+            new = same_function(layers[name])  # type: ignore[arg-type]
+            carry_hooks(layers[name], new)
+            replace_layer(network, name, new)
+        try:
+            return not _answers_alike(_answer(network, x), expected)
+        except FORWARD_ERRORS:
+            return False
+        finally:
+            for name in chosen:
+                replace_layer(network, name, layers[name])
+
+    with eval_mode(network):
+        try:
+            expected = _answer(network, x)
+        except FORWARD_ERRORS:
+            return {}
+        found = [name for name in names if differs([name])] if names and differs(names) else []
+    return dict.fromkeys(found, "the network answers differently when it is replaced by an equal one")
+
+
+def _answer(network: nn.Module, x: Tensor) -> list[Tensor]:
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return [value for value in tree_leaves(network(x.clone())) if isinstance(value, Tensor)]
+
+
+def _answers_alike(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Return True if tensors are equal up to rounding for most samples; rounding can change single ones a lot."""
+    for own, other in zip(found, expected, strict=True):
+        if own.shape != other.shape or len(other) != _SAMPLES:
+            return own.shape == other.shape
+        tolerance = 1e-3 if other.dtype in (torch.float32, torch.float64) else 0.05
+        change = (own.flatten(1) - other.flatten(1)).abs().double().nan_to_num(0.0)
+        scale = other.flatten(1).abs().double().nan_to_num(0.0).amax(dim=1).clamp_min(1e-12)
+        if float((change.amax(dim=1) / scale).median()) > tolerance:
+            return False
+    return True
 
 
 def fittable_layers(network: nn.Module) -> list[str]:

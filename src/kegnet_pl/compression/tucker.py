@@ -293,10 +293,11 @@ class TuckerLinear(TuckerLayer):
 
 
 def empty_copy(layer: Factorisable, ranks: Ranks, fold: bool = False) -> TuckerLayer:
-    """Return the factorised form of a layer, with weights of no meaning."""
+    """Return the factorised form of a layer, with weights of no meaning; it is frozen if the layer is."""
     if fold and has_one_rank(layer):
         ranks = (min(ranks),) * 2
-    return TuckerLinear(layer, ranks, fold) if isinstance(layer, nn.Linear) else TuckerConv(layer, ranks, fold)
+    new = TuckerLinear(layer, ranks, fold) if isinstance(layer, nn.Linear) else TuckerConv(layer, ranks, fold)
+    return new.requires_grad_(layer.weight.requires_grad)
 
 
 def factorise(layer: Factorisable, ranks: Ranks, fold: bool = False) -> TuckerLayer:
@@ -317,6 +318,25 @@ def factorise(layer: Factorisable, ranks: Ranks, fold: bool = False) -> TuckerLa
     core, in_factor, out_factor = _decompose(read_weight(layer), new.ranks)
     with torch.no_grad():
         new.set_factors(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (in_factor, core, out_factor)))
+        if layer.bias is not None:
+            new[-1].bias.copy_(layer.bias)
+    return new
+
+
+def same_function(layer: Factorisable) -> TuckerLayer:
+    """Return a factorised layer of full rank that computes what a layer does, without a decomposition."""
+    weight = read_weight(layer).detach()
+    n_out, n_in = weight.shape[:2]
+    new = empty_copy(layer, (n_in, n_out), fold=True)
+    like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+    narrow = new.ranks[0] == n_in  # of a layer without a kernel, both ranks are the smaller side
+    with torch.no_grad():
+        if new._roles == ("core",):
+            write_weight(new[0], weight)
+        elif narrow:
+            new.set_factors(torch.eye(n_in, **like), torch.eye(n_in, **like), weight.flatten(1))
+        else:
+            new.set_factors(weight.flatten(1).T, torch.eye(n_out, **like), torch.eye(n_out, **like))
         if layer.bias is not None:
             new[-1].bias.copy_(layer.bias)
     return new

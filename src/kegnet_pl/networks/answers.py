@@ -7,9 +7,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.networks.execution import copy_network, eval_mode, first_weight
+from kegnet_pl.networks.execution import eval_mode, first_weight
+from kegnet_pl.networks.handling import copy_network, set_mode
 from kegnet_pl.networks.hooks import find_hook, hook_output, remove_hooks
-from kegnet_pl.networks.validation import call_trial, check_module, samples_for_trial
+from kegnet_pl.networks.validation import call_single, call_trial, check_module, samples_for_trial
 
 Outputs = Literal["auto", "logits", "probabilities", "log_probabilities", "sigmoid"]
 """Meaning of the numbers that a classifier returns."""
@@ -152,7 +153,8 @@ def _decide(
     x = samples_for_trial(input_shape, _TRIAL)
     x[::2] *= 100  # logits grow with the samples, probabilities do not
     with torch.no_grad(), eval_mode(network):
-        answer, single = (call_trial(network, called, part.to(weight)) for part in (x, x[:1]))
+        answer = call_trial(network, called, x.to(weight))
+        single = call_single(network, called, x[:1].to(weight))
     try:
         values = find_tensor(answer, key)
     except ValueError as error:
@@ -198,6 +200,29 @@ def _guess(rows: Tensor) -> Outputs:
     if rows.shape[1] > 1 and bool(((rows.double().sum(dim=1) - 1).abs() < tolerance).all()):
         return "probabilities"
     return "sigmoid"
+
+
+def check_training_answers(network: nn.Module, input_shape: Sequence[int], name: str = "student") -> None:
+    """Check that a network returns the same kind of numbers in training mode as in evaluation mode.
+
+    Raises:
+        ValueError: If it returns probabilities in one mode only.
+    """
+    answers = answers_of(network)
+    key, bounded = (None, False) if answers is None else (answers.key, answers.outputs in ("probabilities", "sigmoid"))
+    copied = set_mode(restore_answers(copy_network(network)), training=True)
+    x = samples_for_trial(input_shape, _TRIAL)
+    x[::2] *= 100
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        answer = copied(x.to(first_weight(copied)))
+    rows = find_tensor(answer, key).reshape(_TRIAL, -1)
+    found = _guess(rows)
+    if (bounded and not _in_unit_range(rows)) or (not bounded and found == "probabilities"):
+        kinds = ("logits", "probabilities") if bounded else ("probabilities", "logits")
+        raise ValueError(
+            f"Expected the {name} {type(network).__name__} to return the same kind of numbers in both modes, but got "
+            f"{kinds[0]} in training and {kinds[1]} in evaluation. Let its forward return logits in both."
+        )
 
 
 def explain_answers(network: nn.Module) -> str | None:

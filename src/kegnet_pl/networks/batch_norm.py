@@ -1,5 +1,6 @@
 """Batch-norm layers of a network: moments of their inputs, and their adaptation in a compressed network."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,16 @@ def lacks_statistics(network: nn.Module) -> bool:
     )
 
 
+def forget_counts(network: nn.Module) -> None:
+    """Reset the counts of batches of a student's batch norm that averages all batches (``momentum=None``).
+
+    It has the teacher's count: after thousands of batches of the teacher, its own would change nothing.
+    """
+    for layer in norm_layers(network).values():
+        if layer.momentum is None and layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.zero_()
+
+
 class BatchNormMoments(nn.Module):
     """A network that returns its output, and the means and variances of the inputs of its batch-norm layers.
 
@@ -61,7 +72,8 @@ class BatchNormMoments(nn.Module):
         Raises:
             ValueError: If the network does not call one of the layers.
         """
-        output, moments = self._recorder.call(x)
+        output, calls = self._recorder.call_each(x)
+        moments = {name: _mean_moments(found) for name, found in calls.items()}
         if len(moments) < len(self.layers):
             raise ValueError(
                 "Expected a teacher that calls all its batch-norm layers in evaluation mode, but it skips some "
@@ -96,7 +108,8 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
 
     Its output on synthetic samples then has the teacher's mean and deviation in every channel. On real data, it is
     normalised by the real statistics if compression only shifts and scales the channel. Layers are set in the order in
-    which they compute, after all earlier layers. Nothing is trained.
+    which they compute, after all earlier layers. A layer that is called several times has the mean moments of its
+    calls, as its running statistics have; the others are then set a second time. Nothing is trained.
 
     Args:
         student: The compressed teacher; changed in place. Its mode is restored. A pruned one is compared with the
@@ -119,22 +132,38 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
             f"student.norm=batch."
         )
 
-    def set_layer(name: str, inputs: Tensor) -> None:
+    def set_layer(name: str, moments: Moments) -> None:
         layer, original = layers[name], teacher_layers[name]
         assert layer.running_mean is not None and layer.running_var is not None
         assert original.running_mean is not None and original.running_var is not None
         values = (*teacher_moments[name], original.running_mean, original.running_var, original.weight, original.bias)
         mean, variance, running_mean, running_var, weight, bias = (select_kept(kept, name, value) for value in values)
         deviation = (running_var + original.eps).sqrt()
-        for target, value in zip((layer.running_mean, layer.running_var), _moments(inputs), strict=True):
+        for target, value in zip((layer.running_mean, layer.running_var), moments, strict=True):
             target.copy_(value)
         layer.weight.copy_(weight * (variance + layer.eps).sqrt() / deviation)
         layer.bias.copy_(bias + weight * (mean - running_mean) / deviation)
 
     with LayerRecorder(teacher, tuple(layers), _collect_moments, source="input") as recorder, eval_mode(teacher):
-        _, teacher_moments = recorder.call(x)
-    with LayerRecorder(student, tuple(layers), set_layer, source="input") as recorder, eval_mode(student):
-        recorder.call(x)
+        found = recorder.call_each(x)[1]
+    teacher_moments = {name: _mean_moments(calls) for name, calls in found.items()}
+    repeated = [name for name, calls in found.items() if len(calls) > 1]
+    single = [name for name in layers if name not in repeated]
+
+    def adapt_in_order(name: str, inputs: Tensor) -> None:
+        set_layer(name, _moments(inputs))
+
+    with eval_mode(student):
+        with LayerRecorder(student, single, adapt_in_order, source="input") as recorder:
+            recorder.call(x)
+        if repeated:
+            # The mean over the calls of a layer is known only after the last one; then earlier layers come once more.
+            with LayerRecorder(student, repeated, _collect_moments, source="input") as recorder:
+                own = recorder.call_each(x)[1]
+            for name, calls in own.items():
+                set_layer(name, _mean_moments(calls))
+            with LayerRecorder(student, single, adapt_in_order, source="input") as recorder:
+                recorder.call(x)
 
 
 def _widths(layers: dict[str, _BatchNorm], kept: Kept) -> dict[str, int]:
@@ -174,6 +203,14 @@ def _moments(inputs: Tensor) -> Moments:
     """Return mean and variance of every channel of ``(N, C, ...)``, in float32 at least."""
     moments: Moments = _Moments.apply(inputs)
     return moments
+
+
+def _mean_moments(calls: Sequence[Moments]) -> Moments:
+    """Return the mean of the moments of all calls of a layer, which is what its running statistics converge to."""
+    if len(calls) == 1:
+        return calls[0]
+    mean, variance = (torch.stack(values).mean(dim=0) for values in zip(*calls, strict=True))
+    return mean, variance
 
 
 def _collect_moments(name: str, inputs: Tensor) -> Moments:  # noqa: ARG001

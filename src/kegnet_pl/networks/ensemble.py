@@ -1,6 +1,5 @@
 """K networks of one structure as one stacked module, and the vectorised map behind it."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Self
@@ -11,6 +10,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from kegnet_pl.networks.handling import copy_network, move, set_mode
 
 _AUTOCAST_FUNCTIONS = frozenset(
     {
@@ -92,7 +93,7 @@ class StackedModule(nn.Module):
         for name, value in buffers.items():
             self.statistics.register_buffer(_flat(name), value.clone())
         # A tuple hides the structure from the optimiser, from checkpoints and from moves between devices.
-        self._structure = (copy.deepcopy(networks[0]).to("meta"),)
+        self._structure = (move(copy_network(networks[0]), "meta"),)
 
     @property
     def structure(self) -> nn.Module:
@@ -102,7 +103,7 @@ class StackedModule(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all networks."""
         super().train(mode)
-        self.structure.train(mode)
+        set_mode(self.structure, mode)
         return self
 
     def forward(self, *inputs: Tensor) -> Any:

@@ -1,6 +1,5 @@
 """Execution of networks: evaluation mode, memory layout, precision and chunk size."""
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,14 +7,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.runtime.errors import first_line
+from kegnet_pl.networks.handling import copy_network, move, set_mode
 
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
     """Set a network to evaluation mode within the context; the modes of its modules are restored."""
     modes = {module: module.training for module in network.modules()}
-    network.eval()
+    set_mode(network, training=False)
     try:
         yield
     finally:
@@ -34,11 +33,11 @@ def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.M
     device = next((value.device for value in network.parameters()), torch.device("cpu"))
     x = torch.zeros(2, *input_shape, device=device, requires_grad=True)
     try:
-        trial = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
+        trial = set_mode(move(copy_network(network), memory_format=torch.channels_last), training=False)
         trial(x.contiguous(memory_format=torch.channels_last)).sum().backward()
     except RuntimeError:
         return network
-    return network.to(memory_format=torch.channels_last)
+    return move(network, memory_format=torch.channels_last)
 
 
 def first_weight(network: nn.Module) -> Tensor:
@@ -65,26 +64,5 @@ def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) 
 
     In float32 the layout is unchanged: another layout sums in another order, and Adam amplifies rounding errors.
     """
-    network = copy.deepcopy(teacher)
+    network = copy_network(teacher)
     return network if precision == "32-true" else prefer_channels_last(network, input_shape)
-
-
-def frozen_copy(network: nn.Module) -> nn.Module:
-    """Return a copy on the CPU, in evaluation mode, without gradients of its weights."""
-    return copy.deepcopy(network).cpu().eval().requires_grad_(False)
-
-
-def copy_network(network: nn.Module) -> nn.Module:
-    """Return a copy of a network.
-
-    Raises:
-        ValueError: If it cannot be copied, as one whose weights are results of a computation.
-    """
-    try:
-        return copy.deepcopy(network)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"Expected a network {type(network).__name__} that copy.deepcopy can copy, but it failed: "
-            f"{first_line(error).rstrip('.')}. Remove weight_norm or pruning (remove_weight_norm, prune.remove), and "
-            f"attributes such as locks or open files."
-        ) from error

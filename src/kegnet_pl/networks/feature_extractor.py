@@ -78,15 +78,15 @@ class FeatureExtractor(nn.Module):
         return value[1]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the network's output, and the outputs of the layers in their order.
+        """Return the network's output, and the outputs of the layers in their order, one for each call of a layer.
 
         Raises:
             ValueError: If the network does not call one of the layers.
         """
-        output, values = self._recorder.call(x)
+        output, values = self._recorder.call_each(x)
         if self._overwritten is None and not torch.compiler.is_compiling():
             # The first call copies every output; the versions of the copies show which copies are needed.
-            self._overwritten = {name for name, (_, copy) in values.items() if copy._version > 0}
+            self._overwritten = {name for name, calls in values.items() if any(copy._version > 0 for _, copy in calls)}
         missing = [name for name in self.layers if name not in values]
         if missing:
             raise ValueError(
@@ -94,7 +94,7 @@ class FeatureExtractor(nn.Module):
                 f"{', '.join(missing)} (an auxiliary head for training?). Name other layers in "
                 f"`feature_distillation_layers`, or on the command line in student.feature_distillation.layers=[...]."
             )
-        return output, [self._select(name, values[name][0]) for name in self.layers]
+        return output, [self._select(name, value) for name in self.layers for value, _ in values[name]]
 
     def _select(self, name: str, values: Tensor) -> Tensor:
         """Return the kept channels of a layer's output."""

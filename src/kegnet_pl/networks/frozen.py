@@ -1,6 +1,5 @@
 """The frozen copy of a network, such as the teacher, which is never trained."""
 
-import copy
 from typing import Literal, Self, get_args
 
 from torch import Tensor, nn
@@ -8,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from kegnet_pl.networks.batch_norm import norm_layers
+from kegnet_pl.networks.handling import copy_network, freeze, set_mode
 
 TeacherNorm = Literal["batch", "running"]
 
@@ -32,7 +32,7 @@ class FrozenModule(nn.Module):
         super().__init__()
         if teacher_norm not in get_args(TeacherNorm):
             raise ValueError(f"Expected `teacher_norm` to be one of {get_args(TeacherNorm)}, but got {teacher_norm!r}.")
-        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.network = freeze(copy_network(network))
         self.teacher_norm = teacher_norm
         self.dropout = dropout
         if teacher_norm == "batch":
@@ -49,11 +49,12 @@ class FrozenModule(nn.Module):
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Keep evaluation mode, except for batch norm with ``"batch"`` statistics and for active dropout."""
-        super().train(False)
+        self.training = False
+        set_mode(self.network, training=False)
         active = (*([_BatchNorm] if self.teacher_norm == "batch" else []), *([_DropoutNd] if self.dropout else []))
         for layer in self.network.modules():
             if isinstance(layer, active):
-                layer.train(True)
+                layer.training = True
         return self
 
     def forward(self, x: Tensor) -> Tensor:

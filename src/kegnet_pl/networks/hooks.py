@@ -30,8 +30,7 @@ class LayerRecorder:
         replace: Takes a collected value, returns the tensor that replaces the layer's input or output; None keeps it.
 
     Attributes:
-        values: Values of the present call by name of layer, the last of a layer that is called several times; None
-            outside :meth:`call`.
+        values: Values of the present call by name of layer, one for each call of the layer; None outside :meth:`call`.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class LayerRecorder:
     ) -> None:
         self.network = network
         self.layers = tuple(layers)
-        self.values: dict[str, Any] | None = None
+        self.values: dict[str, list[Any]] | None = None
         self._collect = collect
         self._replace = replace
         self._source = source
@@ -70,7 +69,12 @@ class LayerRecorder:
         self._handles.clear()
 
     def call(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Return the network's output, and the values of the layers that it called."""
+        """Return the network's output, and the value of the last call of each layer that it called."""
+        output, values = self.call_each(x)
+        return output, {name: found[-1] for name, found in values.items()}
+
+    def call_each(self, x: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:
+        """Return the network's output, and the values of all calls of the layers that it called, in their order."""
         self.values = {}
         try:
             return self.network(x), self.values
@@ -83,7 +87,7 @@ class LayerRecorder:
         try:
             self.network(x)
         except _Stop:
-            return next(iter(self.values.values()))
+            return next(iter(self.values.values()))[0]
         finally:
             self.values, self._stop = None, False
         return None
@@ -106,10 +110,11 @@ class LayerRecorder:
     def _record(self, name: str, value: Any) -> Tensor | None:
         if self.values is None:
             return None
-        self.values[name] = self._collect(name, value)
+        collected = self._collect(name, value)
+        self.values.setdefault(name, []).append(collected)
         if self._stop:
             raise _Stop
-        return None if self._replace is None else self._replace(self.values[name])
+        return None if self._replace is None else self._replace(collected)
 
 
 def find_hook(hooks: Mapping[int, Any], kind: type[Hook]) -> Hook | None:

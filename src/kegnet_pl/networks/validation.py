@@ -1,6 +1,5 @@
 """Checks of networks from users: classifiers, students, generators and decoders, by a trial forward pass."""
 
-import copy
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks.execution import eval_mode, first_weight
+from kegnet_pl.networks.handling import copy_network, freeze, move, set_mode
 from kegnet_pl.runtime.errors import first_line
 
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -85,6 +85,56 @@ def call_trial(network: nn.Module, called: str, x: Tensor) -> Any:
         ) from error
 
 
+def call_single(network: nn.Module, called: str, x: Tensor) -> Any:
+    """Return the answer of a network to one trial sample ``(1, *input_shape)``; it has taken more at once.
+
+    Raises:
+        ValueError: If the network fails; the message calls it ``called``.
+    """
+    try:
+        return network(x)
+    except FORWARD_ERRORS as error:
+        raise ValueError(
+            f"Expected the {called} to take single samples, as batches may leave a rest of one, but it takes only "
+            f"batches of two and more: {first_line(error).rstrip('.')}. Store statistics in its batch norm "
+            f"(track_running_stats=True), or change its forward."
+        ) from error
+
+
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
+def check_gradient(network: nn.Module, input_shape: Sequence[int], name: str = "teacher") -> None:
+    """Check that a gradient of the logits reaches the input of a network; generators learn by it.
+
+    Samples have several scales, as a network may be saturated at one of them.
+
+    Raises:
+        ValueError: If none does, or the gradients are zero for all samples.
+    """
+    copied = set_mode(freeze(copy_network(network)), training=False)
+    x = samples_for_trial(input_shape, 16).to(first_weight(copied))
+    scales = torch.logspace(-2, 1, 4, dtype=x.dtype, device=x.device).repeat(4)
+    x = (x * scales.reshape(-1, *[1] * len(input_shape))).requires_grad_()
+    reason = "its logits do not depend on the input"
+    try:
+        logits = copied(x.clone())  # the network may work in place
+        centred = logits - logits.mean(dim=1, keepdim=True)
+        if logits.requires_grad:
+            direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+            (gradient,) = torch.autograd.grad((centred * direction).sum(), x, allow_unused=True)
+            if gradient is not None and bool((gradient != 0).any()):
+                return
+        else:
+            reason = "its forward runs under torch.no_grad or inference_mode, or detaches a tensor"
+    except FORWARD_ERRORS as error:
+        reason = first_line(error).rstrip(".")
+    raise ValueError(
+        f"Expected the {name} {type(network).__name__} to pass gradients from its logits to its input, by which "
+        f"generators learn, but none arrives: {reason}. Change its forward (decorators, detach, rounding), or train "
+        f"students on samples that need no generators (sources=[procedural], kegnet_pl.sources.Procedural)."
+    )
+
+
 _TOKENS = (
     "Expected the {} to take floating-point inputs (images, signals, volumes or rows of features), but it takes "
     "integer token ids. Networks for text are not supported. Choose another network."
@@ -136,7 +186,7 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = copy.deepcopy(network).cpu().train(training)(*inputs)
+            output = set_mode(move(copy_network(network), "cpu"), training)(*inputs)
     except FORWARD_ERRORS as error:
         raise ValueError(
             f"Expected the {called} to take {shapes}{when}, but it failed: {first_line(error).rstrip('.')}."

@@ -8,7 +8,7 @@ from torch import nn
 from kegnet_pl.api.checks import TRIAL_SAMPLES, check_student, explain_inputs
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes, value_range_of
 from kegnet_pl.networks.batch_norm import norm_layers
-from kegnet_pl.networks.validation import check_generator
+from kegnet_pl.networks.validation import check_generator, check_gradient
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, make_plan, make_value_range, source_definitions
 from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
@@ -120,16 +120,19 @@ def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], 
         ) from error
 
 
-def check_inputs(context: RunContext, teacher: nn.Module) -> list[str]:
+def check_inputs(context: RunContext, teacher: nn.Module, *, generators: bool) -> list[str]:
     """Print and return signs that synthetic samples do not have the range of the teacher's inputs.
 
     Raises:
-        ConfigError: If the teacher returns the same logits for all samples.
+        ConfigError: If the teacher returns the same logits for all samples, or generators are to be trained and no
+            gradient reaches its input.
     """
     name = next(iter(DEFAULT_SOURCE))
     source = build_source(DEFAULT_SOURCE, source_definitions(context.settings, [name]), input_shape=context.input_shape)
     try:
         sentences = explain_inputs(teacher, source.sample(TRIAL_SAMPLES, context.seed))
+        if generators:
+            check_gradient(teacher, context.input_shape)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     for sentence in sentences:

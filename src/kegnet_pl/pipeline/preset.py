@@ -12,7 +12,8 @@ from kegnet_pl.compression import fittable_layers, measure_size
 from kegnet_pl.compression.dependencies import has_library
 from kegnet_pl.networks import as_classifier
 from kegnet_pl.networks.batch_norm import norm_layers
-from kegnet_pl.networks.execution import copy_network, first_weight
+from kegnet_pl.networks.execution import first_weight
+from kegnet_pl.networks.handling import copy_network, move, set_mode
 from kegnet_pl.networks.validation import FORWARD_ERRORS, samples_for_trial
 from kegnet_pl.pipeline.objects import build, source_definitions
 from kegnet_pl.runtime.errors import UserError
@@ -152,7 +153,7 @@ class _GeneratorStep(nn.Module):
 def estimate_seconds(settings: RunSettings, network: nn.Module, device: torch.device) -> dict[str, float]:
     """Return the expected seconds of the stages of a run on this machine, from a few measured steps."""
     shape, student = tuple(settings.data.input_shape), settings.student
-    teacher = copy_network(network).float().to(device).eval()
+    teacher = set_mode(move(copy_network(network), device, torch.float32), training=False)
     weight = first_weight(teacher)
     size = 16 if math.prod(shape) <= 2**14 else 4
     x = samples_for_trial(shape, size).to(weight)
@@ -234,7 +235,8 @@ def build_untrained(settings: RunSettings) -> nn.Module | None:
     try:
         with torch.random.fork_rng([]):
             network: nn.Module = build(teacher.network)
-        network = as_classifier(network, shape, teacher.outputs, teacher.output_key, "teacher").float().eval()
+        network = as_classifier(network, shape, teacher.outputs, teacher.output_key, "teacher")
+        set_mode(move(network, torch.float32), training=False)
         measure_size(network, shape)
     except (*FORWARD_ERRORS, OSError, UserError):
         return None

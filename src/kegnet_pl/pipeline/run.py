@@ -63,7 +63,7 @@ def run(
     check_before(context, sources, others)
 
     teacher = teacher_stage(context)
-    input_warnings = check_inputs(context, context.network(teacher))
+    input_warnings = check_inputs(context, context.network(teacher), generators=needs_generators)
     initial = compression_stage(context, teacher)
     if sources:
         check_teacher_and_student(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kegnet_pl.api.sampling import class_confidence
 from kegnet_pl.networks import FrozenModule, StackedModule
 from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.handling import move
 from kegnet_pl.reporting.images import grid, sheet_rows, write_grid
 from kegnet_pl.reporting.wandb import histogram, picture_of
 from kegnet_pl.runtime.costs import StageCosts
@@ -59,7 +60,7 @@ class SampleMonitor(Callback):
         assert isinstance(pl_module, GeneratorModule)
         if not trainer.is_global_zero:
             return
-        self.teacher.to(pl_module.device)
+        move(self.teacher, pl_module.device)
         epoch, step = trainer.current_epoch + 1, trainer.global_step - 1  # as Lightning counts at the end of an epoch
         keep = epoch == trainer.max_epochs or str(epoch).rstrip("0") in ("1", "2", "5")
         for index, name in enumerate(self.names):

@@ -89,9 +89,10 @@ def _judge(x: Tensor, teacher: nn.Module) -> tuple[Tensor, Tensor]:
     recorder = LayerRecorder(teacher, tuple(stored), distance, source="input")
     with eval_mode(teacher), recorder:
         for piece in x.split(chunk_size(x.shape[1:], x.device)):
-            output, values = recorder.call(piece.clone())
+            output, values = recorder.call_each(piece.clone())
             logits.append(output.cpu())
-            total = torch.stack(list(values.values())).mean(dim=0) if values else torch.zeros(len(piece))
+            found = [torch.stack(calls).mean(dim=0) if len(calls) > 1 else calls[0] for calls in values.values()]
+            total = torch.stack(found).mean(dim=0) if found else torch.zeros(len(piece))
             distances.append(total.float().cpu())
     return torch.cat(distances).nan_to_num(nan=1e30, posinf=1e30), torch.cat(logits)
 

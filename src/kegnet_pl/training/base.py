@@ -1,12 +1,13 @@
 """The base class of the LightningModules: random streams, optimiser, training step, metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from kegnet_pl.networks.handling import set_mode
 from kegnet_pl.runtime.errors import ConfigError, DivergedError
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.settings import LRSchedulerName
@@ -141,6 +142,13 @@ class TrainingModule(GraphedModule):
         else:
             super().__setattr__(name, value)
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all networks."""
+        self.training = mode
+        for network in self.children():
+            set_mode(network, mode)
+        return self
+
     def step_by(self, network: nn.Module) -> None:
         """Set the network that a step calls as ``self.run``."""
         # In tuples, so that the network is not registered twice.
@@ -159,7 +167,8 @@ class TrainingModule(GraphedModule):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return an optimiser of the trained parameters, a fused one if torch has it."""
-        return fused(self.optimizer_of, self.trainer.precision)(self.trained_parameters())
+        parameters = self.trained_parameters()
+        return fused(self.optimizer_of, self.trainer.precision, parameters)(parameters)
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser, and its scheduler if the learning rate changes."""
@@ -278,8 +287,8 @@ class ClassifierModule(TrainingModule):
         return logits
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the network's parameters."""
-        return list(self.network.parameters())
+        """Return the network's parameters, without frozen ones."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count accuracy on the test split."""

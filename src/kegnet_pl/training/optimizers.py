@@ -21,6 +21,7 @@ def gradient_norm(gradients: Sequence[Tensor], networks: int = 1) -> Tensor:
 
     If K ``networks`` are stacked, gradients are ``(K, ...)`` and the result is ``(K,)``.
     """
+    gradients = [torch.view_as_real(value) if value.is_complex() else value for value in gradients]
     dtype = torch.promote_types(gradients[0].dtype, torch.float32)
     if networks == 1:
         norms = [torch.linalg.vector_norm(gradient, dtype=dtype) for gradient in gradients]
@@ -52,12 +53,15 @@ def compiled(network: nn.Module, device: torch.device) -> Callable[..., Any]:
     return next_step
 
 
-def fused(factory: OptimizerFactory, precision: str) -> OptimizerFactory:
+def fused(factory: OptimizerFactory, precision: str, parameters: Sequence[Tensor]) -> OptimizerFactory:
     """Return a factory of optimisers that update all parameters in one call, unless the user chose otherwise.
 
     A ``functools.partial`` of a class of torch that has such an implementation is changed; anything else is returned as
-    it is. Under float16, Lightning's scaler cannot combine a fused optimiser with gradient clipping.
+    it is. Under float16, Lightning's scaler cannot combine a fused optimiser with gradient clipping. Complex weights
+    have no fused update.
     """
+    if not all(value.is_floating_point() for value in parameters):
+        return factory
     if not isinstance(factory, functools.partial) or not inspect.isclass(factory.func) or precision == "16-mixed":
         return factory
     offers = "fused" in inspect.signature(factory.func).parameters

@@ -10,6 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from kegnet_pl.losses import DistillationLoss, FeatureLoss
 from kegnet_pl.networks import FeatureExtractor, norm_layers
+from kegnet_pl.networks.handling import move
 from kegnet_pl.networks.kept import kept_channels
 from kegnet_pl.settings import LRSchedulerName
 from kegnet_pl.training.base import ClassifierModule, accuracy
@@ -102,7 +103,7 @@ class StudentModule(ClassifierModule):
     def on_fit_start(self) -> None:
         """Register hooks on the present layers: a trainer may have replaced some (``sync_batchnorm``)."""
         if self.feature_distillation is not None:  # not registered, so that no trainer moves it
-            self.feature_distillation.teacher.to(self.device)
+            move(self.feature_distillation.teacher, self.device)
         for extractor in self._extractors:
             extractor.open()
         super().on_fit_start()

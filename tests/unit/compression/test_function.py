@@ -371,10 +371,8 @@ def test_forward_hooks_stay_and_computed_weights_are_left() -> None:
     assert compressed.report.compression_ratio >= 1.5 and "conv1" not in compressed.fitted
     nn.utils.spectral_norm(network.conv2)
     computed = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(432, 5)))
-    with pytest.raises(ValueError, match=r"copy.deepcopy can copy.*prune.remove"):
-        CompressionPlan([Rule("*", 0.2)]).apply(computed, SHAPE)
-    with torch.no_grad():
-        network(x)
+    (row,) = CompressionPlan([Rule("*", 0.2)]).apply(computed, SHAPE).report.rows
+    assert "remove that first" in row.note and row.ranks is None
     report = CompressionPlan([Rule("*", 0.2)]).apply(network, SHAPE).report
     assert "remove that first" in next(row.note for row in report.rows if row.layer == "conv2")
 
@@ -402,3 +400,89 @@ def test_fields_of_one_value_and_of_many_features() -> None:
     assert RandomFields((8, 1, 1)).sample(500, 0).std().item() == pytest.approx(1, abs=0.1)
     rows = RandomFields(3000).sample(200, 0)
     assert rows.shape == (200, 3000) and rows.std().item() == pytest.approx(1, abs=0.1)
+
+
+class Again(nn.Module):
+    """Calls one convolution and one dense layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.fc, self.head = nn.Linear(12, 12), nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for _ in range(2):
+            x = torch.relu(self.conv(x))
+        x = x.mean(dim=(2, 3))
+        for _ in range(2):
+            x = torch.tanh(self.fc(x))
+        logits: torch.Tensor = self.head(x)
+        return logits
+
+
+def test_all_calls_of_a_layer_are_measured_and_fitted(samples: torch.Tensor) -> None:
+    network = Again().eval()
+    moments = measure_layers(network, ["conv", "fc"], samples)
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        handle = network.fc.register_forward_hook(lambda _, __, output: seen.append(output))
+        network(samples)
+        handle.remove()
+    rows = torch.cat(seen).double()
+    assert moments["fc"].calls == 2 and len(seen) == 2
+    torch.testing.assert_close(moments["fc"].outputs, rows.T.cov(correction=0), rtol=1e-4, atol=1e-6)
+    plan = CompressionPlan([Rule("conv", "target"), Rule("fc", "target")], 1.6, fold=True)
+    calibration = Calibration(samples[:150], samples[150:])
+    by_function = plan.apply(network, SHAPE, calibration)
+    assert set(by_function.fitted) & {"conv", "fc"}
+    assert _error(network, by_function.network, samples) < _error(network, plan.apply(network, SHAPE).network, samples)
+
+
+class Odd(nn.Module):
+    """Does not call its layer in the usual way."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.first, self.layer, self.fc = kind, nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        if self.kind == "class":
+            x = self.layer(x) if type(self.layer) is nn.Linear else x
+        elif self.kind == "weight":
+            x = functional.linear(x, self.layer.weight, self.layer.bias)
+        else:
+            x = x + self.layer(x) * torch.rand(1)
+        logits: torch.Tensor = self.fc(x)
+        return logits
+
+
+@pytest.mark.parametrize(("kind", "left"), [("class", True), ("weight", False), ("random", False)])
+def test_a_layer_that_cannot_be_replaced_unnoticed_is_left_out_by_name(kind: str, left: bool) -> None:
+    report = CompressionPlan([Rule("*", 2)]).apply(Odd(kind), (16,)).report
+    (row,) = (row for row in report.rows if row.layer == "layer")
+    assert (row.ranks is None) == left
+    assert ("the network answers differently" in row.note) == left
+    assert {"first", "fc"} <= set(report.ranks)
+
+
+def test_complex_weights_are_left_out_by_name() -> None:
+    network = nn.Sequential(nn.Linear(6, 6, dtype=torch.cfloat), nn.Flatten())
+    plan = CompressionPlan([Rule("*", "full")])
+    network.forward = lambda x: nn.Sequential.forward(network, x.to(torch.cfloat)).abs()  # type: ignore[method-assign]
+    (row,) = plan.apply(network, (6,)).report.rows
+    assert row.note == "unchanged: its weight is complex64, not real"
+
+
+def test_frozen_layers_stay_frozen_unless_all_are() -> None:
+    network = Small()
+    network.conv1.requires_grad_(False)
+    plan = CompressionPlan([Rule("*", 3)])
+    small = plan.apply(network, SHAPE).network
+    frozen = {name.split(".")[0] for name, value in small.named_parameters() if not value.requires_grad}
+    assert frozen == {"conv1"}
+    small = plan.apply(network.requires_grad_(False), SHAPE).network
+    assert all(value.requires_grad for value in small.parameters())

@@ -183,3 +183,31 @@ def test_networks_for_tokens_are_refused() -> None:
 
 def test_settings_allow_the_same_outputs() -> None:
     assert answers.Outputs == settings.Outputs
+
+
+class _ByMode(nn.Module):
+    def __init__(self, training: Any, evaluation: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(5, 3)
+        self.changes = {True: training, False: evaluation}
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.changes[self.training](self.layer(x))
+        return logits
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (1, 0), (0, 2)])
+def test_probabilities_in_one_mode_only_are_refused(pair: tuple[int, int]) -> None:
+    kinds: list[Any] = [lambda logits: logits, lambda logits: logits.softmax(1), torch.sigmoid]
+    network = as_classifier(_ByMode(*(kinds[index] for index in pair)), (5,))
+    with pytest.raises(ValueError, match=r"same kind of numbers in both modes.*Let its forward return logits"):
+        answers.check_training_answers(network, (5,))
+    for kind in kinds:
+        answers.check_training_answers(as_classifier(_ByMode(kind, kind), (5,)), (5,))
+
+
+def test_batches_of_two_and_more_only_are_named() -> None:
+    network = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match=r"takes only batches of two and more: Expected more than 1 value"):
+        as_classifier(network, (5,))

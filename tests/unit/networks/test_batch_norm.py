@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import BatchNormMoments, LeNet5, ResNet14, adapt_norm, lacks_statistics, norm_layers
-from kegnet_pl.networks.batch_norm import _moments
+from kegnet_pl.networks.batch_norm import _moments, forget_counts
 
 
 def _teacher() -> ResNet14:
@@ -178,3 +178,51 @@ def test_statistics_are_there_once_a_sample_was_seen() -> None:
     network.train()(torch.randn(5, 3))
     assert not lacks_statistics(network)
     assert not lacks_statistics(nn.Sequential(network, nn.BatchNorm1d(4)))  # some have them
+
+
+class Repeating(nn.Module):
+    """A network that calls one convolution and one batch norm twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.first, self.norm, self.head = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(self.stem(x)))
+        for _ in range(2):
+            x = torch.relu(self.norm(self.conv(x)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def _repeating() -> Repeating:
+    torch.manual_seed(0)
+    network = Repeating()
+    for _ in range(30):
+        network(2 * torch.randn(16, 3, 8, 8) + 1)
+    return network.eval()
+
+
+def test_a_layer_called_twice_has_the_mean_of_its_calls() -> None:
+    teacher, x = _repeating(), torch.randn(64, 3, 8, 8)
+    student = copy.deepcopy(teacher)
+    adapt_norm(student, teacher, x)
+    torch.testing.assert_close(student(x), teacher(x), rtol=1e-4, atol=1e-4)
+    seen: list[Tensor] = []
+    teacher.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    moments = BatchNormMoments(teacher)(x)[1]
+    assert len(moments) == 2 and len(seen) == 2
+    means = [value.mean(dim=(0, 2, 3)) for value in seen]
+    torch.testing.assert_close(moments[1][0], (means[0] + means[1]) / 2)
+
+
+def test_a_student_counts_its_own_batches() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(3, momentum=None), nn.BatchNorm1d(3))
+    for _ in range(5):
+        network(torch.randn(8, 3))
+    forget_counts(network)
+    assert [int(layer.num_batches_tracked) for layer in network] == [0, 5]
+    x = torch.randn(64, 3) + 7
+    network.train()(x)
+    torch.testing.assert_close(network[0].running_mean, x.mean(dim=0))

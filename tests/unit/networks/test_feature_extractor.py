@@ -157,3 +157,14 @@ def test_what_returns_more_in_training_is_no_student() -> None:
     network, state = LeNet5(1, 10).eval(), torch.random.get_rng_state()
     check_trainable(network, (1, 32, 32))
     assert not network.training and torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_every_call_of_a_layer_is_a_feature() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
+    network = nn.Sequential(nn.Sequential(layer, nn.ReLU(inplace=True), layer), nn.Linear(4, 2))
+    output, features = FeatureExtractor(network, ["0.0", "1"])(x)
+    hidden = layer(x)
+    assert len(features) == 3
+    for found, expected in zip(features, [hidden, layer(hidden.relu()), output], strict=True):
+        torch.testing.assert_close(found, expected)

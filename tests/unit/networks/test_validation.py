@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks import Decoder, DenseGenerator, count_classes
-from kegnet_pl.networks.validation import check_generator
+from kegnet_pl.networks.validation import check_generator, check_gradient
 
 
 class Answer(nn.Module):
@@ -98,3 +98,29 @@ def test_the_check_leaves_the_random_state_as_it_was() -> None:
     torch.random.set_rng_state(state)
     check_generator(generator, decoder, (5,), 3)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda logits: logits.detach(), "runs under torch.no_grad or inference_mode, or detaches"),
+        (lambda logits: logits.round() + logits.detach(), "do not depend on the input"),
+        (lambda logits: torch.from_numpy(logits.numpy()), "Can't call numpy"),
+        (lambda logits: 0 * logits, "do not depend on the input"),
+    ],
+)
+def test_a_network_without_gradients_by_its_input_is_named(change: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"teacher Answer to pass gradients .* none arrives: .*{reason}"):
+        check_gradient(Answer(change), (5,))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_found_in_any_mode_and_leave_no_trace(context: Any) -> None:
+    network = Answer(lambda logits: logits.softmax(1)).train()
+    with context():
+        check_gradient(network, (5,))
+    assert network.training and all(value.grad is None for value in network.parameters())
+    frozen = Answer().requires_grad_(False)
+    frozen.forward = context()(frozen.forward)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="inference_mode"):
+        check_gradient(frozen, (5,))

@@ -80,7 +80,7 @@ def test_optimisers_are_fused_where_torch_can_and_the_user_said_nothing() -> Non
     parameters = [nn.Parameter(torch.ones(2))]
 
     def made(factory: Any, precision: str = "32-true") -> Any:
-        return fused(factory, precision)(parameters).defaults.get("fused")
+        return fused(factory, precision, parameters)(parameters).defaults.get("fused")
 
     assert made(functools.partial(torch.optim.Adam, lr=0.1)) is True
     assert made(functools.partial(torch.optim.SGD, lr=0.1)) is True

@@ -1,6 +1,5 @@
 """The stage of compression: the teacher compressed, or another network, before any training."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from kegnet_pl.api.engine import fit_compression
 from kegnet_pl.benchmark import describe_machine
 from kegnet_pl.compression import Compressed, measure_size
 from kegnet_pl.networks.foreign import recipe_of
+from kegnet_pl.networks.handling import copy_network, move
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, code_of, make_plan, source_definitions
 from kegnet_pl.pipeline.preflight import check_network
@@ -92,7 +92,7 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
     plan = context.settings.compression
     network, source = context.network(teacher), None
     if plan.fit == "function":
-        network = copy.deepcopy(network).to(context.device)
+        network = move(copy_network(network), context.device)
         source = build_source(
             plan.source, source_definitions(context.settings, plan.source), input_shape=context.input_shape,
             teacher=network, device=context.device,

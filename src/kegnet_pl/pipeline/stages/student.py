@@ -1,6 +1,5 @@
 """The stage of a student: trained on the samples of a source."""
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from kegnet_pl.api.agreement import MOST_CLASSES
 from kegnet_pl.api.checkpoints import load_network, save_network
 from kegnet_pl.api.engine import fit_student
 from kegnet_pl.data import SyntheticDataModule
+from kegnet_pl.networks.handling import copy_network, move
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, code_of, source_definitions
 from kegnet_pl.pipeline.store import Stage
@@ -151,7 +151,7 @@ def make_student_source(
         noise_std=student.noise_std,
     )
     if student.oversampling > 1:
-        source = SelectedSource(source, copy.deepcopy(teacher).to(device), student.oversampling)
+        source = SelectedSource(source, move(copy_network(teacher), device), student.oversampling)
     return MixedSource(source, student.mixing) if student.mixing else source
 
 

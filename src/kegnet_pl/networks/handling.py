@@ -1,0 +1,198 @@
+"""Handling of modules from users: copies, modes, moves and frozen weights.
+
+A user's class may override ``train``, ``eval``, ``to`` or ``requires_grad_``, and need not return itself, as torch's
+own methods do. Only this module calls them, and it uses nothing that they return.
+"""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from kegnet_pl.runtime.errors import first_line
+
+Module = TypeVar("Module", bound=nn.Module)
+
+_OWN = ("kegnet_pl.", "torch.")
+"""Packages whose hooks are part of what a network computes (weight_norm, pruning, :class:`Answers`)."""
+
+_FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+
+
+def set_mode(network: Module, training: bool) -> Module:
+    """Set a network to training or evaluation mode, and return it.
+
+    A method ``train`` that takes no mode (one that trains the network, say) is not called.
+    """
+    if not training and type(network).eval is not nn.Module.eval and _takes(network.eval):
+        network.eval()
+    else:
+        _set_mode(network, training)
+    return network
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    if type(module).train is not nn.Module.train and _takes(module.train, training):
+        module.train(training)
+        return
+    module.training = training
+    for child in module.children():
+        _set_mode(child, training)
+
+
+def _takes(method: Any, *arguments: bool) -> bool:
+    """Return True if a method takes these arguments, the first as a mode."""
+    try:
+        signature = inspect.signature(method)
+        signature.bind(*arguments)
+    except (TypeError, ValueError):
+        return False
+    if not arguments:
+        return True
+    first = next(iter(signature.parameters.values()))
+    named = first.name == "mode" or first.kind is inspect.Parameter.VAR_POSITIONAL
+    return named or isinstance(first.default, bool) or first.annotation in (bool, "bool")
+
+
+def move(network: Module, *place: Any, **options: Any) -> Module:
+    """Move a network to a device, a data type or a memory format, as ``network.to`` does, and return it."""
+    network.to(*place, **options)
+    return network
+
+
+def freeze(network: Module) -> Module:
+    """Turn off the gradients of all weights of a network, and return it."""
+    for weight in network.parameters():
+        weight.requires_grad_(False)
+    return network
+
+
+def unfreeze_frozen(network: Module) -> bool:
+    """Make all weights of a network trainable if none is; return True if so.
+
+    Some frozen weights stay as they are: their owner wants them to. A whole frozen network is one that is in use as a
+    teacher. Whole numbers have no gradients.
+    """
+    weights = [weight for weight in network.parameters() if weight.is_floating_point() or weight.is_complex()]
+    frozen = bool(weights) and not any(weight.requires_grad for weight in weights)
+    if frozen:
+        for weight in weights:
+            weight.requires_grad_()
+    return frozen
+
+
+def copy_network(network: Module) -> Module:
+    """Return a copy of a network that shares nothing with it.
+
+    Tensors that are results of a computation (an activation that the network keeps, a weight that weight_norm has
+    computed) are copied by value. Backward hooks stay behind, as they concern the training of the original.
+
+    Raises:
+        ValueError: If it cannot be copied; the message names the attribute that is in the way.
+    """
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in _computed_tensors(network)}
+    try:
+        copied = copy.deepcopy(network, memo)
+    except Exception as error:  # any, as it is the user's code
+        obstacle = _find_obstacle(network)
+        where = "" if obstacle is None else f" at {obstacle}"
+        raise ValueError(
+            f"Expected a network {type(network).__name__} that copy.deepcopy can copy, but it failed{where}: "
+            f"{first_line(error).rstrip('.')}. Remove that attribute, such as a lock, an open file or a hook, or write "
+            f"a method __deepcopy__ that leaves it out."
+        ) from error
+    own = {id(value) for value in network.parameters()}
+    if not isinstance(copied, nn.Module) or copied is network or any(id(p) in own for p in copied.parameters()):
+        raise ValueError(
+            f"Expected copy.deepcopy to return another {type(network).__name__} with weights of its own, but its "
+            f"method __deepcopy__ returned {'itself' if copied is network else 'something else'}. Remove __deepcopy__, "
+            f"or let it copy the weights."
+        )
+    for module in copied.modules():
+        for name in _BACKWARD_HOOKS:
+            getattr(module, name, {}).clear()
+    return copied
+
+
+def frozen_copy(network: Module) -> Module:
+    """Return a copy on the CPU, in evaluation mode, without gradients of its weights."""
+    return freeze(set_mode(move(copy_network(network), "cpu"), training=False))
+
+
+def _computed_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors that a network keeps and that are no leaves of a graph; torch cannot copy such."""
+    seen: set[int] = set()
+    open_values: list[Any] = [vars(module) for module in network.modules()]
+    while open_values:
+        value = open_values.pop()
+        if id(value) in seen or isinstance(value, nn.Module | type):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                yield value
+        elif isinstance(value, dict):
+            open_values += value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            open_values += value
+        elif hasattr(value, "__dict__") and not callable(value):
+            open_values.append(vars(value))
+        elif inspect.ismethod(value):
+            open_values.append(value.__self__)
+
+
+def _find_obstacle(network: nn.Module) -> str | None:
+    """Return the name of the attribute of a network that cannot be copied; None if there is no single one."""
+    for name, module in network.named_modules():
+        attributes = dict(vars(module))
+        if hasattr(module, "__deepcopy__") and _fails(module, {}):
+            return f"`{name}.__deepcopy__`" if name else "`__deepcopy__`"
+        groups = {kind: attributes.pop(kind, None) or {} for kind in ("_parameters", "_buffers")}
+        attributes.pop("_modules", None)
+        for key, value in {**attributes, **groups["_parameters"], **groups["_buffers"]}.items():
+            # Other modules are not copied here, so that only their own attributes are named.
+            memo: dict[int, Any] = {id(other): other for other in network.modules()}
+            memo |= {id(tensor): tensor for tensor in _computed_tensors(network)}
+            if _fails(value, memo):
+                return f"`{name}.{key}`" if name else f"`{key}`"
+    return None
+
+
+def _fails(value: Any, memo: dict[int, Any]) -> bool:
+    """Return True if a value cannot be copied."""
+    try:
+        copy.deepcopy(value, memo)
+    except Exception:  # any, as above
+        return True
+    return False
+
+
+def foreign_hooks(network: nn.Module) -> list[str]:
+    """Return the names of the forward hooks of a network that neither torch, this package nor its own class made."""
+    inside = {id(module) for module in network.modules()}
+    found = []
+    for name, module in network.named_modules():
+        for hook in (hook for kind in _FORWARD_HOOKS for hook in getattr(module, kind, {}).values()):
+            function = getattr(hook, "func", hook)  # of a functools.partial
+            owner = getattr(function, "__self__", None)
+            code = getattr(function, "__module__", None) or type(function).__module__
+            if id(owner) not in inside and not f"{code}.".startswith(_OWN):
+                title = getattr(function, "__qualname__", type(function).__qualname__)
+                found.append(f"{title} of {name}" if name else title)
+    return found
+
+
+def warn_of_hooks(network: nn.Module, stacklevel: int = 3) -> None:
+    """Warn that copies of a network keep the forward hooks of its user."""
+    found = foreign_hooks(network) if isinstance(network, nn.Module) else []
+    if found:
+        warnings.warn(
+            f"{type(network).__name__} has forward hooks ({', '.join(found[:4])}{', ...' if found[4:] else ''}). "
+            f"Copies of it keep them and call them at every step, as they may change what it computes. Remove hooks "
+            f"that only record something (handle.remove()).",
+            stacklevel=stacklevel,
+        )

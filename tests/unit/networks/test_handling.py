@@ -1,0 +1,179 @@
+"""The door for modules of users: copies, modes, moves and frozen weights."""
+
+import copy
+import functools
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from kegnet_pl.networks import FrozenModule
+from kegnet_pl.networks.handling import (
+    copy_network,
+    freeze,
+    frozen_copy,
+    move,
+    set_mode,
+    unfreeze_frozen,
+    warn_of_hooks,
+)
+
+
+class _Silent(nn.Sequential):
+    """Methods that return nothing, and keep one layer in evaluation mode."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        self.calls = [*getattr(self, "calls", []), mode]
+        super().train(mode)
+        self[0].training = False
+
+    def eval(self) -> None:  # type: ignore[override]
+        super().eval()
+
+    def to(self, *place: Any, **options: Any) -> None:  # type: ignore[override]
+        super().to(*place, **options)
+
+    def requires_grad_(self, requires_grad: bool = True) -> None:  # type: ignore[override]
+        raise AssertionError("is not called")
+
+
+def _layers() -> tuple[nn.Module, ...]:
+    torch.manual_seed(0)
+    return nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)
+
+
+def test_nothing_that_a_method_returns_is_used() -> None:
+    network, x = _Silent(*_layers()), torch.randn(5, 3)
+    expected = network(x)
+    frozen = FrozenModule(nn.Sequential(network, nn.Softmax(dim=1)))
+    assert not any(value.requires_grad for value in frozen.parameters())
+    assert all(value.requires_grad for value in network.parameters())
+    assert set_mode(network, training=True) is network and network.calls == [True], "it is called once"
+    assert network.training and not network[0].training
+    assert not set_mode(network, training=False).training
+    assert move(network, torch.float64) is network and network[0].weight.dtype == torch.float64
+    torch.testing.assert_close(frozen_copy(network)(x.double()).float(), expected)
+
+
+def test_a_train_that_is_no_mode_is_not_called() -> None:
+    class Trained(nn.Sequential):
+        def train(self, loader: Any, epochs: int = 1) -> None:  # type: ignore[override]
+            raise AssertionError("is not called")
+
+        def eval(self, loader: Any) -> None:  # type: ignore[override]
+            raise AssertionError("is not called")
+
+    network = nn.Sequential(Trained(*_layers(), _Silent(nn.Linear(2, 2))))
+    assert set_mode(network, training=False) is network
+    assert not any(module.training for module in network.modules())
+    set_mode(network, training=True)
+    assert [module.training for module in network[0]] == [True, True, True, True]
+    assert not network[0][3][0].training, "its own train keeps it"
+
+
+class _Keeps(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = {"last": [(super().forward(x),)]}
+        self.register_buffer("mean", self.seen["last"][0][0].mean(), persistent=False)
+        return self.seen["last"][0][0]
+
+
+def _change(kind: str) -> nn.Module:
+    network: nn.Module = nn.Sequential(*_layers())
+    if kind == "activation":
+        network = _Keeps(*_layers())
+    elif kind == "weight_norm":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            nn.utils.weight_norm(network[0])
+    elif kind == "spectral_norm":
+        nn.utils.spectral_norm(network[0])
+    elif kind == "parametrized":
+        nn.utils.parametrizations.weight_norm(network[0])
+    elif kind == "pruned":
+        prune.l1_unstructured(network[0], "weight", 0.5)
+    elif kind == "bound":
+        network.forward = functools.partial(type(network).forward, network)  # type: ignore[method-assign]
+    return network
+
+
+@pytest.mark.parametrize("kind", ["activation", "weight_norm", "spectral_norm", "parametrized", "pruned", "bound"])
+def test_networks_with_computed_tensors_are_copied(kind: str) -> None:
+    network, x = _change(kind), torch.randn(5, 3)
+    network(x)  # with gradients, as after any training
+    copied = copy_network(network)
+    network.eval(), copied.eval()
+    assert torch.equal(copied(x), network(x))
+    with torch.no_grad():
+        for value in copied.parameters():
+            value.mul_(2)
+    assert not torch.equal(copied(x), network(x)), "the copy computes with its own weights"
+    own = {value.data_ptr() for value in network.parameters()}
+    assert not own & {value.data_ptr() for value in copied.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("place", "named"), [(lambda network: network, "`lock`"), (lambda network: network[2], r"`2\.lock`")]
+)
+def test_the_attribute_that_cannot_be_copied_is_named(place: Callable[[Any], nn.Module], named: str) -> None:
+    network = nn.Sequential(*_layers())
+    place(network).lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=rf"failed at {named}: cannot pickle"):
+        copy_network(network)
+    network = nn.Sequential(*_layers())
+    lock = threading.Lock()
+    place(network).register_forward_hook(functools.partial(lambda lock, *_: None, lock))
+    with pytest.raises(ValueError, match="_forward_hooks`: cannot pickle"):
+        copy_network(network)
+
+
+def test_a_copy_that_is_none_is_refused() -> None:
+    class Same(nn.Sequential):
+        def __deepcopy__(self, memo: Any) -> Any:
+            return self
+
+    class Fails(nn.Sequential):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise NotImplementedError("not for you")
+
+    with pytest.raises(ValueError, match="__deepcopy__ returned itself"):
+        copy_network(Same(*_layers()))
+    with pytest.raises(ValueError, match=r"`0.__deepcopy__`: not for you"):
+        copy_network(nn.Sequential(Fails(*_layers())))
+
+
+def test_tensors_of_inference_mode_become_trainable() -> None:
+    with torch.inference_mode():
+        network = nn.Sequential(*_layers())
+    copied = copy_network(network)
+    copied(torch.randn(5, 3)).sum().backward()
+    assert copied[0].weight.grad is not None
+
+
+def test_frozen_and_whole_number_weights_stay() -> None:
+    network = nn.Sequential(*_layers())
+    network.steps = nn.Parameter(torch.tensor(3), requires_grad=False)
+    network[0].requires_grad_(False)
+    assert not unfreeze_frozen(network) and not network[0].weight.requires_grad
+    assert unfreeze_frozen(freeze(network))
+    assert [value.requires_grad for value in network.parameters()] == [False, True, True, True, True]
+
+
+def test_copies_leave_backward_hooks_and_say_that_they_keep_others() -> None:
+    network, called = nn.Sequential(*_layers()), list[str]()
+    network[0].register_full_backward_hook(lambda *_: called.append("backward"))
+    copied = copy_network(network)
+    copied(torch.randn(5, 3)).sum().backward()
+    assert not called and network[0]._backward_hooks
+    nn.utils.spectral_norm(network[2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_hooks(network)
+    network[0].register_forward_hook(lambda *_: called.append("forward"))
+    with pytest.warns(UserWarning, match=r"forward hooks \(.*lambda.* of 0\). Copies of it keep them"):
+        warn_of_hooks(copy.copy(network))
