@@ -15,6 +15,7 @@ from kegnet_pl.compression import describe_structure, restore_structure
 from kegnet_pl.networks import Answers, ValueRange, answers_of, value_range_of
 from kegnet_pl.networks.execution import first_weight
 from kegnet_pl.networks.handling import move, set_mode
+from kegnet_pl.networks.validation import lazy_input_of, materialise
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import WeightsError
 
@@ -35,6 +36,9 @@ def save_network(network: nn.Module, folder: str | Path, name: str, recipe: Mapp
     # Unlike safetensors.torch.save_file, atomic_write raises an OSError for a full disk.
     atomic_write(Path(folder) / f"{name}.safetensors", save(state))
     content: dict[str, Any] = {"network": dict(recipe), **describe_structure(network)}
+    lazy = lazy_input_of(network)
+    if lazy is not None:
+        content["lazy"] = list(lazy)
     answers = answers_of(network)
     if answers is not None:
         content["answers"] = answers.to_dict()
@@ -72,6 +76,8 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
     content = json.loads(recipe.read_text())
     with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
         network: nn.Module = instantiate(content["network"], _convert_="all")
+        if "lazy" in content:
+            materialise(network, content["lazy"])
         try:
             restore_structure(network, **{key: content[key] for key in _STRUCTURE if key in content})
         except ValueError as error:

@@ -43,7 +43,7 @@ from kegnet_pl.networks import (
 from kegnet_pl.networks.execution import first_weight
 from kegnet_pl.networks.handling import copy_network, unfreeze_frozen, warn_of_hooks
 from kegnet_pl.networks.kept import kept_channels
-from kegnet_pl.networks.validation import to_shape
+from kegnet_pl.networks.validation import check_module, materialise, to_shape
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Outputs, Precision, StudentNorm, read_arguments
 from kegnet_pl.sources import Procedural, SyntheticSource
@@ -145,6 +145,8 @@ def compress(
     bar = StageProgress("compression", make_console(quiet=not progress))
     warn_of_hooks(network)
     if fit == "weights":
+        check_module(network, "network")
+        materialise(network, shape)
         return fit_compression(network, shape, plan, bar)
     classifier = as_classifier(network, shape, outputs, output_key)
     if source is None:

@@ -3,13 +3,14 @@
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kegnet_pl.runtime.errors import WeightsError, first_line
 
@@ -136,48 +137,91 @@ def _strip_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of names that DataParallel, torch.compile, FSDP and checkpointing put before those of the module they wrap."""
+
+
+def _rename(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with the keys of a network: without prefixes, and without wrappers wherever they stand."""
+    found = _strip_prefix(state, expected)
+    names = {_without_wrappers(name): name for name in expected}
+    values = {_without_wrappers(name): value for name, value in state.items()}
+    if len(found.keys() & expected.keys()) == len(expected) or len(names) < len(expected) or len(values) < len(state):
+        return found
+    plain = _strip_prefix(values, {name: expected[own] for name, own in names.items()})
+    renamed = {names.get(name, name): value for name, value in plain.items()}
+    return renamed if len(renamed.keys() & expected.keys()) > len(found.keys() & expected.keys()) else found
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load all weights of a network from a file.
+    """Load all weights of a network from a file. The network's own ``load_state_dict`` decides which keys fit.
 
     Args:
-        network: Its weights are overwritten.
+        network: Its weights are overwritten; lazy layers get theirs. It stays as it is after an error.
         path: See :func:`read_state_dict`.
 
     Raises:
         WeightsError: If the file cannot be read, or keys or shapes differ; the message names them.
     """
     expected = network.state_dict()
-    state = _strip_prefix(read_state_dict(path), expected)
-    # Only the cumulative average of batch norm uses the count of batches, and old files lack it.
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the network"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    problems = [
-        f"{title}: {', '.join(items[:8])}{f' and {len(items) - 8} more' if len(items) > 8 else ''}"
-        for title, items in (("missing", missing), ("unknown", unknown), ("other shapes", shapes))
-        if items
-    ]
-    if problems:
-        raise WeightsError(
-            f"Expected the weights of {type(network).__name__} in {path}, but got those of another network. "
-            f"{'; '.join(problems)}. Choose the network that the file belongs to (teacher=..., data.classes, "
-            f"data.input_shape)."
-        )
+    state = _rename(read_state_dict(path), expected)
     # Other buffers may be infinite, such as an attention mask.
     must_be_finite = {name for name, _ in network.named_parameters()} | {
         key for key in expected if key.endswith(("running_mean", "running_var"))
     }
     invalid = [
-        key for key, value in state.items() if value.is_floating_point() != expected[key].is_floating_point()
-        or (key in must_be_finite and not bool(torch.isfinite(value).all()))
+        key for key, value in state.items() if key in expected and (
+            value.is_floating_point() != expected[key].is_floating_point()
+            or (key in must_be_finite and not bool(torch.isfinite(value).all()))
+        )
     ]  # fmt: skip
     if invalid:
         raise WeightsError(
             f"Expected finite real numbers in {path}, but got NaN, infinite or other values in: "
             f"{', '.join(invalid[:8])}. Check how the network was trained and saved."
         )
-    network.load_state_dict(state, strict=False)
+    before = {key: value.detach().clone() for key, value in expected.items() if not is_lazy(value)}
+    shapes, missing, unknown = list[str](), list[str](), list[str]()
+    try:
+        result = network.load_state_dict(state, strict=False)
+        missing = _without_tied(result.missing_keys, state, expected)
+        unknown = list(result.unexpected_keys)
+    except RuntimeError as error:
+        missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+        unknown = [key for key in state if key not in expected]
+        shapes = [
+            f"{key} is {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the network"
+            for key, value in expected.items()
+            if key in state and not is_lazy(value) and state[key].shape != value.shape
+        ] or [first_line(RuntimeError(str(error).partition("\n")[2].strip() or str(error)))]
+    problems = [
+        f"{title}: {', '.join(items[:8])}{f' and {len(items) - 8} more' if len(items) > 8 else ''}"
+        for title, items in (("missing", missing), ("unknown", unknown), ("other shapes", shapes))
+        if items
+    ]
+    if problems:
+        with torch.no_grad():
+            for key, value in before.items():
+                expected[key].copy_(value)
+        raise WeightsError(
+            f"Expected the weights of {type(network).__name__} in {path}, but got those of another network. "
+            f"{'; '.join(problems)}. Choose the network that the file belongs to (teacher=..., data.classes, "
+            f"data.input_shape)."
+        )
+
+
+def _without_tied(missing: Sequence[str], state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return missing keys, without those of weights that the file has under the name of another layer that shares them.
+
+    Old files lack the count of batches, which only the cumulative average of batch norm uses.
+    """
+    loaded = {expected[key].data_ptr() for key in state if key in expected and not is_lazy(expected[key])}
+    return [
+        key for key in missing
+        if not key.endswith("num_batches_tracked")
+        and not (not is_lazy(expected[key]) and expected[key].numel() and expected[key].data_ptr() in loaded)
+    ]  # fmt: skip

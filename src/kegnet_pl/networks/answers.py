@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kegnet_pl.networks.execution import eval_mode, first_weight
 from kegnet_pl.networks.handling import copy_network, set_mode
 from kegnet_pl.networks.hooks import find_hook, hook_output, remove_hooks
-from kegnet_pl.networks.validation import call_single, call_trial, check_module, samples_for_trial
+from kegnet_pl.networks.validation import call_single, call_trial, check_module, materialise, samples_for_trial
 
 Outputs = Literal["auto", "logits", "probabilities", "log_probabilities", "sigmoid"]
 """Meaning of the numbers that a classifier returns."""
@@ -149,6 +149,7 @@ def _decide(
     if outputs not in get_args(Outputs):
         raise ValueError(f"Expected `outputs` to be one of {get_args(Outputs)}, but got {outputs!r}.")
     called = f"{name} {type(network).__name__}"
+    materialise(network, input_shape, name)
     weight = first_weight(network)
     x = samples_for_trial(input_shape, _TRIAL)
     x[::2] *= 100  # logits grow with the samples, probabilities do not

@@ -1,11 +1,13 @@
 """Checks of networks from users: classifiers, students, generators and decoders, by a trial forward pass."""
 
+import itertools
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kegnet_pl.networks.execution import eval_mode, first_weight
 from kegnet_pl.networks.handling import copy_network, freeze, move, set_mode
@@ -25,6 +27,7 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
             classes.
     """
     check_module(network, name)
+    materialise(network, input_shape, name)
     called = f"{name} {type(network).__name__}"
     weight = first_weight(network)
     with torch.no_grad(), eval_mode(network):
@@ -46,6 +49,30 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
             f"outputs=probabilities."
         )
     return int(logits.shape[1])
+
+
+_LAZY_INPUT = "_kegnet_lazy_input"
+"""Attribute of a network that was built with lazy layers: the shape of the samples that have given them weights."""
+
+
+def materialise(network: nn.Module, input_shape: Sequence[int], name: str = "network") -> None:
+    """Give the lazy layers of a network their weights by a forward pass, before any weight is read.
+
+    Raises:
+        ValueError: If it does not accept such samples.
+    """
+    if not any(map(is_lazy, itertools.chain(network.parameters(), network.buffers()))):
+        return
+    weight = first_weight(network)
+    x = samples_for_trial(input_shape).to(weight.device, weight.dtype)
+    with torch.no_grad(), eval_mode(network):
+        call_trial(network, f"{name} {type(network).__name__}", x)
+    setattr(network, _LAZY_INPUT, tuple(input_shape))
+
+
+def lazy_input_of(network: nn.Module) -> tuple[int, ...] | None:
+    """Return the shape of the samples that have given lazy layers their weights; None for other networks."""
+    return getattr(network, _LAZY_INPUT, None)
 
 
 def check_module(network: nn.Module, name: str) -> None:

@@ -305,3 +305,50 @@ def test_wrappers_of_other_programs_are_understood(tmp_path: Path, wrap: Callabl
     torch.save(wrap(source.state_dict()), tmp_path / "w.pt")
     load_weights(network, tmp_path / "w.pt")
     assert torch.equal(network[0].weight, source[0].weight)
+
+
+class _Renaming(nn.Sequential):
+    """Reads the names of an earlier version, as many networks do."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(f"{prefix}old.")]:
+            state_dict[key.replace("old.", "0.")] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@pytest.mark.parametrize("rename", [
+    lambda key: f"old.{key.split('.', 1)[1]}",
+    lambda key: f"0.module.{key.split('.', 1)[1]}",
+    lambda key: f"net._orig_mod.0._fsdp_wrapped_module.{key.split('.', 1)[1]}",
+])  # fmt: skip
+def test_the_network_itself_decides_which_keys_fit(tmp_path: Path, rename: Callable[[str], str]) -> None:
+    source, network = nn.Sequential(nn.Linear(3, 2)), _Renaming(nn.Linear(3, 2))
+    torch.save({rename(key): value for key, value in source.state_dict().items()}, tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    assert torch.equal(network[0].weight, source[0].weight)
+
+
+def test_wrappers_inside_of_the_network_and_shared_weights(tmp_path: Path) -> None:
+    source = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    network = nn.Sequential(nn.DataParallel(nn.Linear(3, 3)), nn.Linear(3, 3))
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    assert torch.equal(network[0].module.weight, source[0].weight)
+    source[1].weight = source[0].weight
+    shared = {key: value for key, value in source.state_dict().items() if key != "1.weight"}
+    torch.save(shared, tmp_path / "shared.pt")
+    load_weights(source, tmp_path / "shared.pt")
+    with pytest.raises(WeightsError, match=r"missing: 1\.weight"):
+        load_weights(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), tmp_path / "shared.pt")
+
+
+def test_lazy_layers_get_their_weights(tmp_path: Path) -> None:
+    source = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    network = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    x = torch.randn(5, 3)
+    assert torch.equal(network(x), source(x))
+    with pytest.raises(WeightsError, match=r"missing: 0\.weight"):
+        torch.save({"0.bias": torch.zeros(4)}, tmp_path / "part.pt")
+        load_weights(nn.Sequential(nn.LazyLinear(4)), tmp_path / "part.pt")
