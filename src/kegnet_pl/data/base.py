@@ -162,10 +162,15 @@ class RealDataModule(LightningDataModule):
                     f"Expected finite samples in float32 in the {part} split of {self.name!r}, but got "
                     f"{split.x.dtype if split.x.dtype != torch.float32 else 'NaN or infinite values'}."
                 )
-            if int(split.y.min()) < 0 or int(split.y.max()) >= self.classes:
+            low, high = int(split.y.min()), int(split.y.max())
+            if low < 0 or high >= self.classes:
                 raise ValueError(
-                    f"Expected classes 0 to {self.classes - 1} in data set {self.name!r}, but got "
-                    f"{int(split.y.min())} to {int(split.y.max())}."
+                    f"Expected classes 0 to {self.classes - 1} in data set {self.name!r}, but got {low} to {high}. "
+                    + (
+                        "They seem to count from 1: write the files again with y - 1."
+                        if (low, high) == (1, self.classes)
+                        else f"Set data.classes={high + 1}, or number the classes from 0."
+                    )
                 )
         self.splits = splits
 

@@ -78,6 +78,8 @@ class FilesDataModule(RealDataModule):
 def _read(path: Path, values: ValueRange | None) -> Split:
     try:
         content = _tensors(path)
+    except (DataTypeError, MemoryError):
+        raise
     except Exception as error:  # damaged files raise many kinds
         raise ValueError(
             f"Expected tensors x and y in {path}, but it cannot be read ({type(error).__name__}). Write it with "
@@ -94,8 +96,14 @@ def _read(path: Path, values: ValueRange | None) -> Split:
             f"Expected floating-point samples in {path}, normalised like the teacher's training data, but got "
             f"{x.dtype}."
         )
-    if y.ndim != 1 or y.is_floating_point():
-        raise ValueError(f"Expected classes (N,), integers from 0, in {path}, but got {y.dtype} {tuple(y.shape)}.")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or y.is_floating_point() or y.is_complex():
+        way = "y.argmax(axis=1)" if y.ndim == 2 else "y.astype('int64')"
+        raise ValueError(
+            f"Expected classes (N,), integers from 0, in {path}, but got {y.dtype} {tuple(y.shape)}. Write the file "
+            f"again with y={way}."
+        )
     if values is not None:
         low, high = float(x.min()), float(x.max())
         if low < values.low or high > values.high:
@@ -112,10 +120,28 @@ def _read(path: Path, values: ValueRange | None) -> Split:
     return Split(x, y.long())
 
 
+class DataTypeError(ValueError):
+    """An array of a file has values of a type that is no number."""
+
+
+def _to_tensor(name: str, array: np.ndarray, path: Path) -> Tensor:
+    """Return an array of numbers as a tensor; one of other kinds only if it is neither x nor y.
+
+    Raises:
+        DataTypeError: If x or y is no array of numbers.
+    """
+    if array.dtype.kind in "biufc":
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    if name not in ("x", "y"):
+        return torch.empty(0)
+    way = " Write numbers: names, y = numpy.unique(y, return_inverse=True)." if name == "y" else ""
+    raise DataTypeError(f"Expected numbers as {name} in {path}, but got {array.dtype.name} ({array.dtype.str}).{way}")
+
+
 def _tensors(path: Path) -> dict[str, Any]:
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+            return {name: _to_tensor(name, arrays[name], path) for name in arrays.files}
     if path.suffix == ".safetensors":
         return dict(load_file(path))
     content = torch.load(path, map_location="cpu", weights_only=True)

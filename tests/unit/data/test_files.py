@@ -80,6 +80,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (lambda x, y: (x.byte(), y), "floating-point samples .* but got torch.uint8"),
         (lambda x, y: (x, y.float()), r"classes \(N,\), integers from 0, .* torch.float32 \(6,\)"),
         (lambda x, y: (x, torch.eye(6).long()), r"classes \(N,\), .* torch.int64 \(6, 6\)"),
+        (lambda x, y: (x, y.float()), r"again with y=y\.astype\('int64'\)"),
+        (lambda x, y: (x, torch.eye(6).long()), r"again with y=y\.argmax\(axis=1\)"),
+        (lambda x, y: (x, y + 1), "seem to count from 1: write the files again with y - 1"),
+        (lambda x, y: (x, y + 5), r"0 to 2 in data set 'mine', but got 5 to 7\. Set data\.classes=8"),
         (lambda x, y: (x * float("nan"), y), "finite samples in float32 in the test split"),
         (lambda x, y: (x, y + 1), "classes 0 to 2 in data set 'mine', but got 1 to 3"),
         (lambda x, y: (x[:, :1], y), r"samples of shape \(2, 5, 4\) in data set 'mine', but got \(1, 5, 4\)"),
@@ -117,3 +121,13 @@ def test_pixels_are_standardised_and_checked(tmp_path: Path) -> None:
         _data(test=_write(tmp_path / "small.npz", pixels.float() / 255, torch.arange(3)), value_range=[0, 255])
     with pytest.raises(ValueError, match=r"pixels from 0 to 1 in .*, as data\.value_range says, but got 0 to 255"):
         _data(test=path, value_range=[0, 1])
+
+
+def test_columns_and_other_byte_orders_are_read_and_names_are_not(tmp_path: Path) -> None:
+    x, y = (value.numpy() for value in _tensors())
+    np.savez(tmp_path / "big.npz", x=x.astype(">f8"), y=y[:, None].astype(">i4"), names=np.array(["a", "b"]))
+    split = _data(test=tmp_path / "big.npz").part("test")
+    assert torch.equal(split.x, torch.from_numpy(x)) and torch.equal(split.y, torch.from_numpy(y))
+    np.savez(tmp_path / "names.npz", x=x, y=np.array(["cat", "dog", "eel"] * 2))
+    with pytest.raises(ValueError, match=r"numbers as y in .*names\.npz, but got str.*numpy\.unique"):
+        _data(test=tmp_path / "names.npz")
