@@ -25,7 +25,7 @@ from filelock import FileLock
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-from kegnet_pl.pipeline import outputs
+from kegnet_pl.pipeline import cli, outputs
 from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.run import run
 from kegnet_pl.pipeline.stages import pictures
@@ -45,6 +45,7 @@ SCHEMA = json.loads((importlib.resources.files("kegnet_pl.reporting") / "results
 Run = Callable[..., dict[str, Any]]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., "Started"]
+Refused = Callable[..., str]
 
 
 def configure(*overrides: str) -> dict[str, Any]:
@@ -243,5 +244,24 @@ def command(tmp_path: Path, environment: dict[str, str], start: Start) -> Comman
         done = subprocess.run(name, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
         assert expect in (None, done.returncode), done.stdout + done.stderr
         return done
+
+    return run
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
+    """Run a command that fails, in this process and in an empty folder; return what it prints."""
+
+    def run(*arguments: str) -> str:
+        GlobalHydra.instance().clear()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["kegnet_pl", *arguments])
+        monkeypatch.setattr(cli, "_entered", False)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 1
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return captured.out + captured.err
 
     return run

@@ -8,17 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra.core.global_hydra import GlobalHydra
 
-from kegnet_pl.pipeline import cli
-from tests.integration.conftest import FAST, Command, Start
-
-Refused = Callable[..., str]
+from tests.integration.conftest import FAST, Command, Refused, Start
 
 
 def _seconds_of_processors() -> float:
@@ -64,25 +59,6 @@ def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_WAIT", "GOMP"))}
     done = subprocess.run([sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == count
-
-
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
-    """Run a command that fails, in this process and in an empty folder; return what it prints."""
-
-    def run(*arguments: str) -> str:
-        GlobalHydra.instance().clear()
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["kegnet_pl", *arguments])
-        monkeypatch.setattr(cli, "_entered", False)
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        assert stopped.value.code == 1
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return captured.out + captured.err
-
-    return run
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
-from kegnet_pl.runtime.environment import local_rank
-from kegnet_pl.runtime.errors import ConfigError, UserError
+from kegnet_pl.runtime.environment import choose_ranks, local_rank
+from kegnet_pl.runtime.errors import ConfigError, UserError, explain_memory
 
 if TYPE_CHECKING:
     from kegnet_pl.settings import RunSettings
@@ -36,6 +36,7 @@ _entered = False
 def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
     global _entered
     _entered = True
+    os.chdir(HydraConfig.get().runtime.cwd)  # relative paths start there with hydra.job.chdir=true, too
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         return _run_job(cfg, folder)
@@ -47,7 +48,8 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
         if not isinstance(stop, SIGTERMException):
             raise
         _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
-    except Exception as error:
+    except Exception as caught:
+        error = caught if isinstance(caught, UserError) else explain_memory(caught) or caught
         # Our own checks say what to do, and a traceback would hide it.
         checked = isinstance(error, ValueError | FileNotFoundError) and str(error).startswith("Expected ")
         expected = checked or isinstance(error, UserError)
@@ -55,7 +57,7 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
             return math.nan  # a number, as sweepers look at it; the end of the sweep lists what failed
-        if not expected or os.environ.get("HYDRA_FULL_ERROR"):
+        if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
             raise
         _leave(f"Error: {error}", code=1)
     return None
@@ -66,6 +68,7 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
 
     config = to_plain(cfg)
     settings = RunSettings.from_config(config)
+    choose_ranks(settings.trainer.devices)
     if sweep.in_sweep() and settings.trainer.devices > 1:
         raise ConfigError(sweep.ONE_PROCESS)
     if settings.objective == "accuracy" and sweep.searches():

@@ -76,6 +76,13 @@ class Loggers:
             raise UserError(
                 "Expected the package wandb for its logger, but it is missing: pip install wandb"
             ) from error
+        try:
+            Path.home()
+        except RuntimeError as error:
+            raise UserError(
+                "Expected a home folder for the logger wandb, which keeps its settings there, but this user has none "
+                "and HOME is not set. Set HOME to a folder that can be written, or leave out logger=wandb."
+            ) from error
 
     @property
     def _wandb_keys(self) -> list[str]:
@@ -114,10 +121,10 @@ class Loggers:
         options = {name: value for name, value in specification.items() if name != "artifacts"} | {
             "save_dir": str(self.run_folder),
             "name": f"{title} · {self.label}",
-            "group": self.group,
+            "group": os.environ.get("WANDB_RUN_GROUP") or self.group,
             "job_type": stage,
             "tags": [*self.tags, *(specification.get("tags") or [])],
-            "id": _run_id(folder) if rank() == 0 else None,
+            "id": _run_id(folder, stage) if rank() == 0 else None,
             "reinit": "create_new",  # leaves a run open that the user has started
             **(_OFFLINE if offline else {}),
         }
@@ -146,12 +153,14 @@ class Loggers:
                 f"{self.run_folder}/wandb; later: wandb sync FOLDER/wandb/offline-run-*"
             )
             (folder / _RUN_FILE).unlink(missing_ok=True)  # the client reserves the identifier of the failed run
-            logger = _build({**options, **_OFFLINE, "id": _run_id(folder)})
+            logger = _build({**options, **_OFFLINE, "id": _run_id(folder, None)})
             _ = logger.experiment
         finally:
             self.waited += time.perf_counter() - start
             if mode is None:  # Lightning sets the variable for the whole process
                 os.environ.pop("WANDB_MODE", None)
+            else:
+                os.environ["WANDB_MODE"] = mode
         return logger
 
     def show(self, stage: str, folder: Path, make: Callable[[], Mapping[str, Any]]) -> None:
@@ -193,12 +202,16 @@ def _build(specification: Mapping[str, Any], **options: Any) -> Any:
     return logger
 
 
-def _run_id(folder: Path) -> str:
-    """Return the identifier of a stage's W&B run: that of the interrupted build, or a new one."""
+def _run_id(folder: Path, stage: str | None) -> str:
+    """Return the identifier of a stage's W&B run: that of the interrupted build, or a new one.
+
+    ``WANDB_RUN_ID`` is the start of the new one, with the name of the ``stage``, as each has a run of its own.
+    """
     path = folder / _RUN_FILE
     if path.exists():
         return str(json.loads(path.read_text())["id"])
-    identifier = secrets.token_hex(4)
+    given = os.environ.get("WANDB_RUN_ID")
+    identifier = f"{given}-{stage}" if given and stage else secrets.token_hex(4)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps({"id": identifier}) + "\n")
     return identifier

@@ -11,7 +11,7 @@ from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_generator, check_gradient
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, make_plan, make_value_range, source_definitions
-from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError
+from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError, first_line
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import GeneratorSettings, OptimizerSettings, Outputs, RunSettings
 from kegnet_pl.settings.compression import DEFAULT_SOURCE
@@ -88,11 +88,21 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo], others: Seq
 def _check_optimizer(part: str, settings: OptimizerSettings) -> None:
     make = build(settings)
     if callable(make):
+        weight = nn.Parameter(torch.zeros(2, 2))
         try:
-            made = make([nn.Parameter(torch.zeros(1))])
+            made = make([weight])
         except (TypeError, ValueError) as error:
             raise ConfigError(f"Expected `{part}.optimizer` to be built from its settings, but: {error}") from error
         if isinstance(made, torch.optim.Optimizer):
+            weight.grad = torch.ones_like(weight)
+            try:
+                made.step()
+            except Exception as error:  # any, as it may be the user's code
+                raise ConfigError(
+                    f"Expected `{part}.optimizer` to make a step without a closure, but {type(made).__name__} failed: "
+                    f"{first_line(error).rstrip('.')}. Optimisers that call a closure, such as LBFGS, are not "
+                    f"supported. Choose another, such as torch.optim.Adam."
+                ) from error
             return
     raise ConfigError(
         f"Expected `{part}.optimizer` to be a torch.optim.Optimizer that is given its parameters later "

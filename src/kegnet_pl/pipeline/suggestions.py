@@ -125,6 +125,14 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
     from hydra.errors import HydraException
 
     overrides = [text for text in arguments if re.match(r"[\w.@/]+=", text) and not text.startswith("hydra.")]
+    unreadable = [override for override in overrides if not _is_readable(override)]
+    for override in unreadable:
+        key, _, value = override.partition("=")
+        yield (
+            f"Hydra cannot read the value of {key} as it is. Quote it twice, for the shell and for Hydra: "
+            f"\"{key}='{value}'\""
+        )
+    overrides = [override for override in overrides if override not in unreadable]
     experiment = [override for override in overrides if override.startswith("experiment=") and "," not in override]
     GlobalHydra.instance().clear()
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
@@ -151,6 +159,18 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
             hint = _setting_hint(cfg, key, groups)
         if hint is not None:
             yield hint
+
+
+def _is_readable(override: str) -> bool:
+    """Return True if Hydra's grammar accepts an override."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def _finds_optuna() -> bool:

@@ -34,6 +34,37 @@ class StoreError(UserError):
     """The store cannot be read or written, or a required stage is missing."""
 
 
+class OutOfMemoryError(UserError):
+    """The memory of the machine or of the GPU is not enough."""
+
+
+_NO_MEMORY = (
+    "not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "std::bad_alloc",
+    "bad allocation", "can't start new thread", "failed to map segment",
+)  # fmt: skip
+"""Parts of the messages of torch, Python and the loader where an allocation has failed."""
+
+
+def explain_memory(error: BaseException) -> OutOfMemoryError | None:
+    """Return an error with a remedy if one, or its cause, is that an allocation has failed; None for others."""
+    chain: list[BaseException] = []
+    while error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__ or error
+    for one in chain:
+        message = first_line(one)
+        failed = isinstance(one, RuntimeError | OSError | ImportError) and any(
+            part in str(one).lower() for part in _NO_MEMORY
+        )
+        if failed or isinstance(one, MemoryError):
+            return OutOfMemoryError(
+                f"Expected enough memory, but an allocation failed ({message}). Finished stages are kept. Free memory "
+                f"or raise its limit (ulimit -v); or lower student.samples, student.oversampling, "
+                f"compression.samples, or the batch_size of teacher, generator and student."
+            )
+    return None
+
+
 class SettingsMismatchError(ValueError):
     """Settings that do not fit a network.
 

@@ -101,8 +101,19 @@ class FeatureDistillationSettings(Settings):
     """Patterns of layer names; null: all batch-norm layers."""
 
 
+def _check_temperature(settings: "BaselineSettings | DistillationSettings") -> Iterator[str]:
+    if not 0.01 <= settings.temperature <= 1000:
+        part = "student.baselines" if isinstance(settings, BaselineSettings) else "student"
+        yield (
+            f"Expected `{part}.temperature` between 0.01 and 1000, as the loss is zero beyond, but got "
+            f"{settings.temperature:g}."
+        )
+
+
 class BaselineSettings(Settings):
     """Settings of students that learn from noise, where they differ."""
+
+    RULES = (_check_temperature,)
 
     samples: Count = 16_000
     """Synthetic samples."""
@@ -116,6 +127,8 @@ class BaselineSettings(Settings):
 
 class DistillationSettings(TrainingSettings):
     """Training of a student: settings that the library and the command line share."""
+
+    RULES = (*TrainingSettings.RULES, _check_temperature)
 
     part = "student"
 

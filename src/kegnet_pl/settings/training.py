@@ -109,6 +109,11 @@ def _check_arguments(settings: "TrainerSettings") -> Iterator[str]:
     for name, instead in LIGHTNING.items():
         if name in extra:
             yield f"Expected no setting `trainer.{name}`: {instead}."
+    if extra.get("fast_dev_run"):
+        yield (
+            "Expected no setting `trainer.fast_dev_run`: a stage would be kept as finished after one batch. Use "
+            "debug=fast."
+        )
     if extra.get("limit_train_batches", 1) == 0:
         yield "Expected `trainer.limit_train_batches` above 0, but got 0: nothing would be trained."
 

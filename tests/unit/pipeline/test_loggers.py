@@ -1,6 +1,7 @@
 """Loggers of a stage."""
 
 import csv
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -340,3 +341,26 @@ def test_nothing_to_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     _loggers({"csv": CSV}, tmp_path).finish(_stage(tmp_path / "stage"))
     assert "wandb" not in sys.modules, "W&B was imported to close it"
+
+
+def test_without_a_home_wandb_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(UserError, match=r"a home folder .* Set HOME to a folder"):
+        _loggers({"wandb": WANDB}, tmp_path)
+    _loggers({"csv": CSV}, tmp_path)
+
+
+def test_the_users_mode_group_and_identifier_of_wandb_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MODE": "offline", "RUN_GROUP": "mine", "RUN_ID": "abc"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    loggers = _loggers({"wandb": WANDB}, tmp_path)
+    runs = []
+    for stage in ("teacher", "student"):
+        (logger,) = loggers.make(stage, stage, tmp_path / stage)
+        runs.append((logger.experiment.id, logger.experiment.group, logger.experiment.offline))
+        loggers.finish(None)
+    assert runs == [("abc-teacher", "mine", True), ("abc-student", "mine", True)]
+    assert os.environ["WANDB_MODE"] == "offline"
