@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from kegnet_pl.api.checks import check_counts
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes
 from kegnet_pl.networks.handling import frozen_copy, move
-from kegnet_pl.networks.validation import FORWARD_ERRORS
+from kegnet_pl.networks.validation import FORWARD_ERRORS, materialise
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.runtime.seeds import stream
@@ -190,6 +191,9 @@ class SyntheticDataset(TensorDataset):
             )
         try:
             with torch.inference_mode(mode=False):  # students are trained on these tensors
+                sample_shape: Any = getattr(source, "input_shape", None)
+                if sample_shape is not None:
+                    materialise(teacher, sample_shape, "teacher")
                 data = SyntheticDataModule(
                     source, teacher, samples=samples, seed=seed, device=find_device(device),
                     as_classifier=partial(as_classifier, outputs=outputs, key=output_key, name="teacher"),

@@ -163,6 +163,8 @@ def _measure_gates(network: nn.Module, groups: Sequence[ChannelGroup], samples: 
             inputs.clear()
             logits, _ = recorder.call(x.detach().requires_grad_().clone())
             used = [(name, value) for name, value in inputs if value.requires_grad and len(value) % len(x) == 0]
+            if not used:  # their inputs have no gradients
+                continue
             for gradients in probe_gradients(logits, [value for _, value in used], rng, _PROBES):
                 products: dict[str, Tensor] = {}
                 for (name, value), gradient in zip(used, gradients, strict=True):

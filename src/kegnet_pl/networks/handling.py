@@ -6,6 +6,7 @@ own methods do. Only this module calls them, and it uses nothing that they retur
 
 import copy
 import inspect
+import types
 import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -112,10 +113,43 @@ def copy_network(network: Module) -> Module:
             f"method __deepcopy__ returned {'itself' if copied is network else 'something else'}. Remove __deepcopy__, "
             f"or let it copy the weights."
         )
+    copies = dict(zip(map(id, network.modules()), copied.modules(), strict=False))
     for module in copied.modules():
         for name in _BACKWARD_HOOKS:
             getattr(module, name, {}).clear()
+        for values in (vars(module), *(getattr(module, name, {}) for name in _FORWARD_HOOKS)):
+            for key, value in list(values.items()):
+                values[key] = _rebind(value, copies)
     return copied
+
+
+def _rebind(value: Any, copies: dict[int, nn.Module]) -> Any:
+    """Return a function that calls copies where its closure holds the modules; copy.deepcopy leaves functions alone.
+
+    A ``forward`` that was replaced by a lambda, or decorated on the instance, has such a closure.
+    """
+    if inspect.ismethod(value) and id(value.__self__) in copies:
+        return types.MethodType(value.__func__, copies[id(value.__self__)])
+    if isinstance(value, nn.Module):
+        return copies.get(id(value), value)
+    if not inspect.isfunction(value) or not value.__closure__:
+        return value
+    before = [_contents(cell) for cell in value.__closure__]
+    after = [_rebind(content, copies) for content in before if content is not value]
+    if len(after) < len(before) or all(old is new for old, new in zip(before, after, strict=True)):
+        return value
+    cells = tuple(types.CellType(content) for content in after)
+    bound = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+    bound.__kwdefaults__ = value.__kwdefaults__
+    bound.__dict__.update(value.__dict__)
+    return bound
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is still empty
+        return None
 
 
 def frozen_copy(network: Module) -> Module:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kegnet_pl.networks.execution import eval_mode, first_weight
-from kegnet_pl.networks.handling import copy_network, freeze, move, set_mode
+from kegnet_pl.networks.handling import copy_network, freeze, move, set_mode, unfreeze_frozen
 from kegnet_pl.runtime.errors import first_line
 
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -212,8 +212,14 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
     called, when = f"{name} {type(network).__name__}", " in training" if training else ""
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = set_mode(move(copy_network(network), "cpu"), training)(*inputs)
+        with (
+            torch.inference_mode(mode=False),
+            torch.set_grad_enabled(training),
+            torch.random.fork_rng(devices=[]),
+        ):
+            copied = set_mode(move(copy_network(network), "cpu"), training)
+            unfreeze_frozen(copied)
+            output = copied(*inputs)
     except FORWARD_ERRORS as error:
         raise ValueError(
             f"Expected the {called} to take {shapes}{when}, but it failed: {first_line(error).rstrip('.')}."
@@ -221,6 +227,11 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
     if not isinstance(output, Tensor):
         advice = " Remove auxiliary heads for training." if training else ""
         raise ValueError(f"Expected the {called} to return a tensor{when}, but got a {type(output).__name__}.{advice}")
+    if training and not output.requires_grad:
+        raise ValueError(
+            f"Expected the {called} to return logits with gradients by its weights, but got none: its forward runs "
+            f"under torch.no_grad or inference_mode, or detaches a tensor. Remove that."
+        )
     return output
 
 

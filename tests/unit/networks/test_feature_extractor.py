@@ -168,3 +168,11 @@ def test_every_call_of_a_layer_is_a_feature() -> None:
     assert len(features) == 3
     for found, expected in zip(features, [hidden, layer(hidden.relu()), output], strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_a_student_without_gradients_is_refused() -> None:
+    network = nn.Sequential(nn.Linear(6, 3))
+    network.forward = torch.no_grad()(network.forward)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="gradients by its weights, but got none"):
+        check_trainable(network, (6,))
+    check_trainable(nn.Sequential(nn.Linear(6, 3)).requires_grad_(False), (6,))
