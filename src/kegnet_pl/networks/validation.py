@@ -219,7 +219,7 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
         ):
             copied = set_mode(move(copy_network(network), "cpu"), training)
             unfreeze_frozen(copied)
-            output = copied(*inputs)
+            output = copied(*(value.clone() for value in inputs))  # those of inference mode cannot have gradients
     except FORWARD_ERRORS as error:
         raise ValueError(
             f"Expected the {called} to take {shapes}{when}, but it failed: {first_line(error).rstrip('.')}."

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -51,8 +52,8 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
     except Exception as caught:
         error = caught if isinstance(caught, UserError) else explain_memory(caught) or caught
         # Our own checks say what to do, and a traceback would hide it.
-        checked = isinstance(error, ValueError | FileNotFoundError) and str(error).startswith("Expected ")
-        expected = checked or isinstance(error, UserError)
+        checked = isinstance(error, ValueError | FileNotFoundError) and re.match(r"(By \w+: )?Expected ", str(error))
+        expected = bool(checked) or isinstance(error, UserError)
         if local_rank() == 0:
             sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():

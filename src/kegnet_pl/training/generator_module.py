@@ -12,6 +12,7 @@ from kegnet_pl.data.loading import NoiseLoader, local_batch_size
 from kegnet_pl.losses import GeneratedBatch, GeneratorObjective, NormStatistics
 from kegnet_pl.networks import BatchNormMoments, FrozenModule, StackedModule, TeacherNorm, over_stack
 from kegnet_pl.networks.execution import at_least_float32
+from kegnet_pl.networks.handling import freeze
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.runtime.seeds import stream
@@ -87,7 +88,7 @@ class GeneratorModule(TrainingModule):
         if self.networks != (decoder.count if isinstance(decoder, StackedModule) else 1):
             raise ValueError("Expected as many decoders as generators: stack both, or neither.")
         self.generator = generator
-        self.decoder = decoder.requires_grad_(objective.uses_decoder)
+        self.decoder = decoder if objective.uses_decoder else freeze(decoder)
         self.teacher = FrozenModule(teacher, teacher_norm, teacher_dropout)
         self.objective = objective
         single = generator.structure if isinstance(generator, StackedModule) else generator
