@@ -16,6 +16,8 @@ from kegnet_pl.compression.tucker import (
     LARGE,
     Convolution,
     Factorisable,
+    is_huge,
+    matrix_energies,
     read_weight,
     replace_layer,
     same_function,
@@ -104,6 +106,7 @@ class Candidate:
     layer: Factorisable
     ranks: tuple[SideRank, SideRank]
     notes: list[str] = field(default_factory=list)
+    _squares: np.ndarray | None = field(default=None, repr=False)
 
     def unfolding(self, side: int) -> np.ndarray:
         """Return the weight as a matrix with the input (0) or output (1) side as rows."""
@@ -135,8 +138,12 @@ class Candidate:
 
     def energy(self, side: int) -> np.ndarray:
         """Return the share of the squared singular values in the first r components, for r = 1, 2, ..."""
+        weight = read_weight(self.layer)
+        if is_huge(weight):  # both sides of a matrix have the same singular values
+            self._squares = matrix_energies(weight) if self._squares is None else self._squares
+            return self._squares
         matrix = self.unfolding(side)
-        if read_weight(self.layer)[0].numel() > LARGE:
+        if weight[0].numel() > LARGE:
             squares = torch.linalg.eigvalsh(smaller_gram(torch.from_numpy(matrix))).flip(0).clamp_min(0).numpy()
         else:
             squares = np.linalg.svd(matrix, compute_uv=False) ** 2

@@ -89,6 +89,44 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
     return vectors if len(matrix) <= matrix.shape[1] else torch.linalg.qr(matrix @ vectors)[0]
 
 
+HUGE = 2**22
+"""Weights of a matrix above which single precision and random projections are used."""
+
+
+def is_huge(weight: Tensor) -> bool:
+    """Return True for a matrix (a layer without a kernel) of millions of weights."""
+    return weight.numel() > HUGE and math.prod(weight.shape[2:]) == 1
+
+
+def matrix_energies(weight: Tensor) -> np.ndarray:
+    """Return the share of the squared singular values of a huge matrix in the first r components, for r = 1, 2, ..."""
+    matrix = weight.detach().to("cpu", torch.float32).flatten(1)
+    squares = torch.linalg.eigvalsh(smaller_gram(matrix)).flip(0).clamp_min(0).double().numpy()
+    total = squares.sum()
+    return np.cumsum(squares / total).round(6) if total > 0 else np.ones_like(squares)
+
+
+def _project(matrix: Tensor, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return core, output factor and input factor of a huge matrix by subspace iteration from a random start.
+
+    Source:
+        Halko et al., "Finding Structure with Randomness: Probabilistic Algorithms for Constructing Approximate Matrix
+        Decompositions", 2011, algorithm 4.4.
+    """
+    matrix = matrix.float()
+    start = torch.randn(
+        matrix.shape[1], min(rank + rank // 10 + 16, *matrix.shape), generator=torch.Generator().manual_seed(0)
+    )
+    basis = torch.linalg.qr(matrix @ start)[0]
+    for _ in range(3):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
+    small = (basis.T @ matrix).double()
+    values, vectors = torch.linalg.eigh(small @ small.T)
+    squares, vectors = values[-rank:].clamp_min(1e-30), vectors[:, -rank:]
+    in_factor = small.T @ vectors / squares.sqrt()
+    return torch.diag(squares.sqrt()).numpy(), (basis.double() @ vectors).numpy(), in_factor.numpy()
+
+
 def _truncate(weight: Tensor, out_rank: int, in_rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return core, output factor and input factor by a truncated HOSVD and one round of alternating least squares."""
     tensor = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
@@ -110,7 +148,10 @@ def _decompose(weight: Tensor, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np
     kernel = math.prod(values.shape[2:])
     out_real = min(out_rank, in_rank * kernel)
     in_real = min(in_rank, out_real * kernel)
-    if values[0].numel() > LARGE:
+    if is_huge(values) and 3 * out_real <= min(values.shape[:2]):
+        core, out_factor, in_factor = _project(values.flatten(1), out_real)
+        core = core.reshape(out_real, out_real, *values.shape[2:])
+    elif values[0].numel() > LARGE:
         core, out_factor, in_factor = _truncate(values, out_real, in_real)
     else:
         with tensorly.backend_context("numpy", local_threadsafe=True):
@@ -304,7 +345,8 @@ def factorise(layer: Factorisable, ranks: Ranks, fold: bool = False) -> TuckerLa
     """Return the Tucker factorisation of a convolution (over its channel modes) or dense layer, a new module.
 
     TensorLy iterates until the error no longer falls, as in the paper. A layer with more than :data:`LARGE` inputs
-    gets one iteration from eigenvectors of Gram matrices, many times faster; its error is nearly as low.
+    gets one iteration from eigenvectors of Gram matrices, many times faster; its error is nearly as low. So is that
+    of a matrix of millions of weights, which is projected on a random subspace (ranks up to a third of its side).
 
     Args:
         layer: A dense layer or a convolution of any dimension, possibly transposed.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.compression import factorise, tucker
+from kegnet_pl.compression.rules import Candidate
 from tests.unit.compression.networks import count, equal, storages, tensors
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
@@ -241,3 +242,27 @@ def test_a_weight_of_zeros_gives_finite_factors(layer: nn.Conv2d | nn.Linear) ->
 
     assert all(parameter.isfinite().all() for parameter in small.parameters())
     assert (_weight(small) == 0).all()
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(60, 90), nn.Conv2d(90, 60, 1)])
+def test_huge_matrices_are_projected_with_nearly_the_least_error(
+    layer: nn.Linear | nn.Conv2d, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    n_out, n_in = layer.weight.shape[:2]
+    left, right = (torch.linalg.qr(torch.randn(size, 60))[0] for size in (n_out, n_in))
+    values = torch.arange(1, 61) ** -0.6
+    layer.weight.data = (left * values @ right.T).reshape(layer.weight.shape)
+    monkeypatch.setattr(tucker, "HUGE", 1000)
+    assert tucker.is_huge(layer.weight) and not tucker.is_huge(torch.zeros(90, 60, 3))
+    found = tucker.factorise(layer, (12, 12), fold=True)
+    error = float((found.weight - layer.weight).detach().square().sum())
+    least = float(values[12:].square().sum())
+    assert least * 0.999 < error < 1.03 * least
+    expected = values.square().cumsum(0) / values.square().sum()
+    energies = tucker.matrix_energies(layer.weight)
+    torch.testing.assert_close(torch.from_numpy(energies).float(), expected, rtol=1e-4, atol=1e-5)
+    candidate = Candidate("layer", layer, ("target", "target"))
+    assert candidate.energy(0) is candidate.energy(1)
+    again = tucker.factorise(layer, (40, 40), fold=True)
+    assert float((again.weight - layer.weight).detach().square().sum()) < 1.001 * float(values[40:].square().sum())
