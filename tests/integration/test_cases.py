@@ -194,10 +194,7 @@ def test_processes_that_a_launcher_starts_are_refused(monkeypatch: pytest.Monkey
         ("student.temperature=1e-30", r"`student\.temperature` between 0\.01 and 1000, .* but got 1e-30"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_first(
-    refused: Refused, tmp_path: Path, argument: str, said: str
-) -> None:
-
+def test_what_cannot_work_is_refused_first(refused: Refused, tmp_path: Path, argument: str, said: str) -> None:
     text = refused(FAST, argument, "data=digits", "sources=[kegnet]")
     assert re.search(said, text, re.DOTALL), text
     assert not list(tmp_path.glob("outputs/debug_store/*-*"))
@@ -219,3 +216,11 @@ def test_too_little_memory_is_a_sentence(error: Exception) -> None:
     for one in (error, wrapped):
         assert "Expected enough memory" in str(explain_memory(one))
     assert explain_memory(RuntimeError("view size is not compatible")) is None
+
+
+def test_every_row_of_the_complaints_names_a_test_that_exists() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (root / "docs/complaints.md").read_text())
+    sources = {path.name: path.read_text() for path in (root / "tests").rglob("test_*.py")}
+    assert len(named) > 20
+    assert all(f"def {test}(" in sources[file] for file, test in named)
