@@ -6,10 +6,20 @@ import sys
 from pathlib import Path
 
 from kegnet_pl.reporting.run_page import write_run_page
-from kegnet_pl.reporting.runs import read_runs
+from kegnet_pl.reporting.runs import FinishedRun, read_runs
 from kegnet_pl.reporting.sweep import report
-from kegnet_pl.runtime.errors import UserError
+from kegnet_pl.runtime.errors import UserError, first_line
+from kegnet_pl.runtime.safe_files import printable
 from kegnet_pl.training.progress import make_console
+
+
+def _write_page(run: FinishedRun) -> None:
+    """Write the page of a run; name it on standard error if its files are damaged."""
+    try:
+        write_run_page(run)
+    except (UserError, OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"its files are damaged: {first_line(error)}"
+        print(f"Run {run.name} has no new page: {printable(reason, lines=True)}", file=sys.stderr)  # noqa: T201
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,17 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = read_runs(options.folders)
         for run in runs:
-            if run.rows and os.access(run.folder, os.W_OK):  # other users' folders may be read-only
-                write_run_page(run)
+            if run.rows and not run.summary and os.access(run.folder, os.W_OK):  # others' folders may be read-only
+                _write_page(run)
         try:
             report(runs, options.out, make_console())
         except OSError as error:
             raise UserError(
-                f"Expected to write the report to {options.out}, but got: {error.strerror or error}. Choose another "
-                f"folder with --out FOLDER."
+                f"Expected to write the report to {printable(options.out)}, but got: {error.strerror or error}. Choose "
+                f"another folder with --out FOLDER."
             ) from error
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"Error: {printable(error, lines=True)}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 

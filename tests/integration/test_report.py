@@ -1,6 +1,8 @@
 """The pages that runs and sweeps leave."""
 
+import base64
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -128,3 +130,27 @@ def test_a_folder_that_cannot_be_written_is_named(finished: Path, capsys: pytest
     assert main([str(finished / "run"), "--out", "/proc/nowhere"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "Expected to write the report to /proc/nowhere" in line and "--out FOLDER" in line
+
+
+def test_damaged_stages_are_left_out_with_a_sentence(finished: Path, tmp_path: Path) -> None:
+    for name in ("run", "store"):
+        shutil.copytree(finished / name, tmp_path / name, ignore=shutil.ignore_patterns(".*"))
+    (tmp_path / "secret.png").write_bytes((finished / "run" / "samples.png").read_bytes())
+    secret = base64.b64encode((tmp_path / "secret.png").read_bytes()).decode()
+    (generators,) = (tmp_path / "store").glob("generators-*")
+    (generators / "walk.png").unlink()
+    (generators / "walk.png").symlink_to(tmp_path / "secret.png")
+    for stage in (tmp_path / "store").glob("evaluation-*"):
+        manifest = json.loads((stage / "manifest.json").read_text())
+        manifest["metrics"]["confusion"][0] = ["<script>", None]
+        (stage / "manifest.json").write_text(json.dumps(manifest))
+    metrics = next((generators / "logs").glob("*/version_0/metrics.csv"))
+    metrics.unlink()
+    os.mkfifo(metrics)
+    (next((tmp_path / "store").glob("compression-*")) / "compression.json").write_text("{}")
+    assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    text, page = _read(tmp_path / "run" / "report.html")
+    assert secret not in text and "<script" not in text
+    assert {"results", "costs", "settings"} <= set(page.ids) and not {"samples", "classes", "layers"} & set(page.ids)
+    for part in ("layers", "samples", "classes"):
+        assert f"Left out ({part}): " in text

@@ -24,7 +24,8 @@ from kegnet_pl.pipeline.warnings import (
 )
 from kegnet_pl.reporting.agreement import explain_agreement
 from kegnet_pl.reporting.results import Row, explain_ceilings, find_last, write_results
-from kegnet_pl.reporting.run_page import StageFolders, read_compression_report, write_run_page
+from kegnet_pl.reporting.run_page import StageFolders, write_run_page
+from kegnet_pl.reporting.run_parts import read_compression_report
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.tables import (
     describe_results,

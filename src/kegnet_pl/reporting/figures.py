@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kegnet_pl.compression import CompressionReport
+from kegnet_pl.reporting.classes import ClassCounts
 from kegnet_pl.reporting.style import (
     COLOURS,
     MUTED,
@@ -20,6 +21,10 @@ from kegnet_pl.reporting.style import (
     percent_axis,
     short_number,
 )
+from kegnet_pl.runtime.safe_files import exists, printable, read_bytes
+
+_MOST_CURVES = 1_000
+_MOST_EPOCHS = 20_000
 
 Curve = list[tuple[float, float]]
 """Epoch, from 1, and value."""
@@ -39,13 +44,14 @@ _COST_NAMES = {
 def read_curves(logs: Path) -> dict[str, Curve]:
     """Read the metrics of a fit from the folder of a CSV logger; a resumed fit has several versions."""
     curves: dict[str, dict[float, float]] = {}
-    for file in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
-        with file.open() as lines:
-            for line in csv.DictReader(lines):
-                for name, value in line.items():
-                    if value and line.get("epoch") and name not in ("epoch", "step"):
-                        curves.setdefault(name, {})[float(line["epoch"]) + 1] = float(value)
-    return {name: sorted(values.items()) for name, values in curves.items()}
+    files = {int(path.name[8:]): path / "metrics.csv" for path in logs.glob("version_*") if path.name[8:].isdigit()}
+    for _, file in sorted(files.items()):
+        lines = read_bytes(file, logs).decode().splitlines() if exists(file) else []
+        for line in csv.DictReader(lines):
+            for name, value in line.items():
+                if value and line.get("epoch") and name not in ("epoch", "step"):
+                    curves.setdefault(printable(name, 60), {})[float(line["epoch"]) + 1] = float(value)
+    return {name: sorted(values.items())[:_MOST_EPOCHS] for name, values in list(curves.items())[:_MOST_CURVES]}
 
 
 def split_curves(curves: Mapping[str, Curve], name: str) -> dict[str, dict[str, Curve]]:
@@ -148,31 +154,28 @@ def draw_compression(report: CompressionReport, narrow: bool = False) -> Figure:
     return figure
 
 
-def draw_classes(
-    confusions: Mapping[str, Sequence[Sequence[int]]], looks: Mapping[str, Look], narrow: bool = False
-) -> Figure:
-    """Draw the accuracy of every class from confusions: method -> counts ``(C, C)``, rows the true classes."""
-    count = len(next(iter(confusions.values())))
+def draw_classes(counts: Mapping[str, ClassCounts], looks: Mapping[str, Look], narrow: bool = False) -> Figure:
+    """Draw the accuracy of every class that is shown: method -> its counts."""
+    labels = next(iter(counts.values())).labels
     figure = new_figure(3.6 if narrow else 3.1, narrow)
     axis = figure.subplots()
-    students = [method for method in confusions if method != "teacher"]
+    students = [method for method in counts if method != "teacher"]
     spacing = min(0.13, 0.8 / max(len(students), 1))
-    for method, confusion in confusions.items():
+    for method, one in counts.items():
         is_teacher, look = method == "teacher", looks[method]
         # Side by side: near 100 % they would hide each other.
         offset = 0.0 if is_teacher else spacing * (students.index(method) - (len(students) - 1) / 2)
-        counts = np.asarray(confusion)
-        shares = counts.diagonal() / np.maximum(counts.sum(axis=1), 1)
+        shares = np.asarray(one.right) / np.maximum(one.samples, 1)
         size, edge = (12 if narrow else 20, 2.2) if is_teacher else (4.5 if narrow else 6.5, 1.2)
         axis.plot(
-            np.arange(count) + offset, shares, linestyle="none", marker=look.marker, color=look.color, label=look.name,
-            markersize=size, markeredgewidth=edge, fillstyle="none" if look.ceiling else "full",
+            np.arange(len(shares)) + offset, shares, linestyle="none", marker=look.marker, color=look.color,
+            label=look.name, markersize=size, markeredgewidth=edge, fillstyle="none" if look.ceiling else "full",
         )  # fmt: skip
-    axis.set_xticks(range(count))
+    axis.set_xticks(range(len(labels)), map(str, labels), rotation=90 if max(labels) > 49 else 0)
     axis.set_xlabel("class")
     axis.set_ylabel("accuracy")
     percent_axis(axis)
-    longest = max(len(looks[method].name) for method in confusions)
+    longest = max(len(looks[method].name) for method in counts)
     figure.legend(loc="outside lower center", ncols=max(1, (42 if narrow else 100) // (longest + 4)))
     return figure
 

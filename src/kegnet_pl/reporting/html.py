@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -13,6 +14,10 @@ from matplotlib.figure import Figure
 from kegnet_pl import __version__
 from kegnet_pl.reporting.style import house_style, to_svg
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.safe_files import printable, read_png
+
+_MOST_PICTURE = 16 * 2**20
+"""Greatest size of a picture in a page, in bytes."""
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("kegnet_pl.reporting"),
@@ -22,6 +27,14 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters["percent"] = lambda value: "not measured" if value is None else f"{100 * value:.2f} %"
+_ENVIRONMENT.filters["markdown"] = lambda value: _escape_markdown(printable(value))
+
+
+def _escape_markdown(text: str) -> str:
+    """Return a text in which no character marks up Markdown or HTML."""
+    for char, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(char, entity)
+    return re.sub(r"([\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_])|!(?=\[))", r"\\\1", text)
 
 
 def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[str, str]], **values: Any) -> Path:
@@ -45,9 +58,18 @@ def render(template: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
-def embed(path: Path) -> str:
-    """Return a PNG file as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def embed(path: Path, folder: Path) -> str:
+    """Return a PNG file within a folder as a data URL.
+
+    Raises:
+        RefusedFileError: If it lies elsewhere, or is something else.
+    """
+    return f"data:image/png;base64,{base64.b64encode(read_png(path, folder, _MOST_PICTURE)).decode()}"
+
+
+def link_to(path: str) -> str:
+    """Return a relative path as an address: no part of it is read as a scheme, such as ``javascript:``."""
+    return quote(path.encode(errors="surrogateescape"))
 
 
 def draw(title: str, make: Callable[..., Figure], data: Any, *more: Any) -> Markup | None:

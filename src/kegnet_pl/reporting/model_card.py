@@ -1,6 +1,5 @@
 """The model card ``README.md`` of an exported network, as the Hugging Face Hub expects it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from kegnet_pl.reporting.agreement import describe_agreement, warn_of_samples
 from kegnet_pl.reporting.html import render
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.run_page import StageFolders
+from kegnet_pl.reporting.run_parts import read_metrics
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.safe_files import exists
 from kegnet_pl.sources import SourceInfo
 
 _TASKS = {1: "tabular-classification", 3: "image-classification"}
@@ -67,8 +68,7 @@ def write_model_card(
     """
     data, plan = stages.config["data"], stages.config["compression"]
     compression = stages.networks[row.method].get("compression")
-    manifest = compression / "manifest.json" if compression is not None else None
-    metrics = json.loads(manifest.read_text())["metrics"] if manifest is not None and manifest.exists() else {}
+    metrics = read_metrics(compression) if compression is not None and exists(compression / "manifest.json") else {}
     text = render(
         "card.md",
         front_matter=yaml.safe_dump(_front_matter(row, data), sort_keys=False, allow_unicode=True).strip(),

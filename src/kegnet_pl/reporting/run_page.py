@@ -1,35 +1,37 @@
 """The page ``report.html`` of one run."""
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from pydantic import TypeAdapter
 
-from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting import figures
 from kegnet_pl.reporting.agreement import explain_agreement
 from kegnet_pl.reporting.front import can_draw_front, draw_front
-from kegnet_pl.reporting.html import draw, embed, write_page
+from kegnet_pl.reporting.html import draw, write_page
 from kegnet_pl.reporting.results import Row, find_last
+from kegnet_pl.reporting.run_parts import make_parts
 from kegnet_pl.reporting.run_story import write_story
 from kegnet_pl.reporting.runs import FinishedRun
-from kegnet_pl.reporting.style import looks_of
 from kegnet_pl.reporting.summary import summarize
 from kegnet_pl.reporting.tables import explain_quantization, find_best, format_size
 from kegnet_pl.reporting.tradeoff import draw_tradeoff
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.errors import UserError
+from kegnet_pl.runtime.safe_files import printable, read_json
 
 STAGES = "stages.json"
 """File in the folder of a run: the finished stages of its networks."""
 
 PAGE = "report.html"
-_MAX_SHEETS = 8
-_RECOGNISED = 0.5
-"""The teacher recognises a class if its mean confidence is at least this."""
+
+_CONTENT = TypeAdapter(tuple[dict[str, Any], dict[str, dict[str, str]]])
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,34 @@ class StageFolders:
 
     @classmethod
     def read(cls, run_folder: Path) -> "StageFolders | None":
-        """Read ``stages.json`` of a run, None if there is none."""
+        """Read ``stages.json`` of a run, None if there is none.
+
+        Raises:
+            UserError: If it is damaged, or names other folders than those of stages.
+        """
         path = run_folder / STAGES
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
-        content = json.loads(path.read_text())
+        content = read_json(path, run_folder)
+        try:
+            config, folders_of = _CONTENT.validate_python((content["config"], content["networks"]))
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"Expected `config` and `networks`, with folders by name, in {printable(path)}, but got something "
+                f"else. It is damaged: run its command again."
+            ) from error
         networks = {
-            method: {stage: (run_folder / folder).resolve() for stage, folder in stages.items()}
-            for method, stages in content["networks"].items()
+            method: {stage: Path(os.path.realpath(run_folder / folder)) for stage, folder in stages.items()}
+            for method, stages in folders_of.items()
         }
-        return cls(content["config"], networks)
+        for folders in networks.values():
+            for stage, folder in folders.items():
+                if not re.fullmatch(rf"{re.escape(stage)}-[0-9a-f]{{16}}", folder.name):
+                    raise UserError(
+                        f"Expected folders of finished stages in {printable(path)}, such as {printable(stage, 60)}-"
+                        f"0123456789abcdef, but got {printable(folder, 200)}. It is damaged, or not a run's."
+                    )
+        return cls(config, networks)
 
     def find(self, stage: str) -> Path | None:
         """Return the folder of a stage that all networks share; None where there is none, or it was deleted."""
@@ -72,43 +92,35 @@ class StageFolders:
         return next((folder for folder in found if folder.is_dir()), None)
 
 
-def read_compression_report(stage: Path | None) -> CompressionReport | None:
-    """Read the report in the folder of a compression; None where another network was built."""
-    path = stage / "compression.json" if stage is not None else None
-    return CompressionReport.from_dict(json.loads(path.read_text())) if path is not None and path.exists() else None
-
-
 def write_run_page(run: FinishedRun) -> Path:
     """Write the page of a run that has results into its folder.
 
-    Sections of stages that were deleted from the store are left out.
+    Sections of stages that were deleted from the store are left out; so are those of damaged files, and the page says
+    so.
+
+    Raises:
+        UserError: If ``stages.json`` is damaged.
     """
     stages = StageFolders.read(run.folder) or StageFolders({}, {})
     rows, best = run.rows, find_best(run.rows)
-    notes = explain_quantization(rows)
-    layers, by_class = read_compression_report(stages.find("compression")), _class_agreements(stages, rows)
+    of_stages, left_out = make_parts(stages, rows)
+    notes = [*explain_quantization(rows), *left_out]
     points = summarize([run] if best else [])
     parts = {
         "tradeoff": draw("accuracy against size", draw_tradeoff, points),
         "front": draw(
             "accuracy against size on disk, and against speed", draw_front, points if can_draw_front(points) else []
         ),
-        "layers": layers,
-        "compression_picture": draw("parameters and MACs of every layer", figures.draw_compression, layers),
-        **_curves(stages, rows),
-        **_samples(stages),
-        **_classes(stages, rows),
-        "class_agreements": by_class,
-        "class_lines": list(zip(*by_class.values(), strict=True)),
+        **of_stages,
         "costs": draw("seconds by kind of work", figures.draw_costs, _spent(rows)),
     }
     agreements = any(row.agreement is not None for row in rows)
     sections = {
         "results": "Results",
-        "layers": "Layers" if layers else None,
+        "layers": "Layers" if parts["layers"] else None,
         "samples": "Samples" if parts["sheet"] else None,
         "curves": "Training" if parts["generator_curves"] or parts["student_curves"] else None,
-        "classes": "Classes" if parts["confusion"] else None,
+        "classes": "Classes" if parts["classes"] else None,
         "agreement": "Agreement" if agreements else None,
         "costs": "Costs",
         "settings": "Settings",
@@ -130,7 +142,6 @@ def write_run_page(run: FinishedRun) -> Path:
         facts=_facts(rows),
         test_set=first.test_set,
         notes=notes,
-        config=OmegaConf.to_yaml(OmegaConf.create(stages.config)) if stages.config else None,
         **parts,
     )
 
@@ -168,71 +179,3 @@ def _spent(rows: Sequence[Row]) -> dict[str, float]:
             for work, seconds in row.costs["seconds"].items():
                 total[work] += max(0.0, seconds - shared[work])
     return total
-
-
-def _curves(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
-    students = {}
-    for row in rows:
-        folder = stages.networks.get(row.method, {}).get("student")
-        curves = figures.read_curves(folder / "logs" / row.source["name"]) if folder and row.source else None
-        if curves:
-            students[row.method] = curves
-    folder = stages.find("generators")
-    generators: dict[str, dict[str, figures.Curve]] = {}
-    for logs in (folder / "logs").glob("*") if folder is not None else ():
-        generators |= figures.split_curves(figures.read_curves(logs), logs.name)
-    generators = {name: generators[name] for name in sorted(generators, key=lambda name: (len(name), name))}
-    return {
-        "generator_curves": draw("losses of the generators", figures.draw_generator_curves, generators),
-        "student_curves": draw("losses of the students", figures.draw_student_curves, students, looks_of(rows)),
-    }
-
-
-def _samples(stages: StageFolders) -> dict[str, Any]:
-    folder = stages.find("generators")
-    if folder is None:
-        return {"sheet": None}
-    metrics = _metrics(folder)
-    confidence, walks = metrics.get("confidence", []), metrics.get("walk", [])
-    sheets = sorted((folder / "sheets" / "generator_0").glob("epoch_*.png"))
-    count = min(len(sheets), _MAX_SHEETS)
-    some = [sheets[index * (len(sheets) - 1) // (count - 1)] for index in range(count)] if count > 1 else []
-    return {
-        "sheet": embed(sheets[-1] if sheets else folder / "samples.png"),
-        "sheets": [(int(path.stem.split("_")[1]), embed(path)) for path in some],
-        "tabular": len(stages.config["data"]["input_shape"]) == 1,
-        "confidence": confidence,
-        "recognised": min(confidence, default=0.0) >= _RECOGNISED,
-        "walks": walks,
-        "walk": embed(folder / "walk.png") if walks else None,
-        "walk_picture": draw("probabilities along the walks", figures.draw_walk, walks),
-    }
-
-
-def _classes(stages: StageFolders, rows: Sequence[Row]) -> dict[str, Any]:
-    plain = {row.method for row in rows if row.quantization is None}
-    confusions: dict[str, list[list[int]]] = {
-        method: _metrics(folders["evaluation"])["confusion"]
-        for method, folders in stages.networks.items()
-        if "evaluation" in folders and folders["evaluation"].is_dir() and method in plain
-    }
-    if not confusions:
-        return {"confusion": None}
-    last = find_last(rows).method
-    return {
-        "confusion": [[(count, count / max(sum(line), 1)) for count in line] for line in confusions[last]],
-        "confused": last,
-        "classes_picture": draw("accuracy of every class", figures.draw_classes, confusions, looks_of(rows)),
-    }
-
-
-def _class_agreements(stages: StageFolders, rows: Sequence[Row]) -> dict[str, list[tuple[int, int]]]:
-    """Return source -> samples of each of the teacher's classes, and those with the same class, for the last row."""
-    folder = stages.networks.get(find_last(rows).method, {}).get("agreement")
-    found = _metrics(folder) if folder is not None and folder.is_dir() else {}
-    return {name: list(zip(one["counts"], one["equal"], strict=True)) for name, one in found.items()}
-
-
-def _metrics(stage: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((stage / "manifest.json").read_text())["metrics"]
-    return metrics

@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
 from kegnet_pl.reporting.results import Row
 
@@ -24,6 +25,8 @@ SERIES = (
     "#3f9b0b",
 )  # fmt: skip
 """Colours of everything else: further series of one source, generators, classes."""
+
+_MARKERS = {marker for marker in Line2D.markers if isinstance(marker, str)}
 
 _NEAR = 0.26
 """Colours at a smaller distance in RGB, each in [0, 1], are hard to distinguish."""
@@ -57,6 +60,7 @@ def house_style() -> AbstractContextManager[None]:
             "legend.frameon": False,
             "lines.linewidth": 1.8,
             "svg.fonttype": "none",
+            "text.parse_math": False,  # names from files may hold dollars
             "figure.dpi": 110,
         }
     )
@@ -78,10 +82,17 @@ def looks_of(rows: Sequence[Row]) -> dict[str, Look]:
     preferred = [COLOURS["compressed"] if row.source is None else row.source["color"] for row in students.values()]
     colors = distinct_colors(preferred)
     looks = {
-        method: Look(color, "x" if row.source is None else row.source["marker"], name_of(row, method), row.is_ceiling)
+        method: Look(color, marker_of(row.source), name_of(row, method), row.is_ceiling)
         for (method, row), color in zip(students.items(), colors, strict=True)
     }
     return {"teacher": Look(COLOURS["teacher"], "_", "teacher")} | looks
+
+
+def marker_of(source: Mapping[str, Any] | None) -> str:
+    """Return the marker of a source in plots; a cross without one, a circle where matplotlib has no such marker."""
+    if source is None:
+        return "x"
+    return str(source["marker"]) if source["marker"] in _MARKERS else "o"
 
 
 def name_of(row: Row, name: str) -> str:

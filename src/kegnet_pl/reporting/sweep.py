@@ -1,20 +1,22 @@
 """Results of a sweep, or of any set of finished runs: table, plot, page, and files of all rows."""
 
 import csv
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from os.path import relpath
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from kegnet_pl.reporting.agreement import format_agreement
 from kegnet_pl.reporting.front import can_draw_front, draw_front
-from kegnet_pl.reporting.html import draw, write_page
+from kegnet_pl.reporting.html import draw, link_to, write_page
 from kegnet_pl.reporting.results import explain_ceilings
 from kegnet_pl.reporting.run_page import PAGE
 from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
@@ -34,7 +36,11 @@ from kegnet_pl.reporting.wandb import print_sync_command
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError
+from kegnet_pl.runtime.safe_files import exists, printable
 from kegnet_pl.training.progress import make_console
+
+_MOST_POINTS = 1_000
+_MOST_DATASETS = 20
 
 
 def finish_sweep(folder: Path) -> bool:
@@ -73,14 +79,12 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
     """
     points = summarize(runs)
     files = write_tables(runs, out)
-    if is_measured(points):
+    if is_measured(points) and can_be_drawn(points):
         files.append(out / "tradeoff.png")
-        with house_style():
-            draw_tradeoff(points).savefig(files[-1], dpi=150, metadata={"Software": "kegnet_pl"})
-    if can_draw_front(points):
+        _save(draw_tradeoff, points, files[-1])
+    if can_draw_front(points) and can_be_drawn(points):
         files.append(out / "front.png")
-        with house_style():
-            draw_front(points).savefig(files[-1], dpi=150, metadata={"Software": "kegnet_pl"})
+        _save(draw_front, points, files[-1])
     files.append(write_sweep_page(runs, points, out))
     finished = [run for run in runs if run.rows]
     console.print()
@@ -90,7 +94,15 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
         console.print(line, soft_wrap=True)
     print_failures(runs, console)
     for path in files:
-        console.print(f"{path.name:<14}{display_path(path)}", soft_wrap=True)
+        console.print(f"{path.name:<14}{printable(display_path(path))}", soft_wrap=True)
+
+
+def _save(make: Callable[[Sequence[Point]], Figure], points: Sequence[Point], path: Path) -> None:
+    """Draw a figure and write it as PNG; a link of that name is replaced, not followed."""
+    content = io.BytesIO()
+    with house_style():
+        make(points).savefig(content, format="png", dpi=150, metadata={"Software": "kegnet_pl"})
+    atomic_write(path, content.getvalue())
 
 
 def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
@@ -105,11 +117,17 @@ def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
     as_json, as_csv = out / "results.json", out / "results.csv"
     atomic_write(as_json, json.dumps(records, indent=2) + "\n")
     flat = [dict(_flat(record | {"source": record["source"] or {}})) for record in records]
-    with as_csv.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for record in flat for key in record)))
-        writer.writeheader()
-        writer.writerows(flat)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for record in flat for key in record)))
+    writer.writeheader()
+    writer.writerows({key: _as_cell(value) for key, value in record.items()} for record in flat)
+    atomic_write(as_csv, file.getvalue())
     return [as_csv, as_json]
+
+
+def _as_cell(value: Any) -> Any:
+    """Return a value for a spreadsheet, in which no text is a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "@", "+")) else value
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -134,17 +152,21 @@ def make_summary_table(points: Sequence[Point]) -> Table:
 def write_sweep_page(runs: Sequence[FinishedRun], points: Sequence[Point], out: Path) -> Path:
     """Write the page of several runs, at least one of which is finished; links in it are relative to its folder."""
     rows = [row for run in runs for row in run.rows]
-    jobs = [(run, relpath(run.folder / PAGE, out) if (run.folder / PAGE).exists() else None) for run in runs]
-    datasets = ", ".join(dict.fromkeys(point.row.dataset for point in points))
+    jobs = [
+        (run, link_to(relpath(run.folder / PAGE, out)) if not run.summary and exists(run.folder / PAGE) else None)
+        for run in runs
+    ]
+    datasets = ", ".join(list(dict.fromkeys(point.row.dataset for point in points))[:20])
+    drawn = points if can_be_drawn(points) else []
     return write_page(
         "sweep.html",
         out / PAGE,
         f"{len([run for run in runs if run.rows])} runs on {datasets}",
         [("results", "Results"), ("jobs", "Runs"), ("settings", "Settings")],
         story=describe_sweep(runs, points),
-        tradeoff=draw("accuracy against size, and against work", draw_tradeoff, points if is_measured(points) else []),
+        tradeoff=draw("accuracy against size, and against work", draw_tradeoff, drawn if is_measured(drawn) else []),
         front=draw(
-            "accuracy against size on disk, and against speed", draw_front, points if can_draw_front(points) else []
+            "accuracy against size on disk, and against speed", draw_front, drawn if can_draw_front(drawn) else []
         ),
         columns=make_columns(points),
         numbers=NUMBERS,
@@ -195,7 +217,16 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         better = [f"{point.row.method} {format_mean(point)}" for point in same if point.mean > best.mean]
         if better:
             text.append(f"Without prior knowledge in the samples the same network is better: {', '.join(better)}.")
+    if not can_be_drawn(points):
+        text.append(
+            f"There are no plots, as they hold at most {_MOST_POINTS:,} networks of {_MOST_DATASETS} data sets."
+        )
     return text + explain_ceilings(point.row for point in points)
+
+
+def can_be_drawn(points: Sequence[Point]) -> bool:
+    """Return True unless there are too many networks, or data sets, for a plot."""
+    return len(points) <= _MOST_POINTS and len({point.row.dataset for point in points}) <= _MOST_DATASETS
 
 
 def _describe_agreement(dataset: str, points: Sequence[Point]) -> list[str]:

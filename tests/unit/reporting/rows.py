@@ -1,6 +1,7 @@
 """Rows of results for tests."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ TEACHER = Row(
     precision="32-true",
     seconds=3.0,
     stage_seconds={"teacher": 3.0},
-    costs=StageCosts().to_dict() | {"peak_memory": {"cpu": 1.0}},
-    fingerprint="t0",
+    costs=StageCosts().to_dict() | {"peak_memory": {"host_mb": 1.0, "device_mb": 0.0}},
+    fingerprint="0" * 16,
     command="python -m kegnet_pl",
     versions={"python": "3.11.0"},
 )
@@ -45,7 +46,7 @@ def student(accuracy: float | None, **changes: Any) -> Row:
     plain: dict[str, Any] = {
         "student": "option1", "method": "T+KegNet", "selection": "last", "accuracy": accuracy, "parameters": 500,
         "compression_ratio": 2.0, "macs": 2500, "samples": 64, "label_entropy": 0.5, "seconds": 1.5,
-        "fingerprint": f"s{mark}",
+        "fingerprint": hashlib.sha256(mark.encode()).hexdigest()[:16],
     }  # fmt: skip
     info = find_builtin((plain | changes)["method"].partition("+")[2])
     source = {"source": None if info is None else info.to_dict()}
@@ -60,7 +61,7 @@ def quantized(row: Row, source: str | None = "Procedural", **changes: Any) -> Ro
         "source": None if info is None else info.to_dict(), "samples": None if info is None else 256,
         "runtime": "ONNX Runtime 1.0",
     }  # fmt: skip
-    plain = {"method": f"{row.method} int8", "fingerprint": f"q{row.fingerprint}", "size": 300}
+    plain = {"method": f"{row.method} int8", "fingerprint": row.fingerprint[::-1], "size": 300}
     return dataclasses.replace(row, **plain | {"quantization": description | changes})
 
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from kegnet_pl.compression import CompressionReport, LayerReport
 from kegnet_pl.reporting import figures
+from kegnet_pl.reporting.classes import ClassCounts
 from kegnet_pl.reporting.style import looks_of, short_number
 from kegnet_pl.sources import GeneratorSource, RealSource
 from tests.unit.reporting.rows import TEACHER, student
@@ -73,7 +75,8 @@ def test_bars_of_layers() -> None:
 
 def test_accuracy_of_classes() -> None:
     confusions = {"teacher": [[9, 1], [0, 5]], "T+KegNet": [[5, 5], [1, 4]]}
-    figure = figures.draw_classes(confusions, looks_of([TEACHER, student(0.8)]))
+    counts = {name: ClassCounts.of(torch.tensor(lines)) for name, lines in confusions.items()}
+    figure = figures.draw_classes(counts, looks_of([TEACHER, student(0.8)]))
     of_teacher, of_student = figure.axes[0].lines
     assert list(of_teacher.get_ydata()) == pytest.approx([0.9, 1.0])
     assert list(of_student.get_ydata()) == pytest.approx([0.5, 0.8])
@@ -83,7 +86,7 @@ def test_accuracy_of_classes() -> None:
 def test_a_ceiling_is_dashed_outlined_and_named() -> None:
     looks = looks_of([TEACHER, student(0.8), student(0.9, method="T+Real")])
     label = "T+Real (ceiling on real data, not data-free)"
-    confusion = [[9, 1], [0, 5]]
+    confusion = ClassCounts.of(torch.tensor([[9, 1], [0, 5]]))
     classes = figures.draw_classes(dict.fromkeys(("teacher", "T+KegNet", "T+Real"), confusion), looks)
     assert [line.get_label() for line in classes.axes[0].lines] == ["teacher", "T+KegNet", label]
     assert [line.get_fillstyle() for line in classes.axes[0].lines] == ["full", "full", "none"]

@@ -53,7 +53,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it is a file"):
         read_runs([folder / "results.json"])
     (folder / "results.json").write_text('[{"dataset": ')
-    with pytest.raises(UserError, match=r"results\.json, but: .*Run it again"):
+    with pytest.raises(UserError, match=r"results\.json, but got: .*run its command again"):
         read_runs([folder])
     (folder / "results.json").write_text('{"dataset": "toy"}')
     with pytest.raises(UserError, match=r"Expected a list of rows in .*results\.json"):
