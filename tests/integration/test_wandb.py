@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,26 @@ def test_a_workspace_survives_saving_and_loading() -> None:
     assert [[p._to_model() for p in s.panels] for s in again.sections] == [
         [p._to_model() for p in s.panels] for s in workspace.sections
     ]
+
+
+def test_no_secret_is_in_any_file(command: Command, tmp_path: Path, environment: dict[str, str]) -> None:
+    planted = {"MY_TOKEN": "tok3nvalue", "WANDB_API_KEY": f"local-{40 * 'k'}", "HF_TOKEN": "hf_planted0planted"}
+    environment |= planted | {"WANDB_MODE": "offline"}
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for arguments in (["init", "-q"], ["remote", "add", "origin", "https://me:hunter22pass@example.org/x.git"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], cwd=tmp_path, check=True)
+    note = f"https://me:hunter22pass@example.org/{planted['HF_TOKEN']}"
+    done = command(
+        "debug=fast", "sources=[]", "compression.fit=weights", "agreement.sources=[]", "latency.batch_sizes=[]",
+        "store=store", "hydra.run.dir=run", "logger=[wandb,tensorboard]",
+        "+logger.wandb.settings.api_key=${oc.env:MY_TOKEN}", f'+logger.wandb.notes="{note}"', draw=True,
+    )  # fmt: skip
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and ".git" not in path.parts]
+    assert any(path.suffix == ".wandb" for path in files) and any("tfevents" in path.name for path in files)
+    for secret in (*planted.values(), "hunter22pass"):
+        assert secret not in done.stdout + done.stderr
+        assert [str(path) for path in files if secret.encode() in path.read_bytes()] == []
+    written = json.loads((tmp_path / "run" / "stages.json").read_text())["config"]["logger"]["wandb"]
+    assert written["settings"]["api_key"] == "${oc.env:MY_TOKEN}"
+    assert written["notes"] == "https://me:***@example.org/${oc.env:HF_TOKEN}"

@@ -18,6 +18,7 @@ from kegnet_pl.networks.handling import move, set_mode
 from kegnet_pl.networks.validation import lazy_input_of, materialise
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import WeightsError
+from kegnet_pl.runtime.secrets import conceal
 
 _STRUCTURE = ("ranks", "folded", "split", "kept")
 """Keys of ``NAME.json`` that :func:`restore_structure` takes."""
@@ -35,7 +36,7 @@ def save_network(network: nn.Module, folder: str | Path, name: str, recipe: Mapp
     state = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
     # Unlike safetensors.torch.save_file, atomic_write raises an OSError for a full disk.
     atomic_write(Path(folder) / f"{name}.safetensors", save(state))
-    content: dict[str, Any] = {"network": dict(recipe), **describe_structure(network)}
+    content: dict[str, Any] = {"network": conceal(dict(recipe)), **describe_structure(network)}
     lazy = lazy_input_of(network)
     if lazy is not None:
         content["lazy"] = list(lazy)

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra import compose
@@ -15,11 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kegnet_pl.pipeline import sweep
-from kegnet_pl.pipeline.configuration import to_plain
+from kegnet_pl.pipeline.configuration import as_written, conceal_hydra_files, to_plain
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.runtime.environment import choose_ranks, local_rank
 from kegnet_pl.runtime.errors import ConfigError, UserError, explain_memory
+from kegnet_pl.runtime.secrets import conceal
 
 if TYPE_CHECKING:
     from kegnet_pl.settings import RunSettings
@@ -60,22 +61,22 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             return math.nan  # a number, as sweepers look at it; the end of the sweep lists what failed
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
             raise
-        _leave(f"Error: {error}", code=1)
+        _leave(f"Error: {conceal(str(error))}", code=1)
     return None
 
 
 def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     from kegnet_pl.settings import RunSettings
 
-    config = to_plain(cfg)
-    settings = RunSettings.from_config(config)
+    settings = RunSettings.from_config(to_plain(cfg))
+    conceal_hydra_files(folder)
     choose_ranks(settings.trainer.devices)
     if sweep.in_sweep() and settings.trainer.devices > 1:
         raise ConfigError(sweep.ONE_PROCESS)
     if settings.objective == "accuracy" and sweep.searches():
         raise ConfigError(sweep.NO_ACCURACY)
     if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
-        config, settings = _apply_preset(config, settings, folder)
+        cfg, settings = _apply_preset(cfg, settings, folder)
     elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and local_rank() == 0:
         _explain_trial(settings)
     from kegnet_pl.pipeline.gpus import one_gpu
@@ -83,7 +84,7 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
 
     job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
     with one_gpu(settings.trainer) as gpu:
-        return run(config, folder, settings=settings, job=job, gpu=gpu)
+        return run(as_written(cfg), folder, settings=settings, job=job, gpu=gpu)
 
 
 def _names_experiment() -> bool:
@@ -91,9 +92,7 @@ def _names_experiment() -> bool:
     return any(override.startswith("experiment=") for override in HydraConfig.get().overrides.task)
 
 
-def _apply_preset(
-    config: dict[str, Any], settings: "RunSettings", folder: Path
-) -> tuple[dict[str, Any], "RunSettings"]:
+def _apply_preset(cfg: DictConfig, settings: "RunSettings", folder: Path) -> tuple[DictConfig, "RunSettings"]:
     """Compose the configuration again with the preset for the teacher, and print what was chosen."""
     from kegnet_pl.pipeline.context import find_run_device
     from kegnet_pl.pipeline.preset import (
@@ -110,7 +109,7 @@ def _apply_preset(
     weights = settings.teacher.weights
     network = build_untrained(settings) if weights is None or Path(weights).is_file() else None
     if network is None:  # the stage of the teacher says why
-        return config, settings
+        return cfg, settings
     given = list(HydraConfig.get().overrides.task)
 
     def compose_again(overrides: Sequence[str]) -> tuple[DictConfig, "RunSettings"]:
@@ -130,7 +129,8 @@ def _apply_preset(
         with open_dict(cfg):
             saved = OmegaConf.merge(cfg, {"preset": "none"})  # a run of the saved configuration chooses nothing again
         OmegaConf.save(saved, folder / ".hydra" / "config.yaml")
-    return to_plain(cfg), settings
+        conceal_hydra_files(folder)
+    return cfg, settings
 
 
 def _explain_trial(settings: "RunSettings") -> None:

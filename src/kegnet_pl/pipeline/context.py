@@ -22,6 +22,7 @@ from kegnet_pl.runtime.devices import find_device
 from kegnet_pl.runtime.environment import local_rank
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.memory import keep_freed_memory
+from kegnet_pl.runtime.secrets import conceal
 from kegnet_pl.settings import RunSettings, TrainerSettings
 from kegnet_pl.training.fit import quiet_lightning
 from kegnet_pl.training.progress import make_console
@@ -236,6 +237,6 @@ def _make_loggers(
         group=settings.sweep or pipeline,
         label=f"{name} {student}, seed {settings.seed}",
         tags=[*dict.fromkeys([name, settings.teacher.name, student, settings.recipe]), f"seed {settings.seed}", *sweep],
-        hyperparameters={**config, "pipeline": pipeline},
+        hyperparameters={**conceal(config), "pipeline": pipeline},
         notify=notify,
     )

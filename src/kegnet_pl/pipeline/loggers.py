@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import UserError, first_line
+from kegnet_pl.runtime.secrets import conceal
 
 _RUN_FILE = "wandb.json"
 """File with the identifier of a stage's W&B run, which a resumed stage continues."""
@@ -118,7 +120,9 @@ class Loggers:
         explicit = "WANDB_MODE" in os.environ or "offline" in specification
         offline = self._unreachable or (not explicit and not has_wandb_key())
         title = stage if stage == name else f"{stage} {name}"
-        options = {name: value for name, value in specification.items() if name != "artifacts"} | {
+        given = {name: value for name, value in specification.items() if name not in ("artifacts", "settings")}
+        settings = {"settings": specification["settings"]} if "settings" in specification else {}  # they hold the key
+        options = conceal(given, "${}") | settings | {  # another form would be resolved again
             "save_dir": str(self.run_folder),
             "name": f"{title} · {self.label}",
             "group": os.environ.get("WANDB_RUN_GROUP") or self.group,
@@ -137,7 +141,8 @@ class Loggers:
         """Start the run; if the server does not answer, keep this run and all later ones offline."""
         from wandb.errors import AuthenticationError, CommError, UsageError
 
-        mode = os.environ.get("WANDB_MODE")
+        mode, arguments = os.environ.get("WANDB_MODE"), sys.argv
+        sys.argv = conceal(arguments)  # the client records them
         start = time.perf_counter()
         try:
             _ = logger.experiment
@@ -156,6 +161,7 @@ class Loggers:
             logger = _build({**options, **_OFFLINE, "id": _run_id(folder, None)})
             _ = logger.experiment
         finally:
+            sys.argv = arguments
             self.waited += time.perf_counter() - start
             if mode is None:  # Lightning sets the variable for the whole process
                 os.environ.pop("WANDB_MODE", None)

@@ -39,6 +39,7 @@ from kegnet_pl.reporting.tables import (
 from kegnet_pl.reporting.wandb import print_sync_command, report_objects
 from kegnet_pl.runtime.costs import add_up
 from kegnet_pl.runtime.environment import display_path
+from kegnet_pl.runtime.secrets import conceal
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SourceInfo
 
@@ -201,7 +202,7 @@ def write_outputs(
         one.method: {stage.name: stage.folder for stage in (*one.all_stages, one.agreement) if stage is not None}
         for one in networks
     }
-    StageFolders(dict(context.config), folders).write(folder)
+    StageFolders(conceal(dict(context.config)), folders).write(folder)
     page = write_run_page(FinishedRun(folder, rows=tuple(rows)))
     write_teacher_card(context, networks[0].stages[0], folder)
     context.loggers.show("report", folder, lambda: report_objects(rows, page, sheet))

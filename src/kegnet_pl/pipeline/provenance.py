@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kegnet_pl.pipeline.sweep import in_sweep, job_overrides
+from kegnet_pl.runtime.secrets import conceal
 
 _PACKAGES = ("kegnet_pl", "torch", "torchvision", "pytorch-lightning", "tensorly", "hydra-core", "numpy", "scipy")
 
@@ -43,7 +44,8 @@ def git_state() -> dict[str, Any]:
 def command_line(program: str = "kegnet_pl") -> str:
     """Return the current command in shell syntax, without the folder of the interpreter or of the program.
 
+    Secrets are concealed, see :mod:`kegnet_pl.runtime.secrets`.
     For a job of a sweep, it is the command that runs only this job.
     """
     arguments = job_overrides() if in_sweep() else sys.argv[1:]
-    return shlex.join(["python", "-m", program, *arguments])
+    return shlex.join(["python", "-m", program, *conceal(arguments)])

@@ -36,7 +36,7 @@ def run(
     """Run the pipeline.
 
     Args:
-        config: A resolved configuration, plain.
+        config: A resolved configuration, plain; with ``settings``, the one that records show.
         folder: Folder of the run's results.
         settings: The same, typed; None to check the configuration here.
         job: Number of the job where jobs of a sweep write to one terminal at the same time.

@@ -20,6 +20,7 @@ from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import barrier, distributed, rank, share_decision, shared_decision
 from kegnet_pl.runtime.errors import StoreError
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
+from kegnet_pl.runtime.secrets import conceal
 from kegnet_pl.settings import Resume
 
 Build = Callable[[Path, StageCosts], Mapping[str, Any]]
@@ -195,7 +196,7 @@ class Store:
             "stage": stage,
             "fingerprint": key,
             "format": FORMAT,
-            "config": config,
+            "config": conceal(config),
             "parents": {parent.name: parent.fingerprint for parent in parents},
             "metrics": metrics,
             "seconds": round(costs.total, 3),

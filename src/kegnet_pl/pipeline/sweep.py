@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import FAILURE
+from kegnet_pl.runtime.secrets import conceal
 
 NAME_VARIABLE = "KEGNET_SWEEP"
 """Environment variable that carries the sweep's name to its jobs, which a launcher may start elsewhere."""
@@ -139,10 +140,10 @@ def record_failure(folder: Path, error: Exception, expected: bool) -> None:
     content = {"job": number, "overrides": overrides, "error": reason, "traceback": trace}
     with suppress(OSError):  # the error may be a full disk
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / FAILURE, json.dumps(content, indent=2) + "\n")
+        atomic_write(folder / FAILURE, json.dumps(conceal(content), indent=2) + "\n")
     if number is None:
         return
     (folder / "results.json").unlink(missing_ok=True)  # of an earlier sweep in the same folder
     sys.stdout.flush()
     details = reason if expected and not os.environ.get("HYDRA_FULL_ERROR") else trace
-    print(f"Job {number} ({' '.join(overrides)}) failed: {details}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"Job {number} ({' '.join(overrides)}) failed: {conceal(details)}", file=sys.stderr, flush=True)  # noqa: T201

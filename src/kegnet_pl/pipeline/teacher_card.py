@@ -9,6 +9,7 @@ import yaml
 
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import ConfigError, first_line
+from kegnet_pl.runtime.secrets import conceal, conceal_password
 
 FILE_NAME = "teacher_card.yaml"
 """Name of the card in the folder of a run."""
@@ -106,7 +107,8 @@ def write_card(
         card["weights"] = str(weights.resolve())
     card |= {"outputs": outputs, "output_key": teacher.get("output_key")}
     card |= {name: data.get(name) for name in _DATA}
-    kept = {key: value for key, value in card.items() if value is not None}
+    kept = conceal({key: value for key, value in card.items() if value is not None and key not in _PATHS})
+    kept |= {key: conceal_password(card[key]) for key in _PATHS if card.get(key) is not None}
     atomic_write(folder / FILE_NAME, _HEAD + yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=120))
 
 
