@@ -5,7 +5,7 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -189,10 +189,12 @@ def _cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def measure_run(folder: Path, **options: Any) -> LatencyReport:
+def measure_run(folder: Path, trust: Collection[str] = (), **options: Any) -> LatencyReport:
     """Measure the networks of a finished run; ``options`` are those of :func:`measure_latency`.
 
     Students of one structure take the same time, so only the compressed network and the teacher are measured.
+
+    ``trust`` names code that the files of the run may name, see :func:`load_network`.
 
     Raises:
         UserError: If the folder holds no finished run, or its networks were deleted from the store.
@@ -207,7 +209,7 @@ def measure_run(folder: Path, **options: Any) -> LatencyReport:
             f"Expected the folder of a finished run whose networks are in the store, such as outputs/runs/..., but got "
             f"{folder}."
         )
-    networks = {name: load_network(path) for name, path in found.items() if path is not None}
+    networks = {name: load_network(path, trust=trust) for name, path in found.items() if path is not None}
     return measure_latency(
         {"teacher": networks["teacher"], "student": networks["compression"]},
         stages.config["data"]["input_shape"],
@@ -217,6 +219,8 @@ def measure_run(folder: Path, **options: Any) -> LatencyReport:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line with arguments, or those of this process; return the exit status."""
+    from kegnet_pl.api.trust import TRUST_HELP
+
     parser = argparse.ArgumentParser(
         prog="python -m kegnet_pl.benchmark",
         description="Measure how long the teacher and the student of a finished run take for a batch, on this machine.",
@@ -228,12 +232,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="measuring time per batch size (default: %(default)s)"
     )
+    parser.add_argument("--trust", nargs="+", default=[], metavar="NAME", help=TRUST_HELP)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to a file")
     options = parser.parse_args(arguments)
     try:
         report = measure_run(
-            options.folder, batch_sizes=options.batch_sizes, device=options.device, threads=options.threads,
-            seconds=options.seconds,
+            options.folder, options.trust, batch_sizes=options.batch_sizes, device=options.device,
+            threads=options.threads, seconds=options.seconds,
         )  # fmt: skip
     except (UserError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201

@@ -3,7 +3,7 @@
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,17 +13,19 @@ from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.api.export import FORMATS as NETWORK_FORMATS
 from kegnet_pl.api.export import ExportedFile, compare_outputs, export_network, returns_tensor
 from kegnet_pl.api.quantization import draw_samples, quantize
+from kegnet_pl.api.trust import TRUST_HELP, check_code
 from kegnet_pl.compression import measure_agreement
 from kegnet_pl.networks import Answers, answers_of, as_classifier, value_range_of
 from kegnet_pl.networks.validation import samples_for_trial
 from kegnet_pl.pipeline.objects import source_definitions
 from kegnet_pl.reporting.model_card import QuantizedFile, write_model_card
 from kegnet_pl.reporting.results import Row, find_last
-from kegnet_pl.reporting.run_page import StageFolders
+from kegnet_pl.reporting.run_page import STAGES, StageFolders
 from kegnet_pl.reporting.runs import read_runs
 from kegnet_pl.reporting.tables import explain_difference
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError, first_line
+from kegnet_pl.runtime.safe_files import printable
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import build_source, describe_mixture
 
@@ -41,6 +43,7 @@ def export_run(
     batch_size: int | None = None,
     int8: Sequence[Activations] = (),
     source: str = "procedural",
+    trust: Collection[str] = (),
 ) -> tuple[list[ExportedFile], list[QuantizedFile], Row]:
     """Export a network of a finished run, with a model card.
 
@@ -53,6 +56,7 @@ def export_run(
         batch_size: Samples of every batch; None for any number.
         int8: Activations of further ONNX files with int8 weights: ``"int8"``, ``"float"`` or both.
         source: Source of their calibration samples, by name.
+        trust: Code that the files of the run may name, see :func:`load_network`.
 
     Returns:
         The files in float32, those in int8, and the row of results of the network.
@@ -89,7 +93,7 @@ def export_run(
             f"model card would overwrite. Choose another folder with --out FOLDER."
         )
     out.mkdir(parents=True, exist_ok=True)
-    network, logits = load_network(folder), load_network(folder, logits=True)
+    network, logits = (load_network(folder, logits=logits, trust=trust) for logits in (False, True))
     shape = stages.config["data"]["input_shape"]
     files = export_network(
         network, out, shape, [name for name in formats if name in NETWORK_FORMATS], batch_size=batch_size,
@@ -98,13 +102,13 @@ def export_run(
     if "safetensors" in formats:
         for suffix in ("safetensors", "json"):
             shutil.copyfile(folder / f"network.{suffix}", out / f"model.{suffix}")
-        again = load_network(out, "model")
+        again = load_network(out, "model", trust=trust)
         difference = (
             compare_outputs(network, again, [samples_for_trial(shape)]) if returns_tensor(network, shape) else 0.0
         )
         path = out / "model.safetensors"
         files.append(ExportedFile("safetensors", path, path.stat().st_size, difference))
-    quantized = _quantize(network, logits, out, stages, row.seed, int8, source, batch_size) if int8 else []
+    quantized = _quantize(network, logits, out, stages, row.seed, int8, source, batch_size, trust) if int8 else []
     every = [(file.format, file.path.name, file.size) for file in files]
     write_model_card(card, row, rows[0], stages, every, quantized)
     return files, quantized, row
@@ -119,8 +123,10 @@ def _quantize(
     int8: Sequence[Activations],
     name: str,
     batch_size: int | None,
+    trust: Collection[str],
 ) -> list[QuantizedFile]:
     """Write a network with int8 weights; ``logits`` is the network of the stages, ``name`` that of the source."""
+    check_code(stages.config.get("source"), Path(STAGES), trust)
     settings = RunSettings.from_config(stages.config)
     info = describe_mixture({name: 1.0}, settings.source)
     trained = stages.find("generators")
@@ -133,9 +139,9 @@ def _quantize(
     teacher, shape = stages.find("teacher"), settings.data.input_shape
     drawn = build_source(
         info.shares, source_definitions(settings, info.shares), input_shape=shape,
-        teacher=load_network(teacher, logits=True) if teacher is not None else None,
+        teacher=load_network(teacher, logits=True, trust=trust) if teacher is not None else None,
         generators=None if trained is None
-        else [load_network(trained, f"generator_{index}") for index in range(settings.generator.count)],
+        else [load_network(trained, f"generator_{index}", trust=trust) for index in range(settings.generator.count)],
     )  # fmt: skip
     samples, held_out = draw_samples(drawn, settings.quantization.samples, seed)
     answers, values = answers_of(logits), value_range_of(logits)
@@ -225,6 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--source", default="procedural", help="source of the calibration samples (default: %(default)s)"
     )
+    parser.add_argument("--trust", nargs="+", default=[], metavar="NAME", help=TRUST_HELP)
     parser.add_argument("--push-to-hub", metavar="REPO", help="also upload the folder to this private repository")
     options = parser.parse_args(arguments)
     try:
@@ -232,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         int8 += ["float"] if options.int8_weights else []
         files, quantized, row = export_run(
             options.folder, options.out, options.format.split(","), method=options.method,
-            batch_size=options.batch_size, int8=int8, source=options.source,
+            batch_size=options.batch_size, int8=int8, source=options.source, trust=options.trust,
         )  # fmt: skip
         lines = [f"{row.method}, {row.compression_ratio:.2f} times smaller than its teacher:"]
         for file in files:
@@ -247,13 +254,18 @@ def main(arguments: list[str] | None = None) -> int:
             from kegnet_pl.pipeline.synthetic_set import export_samples
 
             path, info = export_samples(
-                options.folder, folder, options.samples, method=options.method, pictures=options.pictures
+                options.folder,
+                folder,
+                options.samples,
+                method=options.method,
+                pictures=options.pictures,
+                trust=options.trust,
             )
             lines.append(f"  {display_path(path)}  {options.samples:,} samples of {info.title} (prior: {info.prior})")
         if options.push_to_hub:
             lines.append(f"uploaded: {push_to_hub(folder, options.push_to_hub)}")
     except (UserError, ValueError, FileNotFoundError) as error:
-        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"Error: {printable(error, lines=True)}", file=sys.stderr)  # noqa: T201
         return 1
     print("\n".join(lines))  # noqa: T201
     return 0

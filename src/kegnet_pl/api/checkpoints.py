@@ -1,7 +1,7 @@
 """Networks on disk: weights as safetensors, and a recipe that rebuilds the module."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from kegnet_pl.api.trust import read_recipe
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import describe_structure, restore_structure
 from kegnet_pl.networks import Answers, ValueRange, answers_of, value_range_of
@@ -18,6 +19,7 @@ from kegnet_pl.networks.handling import move, set_mode
 from kegnet_pl.networks.validation import lazy_input_of, materialise
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import WeightsError
+from kegnet_pl.runtime.safe_files import printable, read_json
 from kegnet_pl.runtime.secrets import conceal
 
 _STRUCTURE = ("ranks", "folded", "split", "kept")
@@ -49,16 +51,20 @@ def save_network(network: nn.Module, folder: str | Path, name: str, recipe: Mapp
     atomic_write(Path(folder) / f"{name}.json", json.dumps(content, indent=2))
 
 
-def load_network(folder: str | Path, name: str = "network", *, logits: bool = False) -> nn.Module:
+def load_network(
+    folder: str | Path, name: str = "network", *, logits: bool = False, trust: Collection[str] = ()
+) -> nn.Module:
     """Load a network that :func:`save_network` wrote, in evaluation mode.
 
-    ``NAME.json`` names a constructor, which is called: load only folders that you trust.
+    ``NAME.json`` names a constructor, which is called if it is one of this package, torch.nn, torchvision, timm or
+    transformers, of a module of yours that the program has imported, or named in ``trust``.
 
     Args:
         folder: Folder of a finished stage, such as the ``student`` folder that a run prints at its end.
         name: Name of both files, without a suffix.
         logits: True for a network that takes standardised samples and returns logits ``(B, C)``, as in the stages of
             a run; False for one with the inputs and outputs of its class, such as pixels in [0, 255] and probabilities.
+        trust: Further modules, classes and Python files whose code may run, such as ``["mypackage", "net.py"]``.
 
     Returns:
         The network, on the CPU.
@@ -66,7 +72,10 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
     Raises:
         FileNotFoundError: If there is no such network.
         WeightsError: If its weights or its structure are damaged.
+        UntrustedCodeError: If it names other code.
     """
+    if Path(name).name != name:
+        raise FileNotFoundError(f"Expected the name of files in {folder}, without folders, but got {printable(name)}.")
     recipe = Path(folder) / f"{name}.json"
     if not recipe.is_file():
         raise FileNotFoundError(
@@ -74,9 +83,12 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
         )
     from hydra.utils import instantiate  # a slow import, which other functions of the library do not need
 
-    content = json.loads(recipe.read_text())
+    content = read_json(recipe, None)
+    if not isinstance(content, dict):
+        raise WeightsError(f"Expected the structure of a network in {recipe}, but got something else. It is damaged.")
+    network_recipe = read_recipe(content.get("network"), recipe, trust)
     with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
-        network: nn.Module = instantiate(content["network"], _convert_="all")
+        network: nn.Module = instantiate(network_recipe, _convert_="all")
         if "lazy" in content:
             materialise(network, content["lazy"])
         try:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -224,13 +224,16 @@ class SyntheticDataset(TensorDataset):
         """Mean entropy of the teacher's labels, in nats; 0 if all labels are certain."""
 
 
-def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device: Device = "auto") -> Generators:
+def load_generators(
+    folder: str | Path, teacher: str | Path | nn.Module, device: Device = "auto", *, trust: Collection[str] = ()
+) -> Generators:
     """Load the generators of a finished run.
 
     Args:
         folder: Folder of the stage, ``STORE/generators-...``, which the run prints.
         teacher: Teacher of the generators, or the folder of its stage.
         device: Device that draws samples; ``"auto"`` is a GPU if there is one.
+        trust: Modules, classes and Python files whose code may run, see :func:`load_network`.
 
     Raises:
         FileNotFoundError: If the folder has no generators.
@@ -248,7 +251,7 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
     names = sorted(metrics, key=int)
     if not isinstance(teacher, nn.Module):
         _check_teacher(Path(teacher), content["parents"]["teacher"])
-        teacher = load_network(teacher, logits=True)
+        teacher = load_network(teacher, logits=True, trust=trust)
     teacher = as_classifier(teacher, settings["input_shape"], name="teacher")
     classes = count_classes(teacher, settings["input_shape"], "teacher")
     if classes != settings["classes"]:
@@ -256,8 +259,8 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
             f"Expected the teacher of these generators, with {settings['classes']} classes, but got one with {classes}."
         )
     return Generators(
-        [load_network(folder, f"generator_{name}") for name in names],
-        [load_network(folder, f"decoder_{name}") for name in names],
+        [load_network(folder, f"generator_{name}", trust=trust) for name in names],
+        [load_network(folder, f"decoder_{name}", trust=trust) for name in names],
         frozen_copy(teacher),
         tuple(settings["input_shape"]),
         classes,

@@ -19,6 +19,9 @@ from kegnet_pl.runtime.errors import ConfigError, first_line
 
 _RECIPE = "_kegnet_recipe"
 
+FILE_MODULE = "_kegnet_file_"
+"""Names of modules of executed files begin with it."""
+
 
 def recipe_of(network: nn.Module, default: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``_target_`` and arguments that rebuild a network without its weights; ``default`` if it has no own."""
@@ -213,7 +216,7 @@ def from_file(path: str, factory: str | None = None, **options: Any) -> nn.Modul
         raise ConfigError(
             f"Expected `teacher.factory`, a class or function of {file.name} that returns the network, but got null."
         )
-    name = f"_kegnet_file_{file.stem}"
+    name = f"{FILE_MODULE}{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

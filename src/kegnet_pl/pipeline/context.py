@@ -14,7 +14,7 @@ from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.api.quantization import OnnxNetwork
 from kegnet_pl.data import RealDataModule
 from kegnet_pl.pipeline.loggers import Loggers
-from kegnet_pl.pipeline.objects import build, code_of
+from kegnet_pl.pipeline.objects import build, code_of, own_code
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
 from kegnet_pl.pipeline.trainer import TrainerFactory
 from kegnet_pl.runtime.costs import StageCosts
@@ -87,7 +87,7 @@ class RunContext:
             weights_only = stage.manifest["config"]["activations"] == "float"
             self._networks[key] = OnnxNetwork(stage.folder / QUANTIZED, dequantize=weights_only)
         elif key not in self._networks:
-            self._networks[key] = load_network(stage.folder, logits=True)
+            self._networks[key] = load_network(stage.folder, logits=True, trust=own_code(self.settings))
         return self._networks[key]
 
     def data_fingerprint(self, *parts: str) -> dict[str, Any]:

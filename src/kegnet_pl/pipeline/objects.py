@@ -115,6 +115,13 @@ def code_of(*specifications: Any) -> dict[str, Any]:
     return {"code": hashes} if hashes else {}
 
 
+def own_code(settings: RunSettings) -> tuple[str, ...]:
+    """Return the code that the user's own settings name, which the networks of the user's own run may name, too."""
+    objects = list(_objects(settings))
+    paths = {str(Path(one["path"]).resolve()) for one in objects if isinstance(one.get("path"), str)}
+    return (*sorted({str(one["_target_"]) for one in objects}), *sorted(paths))
+
+
 def _objects(specification: Any) -> Iterator[Mapping[str, Any]]:
     """Return the objects with a ``_target_`` within settings, at any depth."""
     if isinstance(specification, Settings):

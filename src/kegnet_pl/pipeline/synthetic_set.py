@@ -1,5 +1,6 @@
 """The synthetic training set of a student as files: samples with the teacher's probabilities, and pictures."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -8,13 +9,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kegnet_pl.api.checkpoints import load_network
+from kegnet_pl.api.trust import check_code
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.networks import ValueRange
 from kegnet_pl.pipeline.objects import make_value_range
 from kegnet_pl.pipeline.stages.student import describe_student_source, make_student_source
 from kegnet_pl.reporting.images import picture, to_array
 from kegnet_pl.reporting.results import Row, find_last
-from kegnet_pl.reporting.run_page import StageFolders
+from kegnet_pl.reporting.run_page import STAGES, StageFolders
 from kegnet_pl.reporting.runs import read_runs
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.devices import find_device
@@ -28,7 +30,13 @@ _PICTURES = "samples"
 
 
 def export_samples(
-    run: Path, out: Path, samples: int, *, method: str | None = None, pictures: bool = False
+    run: Path,
+    out: Path,
+    samples: int,
+    *,
+    method: str | None = None,
+    pictures: bool = False,
+    trust: Collection[str] = (),
 ) -> tuple[Path, SourceInfo]:
     """Write samples from the source of a student of a finished run, drawn as for its first epoch.
 
@@ -44,6 +52,7 @@ def export_samples(
         samples: Number of samples; a multiple of the number of generators for a source of generators alone.
         method: Student of the run, such as ``"T+KegNet"``; None for the last one that was not trained on real data.
         pictures: True to write pictures, too.
+        trust: Code that the files of the run may name, see :func:`load_network`.
 
     Returns:
         The file, and the description of the source.
@@ -57,6 +66,7 @@ def export_samples(
         raise UserError(f"Expected stages.json in {display_path(run)}, but found none. Give the folder of a run.")
     if row.is_ceiling:
         raise UserError(f"Expected a student of synthetic samples, but {row.method} was trained on real data.")
+    check_code(stages.config.get("source"), run / STAGES, trust)
     settings = RunSettings.from_config(stages.config)
     assert row.source is not None
     info = describe_student_source(settings, row.source["shares"])
@@ -67,8 +77,8 @@ def export_samples(
             f"Expected the stages of {row.method} in the store, but these folders were deleted: {', '.join(missing)}. "
             f"Run its command again: {row.command}"
         )
-    device, teacher = find_device("auto"), load_network(folders["teacher"], logits=True)
-    source = make_student_source(settings, info, teacher, folders.get("generators"), device)
+    device, teacher = find_device("auto"), load_network(folders["teacher"], logits=True, trust=trust)
+    source = make_student_source(settings, info, teacher, folders.get("generators"), device, trust=trust)
     data = SyntheticDataModule(source, teacher, samples=samples, seed=settings.seed, device=device)
     data.setup()
     x, logits = (tensor.cpu() for tensor in data.splits["train"])

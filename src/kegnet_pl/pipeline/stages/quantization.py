@@ -9,7 +9,7 @@ from kegnet_pl.api.export import import_onnx
 from kegnet_pl.api.quantization import draw_samples, quantize
 from kegnet_pl.compression import measure_agreement
 from kegnet_pl.pipeline.context import QUANTIZED, RunContext
-from kegnet_pl.pipeline.objects import code_of, source_definitions
+from kegnet_pl.pipeline.objects import code_of, own_code, source_definitions
 from kegnet_pl.pipeline.outputs import Network
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.runtime.costs import StageCosts
@@ -68,7 +68,8 @@ def quantization_stage(
         with costs.measure("compression"):
             drawn = build_source(
                 source.shares, definitions, input_shape=context.input_shape, teacher=context.network(teacher),
-                generators=[load_network(generators.folder, f"generator_{index}") for index in range(count)]
+                generators=[load_network(generators.folder, f"generator_{index}", trust=own_code(context.settings))
+                            for index in range(count)]
                 if generators is not None else None,
                 inputs=context.data.part("train").x if source.needs_data and context.data is not None else None,
             )  # fmt: skip

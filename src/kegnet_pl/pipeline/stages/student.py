@@ -1,7 +1,7 @@
 """The stage of a student: trained on the samples of a source."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from kegnet_pl.api.engine import fit_student
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.networks.handling import copy_network, move
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
-from kegnet_pl.pipeline.objects import build, code_of, source_definitions
+from kegnet_pl.pipeline.objects import build, code_of, own_code, source_definitions
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.trainer import ResumableFit, Selection
 from kegnet_pl.reporting.wandb import histogram
@@ -59,13 +59,16 @@ def student_stage(
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
         network = context.network(teacher)
         inputs = context.data.part("train").x if source.needs_data and context.data is not None else None
+        trust = own_code(context.settings)
         folder_of_generators = None if generators is None else generators.folder
-        drawn = make_student_source(context.settings, source, network, folder_of_generators, context.device, inputs)
+        drawn = make_student_source(
+            context.settings, source, network, folder_of_generators, context.device, inputs, trust
+        )
         data = _make_data(context, student, network, drawn, costs)
         selection = Selection(student.selection != "last", student.patience, student.min_epochs)
         fit = ResumableFit(context.trainers, folder, "student", costs, "student_training", selection)
         module, metrics = fit_student(
-            load_network(initial.folder, logits=True), data, student, build(student.optimizer), fit,
+            load_network(initial.folder, logits=True, trust=trust), data, student, build(student.optimizer), fit,
             StageProgress(title, context.console), name=source.name,
         )  # fmt: skip
         costs.teacher_forwards += module.teacher_forwards
@@ -124,6 +127,7 @@ def make_student_source(
     generators: Path | None,
     device: torch.device,
     inputs: torch.Tensor | None = None,
+    trust: Collection[str] = (),
 ) -> SyntheticSource:
     """Return the source of a student's samples.
 
@@ -134,10 +138,11 @@ def make_student_source(
         generators: Folder of the stage of the generators; None where the source needs none.
         device: Device of the samples.
         inputs: Real training samples ``(N, *input_shape)``, for the source of real data.
+        trust: Code that files of generators may name, see :func:`load_network`.
     """
     student, generator, networks = settings_for(settings.student, info), settings.generator, None
     if generators is not None:
-        networks = [load_network(generators, f"generator_{index}") for index in range(generator.count)]
+        networks = [load_network(generators, f"generator_{index}", trust=trust) for index in range(generator.count)]
     source = build_source(
         info.shares,
         source_definitions(settings, info.shares),
