@@ -102,7 +102,7 @@ def test_without_the_store_it_shows_what_is_left(finished: Path, tmp_path: Path)
 
 
 def test_tables_and_no_test_data(tmp_path: Path) -> None:
-    shape = ["data=none", "data.input_shape=[16]", "data.classes=26", "teacher=mlp", "generator=dense"]
+    shape = ["data=none", "data.input_shape=[16]", "data.classes=60", "teacher=mlp", "generator=dense"]
     import torch
 
     from kegnet_pl.pipeline.objects import build
@@ -117,6 +117,10 @@ def test_tables_and_no_test_data(tmp_path: Path) -> None:
     assert "<title>mlp: " in text, "not: on none"
     assert "one row for each class, one strip for each sample" in text
     assert "samples" in page.ids and "classes" not in page.ids
+    assert text.count("&thinsp;%") == 24 and "Left out" not in text, "of 60 classes"
+    (manifest,) = (tmp_path / "store").glob("generators-*/manifest.json")
+    metrics = json.loads(manifest.read_text())["metrics"]
+    assert len(metrics["confidence"]) == len(metrics["confidence_classes"]) == 24
 
 
 def test_mistakes_get_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """Trained generators, and data sets of synthetic samples."""
 
-import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,11 @@ from kegnet_pl.api.checks import check_counts
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes
 from kegnet_pl.networks.handling import frozen_copy, move
-from kegnet_pl.networks.validation import FORWARD_ERRORS, materialise
+from kegnet_pl.networks.validation import FORWARD_ERRORS, materialise, to_shape
+from kegnet_pl.reporting.classes import shown_classes
 from kegnet_pl.runtime.devices import Device, find_device
-from kegnet_pl.runtime.errors import first_line
+from kegnet_pl.runtime.errors import WeightsError, first_line
+from kegnet_pl.runtime.safe_files import printable, read_json
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.settings import Outputs
 from kegnet_pl.sources import GeneratorSource, SyntheticSource
@@ -87,13 +88,16 @@ class Generators:
         return SyntheticDataset(self.source(noise_std), self.teacher, samples, seed=seed, device=self.device)
 
     @torch.no_grad()
-    def of_class(self, label: int, n: int, *, seed: int = 0, index: int = 0) -> Tensor:
-        """Return ``n`` samples ``(n, *input_shape)`` of a class from one generator, on the CPU."""
+    def of_class(self, label: int, n: int, *, seed: int = 0, index: int = 0, batch_size: int | None = None) -> Tensor:
+        """Return ``n`` samples ``(n, *input_shape)`` of a class from one generator, on the CPU.
+
+        ``batch_size`` limits the samples of a forward pass; None makes all at once.
+        """
         network = self._network(index)
         check_counts(n=(n, 1))
         z = torch.randn(n, self.noise_dim, generator=stream(seed, "of_class"))
-        x: Tensor = network(z, self._one_hot(label).expand(n, -1))
-        return x
+        label_of_all = self._one_hot(label)
+        return torch.cat([network(part, label_of_all.expand(len(part), -1)) for part in z.split(batch_size or n)])
 
     @torch.no_grad()
     def walk(self, start: int, end: int, *, steps: int = 11, seed: int = 0, index: int = 0) -> tuple[Tensor, Tensor]:
@@ -127,16 +131,37 @@ class Generators:
         return torch.eye(self.classes)[label]
 
     @torch.no_grad()
-    def confidence(self, n: int = 100, *, seed: int = 0) -> Tensor:
-        """Return the teacher's mean probability of the intended class ``(G, C)``, over ``n`` samples per class."""
+    def confidence(
+        self,
+        n: int = 100,
+        *,
+        seed: int = 0,
+        classes: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Return the teacher's mean probability of the intended class ``(G, C)``, over ``n`` samples per class.
+
+        Args:
+            n: Samples of a class.
+            seed: Seed of the noise.
+            classes: The classes; None for all.
+            batch_size: Samples of a forward pass; None for all of a class at once.
+        """
+        labels = range(self.classes) if classes is None else classes
+        check_counts(n=(n, 1))
         rows = []
         for index in range(len(self)):
-            logits = [self.teacher(self.of_class(label, n, seed=seed, index=index)) for label in range(self.classes)]
-            rows.append(class_confidence(torch.stack(logits)))
+            found = []
+            for label in labels:
+                x = self.of_class(label, n, seed=seed, index=index, batch_size=batch_size)
+                found.append(torch.cat([self.teacher(part) for part in x.split(batch_size or n)]))
+            rows.append(class_confidence(torch.stack(found), labels))
         return torch.stack(rows)
 
     def sheet(self, rows: int = 4, *, seed: int = 0, index: int = 0, scale: int = 2) -> Image.Image:
         """Return a picture of samples, with one column per class for images and one row per class for tables.
+
+        More than 50 classes are cut to 24 at equal distances.
 
         Args:
             rows: Number of samples per class.
@@ -147,7 +172,7 @@ class Generators:
         from kegnet_pl.reporting.images import sheet_rows
 
         check_counts(rows=(rows, 1), scale=(scale, 1))
-        samples = [self.of_class(label, rows, seed=seed, index=index) for label in range(self.classes)]
+        samples = [self.of_class(label, rows, seed=seed, index=index) for label in shown_classes(self.classes)]
         return to_image(sheet_rows(samples, rows), scale)
 
 
@@ -237,6 +262,7 @@ def load_generators(
 
     Raises:
         FileNotFoundError: If the folder has no generators.
+        WeightsError: If their files are damaged.
         ValueError: If the generators have another teacher, or the network another number of classes (weights are not
             compared).
     """
@@ -244,25 +270,34 @@ def load_generators(
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise FileNotFoundError(f"Expected a folder of finished generators, but got {folder} without manifest.json.")
-    content = json.loads(manifest.read_text())
-    if content["stage"] != "generators":
-        raise FileNotFoundError(f"Expected a folder of generators, but {folder} holds {content['stage']}.")
-    settings, metrics = content["config"], content["metrics"]["generators"]
+    content = read_json(manifest, None)
+    if isinstance(content, dict) and content.get("stage", "generators") != "generators":
+        raise FileNotFoundError(f"Expected a folder of generators, but {folder} holds {printable(content['stage'])}.")
+    try:
+        config, parents = content["config"], content["parents"]
+        shape, expected = to_shape(config["input_shape"]), int(config["classes"])
+        metrics = {str(int(name)): dict(values) for name, values in content["metrics"]["generators"].items()}
+        fingerprint = str(parents["teacher"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"Expected the generators of a finished run in {manifest}, but it is damaged "
+            f"({printable(first_line(error), 300)}). Run its command again."
+        ) from error
     names = sorted(metrics, key=int)
     if not isinstance(teacher, nn.Module):
-        _check_teacher(Path(teacher), content["parents"]["teacher"])
+        _check_teacher(Path(teacher), fingerprint)
         teacher = load_network(teacher, logits=True, trust=trust)
-    teacher = as_classifier(teacher, settings["input_shape"], name="teacher")
-    classes = count_classes(teacher, settings["input_shape"], "teacher")
-    if classes != settings["classes"]:
+    teacher = as_classifier(teacher, shape, name="teacher")
+    classes = count_classes(teacher, shape, "teacher")
+    if classes != expected:
         raise ValueError(
-            f"Expected the teacher of these generators, with {settings['classes']} classes, but got one with {classes}."
+            f"Expected the teacher of these generators, with {expected} classes, but got one with {classes}."
         )
     return Generators(
         [load_network(folder, f"generator_{name}", trust=trust) for name in names],
         [load_network(folder, f"decoder_{name}", trust=trust) for name in names],
         frozen_copy(teacher),
-        tuple(settings["input_shape"]),
+        shape,
         classes,
         find_device(device),
         [metrics[name] for name in names],
@@ -271,7 +306,8 @@ def load_generators(
 
 def _check_teacher(folder: Path, fingerprint: str) -> None:
     manifest = folder / "manifest.json"
-    actual = json.loads(manifest.read_text())["fingerprint"] if manifest.is_file() else None
+    content = read_json(manifest, None) if manifest.is_file() else None
+    actual = content.get("fingerprint") if isinstance(content, dict) else None
     if actual not in (None, fingerprint):  # without a manifest, load_network raises the error
         raise ValueError(
             f"Expected the teacher of these generators, teacher-{fingerprint}, but {folder} holds {actual}. Use the "
@@ -279,17 +315,19 @@ def _check_teacher(folder: Path, fingerprint: str) -> None:
         )
 
 
-def class_confidence(logits: Tensor) -> Tensor:
-    """Return the teacher's mean probability of the intended class, for every class: ``(C,)``, in [0, 1].
+def class_confidence(logits: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+    """Return the teacher's mean probability of the intended class, for every class: ``(K,)``, in [0, 1].
 
-    The first dimension of ``logits (C, N, C)`` is the class that the ``N`` samples were generated for.
+    The first dimension of ``logits (K, N, C)`` is the class that the ``N`` samples were generated for: that of
+    ``classes``, or all C.
 
     Raises:
-        ValueError: If the first and the last dimension differ.
+        ValueError: If the number of classes differs.
     """
-    if logits.ndim != 3 or logits.shape[0] != logits.shape[2]:
+    labels = range(logits.shape[-1]) if classes is None else classes
+    if logits.ndim != 3 or logits.shape[0] != len(labels):
         raise ValueError(f"Expected `logits` of shape (C, N, C), but got {tuple(logits.shape)}.")
-    return logits.softmax(dim=2).diagonal(dim1=0, dim2=2).mean(dim=0)
+    return logits.softmax(dim=2)[..., list(labels)].diagonal(dim1=0, dim2=2).mean(dim=0)
 
 
 def to_image(rows: Sequence[Sequence[Tensor]], scale: int = 2) -> Image.Image:

@@ -13,6 +13,7 @@ from kegnet_pl.api.sampling import class_confidence
 from kegnet_pl.networks import FrozenModule, StackedModule
 from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.networks.handling import move
+from kegnet_pl.reporting.classes import shown_classes
 from kegnet_pl.reporting.images import grid, sheet_rows, write_grid
 from kegnet_pl.reporting.wandb import histogram, picture_of
 from kegnet_pl.runtime.costs import StageCosts
@@ -30,9 +31,10 @@ class SampleMonitor(Callback):
     """Makes samples of the same noise after every epoch, and lets the teacher classify them in evaluation mode.
 
     Logs ``samples/confidence`` (the teacher's mean probability of the intended class, in [0, 1]), the same for every
-    class (``samples/confidence_3``), and ``samples/entropy`` (of the teacher's answers, mean, in nats). If the module
-    has ``names``, the name of the generator comes first: ``generator_0/samples/confidence``. Every logger that takes
-    images gets a sheet of samples; a file gets it after the epochs 1, 2, 5, 10, 20, 50, ... and the last.
+    class (``samples/confidence_3``), and ``samples/entropy`` (of the teacher's answers, mean, in nats). More than 50
+    classes are cut to 24 at equal distances. If the module has ``names``, the name of the generator comes first:
+    ``generator_0/samples/confidence``. Every logger that takes images gets a sheet of samples; a file gets it after the
+    epochs 1, 2, 5, 10, 20, 50, ... and the last.
 
     Its noise has a seed of its own and statistics stay as they are: training is the same without it.
 
@@ -43,10 +45,18 @@ class SampleMonitor(Callback):
         folder: Folder of the sheets, ``folder/NAME/epoch_0010.png``.
         seed: Seed of the noise.
         costs: Costs of the stage.
+        batch_size: Samples of a forward pass; None for all at once.
     """
 
     def __init__(
-        self, teacher: nn.Module, spare: nn.Module, names: Sequence[str], folder: Path, seed: int, costs: StageCosts
+        self,
+        teacher: nn.Module,
+        spare: nn.Module,
+        names: Sequence[str],
+        folder: Path,
+        seed: int,
+        costs: StageCosts,
+        batch_size: int | None = None,
     ) -> None:
         self.teacher = FrozenModule(teacher)
         self.spare = spare
@@ -54,6 +64,7 @@ class SampleMonitor(Callback):
         self.folder = folder
         self.seed = seed
         self.costs = costs
+        self.batch_size = batch_size
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log samples of all generators."""
@@ -63,9 +74,11 @@ class SampleMonitor(Callback):
         move(self.teacher, pl_module.device)
         epoch, step = trainer.current_epoch + 1, trainer.global_step - 1  # as Lightning counts at the end of an epoch
         keep = epoch == trainer.max_epochs or str(epoch).rstrip("0") in ("1", "2", "5")
+        labels = shown_classes(pl_module.classes)
+        count = SAMPLES if len(labels) == pl_module.classes else ROWS
         for index, name in enumerate(self.names):
-            samples, logits = self._sample(pl_module, index)
-            metrics, entropies = describe_answers(logits)
+            samples, logits = self._sample(pl_module, index, labels, count)
+            metrics, entropies = describe_answers(logits, labels)
             rows = sheet_rows(samples, ROWS)
             if keep:
                 write_grid(rows, self.folder / name / f"epoch_{epoch:04d}.png")
@@ -74,37 +87,50 @@ class SampleMonitor(Callback):
                 more = log_sheet(logger, prefix, rows, entropies, step)
                 named = {f"{prefix}{key}": value for key, value in (metrics | more).items()}
                 logger.log_metrics(named | {"epoch": trainer.current_epoch}, step=step)
-        count = SAMPLES * pl_module.classes * len(self.names)
-        self.costs.samples_made += count
-        self.costs.teacher_forwards += count
+        made = count * len(labels) * len(self.names)
+        self.costs.samples_made += made
+        self.costs.teacher_forwards += made
 
     @torch.no_grad()
-    def _sample(self, module: GeneratorModule, index: int) -> tuple[list[Tensor], Tensor]:
-        """Return samples of every class, and the teacher's logits ``(classes, SAMPLES, C)``."""
+    def _sample(
+        self, module: GeneratorModule, index: int, labels: Sequence[int], count: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return some samples of every class, and the teacher's logits ``(classes, count, C)`` of ``count`` each."""
         network = module.generator
         if isinstance(network, StackedModule):
             network = network.take(index, self.spare.to(module.device))
-        z = torch.randn(SAMPLES, module.noise_dim, generator=stream(self.seed, "watch")).to(module.device)
-        labels = torch.eye(module.classes, device=module.device)
+        z = torch.randn(count, module.noise_dim, generator=stream(self.seed, "watch")).to(module.device)
+        one_hot = torch.eye(module.classes, device=module.device)[list(labels)]
+        z, y = z.repeat(len(labels), 1), one_hot.repeat_interleave(count, dim=0)
+        size = self.batch_size or len(z)
+        kept, logits = [], []
         with eval_mode(network):
-            x = network(z.repeat(module.classes, 1), labels.repeat_interleave(SAMPLES, dim=0))
-        return list(x.split(SAMPLES)), self.teacher(x).float().view(module.classes, SAMPLES, -1)
+            for noise, targets in zip(z.split(size), y.split(size), strict=True):
+                x = network(noise, targets)
+                logits.append(self.teacher(x).float())
+                kept.append(x)
+        samples = [part[:ROWS].clone() for part in torch.cat(kept).split(count)]
+        return samples, torch.cat(logits).view(len(labels), count, -1)
 
 
-def describe_answers(logits: Tensor) -> tuple[dict[str, float], Tensor]:
+def describe_answers(logits: Tensor, classes: Sequence[int] | None = None) -> tuple[dict[str, float], Tensor]:
     """Return a teacher's confidence in samples that were made for each class.
 
     Args:
-        logits: ``(classes, N, classes)``; the first dimension is the class that samples were made for.
+        logits: ``(K, N, C)``; the first dimension is the class that samples were made for.
+        classes: These classes; None for all C.
 
     Returns:
-        Metrics by name, and the entropy of every answer ``(classes * N,)``, in nats, on the CPU.
+        Metrics by name, and the entropy of every answer ``(K * N,)``, in nats, on the CPU.
     """
     answers = torch.distributions.Categorical(logits=logits)
-    confidence = class_confidence(logits).tolist()
+    confidence = class_confidence(logits, classes).tolist()
+    labels = range(len(confidence)) if classes is None else classes
     entropies = answers.entropy().flatten().cpu()
     metrics = {"samples/confidence": sum(confidence) / len(confidence), "samples/entropy": float(entropies.mean())}
-    return metrics | {f"samples/confidence_{label}": value for label, value in enumerate(confidence)}, entropies
+    return metrics | {
+        f"samples/confidence_{label}": value for label, value in zip(labels, confidence, strict=True)
+    }, entropies
 
 
 def log_sheet(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 from torch import Tensor
@@ -13,6 +13,8 @@ MOST_CLASSES = 50
 _FEW = 24
 _WORST = 20
 _PAIRS = 50
+
+_Triple = tuple[int, int, int]
 
 
 def shown_classes(count: int) -> list[int]:
@@ -40,9 +42,9 @@ class ClassCounts:
     labels: tuple[int, ...]
     samples: tuple[int, ...]
     right: tuple[int, ...]
-    confusion: tuple[tuple[int, ...], ...] | None = Field(default=None, max_length=MOST_CLASSES)
-    worst: tuple[tuple[int, int, int], ...] = Field(default=(), max_length=_WORST)
-    confused: tuple[tuple[int, int, int], ...] = Field(default=(), max_length=_PAIRS)
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    worst: Annotated[tuple[_Triple, ...], Field(max_length=_WORST)] = ()
+    confused: Annotated[tuple[_Triple, ...], Field(max_length=_PAIRS)] = ()
 
     @classmethod
     def of(cls, confusion: Tensor) -> "ClassCounts":

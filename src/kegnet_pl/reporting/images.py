@@ -3,6 +3,7 @@
 matplotlib is imported where it draws: the library imports this module.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 _GAP = 2
+_MOST_PIXELS = 500_000
 _FEATURE_RANGE = 2.5
 """Features are standardised: this many standard deviations have the strongest red or blue."""
 
+
+_SHEET_PIXELS = 88
+"""Pixels of the side of a sample in a sheet, about."""
 
 _BAND = 16
 """Height of the picture of a signal, in pixels."""
@@ -49,25 +54,29 @@ def to_array(pixels: Tensor | np.ndarray) -> np.ndarray:
 def grid(rows: Sequence[Sequence[Tensor]]) -> np.ndarray:
     """Lay samples out in rows, with transparent gaps.
 
+    More than 500,000 pixels are thinned out: every second, third, ... pixel of a sample is left.
+
     Args:
         rows: Samples of one shape, the same number in every row.
 
     Returns:
         ``(H, W, 4)``, uint8.
     """
-    cells = [[picture(x) for x in row] for row in rows]
-    height, width = cells[0][0].shape[:2]
+    height, width = picture(rows[0][0]).shape[:2]
+    step = math.ceil(math.sqrt(max(height * width * len(rows) * len(rows[0]) / _MOST_PIXELS, 1)))
+    height, width = -(-height // step), -(-width // step)
     down, across = height + _GAP, width + (_GAP if width > 1 else 0)  # no gap between strips of features
-    out = np.zeros((len(cells) * down - _GAP, len(cells[0]) * across - (across - width), 4))
-    for i, row in enumerate(cells):
-        for j, cell in enumerate(row):
+    out = np.zeros((len(rows) * down - _GAP, len(rows[0]) * across - (across - width), 4), dtype=np.uint8)
+    for i, row in enumerate(rows):
+        for j, x in enumerate(row):
             top, left = i * down, j * across
-            out[top : top + height, left : left + width] = np.dstack([cell, np.ones((height, width))])
-    return np.asarray((out * 255).round(), dtype=np.uint8)
+            cell = np.dstack([picture(x)[::step, ::step], np.ones((height, width))])
+            out[top : top + height, left : left + width] = (cell * 255).round()
+    return out
 
 
 def write_grid(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
-    """Write :func:`grid` as a PNG file; each pixel of a sample is one pixel of the file."""
+    """Write :func:`grid` as a PNG file; each pixel of a sample is one pixel of the file, unless it is thinned out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = grid(rows)
     grey = bool((pixels[..., :1] == pixels[..., 1:3]).all())
@@ -86,7 +95,13 @@ def sheet_rows(samples: Sequence[Tensor], count: int) -> list[list[Tensor]]:
     return [[of_class[row] for of_class in samples] for row in range(count)]
 
 
-def draw_sample_sheet(samples: Sequence[Tensor], path: str | Path, title: str, confidence: Sequence[float]) -> None:
+def draw_sample_sheet(
+    samples: Sequence[Tensor],
+    path: str | Path,
+    title: str,
+    confidence: Sequence[float],
+    labels: Sequence[int] | None = None,
+) -> None:
     """Draw samples with classes as columns and write a PNG.
 
     Images are stretched to their own range; rows of features are strips, one color for each feature.
@@ -96,11 +111,13 @@ def draw_sample_sheet(samples: Sequence[Tensor], path: str | Path, title: str, c
         path: The file.
         title: Text above the sheet.
         confidence: For every class, the teacher's mean probability of that class for these samples, in [0, 1].
+        labels: The classes; None for those from 0.
     """
     from matplotlib.figure import Figure
 
     tabular = samples[0].ndim == 2
-    pictures = [[picture(one) for one in of_class] for of_class in samples]
+    names = range(len(samples)) if labels is None else labels
+    pictures = [[_thin(picture(one)) for one in of_class] for of_class in samples]
     if tabular:
         pictures = [[np.hstack(strips)] for strips in pictures]
     columns, rows = len(pictures), len(pictures[0])
@@ -108,7 +125,7 @@ def draw_sample_sheet(samples: Sequence[Tensor], path: str | Path, title: str, c
     figure = Figure(figsize=(0.8 * columns + 0.6, height), dpi=110)
     axes = figure.subplots(rows, columns, squeeze=False)
     for column, of_class in enumerate(pictures):
-        axes[0, column].set_title(f"{column}\n{100 * confidence[column]:.0f} %", fontsize=9)
+        axes[0, column].set_title(f"{names[column]}\n{100 * confidence[column]:.0f} %", fontsize=9)
         for axis, image in zip(axes[:, column], of_class, strict=True):
             axis.imshow(image, aspect="auto" if tabular else "equal", interpolation="nearest")
             axis.set(xticks=[], yticks=[], frame_on=False)
@@ -119,3 +136,9 @@ def draw_sample_sheet(samples: Sequence[Tensor], path: str | Path, title: str, c
         left=0.04 if tabular else 0.01, right=0.99, bottom=0.01, top=1 - 0.78 / height, wspace=0.06, hspace=0.06
     )
     figure.savefig(path, metadata={"Software": "kegnet_pl"})
+
+
+def _thin(pixels: np.ndarray) -> np.ndarray:
+    """Return a picture with every second, third, ... pixel, if it has more of them than the sheet can show."""
+    step = max(min(pixels.shape[:2]) // _SHEET_PIXELS, 1)
+    return pixels[::step, ::step].astype(np.float32) if step > 1 else pixels

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from kegnet_pl.compression import CompressionReport
+from kegnet_pl.reporting.classes import ClassCounts
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.runtime.environment import display_path
 
@@ -38,19 +39,23 @@ def compression_table(report: CompressionReport) -> Any:
 def class_tables(confusion: Tensor) -> dict[str, Any]:
     """Return the accuracy of every class, and the confusion matrix in rows of three numbers.
 
+    More than 50 classes are cut to those with the lowest accuracy, and to the most frequent wrong answers.
+
     Args:
         confusion: Counts ``(C, C)``, rows the true classes.
     """
-    counts = confusion.tolist()
+    counts = ClassCounts.of(confusion)
+    lines = counts.worst or zip(counts.labels, counts.samples, counts.right, strict=True)
     accuracy = [
-        {"class": label, "accuracy": line[label] / max(sum(line), 1), "samples": sum(line)}
-        for label, line in enumerate(counts)
+        {"class": label, "accuracy": right / max(samples, 1), "samples": samples} for label, samples, right in lines
     ]
-    confused = [
-        {"class": label, "answer": answer, "samples": count}
-        for label, line in enumerate(counts)
-        for answer, count in enumerate(line)
-    ]
+    pairs = counts.confused
+    if counts.confusion is not None:
+        pairs = tuple(
+            (label, answer, count) for label, line in enumerate(counts.confusion) for answer, count in enumerate(line)
+        )
+    pairs = pairs or ((0, 0, counts.right[0]),)  # more than 50 classes, all answers right
+    confused = [{"class": label, "answer": answer, "samples": count} for label, answer, count in pairs]
     return {"classes": _table(accuracy), "confusion": _table(confused)}
 
 

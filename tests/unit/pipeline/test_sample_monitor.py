@@ -75,3 +75,28 @@ def test_sheets_differ_between_generators_and_epochs(tmp_path: Path) -> None:
     make_trainer(2, tmp_path, [watch]).fit(module)
     sheets = {path.read_bytes() for path in tmp_path.glob("*/epoch_*.png")}
     assert len(sheets) == 4
+
+
+def test_many_classes_are_cut_and_looked_at_in_chunks(tmp_path: Path) -> None:
+    classes, sizes = 200, []
+
+    class Teacher(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    generator, teacher = DenseGenerator(FEATURES, classes, NOISE, blocks=1, width=8), Teacher(FEATURES, classes)
+    module = GeneratorModule(
+        generator, Decoder((FEATURES,), NOISE, blocks=1, width=8), teacher, make_objective(), adam, batch_size=12,
+        steps_per_epoch=1,
+    )  # fmt: skip
+    costs = StageCosts()
+    watch = SampleMonitor(teacher, copy.deepcopy(generator), ["a"], tmp_path, 0, costs, batch_size=12)
+    make_trainer(1, tmp_path, [watch]).fit(module)
+    assert max(sizes) == 12 and sum(sizes) == 12 + 24 * 4
+    assert costs.samples_made == costs.teacher_forwards == 24 * 4
+    samples, logits = watch._sample(module, 0, [0, 199], 4)
+    whole = SampleMonitor(teacher, copy.deepcopy(generator), ["a"], tmp_path, 0, costs)._sample(module, 0, [0, 199], 4)
+    torch.testing.assert_close(logits, whole[1])
+    assert [x.shape for x in samples] == [(4, FEATURES)] * 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kegnet_pl.reporting.images import grid, picture, sheet_rows, write_grid
+from kegnet_pl.reporting.images import draw_sample_sheet, grid, picture, sheet_rows, write_grid
 
 
 def test_an_image_is_stretched_to_its_own_range() -> None:
@@ -44,3 +44,12 @@ def test_classes_are_columns_of_images_and_rows_of_tables(shape: tuple[int, ...]
     assert len(sheet) == rows and {len(row) for row in sheet} == {columns}
     labels = [[float(x.flatten()[0]) for x in row] for row in sheet]
     assert labels == ([[0, 1, 2]] * 2 if len(shape) == 3 else [[0, 0], [1, 1], [2, 2]])
+
+
+def test_large_sheets_are_thinned_out(tmp_path: Path) -> None:
+    x = torch.rand(3, 224, 224)
+    small = grid([[x] * 10] * 4)
+    assert small.shape[0] * small.shape[1] < 600_000 and small.shape[:2] == (4 * 77 - 2, 10 * 77 - 2)
+    np.testing.assert_array_equal(small[:75, :75, :3], (picture(x)[::3, ::3] * 255).round())
+    draw_sample_sheet([x[None]] * 2, tmp_path / "sheet.png", "title", [0.5, 0.5], [7, 99])
+    assert (tmp_path / "sheet.png").stat().st_size > 1_000

@@ -1,10 +1,16 @@
 """The page and the story of a run."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
-from kegnet_pl.reporting.run_page import _facts, _spent
+import torch
+
+from kegnet_pl.reporting.classes import ClassCounts
+from kegnet_pl.reporting.run_page import _facts, _spent, write_run_page
 from kegnet_pl.reporting.run_story import find_main_student, write_story
+from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.runtime.costs import KINDS
 from kegnet_pl.sources import describe_source
 from tests.unit.reporting.rows import TEACHER, student
@@ -86,3 +92,29 @@ def test_a_ceiling_is_told_and_the_story_is_about_another_student() -> None:
     costs = _costs(student_training=1.0)
     rows = [dataclasses.replace(row, costs=costs) for row in rows]
     assert ("80.00 %", "accuracy of T+KegNet") in _facts(rows) and "T+Real" not in str(_facts(rows))
+
+
+def test_a_page_of_a_thousand_classes_is_small(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    counts = ClassCounts.of(torch.randint(0, 5, (1000, 1000)))
+    agreement = {
+        "normal": {"counts": list(range(1000)), "equal": [count // 2 for count in range(1000)], "divergence": 0.1}
+    }
+    metrics = {"evaluation": counts.to_metrics(), "agreement": agreement}
+    rows = [
+        TEACHER,
+        student(
+            0.5,
+            agreement={"over": [], "mean": None, "worst": None, "sources": {}, "unreached": [], "unreached_classes": 0},
+        ),
+    ]
+    networks: dict[str, dict[str, str]] = {row.method: {} for row in rows}
+    for row, stage in ((rows[0], "evaluation"), (rows[1], "evaluation"), (rows[1], "agreement")):
+        folder = tmp_path / f"{stage}-0123456789abcdef"
+        folder.mkdir(exist_ok=True)
+        (folder / "manifest.json").write_text(json.dumps({"metrics": metrics[stage]}))
+        networks[row.method][stage] = folder.name
+    (tmp_path / "stages.json").write_text(json.dumps({"config": {}, "networks": networks}))
+    text = write_run_page(FinishedRun(tmp_path, rows=tuple(rows))).read_text()
+    assert "24 of 1,000 classes, at equal distances" in text and "Left out" not in text
+    assert len(text) < 400_000 and text.count("<tr>") < 50 + 50 + 20 + 40

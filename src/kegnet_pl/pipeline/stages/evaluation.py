@@ -7,6 +7,7 @@ from kegnet_pl.api.evaluation import count_answers
 from kegnet_pl.compression import measure_size
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.reporting.classes import ClassCounts
 from kegnet_pl.reporting.wandb import class_tables
 from kegnet_pl.runtime.costs import StageCosts
 
@@ -38,7 +39,7 @@ def evaluation_stage(context: RunContext, stage: Stage, name: str, teacher: Stag
             "test/accuracy": accuracy,
             "test_set": data.test_set,
             "samples": len(test),
-            "confusion": answers.tolist(),
+            **ClassCounts.of(answers).to_metrics(),
         }
 
     return context.get_or_build("evaluation", settings, [stage], make, title=None)

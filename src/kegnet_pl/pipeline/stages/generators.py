@@ -40,7 +40,7 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
         def make_callbacks(names: Sequence[str], network: nn.Module) -> list[SampleMonitor]:
             seed = derive_seed(generator.seed, "sheet")
-            return [SampleMonitor(task.teacher, network, names, folder / SHEETS, seed, costs)]
+            return [SampleMonitor(task.teacher, network, names, folder / SHEETS, seed, costs, generator.batch_size)]
 
         fit = ResumableFit(context.trainers, folder, "generators", costs, "generator_training")
         generators = fit_generators(task, fit, StageProgress("generators", context.console), make_callbacks)
@@ -51,7 +51,7 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
             save_network(decoder, folder, f"decoder_{index}", generator.decoder)
         return {
             "generators": {str(index): metrics for index, metrics in enumerate(generators.metrics)},
-            "confidence": draw_samples(context, generators, folder, costs),
+            **draw_samples(context, generators, folder, costs),
             "walk": draw_walk(generators, generator.seed, folder, costs),
         }
 

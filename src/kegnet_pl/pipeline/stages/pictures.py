@@ -7,38 +7,48 @@ import torch
 
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.pipeline.context import RunContext
+from kegnet_pl.reporting.classes import shown_classes
 from kegnet_pl.reporting.images import draw_sample_sheet, write_grid
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.seeds import derive_seed
 
 _SHEET_ROWS = 8
 _CONFIDENCE_SAMPLES = 100
+_FEWER_SAMPLES = 8
+"""Samples of a class for its confidence, if not all classes are shown."""
+
 _WALKS = 5
 _WALK_STEPS = 11
 
 
-def draw_samples(context: RunContext, generators: Generators, folder: Path, costs: StageCosts) -> list[float]:
+def draw_samples(context: RunContext, generators: Generators, folder: Path, costs: StageCosts) -> dict[str, Any]:
     """Write ``samples.png``, in which generators take turns.
 
     Returns:
-        The teacher's mean probability of the intended class, for every class.
+        Metrics: the teacher's mean probability of the intended class for every class (``confidence``), or for those
+        that are shown (``confidence_classes``).
     """
     settings = context.settings.generator
-    seed = derive_seed(settings.seed, "sheet")
-    confidence: list[float] = generators.confidence(_CONFIDENCE_SAMPLES, seed=seed).mean(dim=0).tolist()
+    seed, labels, size = derive_seed(settings.seed, "sheet"), shown_classes(generators.classes), settings.batch_size
+    samples = _CONFIDENCE_SAMPLES if len(labels) == generators.classes else _FEWER_SAMPLES
+    found = generators.confidence(samples, seed=seed, classes=labels, batch_size=size)
+    confidence: list[float] = found.mean(dim=0).tolist()
     columns = []
-    for label in range(generators.classes):
-        drawn = [generators.of_class(label, _SHEET_ROWS, seed=seed, index=i) for i in range(len(generators))]
+    for label in labels:
+        drawn = [
+            generators.of_class(label, _SHEET_ROWS, seed=seed, index=i, batch_size=size) for i in range(len(generators))
+        ]
         columns.append(torch.stack([drawn[row % len(drawn)][row] for row in range(_SHEET_ROWS)]))
     title = (
         f"Synthetic {context.settings.data.name}, {len(generators)} generators, seed {settings.seed}.\n"
         f"Class, and the teacher's mean confidence in it:"
     )
-    draw_sample_sheet(columns, folder / "samples.png", title, confidence)
-    count = _CONFIDENCE_SAMPLES * generators.classes * len(generators)
+    draw_sample_sheet(columns, folder / "samples.png", title, confidence, labels)
+    count = samples * len(labels) * len(generators)
     costs.samples_made += count
     costs.teacher_forwards += count
-    return confidence
+    chosen = {} if len(labels) == generators.classes else {"confidence_classes": labels}
+    return {"confidence": confidence, **chosen}
 
 
 def draw_walk(generators: Generators, seed: int, folder: Path, costs: StageCosts) -> list[dict[str, Any]]:
