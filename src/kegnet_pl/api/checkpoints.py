@@ -18,7 +18,7 @@ from kegnet_pl.networks.execution import first_weight
 from kegnet_pl.networks.handling import move, set_mode
 from kegnet_pl.networks.validation import lazy_input_of, materialise
 from kegnet_pl.runtime.atomic_files import atomic_write
-from kegnet_pl.runtime.errors import WeightsError
+from kegnet_pl.runtime.errors import UserError, WeightsError, first_line
 from kegnet_pl.runtime.safe_files import printable, read_json
 from kegnet_pl.runtime.secrets import conceal
 
@@ -88,25 +88,41 @@ def load_network(
         raise WeightsError(f"Expected the structure of a network in {recipe}, but got something else. It is damaged.")
     network_recipe = read_recipe(content.get("network"), recipe, trust)
     with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
-        network: nn.Module = instantiate(network_recipe, _convert_="all")
-        if "lazy" in content:
-            materialise(network, content["lazy"])
         try:
-            restore_structure(network, **{key: content[key] for key in _STRUCTURE if key in content})
-        except ValueError as error:
+            network: nn.Module = instantiate(network_recipe, _convert_="all")
+        except Exception as error:  # what a constructor raises for wrong arguments
             raise WeightsError(
-                f"Expected the structure of {type(network).__name__} in {recipe}, but {error}. The file is damaged, or "
-                f"of another network."
+                f"Expected to build {printable(network_recipe['_target_'])} as {recipe} says, but it failed: "
+                f"{printable(first_line(error.__cause__ or error), 300)}. The file is damaged, or of another version."
+            ) from error
+        if not isinstance(network, nn.Module):
+            raise WeightsError(f"Expected a network in {recipe}, but got a {type(network).__name__}. It is damaged.")
+        try:
+            if "lazy" in content:
+                materialise(network, content["lazy"])
+            restore_structure(network, **{key: content[key] for key in _STRUCTURE if key in content})
+        except UserError:
+            raise
+        except Exception as error:  # damaged names and ranks raise many kinds
+            raise WeightsError(
+                f"Expected the structure of {type(network).__name__} in {recipe}, but {printable(error, 300)}. The "
+                f"file is damaged, or of another network."
             ) from error
     path = Path(folder) / f"{name}.safetensors"
     dtype = _stored_dtype(path)
     if dtype is not None and dtype != first_weight(network).dtype:  # the constructor makes another precision
         move(network, dtype)
     load_weights(network, path)
-    if logits and "answers" in content:
-        Answers(**content["answers"]).attach(network)
-    if logits and "inputs" in content:
-        ValueRange.from_dict(content["inputs"]).attach(network)
+    try:
+        if logits and "answers" in content:
+            Answers(**content["answers"]).attach(network)
+        if logits and "inputs" in content:
+            ValueRange.from_dict(content["inputs"]).attach(network)
+    except (LookupError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"Expected the answers and inputs of a network in {recipe}, but: {printable(first_line(error), 300)}. It "
+            f"is damaged."
+        ) from error
     return set_mode(network, training=False)
 
 

@@ -1,6 +1,7 @@
 """Code that files which travel may name: an allow-list, and what the user trusts."""
 
 import os
+import pydoc
 import re
 import sys
 from collections.abc import Collection, Mapping
@@ -91,10 +92,8 @@ def _is_within(target: str, package: str) -> bool:
 
 
 def _find(target: str) -> Any:
-    from hydra.utils import get_object  # a slow import
-
     try:
-        return get_object(target)
+        return pydoc.locate(target)
     except Exception:  # there is no such object: instantiation says so
         return None
 

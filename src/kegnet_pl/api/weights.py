@@ -21,6 +21,8 @@ _CONTAINERS = (
 """Keys of the state dict in checkpoints of Lightning, the KegNet release, timm and others; plain weights come before
 averages of weights (EMA)."""
 
+_ZIP = b"PK\x03\x04"
+
 _FOREIGN = ("Unsupported global", "unsupported GLOBAL", "add_safe_globals` but got", "add_safe_globals`, but got")
 """Parts of torch's messages about other objects than tensors; other messages mean a damaged file."""
 
@@ -28,7 +30,7 @@ _FOREIGN = ("Unsupported global", "unsupported GLOBAL", "add_safe_globals` but g
 def _holds_objects(path: Path, message: str) -> bool:
     """Return True if torch's error message means Python objects, not the name of a class in a truncated file."""
     match = re.search(r"GLOBAL (\S+)", message)
-    if match is not None and not zipfile.is_zipfile(path):
+    if match is not None and not path.read_bytes().startswith(_ZIP):
         module, _, name = match[1].rpartition(".")
         return f"{module}\n{name}\n".encode() in path.read_bytes()
     return any(part in message for part in _FOREIGN)
@@ -109,10 +111,11 @@ def _damaged(path: Path, error: Exception) -> WeightsError:
 
 def _is_program(path: Path) -> bool:
     """Return True if torch.jit.save or torch.export.save wrote the file."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = {part for name in archive.namelist() for part in name.split("/")}
+    except Exception:  # damaged archives raise many kinds
         return False
-    with zipfile.ZipFile(path) as archive:
-        parts = {part for name in archive.namelist() for part in name.split("/")}
     return bool(parts & {"code", "constants.pkl", "models", "serialized_exported_program.json"})
 
 

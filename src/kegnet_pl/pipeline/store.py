@@ -227,7 +227,7 @@ class Store:
             for name, size in manifest["files"].items():
                 if (final / name).stat().st_size != size:
                     raise ValueError(f"{name} does not have the size in the manifest")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             unreadable = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
             reason = f"manifest.json: {error}" if unreadable else error
             raise StoreError(

@@ -68,15 +68,15 @@ class StageFolders:
         content = read_json(path, run_folder)
         try:
             config, folders_of = _CONTENT.validate_python((content["config"], content["networks"]))
+            networks = {
+                method: {stage: Path(os.path.realpath(run_folder / folder)) for stage, folder in stages.items()}
+                for method, stages in folders_of.items()
+            }
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"Expected `config` and `networks`, with folders by name, in {printable(path)}, but got something "
                 f"else. It is damaged: run its command again."
             ) from error
-        networks = {
-            method: {stage: Path(os.path.realpath(run_folder / folder)) for stage, folder in stages.items()}
-            for method, stages in folders_of.items()
-        }
         for folders in networks.values():
             for stage, folder in folders.items():
                 if not re.fullmatch(rf"{re.escape(stage)}-[0-9a-f]{{16}}", folder.name):

@@ -228,6 +228,8 @@ class RunSettings(Settings):
         Raises:
             ConfigError: If settings are wrong; a line for each says what is allowed, what came and what to do.
         """
+        if not isinstance(plain, Mapping):
+            raise ConfigError(f"Expected settings by name, but got {plain!r:.100}.")
         try:
             settings = cls.model_validate(dict(plain))
         except ValidationError as error:
