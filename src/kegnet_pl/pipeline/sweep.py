@@ -17,6 +17,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -66,6 +67,11 @@ class SweepCallback(Callback):
         started = Path(config.hydra.sweep.dir).absolute()
         if not os.environ.get(NAME_VARIABLE):
             os.environ[NAME_VARIABLE] = sweep_name(_as_written(config.hydra.overrides.task))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: object) -> None:  # noqa: ARG002
+        """Drop the configuration of a job of a sweep, which Hydra keeps to the end of the sweep."""
+        if in_sweep():
+            job_return.cfg = job_return.hydra_cfg = None
 
 
 def _make_folder(config: DictConfig, key: str) -> None:

@@ -1,7 +1,10 @@
 """Names of sweeps."""
 
 import pytest
+from hydra.core.utils import JobReturn
+from omegaconf import OmegaConf
 
+from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.sweep import sweep_name
 
 
@@ -28,3 +31,11 @@ def test_the_name_says_what_is_swept_and_is_the_same_again() -> None:
 def test_what_is_swept(override: str, swept: bool) -> None:
     key = override.split("=", 1)[0]
     assert (f"{key}-" in sweep_name([override])) is swept
+
+
+@pytest.mark.parametrize("sweeps", [True, False])
+def test_the_configuration_of_a_finished_job_is_dropped(monkeypatch: pytest.MonkeyPatch, sweeps: bool) -> None:
+    monkeypatch.setattr(sweep, "in_sweep", lambda: sweeps)
+    job = JobReturn(cfg=OmegaConf.create({"a": 1}), hydra_cfg=OmegaConf.create({"b": 1}))
+    sweep.SweepCallback().on_job_end(OmegaConf.create(), job)
+    assert (job.cfg is None) == (job.hydra_cfg is None) == sweeps
