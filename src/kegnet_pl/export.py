@@ -16,7 +16,7 @@ from kegnet_pl.api.quantization import draw_samples, quantize
 from kegnet_pl.api.trust import TRUST_HELP, check_code
 from kegnet_pl.compression import measure_agreement
 from kegnet_pl.networks import Answers, answers_of, as_classifier, value_range_of
-from kegnet_pl.networks.validation import samples_for_trial
+from kegnet_pl.networks.validation import samples_for_trial, to_shape
 from kegnet_pl.pipeline.objects import source_definitions
 from kegnet_pl.reporting.model_card import QuantizedFile, write_model_card
 from kegnet_pl.reporting.results import Row, find_last
@@ -78,8 +78,12 @@ def export_run(
         )
     if row is None:
         raise UserError(f"Expected `method` to be one of {', '.join(one.method for one in rows)}, but got {method!r}.")
-    folders = stages.networks[row.method]
-    folder = next(folders[name] for name in ("student", "compression", "teacher") if name in folders)
+    folders = stages.networks.get(row.method, {})
+    folder = next((folders[name] for name in ("student", "compression", "teacher") if name in folders), None)
+    if folder is None or not all(isinstance(stages.config.get(group), dict) for group in ("data", "compression")):
+        raise UserError(
+            f"Expected the stages of {row.method} in {run / STAGES}, but it is damaged. Run its command again."
+        )
     if not (folder / "network.json").is_file():
         raise UserError(
             f"Expected {row.method} of {display_path(run)} in the store, but its folder was deleted. Run its command "
@@ -94,7 +98,7 @@ def export_run(
         )
     out.mkdir(parents=True, exist_ok=True)
     network, logits = (load_network(folder, logits=logits, trust=trust) for logits in (False, True))
-    shape = stages.config["data"]["input_shape"]
+    shape = to_shape(stages.config["data"].get("input_shape"))
     files = export_network(
         network, out, shape, [name for name in formats if name in NETWORK_FORMATS], batch_size=batch_size,
         outputs=answers_of(logits) or "auto",

@@ -11,8 +11,8 @@ from reproduction.paths import ROOT
 def test_readers_read_or_refuse_with_a_sentence(tmp_path: Path) -> None:
     found = fuzz.fuzz(200, 1, tmp_path)
     assert found["crashes"] == []
-    assert set(found["read"]) == set(found["read"]) | set(found["refused"]), "each reads some, too"
-    assert sum(found["refused"].values()) > 50
+    assert len({*found["read"], *found["refused"]}) == 10, "readers"
+    assert sum(found["refused"].values()) > 50 and sum(found["read"].values()) > 20
 
 
 def test_a_crash_is_found(tmp_path: Path) -> None:

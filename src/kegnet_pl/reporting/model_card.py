@@ -81,7 +81,7 @@ def write_model_card(
         value_range=data.get("value_range"),
         agreement=metrics.get("agreement"),
         agreement_text=[*describe_agreement(row), *warn_of_samples(row)],
-        compression=_COMPRESSIONS.get(metrics.get("method", plan.get("method", "tucker")))
+        compression=_COMPRESSIONS.get(str(metrics.get("method", plan.get("method", "tucker"))))
         if row.method.startswith("T")
         else None,
         files=files,
