@@ -122,16 +122,20 @@ class Loggers:
         title = stage if stage == name else f"{stage} {name}"
         given = {name: value for name, value in specification.items() if name not in ("artifacts", "settings")}
         settings = {"settings": specification["settings"]} if "settings" in specification else {}  # they hold the key
-        options = conceal(given, "${}") | settings | {  # another form would be resolved again
-            "save_dir": str(self.run_folder),
-            "name": f"{title} · {self.label}",
-            "group": os.environ.get("WANDB_RUN_GROUP") or self.group,
-            "job_type": stage,
-            "tags": [*self.tags, *(specification.get("tags") or [])],
-            "id": _run_id(folder, stage) if rank() == 0 else None,
-            "reinit": "create_new",  # leaves a run open that the user has started
-            **(_OFFLINE if offline else {}),
-        }
+        options = (
+            conceal(given, "${}")
+            | settings
+            | {  # another form would be resolved again
+                "save_dir": str(self.run_folder),
+                "name": f"{title} · {self.label}",
+                "group": os.environ.get("WANDB_RUN_GROUP") or self.group,
+                "job_type": stage,
+                "tags": [*self.tags, *(specification.get("tags") or [])],
+                "id": _run_id(folder, stage) if rank() == 0 else None,
+                "reinit": "create_new",  # leaves a run open that the user has started
+                **(_OFFLINE if offline else {}),
+            }
+        )
         logger = self._open(_build(options), options, folder)
         logger.log_hyperparams({**self.hyperparameters, "stage": stage, "network": name})
         self._wandb[key] = logger
