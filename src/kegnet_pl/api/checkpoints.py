@@ -18,6 +18,7 @@ from kegnet_pl.networks.handling import move, set_mode
 from kegnet_pl.networks.validation import lazy_input_of, materialise
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import WeightsError
+from kegnet_pl.runtime.manifests import DamagedError, check_parts
 
 _STRUCTURE = ("ranks", "folded", "split", "kept")
 """Keys of ``NAME.json`` that :func:`restore_structure` takes."""
@@ -64,13 +65,18 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
 
     Raises:
         FileNotFoundError: If there is no such network.
-        WeightsError: If its weights or its structure are damaged.
+        WeightsError: If its weights or its structure are damaged; in the folder of a stage, also if a file is another
+            one than in the manifest.
     """
     recipe = Path(folder) / f"{name}.json"
     if not recipe.is_file():
         raise FileNotFoundError(
             f"Expected {recipe.name} in {recipe.parent}, but there is none. Give the folder of a finished stage."
         )
+    try:
+        check_parts(Path(folder), (recipe.name, f"{name}.safetensors"))
+    except DamagedError as error:
+        raise damaged_stage(folder, error) from error
     from hydra.utils import instantiate  # a slow import, which other functions of the library do not need
 
     content = json.loads(recipe.read_text())
@@ -95,6 +101,14 @@ def load_network(folder: str | Path, name: str = "network", *, logits: bool = Fa
     if logits and "inputs" in content:
         ValueRange.from_dict(content["inputs"]).attach(network)
     return set_mode(network, training=False)
+
+
+def damaged_stage(folder: str | Path, error: DamagedError) -> WeightsError:
+    """Return the error of a finished stage whose files are not those of its manifest."""
+    return WeightsError(
+        f"Expected a complete stage in {folder}, but it is damaged: {error}. Run its command again, which builds the "
+        f"stage again, or copy the folder again."
+    )
 
 
 def _stored_dtype(path: Path) -> torch.dtype | None:

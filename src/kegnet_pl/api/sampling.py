@@ -1,6 +1,5 @@
 """Trained generators, and data sets of synthetic samples."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from kegnet_pl.api.checkpoints import load_network
+from kegnet_pl.api.checkpoints import damaged_stage, load_network
 from kegnet_pl.api.checks import check_counts
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes
@@ -21,6 +20,7 @@ from kegnet_pl.networks.handling import frozen_copy, move
 from kegnet_pl.networks.validation import FORWARD_ERRORS, materialise
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import first_line
+from kegnet_pl.runtime.manifests import DamagedError, read_manifest
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.settings import Outputs
 from kegnet_pl.sources import GeneratorSource, SyntheticSource
@@ -234,6 +234,7 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
 
     Raises:
         FileNotFoundError: If the folder has no generators.
+        WeightsError: If a file is damaged, or another one than in the manifest.
         ValueError: If the generators have another teacher, or the network another number of classes (weights are not
             compared).
     """
@@ -241,7 +242,7 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise FileNotFoundError(f"Expected a folder of finished generators, but got {folder} without manifest.json.")
-    content = json.loads(manifest.read_text())
+    content = _read_manifest(folder)
     if content["stage"] != "generators":
         raise FileNotFoundError(f"Expected a folder of generators, but {folder} holds {content['stage']}.")
     settings, metrics = content["config"], content["metrics"]["generators"]
@@ -266,9 +267,25 @@ def load_generators(folder: str | Path, teacher: str | Path | nn.Module, device:
     )
 
 
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a stage.
+
+    Raises:
+        WeightsError: If it is damaged.
+    """
+    try:
+        content = read_manifest(folder)
+        missing = {"stage", "fingerprint", "config", "parents", "metrics"} - set(content)
+        if missing:
+            raise DamagedError(f"manifest.json lacks {', '.join(sorted(missing))}")
+    except DamagedError as error:
+        raise damaged_stage(folder, error) from error
+    return content
+
+
 def _check_teacher(folder: Path, fingerprint: str) -> None:
     manifest = folder / "manifest.json"
-    actual = json.loads(manifest.read_text())["fingerprint"] if manifest.is_file() else None
+    actual = _read_manifest(folder)["fingerprint"] if manifest.is_file() else None
     if actual not in (None, fingerprint):  # without a manifest, load_network raises the error
         raise ValueError(
             f"Expected the teacher of these generators, teacher-{fingerprint}, but {folder} holds {actual}. Use the "

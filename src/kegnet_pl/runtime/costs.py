@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.manifests import SEAL, seal
 
 Work = Literal[
     "teacher_training", "compression", "generator_training", "drawing", "labelling", "student_training", "evaluation"
@@ -58,7 +59,7 @@ class StageCosts:
         self.total += now - self._since
         self._since = now
         content = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        atomic_write(self._file, json.dumps(content))
+        atomic_write(self._file, json.dumps(seal(content)))
 
     @contextmanager
     def measure(self, work: Work) -> Iterator[None]:
@@ -70,9 +71,18 @@ class StageCosts:
             self.seconds[work] += time.perf_counter() - start
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Return the costs that an interrupted attempt recorded; zero if there is no file."""
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+    def load(cls, path: Path, notify: Callable[[str], object] = print) -> Self:
+        """Return the costs that an interrupted attempt recorded; zero if there is no file, or it is damaged."""
+        if not path.exists():
+            return cls()
+        try:
+            content = json.loads(path.read_text())
+            if content.pop(SEAL, None) not in (None, seal(content)[SEAL]):
+                raise ValueError("it was changed")
+            return cls(**content)
+        except (ValueError, TypeError, AttributeError) as error:
+            notify(f"Warning: the costs of earlier attempts are lost, since {path} is damaged ({error}).")
+            return cls()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the costs for a manifest: all kinds of work, and ``other``, to the millisecond."""
