@@ -105,6 +105,50 @@ def test_costs_an_interrupted_attempt_leaves_its_costs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
 
 
+@pytest.mark.parametrize("damage", ["flip", "delete", "grow", "columns"])
+@pytest.mark.parametrize("name", ["logs/version_0/metrics.csv", "sheets/generator_0/epoch_0001.png"])
+def test_costs_curves_and_pictures_that_were_damaged_since_are_set_aside(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    """Files grow after the record, and a logger adds columns to all rows of its table."""
+    table, picture = tmp_path / "logs/version_0/metrics.csv", tmp_path / "sheets/generator_0/epoch_0001.png"
+    for path in (table, picture):
+        path.parent.mkdir(parents=True)
+    table.write_text("epoch,step\n0,1\n0,2\n")
+    picture.write_bytes(bytes(100))
+    (tmp_path / "checkpoints").mkdir()
+    with StageCosts().recorded(tmp_path / "costs.json"):
+        pass
+    path = tmp_path / name
+    if damage == "columns":
+        table.write_text("epoch,loss,step\n0,,1\n0,,2\n1,0.5,3\n")
+    else:
+        content = path.read_bytes()
+        flipped = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+        path.write_bytes({"flip": flipped, "grow": content + b"1,3\n"}.get(damage, b""))
+        path.unlink() if damage == "delete" else None
+    said: list[str] = []
+    costs = StageCosts.load(tmp_path / "costs.json", said.append)
+    assert costs.total > 0
+    if damage in ("grow", "columns"):
+        assert said == [] and path.exists()
+    else:
+        (message,) = said
+        assert message.startswith(f"Warning: {name} of the interrupted stage") and not path.exists()
+        assert (tmp_path / "checkpoints" / "damaged" / name).exists() is (damage == "flip")
+
+
+def test_costs_that_were_damaged_are_zero(tmp_path: Path) -> None:
+    file, said = tmp_path / "costs.json", []
+    with StageCosts().recorded(file):
+        pass
+    whole = file.read_text()
+    for content in (whole.replace("0.0", "1.0", 1), whole[:-9], "", "[]", "\x00", "{}", '{"total": 1, "x": 2}'):
+        file.write_text(content)
+        assert StageCosts.load(file, said.append).total == 0
+    assert len(said) == 6 and all("costs of earlier attempts are lost" in message for message in said)
+
+
 def test_costs_what_no_kind_of_work_explains_is_other() -> None:
     costs = StageCosts(total=5.0, samples_made=3, teacher_forwards=4)
     costs.seconds["student_training"] = 3.0
