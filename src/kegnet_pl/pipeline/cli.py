@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.runtime.environment import choose_ranks, local_rank
-from kegnet_pl.runtime.errors import ConfigError, UserError, explain_memory
+from kegnet_pl.runtime.errors import ConfigError, UserError, explain_full, explain_memory
 
 if TYPE_CHECKING:
     from kegnet_pl.settings import RunSettings
@@ -50,12 +51,14 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             raise
         _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
     except Exception as caught:
-        error = caught if isinstance(caught, UserError) else explain_memory(caught) or caught
+        known = caught if isinstance(caught, UserError) else explain_memory(caught) or explain_full(caught)
+        error = known or caught
         # Our own checks say what to do, and a traceback would hide it.
         checked = isinstance(error, ValueError | FileNotFoundError) and re.match(r"(By \w+: )?Expected ", str(error))
         expected = bool(checked) or isinstance(error, UserError)
         if local_rank() == 0:
-            sweep.record_failure(folder, error, expected)
+            with suppress(OSError):  # the folder of the run may be full
+                sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
             return math.nan  # a number, as sweepers look at it; the end of the sweep lists what failed
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
@@ -155,7 +158,10 @@ def _stop(cfg: DictConfig, folder: Path, code: int) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # it is full or closed; Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"\n{message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 

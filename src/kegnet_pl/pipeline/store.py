@@ -25,7 +25,7 @@ from kegnet_pl.pipeline.publication import (
 )
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import barrier, distributed, rank, share_decision, shared_decision
-from kegnet_pl.runtime.errors import StoreError
+from kegnet_pl.runtime.errors import FULL, StoreError
 from kegnet_pl.runtime.locks import group_modes, locked
 from kegnet_pl.runtime.manifests import DamagedError, Verify
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
@@ -36,9 +36,6 @@ Build = Callable[[Path, StageCosts], Mapping[str, Any]]
 
 FORMAT = 2
 """Version of the content of stages; a change makes all fingerprints new."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a full file system."""
 
 _ROOM = 64 * 2**20
 """Free bytes below which a store counts as full, if an error does not name the file."""

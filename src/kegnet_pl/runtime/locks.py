@@ -14,7 +14,7 @@ _TRIES = 5
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[str], object]) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[str], object] | None) -> Iterator[None]:
     """Hold a lock; the file is removed when it is released, so that no files pile up.
 
     The lock is one of ``flock``: the kernel releases it when the owner ends, also when it is killed. Network file
@@ -22,9 +22,11 @@ def locked(path: Path, waiting: Callable[[str], object]) -> Iterator[None]:
 
     Args:
         path: The file; a file of another user is enough, also if it can only be read.
-        waiting: Called once with the owner, such as ``"process 12 on host"``, if another process holds the lock.
+        waiting: Called once with the owner, such as ``"process 12 on host"``, if another process holds the lock; None
+            does not wait.
 
     Raises:
+        BlockingIOError: If another process holds the lock and ``waiting`` is None.
         OSError: If the file cannot be opened, or the file system has no locks.
     """
     descriptor = _acquire(path, waiting)
@@ -39,7 +41,7 @@ def locked(path: Path, waiting: Callable[[str], object]) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(path: Path, waiting: Callable[[str], object]) -> int:
+def _acquire(path: Path, waiting: Callable[[str], object] | None) -> int:
     said = False
     while True:
         descriptor = _open(path)
@@ -47,6 +49,8 @@ def _acquire(path: Path, waiting: Callable[[str], object]) -> int:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if waiting is None:
+                    raise
                 if not said:
                     said = True
                     waiting(os.pread(descriptor, 200, 0).decode(errors="replace") or "another process")
