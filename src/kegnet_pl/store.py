@@ -81,7 +81,8 @@ def _check(root: Path, options: argparse.Namespace) -> int:  # noqa: ARG001
 
 def _gc(root: Path, options: argparse.Namespace) -> int:
     conditions = (options.older_than, options.larger, options.max_size)
-    states: list[State] = [*(["unfinished"] if options.unfinished else []), *(["damaged"] if options.damaged else [])]
+    wanted: dict[State, bool] = {"unfinished": options.unfinished, "damaged": options.damaged}
+    states = [state for state, chosen in wanted.items() if chosen]
     if all(condition is None for condition in conditions) and not options.unreachable and not states:
         raise UserError(
             "Expected at least one of --older-than, --larger, --max-size, --unreachable, --unfinished and --damaged, "

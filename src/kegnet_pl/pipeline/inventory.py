@@ -86,7 +86,8 @@ def _read(path: Path, verify: Verify) -> Entry | None:
     if ending is not None and ending not in _STATES:
         return None
     state: State = "finished" if ending is None else _STATES[ending]
-    reason, parents = "", ()
+    reason = ""
+    parents: tuple[str, ...] = ()
     try:
         manifest = check_stage(path, stage, fingerprint, verify) if state == "finished" else read_manifest(path)
         parents = tuple(f"{name}-{key}" for name, key in dict(manifest.get("parents", {})).items())
@@ -124,10 +125,8 @@ def _closure(used: set[str], parents: dict[str, tuple[str, ...]]) -> set[str]:
             if name not in found:
                 found.add(name)
                 todo.append(name)
-    measured = {
-        name for name, of in parents.items() if name.split("-")[0] in MEASUREMENTS and of and found.issuperset(of)
-    }
-    return found | measured
+    measurements = {name: of for name, of in parents.items() if of and name.split("-")[0] in MEASUREMENTS}
+    return found | {name for name, of in measurements.items() if found.issuperset(of)}
 
 
 def choose(

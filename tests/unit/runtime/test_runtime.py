@@ -1,5 +1,6 @@
 """Devices, seeds, costs and memory of a run."""
 
+import errno
 import itertools
 import os
 import resource
@@ -15,6 +16,7 @@ import torch
 from kegnet_pl.runtime import memory
 from kegnet_pl.runtime.costs import KINDS, StageCosts, add_up
 from kegnet_pl.runtime.devices import find_device
+from kegnet_pl.runtime.errors import explain_full
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
 from kegnet_pl.runtime.seeds import derive_seed, stream
 
@@ -147,6 +149,14 @@ def test_costs_that_were_damaged_are_zero(tmp_path: Path) -> None:
         file.write_text(content)
         assert StageCosts.load(file, said.append).total == 0
     assert len(said) == 6 and all("costs of earlier attempts are lost" in message for message in said)
+
+
+@pytest.mark.parametrize("name", [[], ["/run/report.html"]])
+def test_a_full_disk_that_is_not_the_stores_is_explained(name: list[str]) -> None:
+    error = explain_full(OSError(errno.ENOSPC, "No space left on device", *name))
+    assert error is not None
+    assert f"write to {name[0] if name else 'standard output'}" in str(error) and "TMPDIR" in str(error)
+    assert explain_full(PermissionError(errno.EACCES, "Permission denied")) is None
 
 
 def test_costs_what_no_kind_of_work_explains_is_other() -> None:
