@@ -181,6 +181,8 @@ def main() -> None:
         _leave(f"Error: {error}", code=1)
     try:
         _run()
+    except KeyboardInterrupt:
+        _leave("Stopped before the run began.", code=130)
     except SystemExit as stop:
         if stop.code == 1 and not _entered and (sweep.started is None or not any(sweep.started.glob("*/.hydra"))):
             for hint in suggest(sys.argv[1:]):

@@ -112,6 +112,7 @@ class ResumableFit:
             callbacks=[Meter(self.costs, self.work, drawn), last, *callbacks, Curves(last), *selecting, *own],
             logger=self.trainers.loggers.make(self.stage, self.stage if shared else name, self.folder),
             limit_val_batches=None if self.selection.best else 0,
+            default_root_dir=str(checkpoints),  # SLURM's checkpoints: Lightning gives them to any fit of their folder
         )
         files = WholeCheckpoints(checkpoints)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's

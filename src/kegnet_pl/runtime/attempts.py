@@ -7,7 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.manifests import UNFINISHED
+
+_PICTURE = ".png"
 
 Record = dict[str, list[Any]]
 """Relative path -> how much there was (rows of a table, otherwise bytes), and the SHA-256 of it."""
@@ -25,11 +28,11 @@ def describe_attempt(folder: Path) -> Record:
 
 
 def check_attempt(folder: Path, record: Mapping[str, Any], notify: Callable[[str], object]) -> None:
-    """Set aside files that differ from the record of an attempt, and say so."""
+    """Set aside files that differ from the record of an attempt, and say so; a table may have more rows."""
     for name, (amount, digest) in record.items():
         path = folder / name
         try:
-            if _digest(path, amount) == digest:
+            if _digest(path, amount) == digest and not (path.suffix == _PICTURE and path.stat().st_size != amount):
                 continue
             away = folder / UNFINISHED[0] / "damaged" / name
             away.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +44,24 @@ def check_attempt(folder: Path, record: Mapping[str, Any], notify: Callable[[str
             f"Warning: {name} of the interrupted stage {folder.name} {reason}: the curves and pictures of the finished "
             f"stage lack it. Weights and results are not affected."
         )
+
+
+def drop_parts(folder: Path) -> None:
+    """Remove from the tables of an attempt what is no whole row of numbers, such as a row cut by a kill."""
+    for path in folder.glob("logs/*/*/metrics.csv"):
+        lines = path.read_bytes().split(b"\n")
+        columns = lines[0].count(b",")
+        whole = [lines[0], *(line for line in lines[1:-1] if line.count(b",") == columns and _is_row(line))]
+        content = b"".join(line + b"\n" for line in whole)
+        if len(lines) > 1 and content != b"\n".join(lines):
+            atomic_write(path, content)
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return bool([float(cell) for cell in line.strip().split(b",") if cell])
+    except ValueError:
+        return False
 
 
 def _rows(path: Path) -> Iterator[str]:

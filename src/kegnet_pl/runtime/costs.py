@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from kegnet_pl.runtime.atomic_files import atomic_write
-from kegnet_pl.runtime.attempts import Record, check_attempt, describe_attempt
+from kegnet_pl.runtime.attempts import Record, check_attempt, describe_attempt, drop_parts
 from kegnet_pl.runtime.manifests import SEAL, seal
 
 Work = Literal[
@@ -83,6 +83,7 @@ class StageCosts:
 
         Files of that attempt that were damaged since are set aside (see :func:`check_attempt`).
         """
+        drop_parts(path.parent)
         if not path.exists():
             return cls()
         try:

@@ -104,9 +104,12 @@ class Curves(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the last epoch of a resumed fit."""
-        for logger in trainer.loggers if self.last.metrics else ():
+        names = pl_module.names if isinstance(pl_module, TrainingModule) else None
+        # With names, loggers get those of each network alone.
+        metrics = {key: value for key, value in self.last.metrics.items() if not names or key.split("/")[0] in names}
+        for logger in trainer.loggers if metrics else ():
             if isinstance(logger, CSVLogger):
-                logger.log_metrics({**self.last.metrics, "epoch": self.last.epoch}, self.last.step)
+                logger.log_metrics({**metrics, "epoch": self.last.epoch}, self.last.step)
                 logger.save()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -48,8 +48,12 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Return the last whole checkpoint of an interrupted fit, from which it can go on to the same result.
 
         Damaged ones are renamed to ``NAME.damaged``. With ``best``, the file of the best epoch must be there, too.
+        Checkpoints that Lightning wrote in the middle of an epoch, as SLURM requeued the job, are removed: a fit that
+        goes on from the end of an epoch has the same result as one that was not stopped.
         """
         self.begun = None
+        for path in self.folder.glob("hpc_ckpt_*.ckpt") if rank() == 0 else ():
+            path.unlink(missing_ok=True)
         rejected = False
         for path in (self.folder / RESUME, _previous(self.folder / RESUME)):
             content = _read_or_set_aside(path, notify)

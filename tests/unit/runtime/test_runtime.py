@@ -107,13 +107,13 @@ def test_costs_an_interrupted_attempt_leaves_its_costs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
 
 
-@pytest.mark.parametrize("damage", ["flip", "delete", "grow", "columns"])
-@pytest.mark.parametrize("name", ["logs/version_0/metrics.csv", "sheets/generator_0/epoch_0001.png"])
+@pytest.mark.parametrize("damage", ["flip", "delete", "grow", "torn", "columns"])
+@pytest.mark.parametrize("name", ["logs/generators/version_0/metrics.csv", "sheets/generator_0/epoch_0001.png"])
 def test_costs_curves_and_pictures_that_were_damaged_since_are_set_aside(
     tmp_path: Path, name: str, damage: str
 ) -> None:
     """Files grow after the record, and a logger adds columns to all rows of its table."""
-    table, picture = tmp_path / "logs/version_0/metrics.csv", tmp_path / "sheets/generator_0/epoch_0001.png"
+    table, picture = tmp_path / "logs/generators/version_0/metrics.csv", tmp_path / "sheets/generator_0/epoch_0001.png"
     for path in (table, picture):
         path.parent.mkdir(parents=True)
     table.write_text("epoch,step\n0,1\n0,2\n")
@@ -127,17 +127,18 @@ def test_costs_curves_and_pictures_that_were_damaged_since_are_set_aside(
     else:
         content = path.read_bytes()
         flipped = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
-        path.write_bytes({"flip": flipped, "grow": content + b"1,3\n"}.get(damage, b""))
+        more = {"grow": b"1,3\n", "torn": b"1,\xe1"}.get(damage, b"")
+        path.write_bytes(flipped if damage == "flip" else content + more)
         path.unlink() if damage == "delete" else None
     said: list[str] = []
     costs = StageCosts.load(tmp_path / "costs.json", said.append)
     assert costs.total > 0
-    if damage in ("grow", "columns"):
-        assert said == [] and path.exists()
+    if damage == "columns" or (path == table and damage in ("grow", "torn")):
+        assert said == [] and path.exists() and b"\xe1" not in path.read_bytes()
     else:
         (message,) = said
         assert message.startswith(f"Warning: {name} of the interrupted stage") and not path.exists()
-        assert (tmp_path / "checkpoints" / "damaged" / name).exists() is (damage == "flip")
+        assert (tmp_path / "checkpoints" / "damaged" / name).exists() is (damage != "delete")
 
 
 def test_costs_that_were_damaged_are_zero(tmp_path: Path) -> None:
