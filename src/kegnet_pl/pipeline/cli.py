@@ -1,10 +1,12 @@
 """The command line: Hydra composes the configuration, the pipeline runs it. Heavy imports come after the checks."""
 
+import _thread
 import math
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -166,8 +168,17 @@ def _leave(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Stop the run, too, if Ctrl-C came while Python deleted an object: the exception would be printed and lost."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would come in this function
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def main() -> None:
     """Run the command line."""
+    sys.unraisablehook = interrupt_again
     # Threads of GNU's OpenMP spin for a long while before they sleep: where other programs want the cores, too, small
     # networks then take far longer (benchmarks/waiting.py). Read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
