@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kegnet_pl.pipeline import cli
 from tests.integration.conftest import FAST, Command, Refused, Start
 
 
