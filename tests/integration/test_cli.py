@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kegnet_pl.pipeline import cli
 from tests.integration.conftest import FAST, Command, Refused, Start
 
 
@@ -264,6 +265,21 @@ def test_a_run_that_is_stopped_keeps_finished_stages_and_says_how_to_go_on(
     err = running.finish(code, timeout=60).stderr
     assert "run the same command again" in err and "Traceback" not in err
     assert [path.name.split("-")[0] for path in sorted(begun.glob("[!.]*"))] == ["compression", "teacher"]
+
+
+def test_ctrl_c_while_an_object_is_deleted_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deleted:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "unraisablehook", cli.interrupt_again)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Deleted()
+            time.sleep(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

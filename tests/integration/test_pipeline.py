@@ -475,12 +475,21 @@ def test_a_setting_that_may_change_the_result_makes_other_stages(
     assert {row["fingerprint"] for row in read_rows(prepared())}.isdisjoint(row["fingerprint"] for row in second)
 
 
-def test_a_damaged_stage_says_so(tmp_path: Path, prepared: Prepared) -> None:
+def test_a_damaged_stage_is_refused_or_set_aside_and_built_again(
+    tmp_path: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = read_rows(prepared())
     copy_store(prepared(), tmp_path)
-    (tmp_path / "store" / f"student-{rows[-1]['fingerprint']}" / "network.safetensors").unlink()
-    with pytest.raises(StoreError, match=r"damaged .*Delete that folder"):
-        go(tmp_path)
+    stage = tmp_path / "store" / f"student-{rows[-1]['fingerprint']}"
+    (stage / "network.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"damaged: network\.safetensors: No such file"):
+        load_network(stage)
+    with pytest.raises(StoreError, match=r"damaged .*Run the command with resume=auto"):
+        go(tmp_path, "resume=require")
+    go(tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Warning: the stage {stage.name} is damaged" in said and f"set aside as .{stage.name}.damaged" in said
+    assert_same_weights(prepared(), tmp_path)
 
 
 def test_another_network_as_student(tmp_path: Path, prepared: Prepared) -> None:

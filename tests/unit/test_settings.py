@@ -130,6 +130,7 @@ def test_numbers_of_at_least_zero(value: Any) -> None:
 
 CHOICES = {
     "resume": "auto, never, require",
+    "verify_store": "auto, always, never",
     "generator.parallel": "auto, vmap, sequential",
     "generator.teacher_norm": "batch, running",
     "generator.lr_scheduler": "constant, cosine",
@@ -368,7 +369,7 @@ def _same_defaults(settings: Settings, given: dict[str, Any]) -> None:
 
 def test_defaults_of_the_run_and_of_settings_are_the_same() -> None:
     config = _compose("~experiment")
-    for name in ("seed", "recipe", "store", "resume", "sweep"):
+    for name in ("seed", "recipe", "store", "resume", "verify_store", "sweep"):
         assert config[name] == RunSettings.model_fields[name].default, name
 
 

@@ -19,6 +19,7 @@ from kegnet_pl.networks.handling import move, set_mode
 from kegnet_pl.networks.validation import lazy_input_of, materialise
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import UserError, WeightsError, first_line
+from kegnet_pl.runtime.manifests import DamagedError, check_parts
 from kegnet_pl.runtime.safe_files import printable, read_json
 from kegnet_pl.runtime.secrets import conceal
 
@@ -71,7 +72,8 @@ def load_network(
 
     Raises:
         FileNotFoundError: If there is no such network.
-        WeightsError: If its weights or its structure are damaged.
+        WeightsError: If its weights or its structure are damaged; in the folder of a stage, also if a file is another
+            one than in the manifest.
         UntrustedCodeError: If it names other code.
     """
     if Path(name).name != name:
@@ -81,6 +83,10 @@ def load_network(
         raise FileNotFoundError(
             f"Expected {recipe.name} in {recipe.parent}, but there is none. Give the folder of a finished stage."
         )
+    try:
+        check_parts(Path(folder), (recipe.name, f"{name}.safetensors"))
+    except DamagedError as error:
+        raise damaged_stage(folder, error) from error
     from hydra.utils import instantiate  # a slow import, which other functions of the library do not need
 
     content = read_json(recipe, None)
@@ -124,6 +130,14 @@ def load_network(
             f"is damaged."
         ) from error
     return set_mode(network, training=False)
+
+
+def damaged_stage(folder: str | Path, error: DamagedError) -> WeightsError:
+    """Return the error of a finished stage whose files are not those of its manifest."""
+    return WeightsError(
+        f"Expected a complete stage in {folder}, but it is damaged: {error}. Run its command again, which builds the "
+        f"stage again, or copy the folder again."
+    )
 
 
 def _stored_dtype(path: Path) -> torch.dtype | None:

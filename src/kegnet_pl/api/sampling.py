@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from kegnet_pl.api.checkpoints import load_network
+from kegnet_pl.api.checkpoints import damaged_stage, load_network
 from kegnet_pl.api.checks import check_counts
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes
@@ -21,7 +21,8 @@ from kegnet_pl.networks.validation import FORWARD_ERRORS, materialise, to_shape
 from kegnet_pl.reporting.classes import shown_classes
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import WeightsError, first_line
-from kegnet_pl.runtime.safe_files import printable, read_json
+from kegnet_pl.runtime.manifests import DamagedError, read_manifest
+from kegnet_pl.runtime.safe_files import printable
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.settings import Outputs
 from kegnet_pl.sources import GeneratorSource, SyntheticSource
@@ -262,7 +263,7 @@ def load_generators(
 
     Raises:
         FileNotFoundError: If the folder has no generators.
-        WeightsError: If their files are damaged.
+        WeightsError: If a file is damaged, or another one than in the manifest.
         ValueError: If the generators have another teacher, or the network another number of classes (weights are not
             compared).
     """
@@ -270,8 +271,8 @@ def load_generators(
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise FileNotFoundError(f"Expected a folder of finished generators, but got {folder} without manifest.json.")
-    content = read_json(manifest, None)
-    if isinstance(content, dict) and content.get("stage", "generators") != "generators":
+    content = _read_manifest(folder)
+    if content["stage"] != "generators":
         raise FileNotFoundError(f"Expected a folder of generators, but {folder} holds {printable(content['stage'])}.")
     try:
         config, parents = content["config"], content["parents"]
@@ -304,10 +305,25 @@ def load_generators(
     )
 
 
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a stage.
+
+    Raises:
+        WeightsError: If it is damaged.
+    """
+    try:
+        content = read_manifest(folder)
+        missing = {"stage", "fingerprint", "config", "parents", "metrics"} - set(content)
+        if missing:
+            raise DamagedError(f"manifest.json lacks {', '.join(sorted(missing))}")
+    except DamagedError as error:
+        raise damaged_stage(folder, error) from error
+    return content
+
+
 def _check_teacher(folder: Path, fingerprint: str) -> None:
     manifest = folder / "manifest.json"
-    content = read_json(manifest, None) if manifest.is_file() else None
-    actual = content.get("fingerprint") if isinstance(content, dict) else None
+    actual = _read_manifest(folder)["fingerprint"] if manifest.is_file() else None
     if actual not in (None, fingerprint):  # without a manifest, load_network raises the error
         raise ValueError(
             f"Expected the teacher of these generators, teacher-{fingerprint}, but {folder} holds {actual}. Use the "

@@ -1,11 +1,14 @@
 """The command line: Hydra composes the configuration, the pipeline runs it. Heavy imports come after the checks."""
 
+import _thread
 import math
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +22,7 @@ from kegnet_pl.pipeline.configuration import as_written, conceal_hydra_files, to
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.runtime.environment import choose_ranks, local_rank
-from kegnet_pl.runtime.errors import ConfigError, UserError, explain_memory
+from kegnet_pl.runtime.errors import ConfigError, UserError, explain_full, explain_memory
 from kegnet_pl.runtime.secrets import conceal
 
 if TYPE_CHECKING:
@@ -51,12 +54,14 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             raise
         _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
     except Exception as caught:
-        error = caught if isinstance(caught, UserError) else explain_memory(caught) or caught
+        known = caught if isinstance(caught, UserError) else explain_memory(caught) or explain_full(caught)
+        error = known or caught
         # Our own checks say what to do, and a traceback would hide it.
         checked = isinstance(error, ValueError | FileNotFoundError) and re.match(r"(By \w+: )?Expected ", str(error))
         expected = bool(checked) or isinstance(error, UserError)
         if local_rank() == 0:
-            sweep.record_failure(folder, error, expected)
+            with suppress(OSError):  # the folder of the run may be full
+                sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
             return math.nan  # a number, as sweepers look at it; the end of the sweep lists what failed
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
@@ -155,13 +160,25 @@ def _stop(cfg: DictConfig, folder: Path, code: int) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # it is full or closed; Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"\n{message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 
+def interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Stop the run, too, if Ctrl-C came while Python deleted an object: the exception would be printed and lost."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would come in this function
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def main() -> None:
     """Run the command line."""
+    sys.unraisablehook = interrupt_again
     # Threads of GNU's OpenMP spin for a long while before they sleep: where other programs want the cores, too, small
     # networks then take far longer (benchmarks/waiting.py). Read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -175,6 +192,8 @@ def main() -> None:
         _leave(f"Error: {error}", code=1)
     try:
         _run()
+    except KeyboardInterrupt:
+        _leave("Stopped before the run began.", code=130)
     except SystemExit as stop:
         if stop.code == 1 and not _entered and (sweep.started is None or not any(sweep.started.glob("*/.hydra"))):
             for hint in suggest(sys.argv[1:]):

@@ -158,7 +158,7 @@ def open_context(
     return RunContext(
         settings,
         config,
-        Store(settings.store, settings.resume, notify=console.print),
+        Store(settings.store, settings.resume, console.print, settings.verify_store),
         trainers,
         console,
         find_run_device(settings.trainer, gpu),

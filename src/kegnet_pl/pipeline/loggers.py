@@ -6,6 +6,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -218,7 +219,7 @@ def _run_id(folder: Path, stage: str | None) -> str:
     ``WANDB_RUN_ID`` is the start of the new one, with the name of the ``stage``, as each has a run of its own.
     """
     path = folder / _RUN_FILE
-    if path.exists():
+    with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: a new W&B run
         return str(json.loads(path.read_text())["id"])
     given = os.environ.get("WANDB_RUN_ID")
     identifier = f"{given}-{stage}" if given and stage else secrets.token_hex(4)

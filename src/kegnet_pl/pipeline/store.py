@@ -5,20 +5,29 @@ import hashlib
 import json
 import os
 import shutil
-import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from kegnet_pl.pipeline.provenance import command_line, git_state, versions
-from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.pipeline.publication import (
+    check_stage,
+    discard,
+    finish,
+    hidden,
+    needs_repair,
+    publish,
+    repair,
+    set_aside,
+)
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import barrier, distributed, rank, share_decision, shared_decision
-from kegnet_pl.runtime.errors import StoreError
+from kegnet_pl.runtime.errors import FULL, StoreError
+from kegnet_pl.runtime.locks import group_modes, locked
+from kegnet_pl.runtime.manifests import DamagedError, Verify
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
 from kegnet_pl.runtime.secrets import conceal
 from kegnet_pl.settings import Resume
@@ -29,8 +38,8 @@ Build = Callable[[Path, StageCosts], Mapping[str, Any]]
 FORMAT = 2
 """Version of the content of stages; a change makes all fingerprints new."""
 
-_KEYS = {"metrics", "seconds", "costs", "peak_memory", "config", "files"}
-"""Required keys of a manifest."""
+_ROOM = 64 * 2**20
+"""Free bytes below which a store counts as full, if an error does not name the file."""
 
 
 def fingerprint(stage: str, config: Mapping[str, Any], parents: Sequence[str]) -> str:
@@ -40,10 +49,6 @@ def fingerprint(stage: str, config: Mapping[str, Any], parents: Sequence[str]) -
     """
     content = json.dumps([FORMAT, stage, config, list(parents)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _hidden(final: Path) -> Path:
-    return final.with_name(f".{final.name}.building")
 
 
 @dataclass(frozen=True)
@@ -78,39 +83,51 @@ class Stage:
 class Store:
     """A folder of finished stages; a stage is built once for all runs that need it.
 
-    A stage is built in a hidden folder and published by one rename, so a visible stage is complete. An interrupted
-    build leaves its hidden folder, and the next build continues from it.
+    A stage is built in a hidden folder. Its manifest is written last, and one rename publishes it: a visible stage is
+    complete, and a kill at any moment leaves a stage that is finished or one that the next build continues. A
+    finished stage whose files have changed since is set aside and built again.
 
     Args:
         root: The folder; created if it is missing.
         resume: ``"auto"`` uses finished stages and continues interrupted ones, ``"never"`` builds all stages again,
             ``"require"`` refuses to build, and accepts a store that is read-only.
         notify: Called with messages for the user.
+        verify: Check of the files of found stages: ``"auto"`` compares their contents once a process, ``"always"``
+            whenever one is found, ``"never"`` compares only sizes.
 
     Raises:
         StoreError: If the folder cannot be written and stages may have to be built.
     """
 
-    def __init__(self, root: str | Path, resume: Resume = "auto", notify: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        resume: Resume = "auto",
+        notify: Callable[[str], None] = print,
+        verify: Verify = "auto",
+    ) -> None:
         self.root = Path(root).absolute()
         self.resume = resume
         self.notify = notify
+        self.verify: Verify = verify
+        if resume == "require" and self.root.is_dir():
+            return
         try:
-            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            with group_modes(self.root):
+                (self.root / ".locks").mkdir(exist_ok=True)
             if not os.access(self.root / ".locks", os.W_OK) or not os.access(self.root, os.W_OK):
                 raise PermissionError(errno.EACCES, "Permission denied")
-            self._locks = True
         except OSError as error:
-            if resume != "require" or not self.root.is_dir():
-                raise self._unwritable(error) from error
-            self._locks = False
+            raise self._unwritable(error) from error
 
     def _concerns_store(self, error: OSError) -> bool:
-        """Return True if an error is about writing to the store, not about the input of a stage."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            return True
-        inside = error.filename is not None and Path(os.fsdecode(error.filename)).absolute().is_relative_to(self.root)
-        return error.errno in (errno.EACCES, errno.EPERM) and inside
+        """Return True if an error is about writing to the store, not about the input of a stage or other files."""
+        if isinstance(error.filename, str | bytes):
+            inside = Path(os.fsdecode(error.filename)).absolute().is_relative_to(self.root)
+            return inside and error.errno in (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+        full = error.errno in FULL and shutil.disk_usage(self.root).free < _ROOM
+        return full or error.errno in (errno.EROFS, errno.EDQUOT)
 
     def _unwritable(self, error: OSError) -> StoreError:
         choose = "Free some space, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
@@ -134,104 +151,109 @@ class Store:
             collective: True if every rank calls ``build`` (all train, rank 0 writes); otherwise only rank 0 does.
 
         Raises:
-            StoreError: If the stage is missing under ``resume="require"``, damaged, or cannot be written.
+            StoreError: If the stage is missing or damaged under ``resume="require"``, or cannot be written.
         """
         key = fingerprint(stage, config, [parent.fingerprint for parent in parents])
         final = self.root / f"{stage}-{key}"
         if rank() != 0:
             if not shared_decision(key, final):
                 if collective:
-                    build(_hidden(final), StageCosts())
+                    build(hidden(final), StageCosts())
                 barrier()
-            return self._load(stage, key, final, found=False)
-
-        lock = FileLock(self.root / ".locks" / f"{final.name}.lock")
+            return self._load(stage, key, final, found=False, verify="never")
+        if self.resume == "require" or (self.resume == "auto" and not needs_repair(final)):
+            found = self._find(stage, key, final)  # a finished stage needs no lock
+            if found is not None:
+                share_decision(key, True)
+                return found
         try:
-            self._acquire(lock, final)
-            try:
-                hit = final.is_dir() and self.resume != "never"
-                if not hit and self.resume == "require":
-                    raise StoreError(
-                        f"Expected the stage {stage!r} ({key}) in the store {self.root}, since resume=require, but it "
-                        f"is missing. Run with resume=auto to build it, or check store=FOLDER."
-                    )
-                share_decision(key, hit)
-                if not hit:
+            with self._locked(final):
+                repair(final, stage, key)
+                found = None if self.resume == "never" else self._find(stage, key, final, replace=True)
+                share_decision(key, found is not None)
+                if found is None:
                     self._build(stage, key, config, parents, build, final)
                     if not distributed():  # ranks that start later load the stage
                         share_decision(key, True)
-            finally:
-                lock.release()
         except OSError as error:
             if self._concerns_store(error):
                 raise self._unwritable(error) from error
             raise
-        return self._load(stage, key, final, found=hit)
+        return found or self._load(stage, key, final, found=False, verify="never")
 
-    def _acquire(self, lock: FileLock, final: Path) -> None:
-        if not self._locks:
-            return
-        owner = Path(lock.lock_file).with_suffix(".owner")
+    @contextmanager
+    def _locked(self, final: Path) -> Iterator[None]:
+        def say(owner: str) -> None:
+            self.notify(f"Waiting for {owner}, which is building {final.name}.")
+
+        with group_modes(self.root), locked(self.root / ".locks" / f"{final.name}.lock", say):
+            yield
+
+    def _find(self, stage: str, key: str, final: Path, *, replace: bool = False) -> Stage | None:
+        """Return the stage if it is finished; ``replace`` sets a damaged one aside.
+
+        Raises:
+            StoreError: If it is missing or damaged under ``resume="require"``.
+        """
+        if not final.is_dir():
+            if self.resume != "require":
+                return None
+            raise StoreError(
+                f"Expected the stage {stage!r} ({key}) in the store {self.root}, since resume=require, but it is "
+                f"missing. Run with resume=auto to build it, or check store=FOLDER."
+            )
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            who = owner.read_text() if owner.exists() else "another process"
-            self.notify(f"Waiting for {who}, which is building {final.name}.")
-            lock.acquire()
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            return self._load(stage, key, final, found=True, verify=self.verify)
+        except StoreError as error:
+            if self.resume == "require":
+                raise
+            if replace:
+                away = set_aside(final)
+                self.notify(
+                    f"Warning: the stage {final.name} is damaged ({error.__cause__}). It is set aside as {away.name} "
+                    f"and built again."
+                )
+            return None
 
     def _build(
         self, stage: str, key: str, config: Mapping[str, Any], parents: Sequence[Stage], build: Build, final: Path
     ) -> None:
-        hidden = _hidden(final)
+        building = hidden(final)
         if self.resume == "never":
-            shutil.rmtree(hidden, ignore_errors=True)
-        hidden.mkdir(exist_ok=True)
-        costs_file = hidden / "costs.json"
-        costs = StageCosts.load(costs_file)
+            discard(building)
+        building.mkdir(exist_ok=True)
+        costs_file = building / "costs.json"
+        costs = StageCosts.load(costs_file, self.notify)
         reset_peak_memory()
         with costs.recorded(costs_file):
-            metrics = build(hidden, costs)
-        manifest = {
-            "stage": stage,
-            "fingerprint": key,
-            "format": FORMAT,
-            "config": conceal(config),
-            "parents": {parent.name: parent.fingerprint for parent in parents},
-            "metrics": metrics,
-            "seconds": round(costs.total, 3),
-            "costs": costs.to_dict(),
-            "peak_memory": peak_memory(),
-            "versions": versions(),
-            "git": git_state(),
-            "command": command_line(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        costs_file.unlink(missing_ok=True)
-        shutil.rmtree(hidden / "checkpoints", ignore_errors=True)
-        manifest["files"] = {path.name: path.stat().st_size for path in sorted(hidden.iterdir()) if path.is_file()}
-        atomic_write(hidden / "manifest.json", json.dumps(manifest, indent=2))
-        old = final.with_name(f".{final.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():  # with resume=never
-            final.rename(old)
-        hidden.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+            metrics = build(building, costs)
+        finish(
+            building,
+            {
+                "stage": stage,
+                "fingerprint": key,
+                "format": FORMAT,
+                "config": conceal(config),
+                "parents": {parent.name: parent.fingerprint for parent in parents},
+                "metrics": metrics,
+                "seconds": round(costs.total, 3),
+                "costs": costs.to_dict(),
+                "peak_memory": peak_memory(),
+                "versions": versions(),
+                "git": git_state(),
+                "command": command_line(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+        publish(final)
         barrier()
 
-    def _load(self, stage: str, key: str, final: Path, found: bool) -> Stage:
+    def _load(self, stage: str, key: str, final: Path, *, found: bool, verify: Verify) -> Stage:
         try:
-            manifest = json.loads((final / "manifest.json").read_text())
-            if not isinstance(manifest, dict) or not set(manifest) >= _KEYS:
-                raise ValueError("keys are missing in manifest.json")
-            for name, size in manifest["files"].items():
-                if (final / name).stat().st_size != size:
-                    raise ValueError(f"{name} does not have the size in the manifest")
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            unreadable = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-            reason = f"manifest.json: {error}" if unreadable else error
+            manifest = check_stage(final, stage, key, verify)
+        except DamagedError as error:
             raise StoreError(
-                f"Expected a complete stage in {final}, but it is damaged ({reason}). Delete that folder and run the "
-                f"same command again."
+                f"Expected a complete stage in {final}, but it is damaged ({error}). Run the command with resume=auto "
+                f"to build it again, or copy that folder again."
             ) from error
         return Stage(stage, key, final, manifest, found)

@@ -3,16 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.runtime.costs import StageCosts, Work
+from kegnet_pl.runtime.errors import StoreError
+from kegnet_pl.runtime.manifests import DamagedError
 from kegnet_pl.training import GeneratorModule
 from kegnet_pl.training.base import TrainingModule
-from kegnet_pl.training.callbacks import LastEpoch, Meter, Patience
+from kegnet_pl.training.callbacks import Curves, LastEpoch, Meter, Patience
+from kegnet_pl.training.checkpoints import BEST, WholeCheckpoints, read_checkpoint
 from kegnet_pl.training.fit import Metrics, run_fit
 
 
@@ -92,7 +96,11 @@ class ResumableFit:
         selecting: list[Callback] = []
         if self.selection.best:
             best = ModelCheckpoint(
-                dirpath=checkpoints, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False
+                dirpath=checkpoints,
+                filename=Path(BEST).stem,
+                monitor="val/accuracy",
+                mode="max",
+                enable_version_counter=False,
             )
             selecting.append(best)
         if self.selection.best and self.selection.patience is not None:
@@ -101,19 +109,37 @@ class ResumableFit:
         own = self.trainers.make_callbacks(checkpoints)
         trainer = self.trainers.make_trainer(
             max_epochs=epochs,
-            callbacks=[Meter(self.costs, self.work, drawn), last, *callbacks, *selecting, *own],
+            callbacks=[Meter(self.costs, self.work, drawn), last, *callbacks, Curves(last), *selecting, *own],
             logger=self.trainers.loggers.make(self.stage, self.stage if shared else name, self.folder),
             limit_val_batches=None if self.selection.best else 0,
+            default_root_dir=str(checkpoints),  # SLURM's checkpoints: Lightning gives them to any fit of their folder
         )
-        resume = checkpoints / "resume.ckpt"
-        run_fit(trainer, module, data, resume if resume.exists() else None)
+        files = WholeCheckpoints(checkpoints)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's
+            trainer.strategy.checkpoint_io = files
+        run_fit(trainer, module, data, files.find(best, self.trainers.loggers.notify))
         metrics, kept = dict(last.metrics), trainer.current_epoch
         if isinstance(module, TrainingModule):
             module.means = last.means
         if best is not None and best.best_model_path:
-            content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+            content = _read_best(Path(best.best_model_path))
             module.load_state_dict(content["state_dict"])
             metrics["val/accuracy"] = float(best.best_model_score)  # type: ignore[arg-type]
             kept = content["epoch"] + 1
         module.to("cpu")
         return metrics | {"epochs": trainer.current_epoch, "epoch": kept}
+
+
+def _read_best(path: Path) -> dict[str, Any]:
+    """Read the checkpoint of the best epoch.
+
+    Raises:
+        StoreError: If it was damaged or deleted since it was written.
+    """
+    try:
+        return read_checkpoint(path)
+    except (DamagedError, FileNotFoundError) as error:
+        raise StoreError(
+            f"Expected the checkpoint of the best epoch at {path}, but it was damaged or deleted while the stage was "
+            f"built. Run the command again; it continues from what is whole."
+        ) from error

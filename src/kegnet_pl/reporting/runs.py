@@ -16,7 +16,7 @@ from kegnet_pl.runtime.safe_files import exists, is_inside, printable, printable
 
 RESULTS = "results.json"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
-_NO_EFFECT = ("logger", "store", "resume", "sweep", "hydra")
+_NO_EFFECT = ("logger", "store", "resume", "verify_store", "sweep", "hydra")
 _RUN = "run"
 """Key that the rows of a sweep have in addition: the name of the run."""
 

@@ -2,13 +2,15 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.attempts import Record, check_attempt, describe_attempt, drop_parts
+from kegnet_pl.runtime.manifests import SEAL, seal
 
 Work = Literal[
     "teacher_training", "compression", "generator_training", "drawing", "labelling", "student_training", "evaluation"
@@ -35,6 +37,8 @@ class StageCosts:
     teacher_forwards: int = 0
     _file: Path | None = field(default=None, init=False, repr=False, compare=False)
     _since: float = field(default=0.0, init=False, repr=False, compare=False)
+    _files: Record = field(default_factory=dict, init=False, repr=False, compare=False)
+    _next_look: float = field(default=0.0, init=False, repr=False, compare=False)
 
     @contextmanager
     def recorded(self, path: Path) -> Iterator[None]:
@@ -57,8 +61,12 @@ class StageCosts:
         now = time.perf_counter()
         self.total += now - self._since
         self._since = now
+        if now >= self._next_look:  # at most 2 % of the time
+            self._files = describe_attempt(self._file.parent)
+            self._next_look = now + 50 * (time.perf_counter() - now)
         content = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        atomic_write(self._file, json.dumps(content))
+        content["files"] = self._files
+        atomic_write(self._file, json.dumps(seal(content)))
 
     @contextmanager
     def measure(self, work: Work) -> Iterator[None]:
@@ -70,9 +78,23 @@ class StageCosts:
             self.seconds[work] += time.perf_counter() - start
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Return the costs that an interrupted attempt recorded; zero if there is no file."""
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+    def load(cls, path: Path, notify: Callable[[str], object] = print) -> Self:
+        """Return the costs that an interrupted attempt recorded; zero if there is no file, or it is damaged.
+
+        Files of that attempt that were damaged since are set aside (see :func:`check_attempt`).
+        """
+        drop_parts(path.parent)
+        if not path.exists():
+            return cls()
+        try:
+            content = json.loads(path.read_text())
+            if content.pop(SEAL, None) not in (None, seal(content)[SEAL]):
+                raise ValueError("it was changed")
+            check_attempt(path.parent, content.pop("files", {}), notify)
+            return cls(**content)
+        except (ValueError, TypeError, AttributeError) as error:
+            notify(f"Warning: the costs of earlier attempts are lost, since {path} is damaged ({error}).")
+            return cls()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the costs for a manifest: all kinds of work, and ``other``, to the millisecond."""

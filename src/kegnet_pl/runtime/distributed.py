@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 _DECISIONS = "KEGNET_STAGES"
-"""Environment variable that carries decisions from the main process to the processes that it starts."""
+"""Environment variable that carries the stage in work from the main process to the processes that it starts."""
 
 
 def rank() -> int:
@@ -29,12 +29,16 @@ def barrier() -> None:
 
 
 def share_decision(key: str, hit: bool) -> None:
-    """Share from rank 0 if the stage with a fingerprint is finished, with ranks that run or that start later."""
+    """Share from rank 0 if the stage with a fingerprint is finished, with ranks that run or that start later.
+
+    Ranks that start later find finished stages in the store, so the variable names only the stage in work.
+    """
     if distributed():
         torch.distributed.broadcast_object_list([hit], src=0)
+    elif hit:
+        os.environ.pop(_DECISIONS, None)
     else:
-        decisions = json.loads(os.environ.get(_DECISIONS, "{}"))
-        os.environ[_DECISIONS] = json.dumps(decisions | {key: hit})
+        os.environ[_DECISIONS] = json.dumps({key: False})
 
 
 def shared_decision(key: str, final: Path) -> bool:

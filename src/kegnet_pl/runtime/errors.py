@@ -1,11 +1,32 @@
 """Errors that the user can fix: the command line prints their messages without a traceback."""
 
+import errno
 import re
 from collections.abc import Mapping
 from typing import Any
 
 FAILURE = "failure.json"
 """File with the error of a failed run or job."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full file system, or of a file that is too large for it."""
+
+
+def explain_full(error: BaseException) -> "UserError | None":
+    """Return the error of a full file system that is not the store's in the user's words; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return None
+    where = (
+        error.filename
+        if isinstance(error.filename, str)
+        else ("standard output, or to a temporary file (TMPDIR), or to the folder of the run")
+    )
+    return UserError(
+        f"Expected to write to {where}, but got: {error.strerror}. Free some space, or choose another place "
+        f"(hydra.run.dir=FOLDER for the run, TMPDIR for temporary files). Finished stages are in the store; run the "
+        f"command again to continue."
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError
 
 from kegnet_pl.runtime.errors import ConfigError
+from kegnet_pl.runtime.manifests import Verify
 from kegnet_pl.settings.base import Count, Object, Positive, Resume, Seed, Settings, explained
 from kegnet_pl.settings.compression import DEFAULT_SOURCE, CompressionSettings
 from kegnet_pl.settings.data import ENTRY_POINTS, DataSettings, Mixtures
@@ -193,6 +194,9 @@ class RunSettings(Settings):
     """Folder of finished stages; shared by all runs."""
     resume: Resume = "auto"
     """auto: use finished stages and continue interrupted ones; never: build all again; require: refuse to build."""
+    verify_store: Verify = "auto"
+    """Check of finished stages: auto: compare their files with their SHA-256 once a process; always: whenever one is
+    found; never: compare sizes only, but read networks as with auto."""
     objective: Literal["accuracy", "agreement", "agreement_and_speed"] = "accuracy"
     """Result of a run for hydra/sweeper=optuna: agreement of the last student with the teacher, or agreement and
     speed-up. accuracy is an error there, since test data must not choose a student."""

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.trainer.states import TrainerFn
 
 from kegnet_pl.runtime.costs import StageCosts, Work
@@ -65,24 +66,57 @@ class LastEpoch(Callback):
     Attributes:
         metrics: All logged metrics by name.
         means: Training metrics of each network; see :class:`TrainingModule`.
+        epoch: Its index, from 0.
+        step: Index of its last step, from 0.
     """
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
         self.means: list[dict[str, float]] = []
+        self.epoch = self.step = 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics of the epoch."""
         self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.means = pl_module.means if isinstance(pl_module, TrainingModule) else []
+        self.epoch, self.step = trainer.current_epoch, trainer.global_step - 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"metrics": self.metrics, "means": self.means}
+        return {"metrics": self.metrics, "means": self.means, "epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state."""
-        self.metrics, self.means = state_dict["metrics"], state_dict["means"]
+        vars(self).update(state_dict)
+
+
+class Curves(Callback):
+    """Writes the rows of CSV loggers before every checkpoint, so that curves lack no epoch after a crash.
+
+    Lightning logs the metrics of an epoch after its checkpoint; a resumed fit logs them again.
+
+    Args:
+        last: Keeps the metrics of the last epoch.
+    """
+
+    def __init__(self, last: LastEpoch) -> None:
+        self.last = last
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the last epoch of a resumed fit."""
+        names = pl_module.names if isinstance(pl_module, TrainingModule) else None
+        # With names, loggers get those of each network alone.
+        metrics = {key: value for key, value in self.last.metrics.items() if not names or key.split("/")[0] in names}
+        for logger in trainer.loggers if metrics else ():
+            if isinstance(logger, CSVLogger):
+                logger.log_metrics({**metrics, "epoch": self.last.epoch}, self.last.step)
+                logger.save()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rows so far."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
 
 
 class Meter(Callback):

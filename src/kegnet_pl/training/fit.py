@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -155,6 +157,8 @@ class QuietFit:
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,
+                # Under SLURM, Lightning loads any checkpoint of a requeued job that is in this folder.
+                default_root_dir=str(Path(tempfile.gettempdir()) / f"kegnet_pl-{uuid.uuid4().hex}"),
             )
             run_fit(trainer, module, data)
         module.to("cpu")

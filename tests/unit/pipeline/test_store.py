@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from kegnet_pl.api.checkpoints import save_network
+from kegnet_pl.pipeline import publication
 from kegnet_pl.pipeline import store as store_module
 from kegnet_pl.pipeline.provenance import git_state, versions
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
@@ -197,20 +198,36 @@ def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
     assert _get(tmp_path, Builder(seconds=0.1)).seconds == pytest.approx(0.7, abs=0.2)
 
 
-def test_full_disk(tmp_path: Path) -> None:
-    full = OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("named", [True, False])
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
+    """Errors of a write without a name concern the store if it has little room left."""
+    name = [str(tmp_path / ".teacher-0.building" / "half.txt")] if named else []
+    full = OSError(errno.ENOSPC, "No space left on device", *name)
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**10 if named else 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(StoreError, match=r"write to the store.*No space left.*Free some space.*store=FOLDER"):
         _get(tmp_path, Builder(full))
     assert _visible(tmp_path) == []
     assert _get(tmp_path, Builder()).found is False
 
 
+@pytest.mark.parametrize("name", [[], ["/elsewhere/temporary"]])
+def test_another_disk_that_is_full_is_not_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: list[str]
+) -> None:
+    """Such as that of TMPDIR, or of the file that standard output goes to."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="No space left"):
+        _get(tmp_path, Builder(OSError(errno.ENOSPC, "No space left on device", *name)))
+
+
 def test_full_disk_at_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path, text: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(path: Path, text: str, *, durable: bool) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "atomic_write", fail)
+        patch.setattr(publication, "atomic_write", fail)
         with pytest.raises(StoreError, match="No space left"):
             _get(tmp_path, Builder())
     assert _visible(tmp_path) == []
@@ -277,13 +294,124 @@ def _forbidden(path: Path, *_: Any, **__: Any) -> None:
     raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
 
-@pytest.mark.parametrize("content", [None, "", '{"stage": "tea', "\x00\x01", "null", "{}"])
+def _spoil(path: Path, content: str | None) -> None:
+    path.unlink() if content is None else path.write_text(content)
+
+
+@pytest.mark.parametrize("content", [None, "", '{"stage": "tea', "\x00\x01", "null", "{}", '{"files": 3}'])
 def test_damaged_manifest(tmp_path: Path, content: str | None) -> None:
     path = _get(tmp_path, Builder()).folder / "manifest.json"
-    path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(StoreError, match=r"complete stage in .*manifest\.json.*Delete") as caught:
-        _get(tmp_path, Builder())
+    _spoil(path, content)
+    with pytest.raises(StoreError, match=r"complete stage in .*manifest\.json.*resume=auto") as caught:
+        _get(tmp_path, Builder(), resume="require")
     assert str(path.parent) in str(caught.value)
+    said: list[str] = []
+    again = _get(tmp_path, Builder(), notify=said.append)
+    assert (again.found, again.metrics["accuracy"]) == (False, 0.5)
+    assert len(said) == 1 and said[0].startswith(f"Warning: the stage {path.parent.name} is damaged (")
+    aside = tmp_path / f".{path.parent.name}.damaged"
+    assert (aside / "done.txt").read_text() == "finished" and aside.name in said[0]
+    assert _get(tmp_path, Builder()).found
+
+
+def _build_folders(folder: Path, costs: StageCosts) -> dict[str, Any]:
+    (folder / "logs" / "version_0").mkdir(parents=True, exist_ok=True)
+    (folder / "logs" / "version_0" / "metrics.csv").write_text("epoch,loss\n0,0.25\n")
+    (folder / "empty.txt").touch()
+    (folder / "weights.bin").write_bytes(bytes(range(200)))
+    return {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize("verify", ["auto", "always", "never"])
+@pytest.mark.parametrize("name", ["weights.bin", "logs/version_0/metrics.csv", "manifest.json"])
+@pytest.mark.parametrize("kind", ["flip", "cut", "zero", "delete", "grow"])
+def test_damaged_file(tmp_path: Path, name: str, kind: str, verify: Any) -> None:
+    """Never compares sizes only, so it finds no file of the same size; the manifest it checks always."""
+    path = _get(tmp_path, _build_folders).folder / name
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    if kind == "flip":
+        content[middle] ^= 1
+    elif kind == "zero":
+        content[middle : middle + 4] = bytes(4)
+    path.write_bytes({"cut": content[:middle], "grow": content + b"x"}.get(kind, content))
+    if kind == "delete":
+        path.unlink()
+    missed = verify == "never" and kind in ("flip", "zero") and name != "manifest.json"
+    if not missed:
+        with pytest.raises(StoreError, match="is damaged"):
+            _get(tmp_path, _build_folders, resume="require", verify=verify)
+    said: list[str] = []
+    assert _get(tmp_path, _build_folders, verify=verify, notify=said.append).found is missed
+    assert len(said) == (0 if missed else 1)
+    assert _get(tmp_path, _build_folders).found is not missed
+
+
+def test_files_and_manifests_of_other_stages_are_found(tmp_path: Path) -> None:
+    one, other = (_get(tmp_path, _build_folders, {"lr": lr}).folder for lr in (1, 2))
+    shutil.copy(other / "manifest.json", one)
+    with pytest.raises(StoreError, match=rf"manifest\.json is that of {other.name}"):
+        _get(tmp_path, Builder(), {"lr": 1}, resume="require")
+    shutil.rmtree(one)
+    shutil.copytree(other, one)
+    with pytest.raises(StoreError, match=rf"manifest\.json is that of {other.name}"):
+        _get(tmp_path, Builder(), {"lr": 1}, resume="require")
+
+
+def test_manifests_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    folder = _get(tmp_path, _build_folders).folder
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["sha256"]
+    content["files"] = {"weights.bin": 200, "empty.txt": 0}
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert _get(tmp_path, Builder(), resume="require").manifest == content
+    (folder / "weights.bin").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"weights\.bin does not have the size"):
+        _get(tmp_path, Builder(), resume="require")
+
+
+def test_copied_and_moved_stores_are_read(tmp_path: Path) -> None:
+    made = _get(tmp_path / "a", _build_folders)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a").rename(tmp_path / "c")
+    for name in ("b", "c"):
+        assert _get(tmp_path / name, Builder()).manifest == made.manifest
+
+
+def test_locks_and_the_environment_do_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KEGNET_STAGES", raising=False)
+    for index in range(20):
+        _get(tmp_path, Builder(), {"lr": index})
+    assert list((tmp_path / ".locks").iterdir()) == []
+    assert "KEGNET_STAGES" not in os.environ
+
+
+def test_a_lock_file_of_another_user_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may only be read; earlier versions left such files behind."""
+    name = f"teacher-{fingerprint('teacher', CONFIG, [])}.lock"
+    Store(tmp_path)
+    (tmp_path / ".locks" / name).write_text("process 1 on host")
+    real = os.open
+
+    def open_as_another_user(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if str(path).endswith(".lock") and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", open_as_another_user)
+    assert _get(tmp_path, Builder(), notify=pytest.fail).metrics["call"] == 1
+
+
+@pytest.mark.parametrize(("mode", "shared"), [(0o2775, True), (0o775, True), (0o755, False)])
+def test_modes_follow_the_group_of_the_store(tmp_path: Path, mode: int, shared: bool) -> None:
+    tmp_path.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        folder = _get(tmp_path, _build_folders).folder
+    finally:
+        assert os.umask(before) == 0o022
+    paths = [tmp_path / ".locks", folder, *folder.rglob("*")]
+    assert {bool(path.stat().st_mode & 0o020) for path in paths} == {shared}
 
 
 def test_other_ranks_build_what_rank_0_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

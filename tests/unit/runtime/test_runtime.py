@@ -1,5 +1,6 @@
 """Devices, seeds, costs and memory of a run."""
 
+import errno
 import itertools
 import os
 import resource
@@ -15,6 +16,7 @@ import torch
 from kegnet_pl.runtime import memory
 from kegnet_pl.runtime.costs import KINDS, StageCosts, add_up
 from kegnet_pl.runtime.devices import find_device
+from kegnet_pl.runtime.errors import explain_full
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
 from kegnet_pl.runtime.seeds import derive_seed, stream
 
@@ -103,6 +105,59 @@ def test_costs_an_interrupted_attempt_leaves_its_costs(tmp_path: Path) -> None:
         time.sleep(0.02)
     assert StageCosts.load(file).total >= costs.total + 0.02
     assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "delete", "grow", "torn", "columns"])
+@pytest.mark.parametrize("name", ["logs/generators/version_0/metrics.csv", "sheets/generator_0/epoch_0001.png"])
+def test_costs_curves_and_pictures_that_were_damaged_since_are_set_aside(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    """Files grow after the record, and a logger adds columns to all rows of its table."""
+    table, picture = tmp_path / "logs/generators/version_0/metrics.csv", tmp_path / "sheets/generator_0/epoch_0001.png"
+    for path in (table, picture):
+        path.parent.mkdir(parents=True)
+    table.write_text("epoch,step\n0,1\n0,2\n")
+    picture.write_bytes(bytes(100))
+    (tmp_path / "checkpoints").mkdir()
+    with StageCosts().recorded(tmp_path / "costs.json"):
+        pass
+    path = tmp_path / name
+    if damage == "columns":
+        table.write_text("epoch,loss,step\n0,,1\n0,,2\n1,0.5,3\n")
+    else:
+        content = path.read_bytes()
+        flipped = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+        more = {"grow": b"1,3\n", "torn": b"1,\xe1"}.get(damage, b"")
+        path.write_bytes(flipped if damage == "flip" else content + more)
+        path.unlink() if damage == "delete" else None
+    said: list[str] = []
+    costs = StageCosts.load(tmp_path / "costs.json", said.append)
+    assert costs.total > 0
+    if damage == "columns" or (path == table and damage in ("grow", "torn")):
+        assert said == [] and path.exists() and b"\xe1" not in path.read_bytes()
+    else:
+        (message,) = said
+        assert message.startswith(f"Warning: {name} of the interrupted stage") and not path.exists()
+        assert (tmp_path / "checkpoints" / "damaged" / name).exists() is (damage != "delete")
+
+
+def test_costs_that_were_damaged_are_zero(tmp_path: Path) -> None:
+    file, said = tmp_path / "costs.json", []
+    with StageCosts().recorded(file):
+        pass
+    whole = file.read_text()
+    for content in (whole.replace("0.0", "1.0", 1), whole[:-9], "", "[]", "\x00", "{}", '{"total": 1, "x": 2}'):
+        file.write_text(content)
+        assert StageCosts.load(file, said.append).total == 0
+    assert len(said) == 6 and all("costs of earlier attempts are lost" in message for message in said)
+
+
+@pytest.mark.parametrize("name", [[], ["/run/report.html"]])
+def test_a_full_disk_that_is_not_the_stores_is_explained(name: list[str]) -> None:
+    error = explain_full(OSError(errno.ENOSPC, "No space left on device", *name))
+    assert error is not None
+    assert f"write to {name[0] if name else 'standard output'}" in str(error) and "TMPDIR" in str(error)
+    assert explain_full(PermissionError(errno.EACCES, "Permission denied")) is None
 
 
 def test_costs_what_no_kind_of_work_explains_is_other() -> None:

@@ -1,0 +1,129 @@
+"""Publication of a stage: a hidden folder becomes a finished stage by one rename, which a kill cannot split."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.manifests import (
+    MANIFEST,
+    UNFINISHED,
+    DamagedError,
+    Verify,
+    check_files,
+    describe_files,
+    read_manifest,
+    seal,
+)
+
+KEYS = {"metrics", "seconds", "costs", "peak_memory", "config", "files"}
+"""Required keys of a manifest."""
+
+BUILDING, DAMAGED, REPLACED, DISCARDED = "building", "damaged", "old", "discarded"
+"""Endings of hidden folders: begun; found damaged; replaced under ``resume=never``; to be deleted."""
+
+
+def hidden(final: Path, ending: str = BUILDING) -> Path:
+    """Return the hidden folder with an ending beside a finished stage."""
+    return final.with_name(f".{final.name}.{ending}")
+
+
+def check_stage(folder: Path, stage: str, key: str, verify: Verify = "auto") -> dict[str, Any]:
+    """Return the manifest of a finished stage.
+
+    Raises:
+        DamagedError: If a file is missing or differs, or the manifest is damaged or that of another stage.
+    """
+    manifest = read_manifest(folder)
+    if not set(manifest) >= KEYS:
+        raise DamagedError(f"keys are missing in {MANIFEST}")
+    found = manifest.get("stage", stage), manifest.get("fingerprint", key)
+    if found != (stage, key):
+        raise DamagedError(f"{MANIFEST} is that of {found[0]}-{found[1]}")
+    check_files(folder, manifest, verify=verify)
+    return manifest
+
+
+def finish(building: Path, content: Mapping[str, Any]) -> None:
+    """Write the manifest of a stage, with all of its files, as the last file of its hidden folder."""
+    files = describe_files(building)
+    for name in files:
+        _flush(building / name)
+    atomic_write(building / MANIFEST, json.dumps(seal({**content, "files": files}), indent=2), durable=True)
+
+
+def publish(final: Path) -> None:
+    """Make the hidden folder of a stage the finished one; one that is there already is replaced."""
+    replaced = hidden(final, REPLACED)
+    if final.exists():
+        discard(replaced)
+        final.rename(replaced)
+    hidden(final).rename(final)
+    _flush(final.parent)
+    clean(final)
+
+
+def repair(final: Path, stage: str, key: str) -> None:
+    """Bring the publication of a stage to its end that was broken off, if one was; the caller holds the lock."""
+    building, replaced = hidden(final), hidden(final, REPLACED)
+    if (building / MANIFEST).exists():
+        try:
+            check_stage(building, stage, key)
+        except DamagedError:
+            (building / MANIFEST).unlink()  # its checkpoints are there still, and it is built to its end again
+        else:
+            publish(final)
+    if replaced.exists() and not final.exists():
+        replaced.rename(final)
+    if final.exists():
+        clean(final)
+
+
+def needs_repair(final: Path) -> bool:
+    """Return True if something is left over from the publication of a finished stage that was broken off."""
+    return hidden(final, REPLACED).exists() or any((final / name).exists() for name in UNFINISHED)
+
+
+def clean(final: Path) -> None:
+    """Remove what only the unfinished stage needed, and the stage that it replaced; what cannot be removed stays."""
+    shutil.rmtree(final / UNFINISHED[0], ignore_errors=True)
+    with suppress(OSError):
+        (final / UNFINISHED[1]).unlink(missing_ok=True)
+    discard(hidden(final, REPLACED))
+    discard(hidden(final, DISCARDED))
+
+
+def discard(folder: Path) -> None:
+    """Delete a hidden folder, so that a kill leaves no part of it under its name."""
+    name = folder.name.removeprefix(".").rsplit(".", 1)[0]
+    away = hidden(folder.with_name(name), DISCARDED)
+    with suppress(OSError):
+        shutil.rmtree(away, ignore_errors=True)
+        if folder.exists() and folder != away:
+            folder.rename(away)
+            shutil.rmtree(away, ignore_errors=True)
+
+
+def set_aside(final: Path) -> Path:
+    """Rename a damaged stage to a hidden folder, which replaces an older one; return that folder."""
+    away = hidden(final, DAMAGED)
+    discard(away)
+    final.rename(away)
+    return away
+
+
+def _flush(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir():  # some file systems refuse it for folders
+            error.filename = str(path)
+            raise
+    finally:
+        os.close(descriptor)
