@@ -78,9 +78,15 @@ def _teacher_folder(teachers: Path, experiment: str, seed: int) -> Path:
 
 
 def _copy(stage: Path, to: Path) -> None:
-    """Copy a stage atomically."""
+    """Copy a stage without its logs, atomically; the manifest of the copy names the files that it has."""
+    from kegnet_pl.runtime.manifests import MANIFEST, SEAL, describe_files, seal
+
     to.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(mkdtemp(prefix=".copy-", dir=to.parent))
     shutil.copytree(stage, draft / to.name, ignore=shutil.ignore_patterns("logs"))
+    manifest = json.loads((draft / to.name / MANIFEST).read_text())
+    if SEAL in manifest:  # manifests of earlier versions name no logs
+        copied = seal(manifest | {"files": describe_files(draft / to.name)})
+        (draft / to.name / MANIFEST).write_text(json.dumps(copied, indent=2))
     (draft / to.name).rename(to)
     draft.rmdir()

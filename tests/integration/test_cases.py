@@ -156,7 +156,7 @@ def test_lazy_layers_on_the_command_line(command: Command, tmp_path: Path) -> No
     )  # fmt: skip
     (folder,) = (tmp_path / "outputs/debug_store").glob("compression-*")
     assert "teacher: read from w.pt" in done.stdout
-    small = kegnet_pl.load_network(folder)
+    small = kegnet_pl.load_network(folder, trust=[str(tmp_path / "net.py")])
     assert type(small[3]).__name__ == "TuckerLinear" and small(torch.zeros(2, *SHAPE)).shape == (2, 10)
 
 
@@ -221,6 +221,8 @@ def test_too_little_memory_is_a_sentence(error: Exception) -> None:
 def test_every_row_of_the_complaints_names_a_test_that_exists() -> None:
     root = Path(__file__).parents[2]
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (root / "docs/complaints.md").read_text())
-    sources = {path.name: path.read_text() for path in (root / "tests").rglob("test_*.py")}
+    sources: dict[str, str] = {}
+    for path in (root / "tests").rglob("test_*.py"):
+        sources[path.name] = sources.get(path.name, "") + path.read_text()
     assert len(named) > 20
-    assert all(f"def {test}(" in sources[file] for file, test in named)
+    assert [test for file, test in named if f"def {test}(" not in sources[file]] == []

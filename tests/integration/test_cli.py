@@ -92,7 +92,8 @@ def test_a_network_of_the_user_is_more_than_a_demo(
     (tmp_path / "w.pt").touch()  # it is read after the preset is chosen
     said = refused("teacher.weights=w.pt", *more)
     assert ("This is a trial: generators train for 2 epochs of 50 steps" in said) is warned
-    assert ("preset=auto: experiment=custom/image (images, no batch norm" in said) is (not more)
+    chosen = "preset=auto: experiment=custom/image compression=auto (images, no batch norm"
+    assert (chosen in said) is (not more)
 
 
 def test_a_preset_is_chosen_and_saved(command: Command, tmp_path: Path) -> None:

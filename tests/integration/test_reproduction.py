@@ -127,8 +127,8 @@ def _files(folder: Path) -> list[str]:
 def test_teachers_are_kept_once_a_seed_and_refused_if_they_differ(tmp_path: Path) -> None:
     jobs = [Job("letter_mlp", "option1", "fast", kind, seed) for kind in KINDS for seed in (0, 1)]
     for number, job in enumerate(jobs[:3]):
-        _stage(tmp_path / "store" / f"teacher-{number}", str(number), f"weights of seed {job.seed}")
-        _run_of_teacher(tmp_path / "paper", job, f"teacher-{number}")
+        _stage(tmp_path / "store" / f"teacher-{number:016}", str(number), f"weights of seed {job.seed}")
+        _run_of_teacher(tmp_path / "paper", job, f"teacher-{number:016}")
     folder, kept = tmp_path / "paper", tmp_path / "teachers"
     keep_teachers(jobs, folder, kept)
     assert _files(kept) == [
@@ -136,7 +136,7 @@ def test_teachers_are_kept_once_a_seed_and_refused_if_they_differ(tmp_path: Path
     ]
     for seed in (0, 1):
         assert (kept / f"letter_mlp-seed{seed}" / "network.safetensors").read_text() == f"weights of seed {seed}"
-    (tmp_path / "store" / "teacher-2" / "network.safetensors").write_text("others")
+    (tmp_path / "store" / f"teacher-{2:016}" / "network.safetensors").write_text("others")
     with pytest.raises(
         ValueError, match=r"letter_mlp-option1-fast-noise-seed0 has another one than .*letter_mlp-seed0"
     ):
@@ -744,7 +744,7 @@ def test_other_networks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Split(torch.randn(64, 16), torch.arange(64) % 26)
     teacher = networks.train_teacher(networks.TABLE_NETWORKS["MLP of Letter"], data, 0)
     found = networks.measure(teacher, {"train": data, "test": data}, 4.0, {})
-    assert found["ratio"] >= 4 and found["warned"] == (found["agreement"] < 0.9)
+    assert found["ratio"] >= 4
     assert (
         found["compared"].keys() == {"pruning", "tucker"} and found["compared"][found["method"]] == found["agreement"]
     )
