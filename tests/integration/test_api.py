@@ -42,6 +42,12 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.fixture(autouse=True)
+def without_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison of methods is tested in tests/unit/compression/test_automatic.py; here it would cost seconds."""
+    monkeypatch.setattr("kegnet_pl.api.students.has_library", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def generators() -> kegnet_pl.Generators:
     return kegnet_pl.train_generators(_lenet(), SHAPE, **TINY)
