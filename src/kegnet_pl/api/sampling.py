@@ -342,7 +342,9 @@ def class_confidence(logits: Tensor, classes: Sequence[int] | None = None) -> Te
     """
     labels = range(logits.shape[-1]) if classes is None else classes
     if logits.ndim != 3 or logits.shape[0] != len(labels):
-        raise ValueError(f"Expected `logits` of shape (C, N, C), but got {tuple(logits.shape)}.")
+        raise ValueError(
+            f"Expected `logits` of shape (K, N, C) for K = {len(labels)} classes, but got {tuple(logits.shape)}."
+        )
     return logits.softmax(dim=2)[..., list(labels)].diagonal(dim1=0, dim2=2).mean(dim=0)
 
 
