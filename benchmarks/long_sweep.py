@@ -1,6 +1,6 @@
-"""Growth of one process that runs many tiny jobs of a sweep: ``python benchmarks/long_sweep.py --jobs 200``.
+"""Resource growth of one process that runs many tiny jobs of a sweep: ``python benchmarks/long_sweep.py --jobs 200``.
 
-Prints, after every tenth job, what the process holds: memory, open files, temporary files, the environment, objects.
+After every tenth job it prints memory, open files, temporary files, size of the environment and number of objects.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Cost of a run with many classes: ``python benchmarks/many_classes.py --classes 1000 --side 16``.
 
-Prints seconds of the generator stage, those of its training, the peak of memory above a process that has imported torch
-and holds the teacher, and the sizes of what is only looked at.
+It prints the seconds of the generator stage and of its training, the peak memory above that of a process that has
+imported torch, and the sizes of sheets, pages and manifests.
 """
 
 import argparse

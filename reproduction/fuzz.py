@@ -50,7 +50,7 @@ from reproduction.paths import ROOT
 
 COUNT = 10_000
 SECONDS = 20
-"""A reader that takes longer hangs."""
+"""Time limit of a reader, in seconds."""
 
 Reader = Callable[[random.Random], object]
 

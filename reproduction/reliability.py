@@ -1,7 +1,7 @@
 """Kills and damaged files: ``python -m reproduction.reliability`` writes ``results/RELIABILITY.md``.
 
-A tiny pipeline on the digits is killed twice at random moments and continued; and files of its store are damaged before
-the same command runs again. Its stages must be the same to the bit, or the command must say what is wrong.
+A tiny pipeline on the digits is killed twice at random moments and resumed. In other trials, a file of its store is
+damaged before the same command runs again. Its stages must be bit-identical, or the command must report the damage.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def _load(stage: Path) -> str | None:
 
 
 def start(folder: Path, settings: Sequence[str], *, stop: str = "") -> Any:
-    """Start the command line in a process with everything imported; what it says is in ``folder/said``."""
+    """Start the command line in a process with everything imported; its output is in ``folder/said``."""
     arguments = (folder, tuple(settings), stop)
     process = multiprocessing.get_context("forkserver").Process(target=_main, args=arguments)
     process.start()
@@ -114,7 +114,7 @@ def start(folder: Path, settings: Sequence[str], *, stop: str = "") -> Any:
 
 
 def finish(process: Any, patience: float = _PATIENCE) -> int | None:
-    """Wait for a process; one that hangs is killed, and None returned."""
+    """Wait for a process and return its exit status; kill it after a time limit and return None."""
     process.join(patience)
     if process.exitcode is None:
         process.kill()
@@ -124,7 +124,7 @@ def finish(process: Any, patience: float = _PATIENCE) -> int | None:
 
 
 def content_of(folder: Path) -> dict[str, Any]:
-    """Return all that a store holds, by name, without what differs from time to time: seconds, and files of logs."""
+    """Return the content of a store by name, without parts that differ between runs: seconds, and files of logs."""
     from kegnet_pl.reporting.figures import read_curves
 
     found: dict[str, Any] = {}
@@ -150,8 +150,8 @@ class Trials:
     Attributes:
         root: Folder of all trials.
         settings: Settings of the pipeline.
-        whole: What its store holds.
-        seconds: Time that it takes.
+        whole: Content of its store.
+        seconds: Time of one run.
     """
 
     root: Path
@@ -161,7 +161,7 @@ class Trials:
 
     @classmethod
     def prepare(cls, root: Path, settings: Sequence[str] = SETTINGS, points: Sequence[str] = POINTS) -> "Trials":
-        """Run the pipeline, and once to each of some points, where it is killed."""
+        """Run the pipeline once to its end, and once to each of some points, where it exits."""
         warm = multiprocessing.get_context("forkserver").Process(target=int)
         warm.start()  # the server of the processes imports everything
         warm.join()
@@ -190,7 +190,7 @@ class Trials:
         return ("repaired" if warned else "silent"), f"different: {', '.join(names[:6])}"
 
     def kill(self, draw: random.Random, number: int) -> dict[str, Any]:
-        """Kill the pipeline twice at random moments, let it end, and compare."""
+        """Kill the pipeline twice at random moments, resume it, and compare the stores."""
         folder = self.root / f"kill{number}"
         kills = []
         for _ in range(2):
@@ -270,12 +270,12 @@ def _damage(file: Path, draw: random.Random, how: str, others: Sequence[Path]) -
 
 
 def run_kills(trials: Trials, seed: int, count: int) -> list[dict[str, Any]]:
-    """Kill the pipeline so many times; return the outcomes."""
+    """Run ``count`` trials that kill the pipeline; return the outcomes."""
     return _repeat("kills", trials.kill, seed, count)
 
 
 def run_damages(trials: Trials, seed: int, count: int) -> list[dict[str, Any]]:
-    """Damage so many files, one at a time; return the outcomes."""
+    """Run ``count`` trials that damage a file; return the outcomes."""
     return _repeat("damages", trials.damage, seed, count)
 
 
@@ -294,11 +294,12 @@ def _repeat(
 
 _INTRODUCTION = """
 Written by `{command}`. A tiny pipeline on the digits: a teacher, two generators, two students, evaluations, an
-agreement. Kills: the command is killed at a random moment, started again, killed again, started again and left to
-its end; then all weights, metrics, curves and pictures are compared with those of a run that was not killed. Damages:
-a file of the finished stages, or of an unfinished one, is changed; then `load_network` or `load_generators` reads the
-stage, and the same command runs again. Repaired: it says what is damaged, and builds it again. Refused: it ends with
-a sentence. Harmless: the store is the same without a word, since the file is written again or is not needed.
+agreement. Kills: the command is killed at a random moment, started again, killed again, and started a third time to
+finish. Then all weights, metrics, curves and pictures are compared with those of an uninterrupted run. Damages: a file
+of a finished or an unfinished stage is changed. Then `load_network` or `load_generators` reads the stage, and the same
+command runs again. Repaired: it names the damaged file and builds the stage again. Refused: it exits with an error
+message. Harmless: it prints nothing and the store is the same, since the file is written again or is not needed.
+Silent: the store or the loaded weights differ, and nothing was printed.
 """
 
 

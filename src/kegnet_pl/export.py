@@ -82,7 +82,8 @@ def export_run(
     folder = next((folders[name] for name in ("student", "compression", "teacher") if name in folders), None)
     if folder is None or not all(isinstance(stages.config.get(group), dict) for group in ("data", "compression")):
         raise UserError(
-            f"Expected the stages of {row.method} in {run / STAGES}, but it is damaged. Run its command again."
+            f"Expected the stages of {row.method} in {run / STAGES}, but the file is damaged. Run the command of "
+            f"the run again."
         )
     if not (folder / "network.json").is_file():
         raise UserError(

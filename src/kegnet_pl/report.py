@@ -14,12 +14,12 @@ from kegnet_pl.training.progress import make_console
 
 
 def _write_page(run: FinishedRun) -> None:
-    """Write the page of a run; name it on standard error if its files are damaged."""
+    """Write the page of a run; print a message to standard error if its files are damaged."""
     try:
         write_run_page(run)
     except (UserError, OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = str(error) if isinstance(error, UserError) else f"its files are damaged: {first_line(error)}"
-        print(f"Run {run.name} has no new page: {printable(reason, lines=True)}", file=sys.stderr)  # noqa: T201
+        print(f"The page of run {run.name} was not written: {printable(reason, lines=True)}", file=sys.stderr)  # noqa: T201
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Care for a store of finished stages: ``python -m kegnet_pl.store list | check | gc STORE``."""
+"""Maintenance of a store of finished stages: ``python -m kegnet_pl.store list | check | gc STORE``."""
 
 import argparse
 import re
@@ -71,7 +71,7 @@ def _check(root: Path, options: argparse.Namespace) -> int:  # noqa: ARG001
     finished = sum(entry.state == "finished" for entry in entries)
     aside = sum(entry.state == "damaged" for entry in entries) - len(damaged)
     print(  # noqa: T201
-        f"{finished} stages are whole, {len(damaged)} damaged, {aside} set aside earlier, "
+        f"{finished} stages are intact, {len(damaged)} damaged, {aside} set aside earlier, "
         f"{sum(entry.state == 'unfinished' for entry in entries)} unfinished."
     )
     if damaged:
@@ -106,13 +106,13 @@ def _gc(root: Path, options: argparse.Namespace) -> int:
     gone += [entry for entry in entries if entry.state == "leftover"]
     _print_table(gone)
     if not options.yes:
-        print("Nothing is removed yet: add --yes.")  # noqa: T201
+        print("Nothing was removed. Add --yes to remove these folders.")  # noqa: T201
         return 0
     status = 0
     for entry, done in remove(root, gone):
         if not done:
             status = 1
-            print(f"{entry.folder.name} stays: a process is building it, or it cannot be removed.")  # noqa: T201
+            print(f"{entry.folder.name} was not removed: a process is building it, or it cannot be deleted.")  # noqa: T201
     return status
 
 
@@ -125,7 +125,7 @@ def _find_runs(options: argparse.Namespace) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line with arguments, or those of this process; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m kegnet_pl.store", description="Care for a store of stages.")
+    parser = argparse.ArgumentParser(prog="python -m kegnet_pl.store", description="Check and clean a store.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     texts = {
         "list": "list stages: fingerprint, state, size, age, and the runs that use each",
@@ -145,13 +145,13 @@ def main(arguments: list[str] | None = None) -> int:
             help="folders of runs, or above them (default: outputs/runs outputs/sweeps)",
         )  # fmt: skip
     gc = parsers["gc"]
-    gc.add_argument("--older-than", type=_age, metavar="AGE", help="last changed before this time, such as 30d, 12h")
+    gc.add_argument("--older-than", type=_age, metavar="AGE", help="unchanged for longer than this, such as 30d or 12h")
     gc.add_argument("--larger", type=_size, metavar="SIZE", help="larger than this, such as 500M")
-    gc.add_argument("--max-size", type=_size, metavar="SIZE", help="the oldest, until the store has this size")
-    gc.add_argument("--unreachable", action="store_true", help="used by none of the runs")
+    gc.add_argument("--max-size", type=_size, metavar="SIZE", help="the oldest, until the store has at most this size")
+    gc.add_argument("--unreachable", action="store_true", help="not used by any of the runs")
     gc.add_argument("--unfinished", action="store_true", help="interrupted stages instead of finished ones")
     gc.add_argument("--damaged", action="store_true", help="stages that are damaged or were set aside")
-    gc.add_argument("--yes", action="store_true", help="remove; without it, only list")
+    gc.add_argument("--yes", action="store_true", help="remove the listed folders")
     options = parser.parse_args(arguments)
     try:
         if not options.store.is_dir():

@@ -71,14 +71,16 @@ def test_list(stages: dict[str, Stage], tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_check(stages: dict[str, Stage], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "store"]) == 0
-    assert "4 stages are whole, 0 damaged, 0 set aside earlier, 1 unfinished." in capsys.readouterr().out
+    assert "4 stages are intact, 0 damaged, 0 set aside earlier, 1 unfinished." in capsys.readouterr().out
     path = stages["student"].folder / "weights.bin"
     stat = path.stat()
     path.write_bytes(b"x" + bytes(19_999))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the disk does not tell
     assert main(["check", "store"]) == 1
     out = capsys.readouterr().out
-    assert f"{stages['student'].folder.name}: weights.bin was changed" in out and "3 stages are whole, 1 damaged" in out
+    assert (
+        f"{stages['student'].folder.name}: weights.bin was changed" in out and "3 stages are intact, 1 damaged" in out
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_gc_removes_what_it_lists_and_only_with_yes(
     before = _left(tmp_path)
     assert before == set(names)
     assert main(["gc", "store", *options]) == 0
-    assert "Nothing is removed yet: add --yes." in capsys.readouterr().out
+    assert "Nothing was removed. Add --yes to remove these folders." in capsys.readouterr().out
     assert _left(tmp_path) == before
     assert main(["gc", "store", *options, "--yes"]) == 0
     assert {names[name] for name in before - _left(tmp_path)} == gone

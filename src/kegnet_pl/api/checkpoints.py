@@ -57,8 +57,8 @@ def load_network(
 ) -> nn.Module:
     """Load a network that :func:`save_network` wrote, in evaluation mode.
 
-    ``NAME.json`` names a constructor, which is called if it is one of this package, torch.nn, torchvision, timm or
-    transformers, of a module of yours that the program has imported, or named in ``trust``.
+    ``NAME.json`` names a constructor. It is called only if it belongs to this package, torch.nn, torchvision, timm or
+    transformers, to a module of yours that the program has imported, or to ``trust``.
 
     Args:
         folder: Folder of a finished stage, such as the ``student`` folder that a run prints at its end.
@@ -72,12 +72,12 @@ def load_network(
 
     Raises:
         FileNotFoundError: If there is no such network.
-        WeightsError: If its weights or its structure are damaged; in the folder of a stage, also if a file is another
-            one than in the manifest.
+        WeightsError: If its weights or its structure are damaged; in the folder of a stage, also if a file differs
+            from the manifest.
         UntrustedCodeError: If it names other code.
     """
     if Path(name).name != name:
-        raise FileNotFoundError(f"Expected the name of files in {folder}, without folders, but got {printable(name)}.")
+        raise FileNotFoundError(f"Expected a name without folders for files in {folder}, but got {printable(name)}.")
     recipe = Path(folder) / f"{name}.json"
     if not recipe.is_file():
         raise FileNotFoundError(
@@ -91,7 +91,9 @@ def load_network(
 
     content = read_json(recipe, None)
     if not isinstance(content, dict):
-        raise WeightsError(f"Expected the structure of a network in {recipe}, but got something else. It is damaged.")
+        raise WeightsError(
+            f"Expected the structure of a network in {recipe}, but got something else. The file is damaged."
+        )
     network_recipe = read_recipe(content.get("network"), recipe, trust)
     with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
         try:
@@ -99,10 +101,12 @@ def load_network(
         except Exception as error:  # what a constructor raises for wrong arguments
             raise WeightsError(
                 f"Expected to build {printable(network_recipe['_target_'])} as {recipe} says, but it failed: "
-                f"{printable(first_line(error.__cause__ or error), 300)}. The file is damaged, or of another version."
+                f"{printable(first_line(error.__cause__ or error), 300)}. The file is damaged, or from another version."
             ) from error
         if not isinstance(network, nn.Module):
-            raise WeightsError(f"Expected a network in {recipe}, but got a {type(network).__name__}. It is damaged.")
+            raise WeightsError(
+                f"Expected a network in {recipe}, but got a {type(network).__name__}. The file is damaged."
+            )
         try:
             if "lazy" in content:
                 materialise(network, content["lazy"])
@@ -111,8 +115,8 @@ def load_network(
             raise
         except Exception as error:  # damaged names and ranks raise many kinds
             raise WeightsError(
-                f"Expected the structure of {type(network).__name__} in {recipe}, but {printable(error, 300)}. The "
-                f"file is damaged, or of another network."
+                f"Expected the structure of {type(network).__name__} in {recipe}, but got: {printable(error, 300)}. "
+                f"The file is damaged, or from another network."
             ) from error
     path = Path(folder) / f"{name}.safetensors"
     dtype = _stored_dtype(path)
@@ -126,17 +130,17 @@ def load_network(
             ValueRange.from_dict(content["inputs"]).attach(network)
     except (LookupError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"Expected the answers and inputs of a network in {recipe}, but: {printable(first_line(error), 300)}. It "
-            f"is damaged."
+            f"Expected the answers and inputs of a network in {recipe}, but got: {printable(first_line(error), 300)}. "
+            f"The file is damaged."
         ) from error
     return set_mode(network, training=False)
 
 
 def damaged_stage(folder: str | Path, error: DamagedError) -> WeightsError:
-    """Return the error of a finished stage whose files are not those of its manifest."""
+    """Return the error of a finished stage whose files differ from its manifest."""
     return WeightsError(
-        f"Expected a complete stage in {folder}, but it is damaged: {error}. Run its command again, which builds the "
-        f"stage again, or copy the folder again."
+        f"Expected a complete stage in {folder}, but it is damaged: {error}. Run its command again to build "
+        f"the stage again, or copy the folder again."
     )
 
 

@@ -200,7 +200,7 @@ def _suggest_range(scale: float) -> str:
 
 
 TRY_PRUNING = "Pruning often agrees more: pip install 'kegnet_pl[pruning]'."
-"""What to do if a factorised network agrees too little and pruning was not tried."""
+"""Advice if a factorised network agrees too little and pruning was not tried."""
 
 
 def describe_comparison(method: str, compared: Mapping[str, float | str | None]) -> str:

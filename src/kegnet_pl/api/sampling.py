@@ -92,7 +92,7 @@ class Generators:
     def of_class(self, label: int, n: int, *, seed: int = 0, index: int = 0, batch_size: int | None = None) -> Tensor:
         """Return ``n`` samples ``(n, *input_shape)`` of a class from one generator, on the CPU.
 
-        ``batch_size`` limits the samples of a forward pass; None makes all at once.
+        ``batch_size`` limits the samples of a forward pass; None draws all at once.
         """
         network = self._network(index)
         check_counts(n=(n, 1))
@@ -162,7 +162,7 @@ class Generators:
     def sheet(self, rows: int = 4, *, seed: int = 0, index: int = 0, scale: int = 2) -> Image.Image:
         """Return a picture of samples, with one column per class for images and one row per class for tables.
 
-        More than 50 classes are cut to 24 at equal distances.
+        With more than 50 classes, it shows 24 at equal distances.
 
         Args:
             rows: Number of samples per class.
@@ -195,7 +195,7 @@ class SyntheticDataset(TensorDataset):
         ValueError: If ``samples`` is out of range, or the teacher does not accept the samples or does not return
             logits.
 
-    There is a warning if the teacher returns the same logits for all samples.
+    It warns if the teacher returns the same logits for all samples.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ def load_generators(
 
     Raises:
         FileNotFoundError: If the folder has no generators.
-        WeightsError: If a file is damaged, or another one than in the manifest.
+        WeightsError: If a file is damaged, or differs from the manifest.
         ValueError: If the generators have another teacher, or the network another number of classes (weights are not
             compared).
     """
@@ -334,15 +334,17 @@ def _check_teacher(folder: Path, fingerprint: str) -> None:
 def class_confidence(logits: Tensor, classes: Sequence[int] | None = None) -> Tensor:
     """Return the teacher's mean probability of the intended class, for every class: ``(K,)``, in [0, 1].
 
-    The first dimension of ``logits (K, N, C)`` is the class that the ``N`` samples were generated for: that of
-    ``classes``, or all C.
+    ``logits[k]`` of ``logits (K, N, C)`` are those of ``N`` samples that were generated for ``classes[k]``; without
+    ``classes``, for class k, with K = C.
 
     Raises:
         ValueError: If the number of classes differs.
     """
     labels = range(logits.shape[-1]) if classes is None else classes
     if logits.ndim != 3 or logits.shape[0] != len(labels):
-        raise ValueError(f"Expected `logits` of shape (C, N, C), but got {tuple(logits.shape)}.")
+        raise ValueError(
+            f"Expected `logits` of shape (K, N, C) for K = {len(labels)} classes, but got {tuple(logits.shape)}."
+        )
     return logits.softmax(dim=2)[..., list(labels)].diagonal(dim1=0, dim2=2).mean(dim=0)
 
 

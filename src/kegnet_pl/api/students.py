@@ -82,14 +82,15 @@ def compress(
         target: Ratio of the whole network, before / after, of its parameters or of what ``by`` names.
         method: ``"tucker"``: layers are factorised (Tucker-2 for convolutions). ``"pruning"``: channels, units and
             attention heads are removed from all layers that share them (:class:`PruningPlan`; it needs a target and the
-            package ``torch-pruning``). Layers are then plain ones of smaller width. ``"auto"``: the one of both whose
-            network agrees more with the original on held-out samples (:class:`AutomaticPlan`); ``"tucker"`` without a
-            target, without ``torch-pruning``, with ``rules``, ``when_larger`` or ``fold``, and for ``fit="weights"``.
+            package ``torch-pruning``). Layers are then plain ones of smaller width. ``"auto"``: both methods are
+            compared, and the network that agrees more with the original on held-out samples is kept
+            (:class:`AutomaticPlan`). It is ``"tucker"`` without a target, without ``torch-pruning``, with ``rules``,
+            ``when_larger`` or ``fold``, and for ``fit="weights"``.
         rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or ``{"in":
             ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or by EVBMF
             if there is none.
-        when_larger: Treatment of a layer that its factorisation would enlarge, in what ``by`` names: ``"keep"`` or
-            ``"compress"`` it.
+        when_larger: Treatment of a layer whose factorisation does not reduce its cost in ``by``: ``"keep"`` leaves it
+            unchanged, ``"compress"`` factorises it.
         fit: ``"function"``: ranks for the target are those that change the logits least on synthetic samples, and
             layers are fitted one after another to what the network's layers do on them. ``"weights"``: both depend on
             the weights alone, as in the paper.

@@ -1,4 +1,4 @@
-"""Code that files which travel may name: an allow-list, and what the user trusts."""
+"""Check of the code that files may name: an allow-list, and code that the user trusts."""
 
 import os
 import pydoc
@@ -28,11 +28,11 @@ _FACTORIES = tuple(f"kegnet_pl.networks.foreign.{name}" for name in ("from_torch
 _VARIABLE = re.compile(r"\$\{oc\.env:(\w+)\}")
 
 
-TRUST_HELP = "modules, classes and Python files of yours whose code the files of the run may name"
+TRUST_HELP = "modules, classes and Python files whose code the files of the run may use"
 
 
 class UntrustedCodeError(UserError):
-    """A file that travels names code that is neither on the allow-list nor trusted by the user."""
+    """A file names code that is neither on the allow-list nor trusted by the user."""
 
 
 def read_recipe(recipe: Any, where: Path, trust: Collection[str] = ()) -> dict[str, Any]:
@@ -45,11 +45,11 @@ def read_recipe(recipe: Any, where: Path, trust: Collection[str] = ()) -> dict[s
 
     Raises:
         UntrustedCodeError: If it names other code.
-        UserError: If it is no recipe.
+        UserError: If it is not a recipe.
     """
     if not isinstance(recipe, dict) or not isinstance(recipe.get("_target_"), str):
         raise UserError(
-            f"Expected `_target_` and arguments of a network in {printable(where)}, but got none. It is damaged."
+            f"Expected `_target_` and arguments of a network in {printable(where)}, but got none. The file is damaged."
         )
     check_code(recipe, where, trust)
     resolved: dict[str, Any] = _resolve(recipe, where)
@@ -94,12 +94,12 @@ def _is_within(target: str, package: str) -> bool:
 def _find(target: str) -> Any:
     try:
         return pydoc.locate(target)
-    except Exception:  # there is no such object: instantiation says so
+    except Exception:  # there is no such object; instantiation reports it
         return None
 
 
 def _is_network(found: Any) -> bool:
-    """Return True for a class of networks or sources, or a function that makes networks, of the allow-list itself."""
+    """Return True for a class of networks or sources, or a function that makes networks, defined in the allow-list."""
     module = str(getattr(found, "__module__", ""))
     if isinstance(found, type):
         return _makes_samples_or_answers(found) and any(_is_within(module, one) for one in _CLASSES)
@@ -131,8 +131,8 @@ def _refuse(specification: Mapping[str, Any], where: Path) -> None:
     entry = printable(path, 200) if is_file else target.rpartition(".")[0] or target
     raise UntrustedCodeError(
         f"Expected a network of kegnet_pl, torch.nn, torchvision, timm or transformers in {printable(where)}, but it "
-        f"names {target}{f' with {entry}' if is_file else ''}: that code would run. If you trust it, add "
-        f"trust=[{entry!r}] (command line: --trust {entry}), or import your own module before."
+        f"names {target}{f' with {entry}' if is_file else ''}: this code would run. If you trust it, pass "
+        f"trust=[{entry!r}] (command line: --trust {entry}), or import the module first if it is yours."
     )
 
 

@@ -141,11 +141,11 @@ def _strip_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Parts of names that DataParallel, torch.compile, FSDP and checkpointing put before those of the module they wrap."""
+"""Parts that DataParallel, torch.compile, FSDP and activation checkpointing add to the names of wrapped modules."""
 
 
 def _rename(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with the keys of a network: without prefixes, and without wrappers wherever they stand."""
+    """Return a state dict with the keys of a network: without prefixes and without names of wrappers."""
     found = _strip_prefix(state, expected)
     names = {_without_wrappers(name): name for name in expected}
     values = {_without_wrappers(name): value for name, value in state.items()}
@@ -164,7 +164,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """Load all weights of a network from a file. The network's own ``load_state_dict`` decides which keys fit.
 
     Args:
-        network: Its weights are overwritten; lazy layers get theirs. It stays as it is after an error.
+        network: Its weights are overwritten, also those of lazy layers. After an error it is unchanged.
         path: See :func:`read_state_dict`.
 
     Raises:
@@ -218,9 +218,10 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
 
 def _without_tied(missing: Sequence[str], state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Return missing keys, without those of weights that the file has under the name of another layer that shares them.
+    """Return missing keys, without those of shared weights that the file has under the name of another layer.
 
-    Old files lack the count of batches, which only the cumulative average of batch norm uses.
+    Keys ``num_batches_tracked`` are left out, too: old files lack them, and only batch norm with a cumulative average
+    uses them.
     """
     loaded = {expected[key].data_ptr() for key in state if key in expected and not is_lazy(expected[key])}
     return [

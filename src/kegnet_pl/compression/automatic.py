@@ -11,7 +11,7 @@ from kegnet_pl.compression.report import Compressed
 from kegnet_pl.runtime.errors import first_line
 
 MARGIN = 0.01
-"""Agreement that a later method must have more than the first, to be chosen."""
+"""Lead in agreement over the first method that a later method needs to be chosen."""
 
 
 class Plan(Protocol):
@@ -58,7 +58,7 @@ class AutomaticPlan:
         Args:
             network: Any network; it is not changed.
             input_shape: Shape of one sample.
-            calibration: Samples; None is an error if there are several plans.
+            calibration: Samples; required if there are several plans.
             on_progress: Called with the finished share, in [0, 1).
 
         Returns:

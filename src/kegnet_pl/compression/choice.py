@@ -123,14 +123,14 @@ class RankChoice:
         return self.when_larger == "keep" and self.growth(cost, candidate, ranks) >= 0
 
     def growth(self, cost: Cost, candidate: Candidate, ranks: Ranks) -> float:
-        """Return what ranks add to the cost of a layer; a layer that is not called has parameters alone."""
+        """Return the cost that ranks add to a layer; in parameters if the network does not call the layer."""
         name, layer = candidate.name, candidate.layer
         if name not in cost.layers:
             return factorised_parameters(layer, ranks, self.fold) - count_parameters(layer)
         return float(cost.of_factors(name, *(np.array([rank]) for rank in ranks))[0]) - cost.of_layer(name)
 
     def describe_growth(self, cost: Cost, candidate: Candidate, ranks: Ranks) -> str:
-        """Return what ranks would add to the cost of a layer, with its unit."""
+        """Return the cost that ranks would add to a layer, with its unit."""
         growth = self.growth(cost, candidate, ranks)
         if self.by == "latency" and candidate.name in cost.layers:
             return f"{1e6 * growth:.0f} microseconds per batch"

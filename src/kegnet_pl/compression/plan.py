@@ -98,9 +98,9 @@ class CompressionPlan:
             Without, they all keep the same share of their squared singular values, the largest share that reaches the
             ratio; if the result exceeds the ratio by more than 5 % (because one more rank of one layer would miss it),
             ranks of other layers are raised, starting with the smallest share.
-        when_larger: Treatment of a layer that its factorisation would enlarge, in what ``by`` names: ``"keep"`` leaves
-            it (with a note in the report), ``"compress"`` factorises it, as the paper does with the outer layers of its
-            MLP.
+        when_larger: Treatment of a layer whose factorisation does not reduce its cost in ``by``: ``"keep"`` leaves it
+            unchanged (with a note in the report), ``"compress"`` factorises it, as the paper does with the outer
+            layers of its MLP.
         fold: True to merge redundant factors (:class:`TuckerLayer`); False for three layers, as in the paper.
         by: Quantity of the target: ``"parameters"``, ``"macs"`` (multiply-accumulates), or ``"latency"``, the time for
             a batch, which is measured on the device of the samples. The latter two need samples.
@@ -271,7 +271,7 @@ class CompressionPlan:
             if self.choice.enlarges(cost, candidate, ranks):
                 growth = self.choice.describe_growth(cost, candidate, ranks)
                 candidate.notes.append(
-                    f"unchanged: ranks in {ranks[0]}, out {ranks[1]} would add {growth} or save none"
+                    f"unchanged: ranks in {ranks[0]}, out {ranks[1]} would not reduce its cost (+{growth})"
                 )
                 del chosen[candidate.name]
             else:

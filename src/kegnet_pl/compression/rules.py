@@ -185,10 +185,11 @@ _SAMPLES = 8
 
 @torch.no_grad()
 def find_misused(network: nn.Module, names: Sequence[str], input_shape: Sequence[int]) -> dict[str, str]:
-    """Return the layers that a network uses in a way of its own, with the reason.
+    """Return the layers that cannot be replaced without a change of the network's outputs, with the reason.
 
-    Each layer is replaced by a factorised form of the same function. The network must then answer as before. It does
-    not if it looks at the class of a layer, say, or changes the weight in place. Failures are left to the compression.
+    Each layer is replaced by a factorised form of the same function. The outputs change if, for example, the network
+    checks the class of the layer or changes its weight in place. Layers whose replacement raises an error are not
+    returned: the compression reports them.
 
     Args:
         network: Any network; it is the same afterwards.
@@ -217,7 +218,7 @@ def find_misused(network: nn.Module, names: Sequence[str], input_shape: Sequence
         except FORWARD_ERRORS:
             return {}
         found = [name for name in names if differs([name])] if names and differs(names) else []
-    return dict.fromkeys(found, "the network answers differently when it is replaced by an equal one")
+    return dict.fromkeys(found, "the network returns other outputs if an equal layer replaces it")
 
 
 def _answer(network: nn.Module, x: Tensor) -> list[Tensor]:
@@ -227,7 +228,7 @@ def _answer(network: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def _answers_alike(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Return True if tensors are equal up to rounding for most samples; rounding can change single ones a lot."""
+    """Return True if tensors are equal up to rounding for most samples; rounding can change a few samples a lot."""
     for own, other in zip(found, expected, strict=True):
         if own.shape != other.shape or len(other) != _SAMPLES:
             return own.shape == other.shape

@@ -121,14 +121,14 @@ def _read(path: Path, values: ValueRange | None) -> Split:
 
 
 class DataTypeError(ValueError):
-    """An array of a file has values of a type that is no number."""
+    """An array in a file does not hold numbers."""
 
 
 def _to_tensor(name: str, array: np.ndarray, path: Path) -> Tensor:
-    """Return an array of numbers as a tensor; one of other kinds only if it is neither x nor y.
+    """Return an array of numbers as a tensor; other arrays than x and y may have any type, and become empty.
 
     Raises:
-        DataTypeError: If x or y is no array of numbers.
+        DataTypeError: If x or y does not hold numbers.
     """
     if array.dtype.kind in "biufc":
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))

@@ -35,9 +35,10 @@ def lacks_statistics(network: nn.Module) -> bool:
 
 
 def forget_counts(network: nn.Module) -> None:
-    """Reset the counts of batches of a student's batch norm that averages all batches (``momentum=None``).
+    """Reset the batch counts of a student's batch norm with a cumulative average (``momentum=None``).
 
-    It has the teacher's count: after thousands of batches of the teacher, its own would change nothing.
+    The student starts with the teacher's count. After thousands of batches of the teacher, the batches of the student
+    would have almost no weight in the average.
     """
     for layer in norm_layers(network).values():
         if layer.momentum is None and layer.num_batches_tracked is not None:
@@ -108,8 +109,8 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
 
     Its output on synthetic samples then has the teacher's mean and deviation in every channel. On real data, it is
     normalised by the real statistics if compression only shifts and scales the channel. Layers are set in the order in
-    which they compute, after all earlier layers. A layer that is called several times has the mean moments of its
-    calls, as its running statistics have; the others are then set a second time. Nothing is trained.
+    which they compute, after all earlier layers. A layer that is called several times gets the mean moments of its
+    calls, as its running statistics do; all other layers are then set a second time. Nothing is trained.
 
     Args:
         student: The compressed teacher; changed in place. Its mode is restored. A pruned one is compared with the
@@ -157,7 +158,7 @@ def adapt_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> None:
         with LayerRecorder(student, single, adapt_in_order, source="input") as recorder:
             recorder.call(x)
         if repeated:
-            # The mean over the calls of a layer is known only after the last one; then earlier layers come once more.
+            # The mean over all calls of a layer is known only after the last call, so the other layers are set again.
             with LayerRecorder(student, repeated, _collect_moments, source="input") as recorder:
                 own = recorder.call_each(x)[1]
             for name, calls in own.items():

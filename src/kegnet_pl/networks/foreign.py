@@ -20,7 +20,7 @@ from kegnet_pl.runtime.errors import ConfigError, first_line
 _RECIPE = "_kegnet_recipe"
 
 FILE_MODULE = "_kegnet_file_"
-"""Names of modules of executed files begin with it."""
+"""Prefix of the module names of executed files."""
 
 
 def recipe_of(network: nn.Module, default: Mapping[str, Any]) -> dict[str, Any]:

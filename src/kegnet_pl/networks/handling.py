@@ -1,7 +1,7 @@
 """Handling of modules from users: copies, modes, moves and frozen weights.
 
-A user's class may override ``train``, ``eval``, ``to`` or ``requires_grad_``, and need not return itself, as torch's
-own methods do. Only this module calls them, and it uses nothing that they return.
+A user's class may override ``train``, ``eval``, ``to`` or ``requires_grad_``, and may not return the module as torch's
+methods do. Only this module calls them, and it ignores their return values.
 """
 
 import copy
@@ -27,7 +27,7 @@ _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 def set_mode(network: Module, training: bool) -> Module:
     """Set a network to training or evaluation mode, and return it.
 
-    A method ``train`` that takes no mode (one that trains the network, say) is not called.
+    A method ``train`` without a mode argument, such as one that trains the network, is not called.
     """
     if not training and type(network).eval is not nn.Module.eval and _takes(network.eval):
         network.eval()
@@ -73,10 +73,10 @@ def freeze(network: Module) -> Module:
 
 
 def unfreeze_frozen(network: Module) -> bool:
-    """Make all weights of a network trainable if none is; return True if so.
+    """Make all weights of a network trainable if all are frozen; return True in this case.
 
-    Some frozen weights stay as they are: their owner wants them to. A whole frozen network is one that is in use as a
-    teacher. Whole numbers have no gradients.
+    If only some weights are frozen, they stay frozen: the user chose them. A network with only frozen weights is in use
+    as a teacher. Integer weights are skipped, since they have no gradients.
     """
     weights = [weight for weight in network.parameters() if weight.is_floating_point() or weight.is_complex()]
     frozen = bool(weights) and not any(weight.requires_grad for weight in weights)
@@ -90,10 +90,10 @@ def copy_network(network: Module) -> Module:
     """Return a copy of a network that shares nothing with it.
 
     Tensors that are results of a computation (an activation that the network keeps, a weight that weight_norm has
-    computed) are copied by value. Backward hooks stay behind, as they concern the training of the original.
+    computed) are copied by value. Backward hooks are not copied: they belong to the training of the original.
 
     Raises:
-        ValueError: If it cannot be copied; the message names the attribute that is in the way.
+        ValueError: If it cannot be copied; the message names the attribute that fails.
     """
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in _computed_tensors(network)}
     try:
@@ -109,7 +109,7 @@ def copy_network(network: Module) -> Module:
     own = {id(value) for value in network.parameters()}
     if not isinstance(copied, nn.Module) or copied is network or any(id(p) in own for p in copied.parameters()):
         raise ValueError(
-            f"Expected copy.deepcopy to return another {type(network).__name__} with weights of its own, but its "
+            f"Expected copy.deepcopy to return a new {type(network).__name__} with its own weights, but its "
             f"method __deepcopy__ returned {'itself' if copied is network else 'something else'}. Remove __deepcopy__, "
             f"or let it copy the weights."
         )
@@ -124,7 +124,7 @@ def copy_network(network: Module) -> Module:
 
 
 def _rebind(value: Any, copies: dict[int, nn.Module]) -> Any:
-    """Return a function that calls copies where its closure holds the modules; copy.deepcopy leaves functions alone.
+    """Return a function whose closure holds the copies instead of the modules; copy.deepcopy does not copy functions.
 
     A ``forward`` that was replaced by a lambda, or decorated on the instance, has such a closure.
     """
@@ -148,7 +148,7 @@ def _rebind(value: Any, copies: dict[int, nn.Module]) -> Any:
 def _contents(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # it is still empty
+    except ValueError:  # the cell is still empty
         return None
 
 
@@ -158,7 +158,7 @@ def frozen_copy(network: Module) -> Module:
 
 
 def _computed_tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors that a network keeps and that are no leaves of a graph; torch cannot copy such."""
+    """Yield the tensors that a network stores and that are not leaves of a graph; copy.deepcopy fails for them."""
     seen: set[int] = set()
     open_values: list[Any] = [vars(module) for module in network.modules()]
     while open_values:
@@ -206,7 +206,7 @@ def _fails(value: Any, memo: dict[int, Any]) -> bool:
 
 
 def foreign_hooks(network: nn.Module) -> list[str]:
-    """Return the names of the forward hooks of a network that neither torch, this package nor its own class made."""
+    """Return the names of the forward hooks of a network that neither torch, this package nor its own class added."""
     inside = {id(module) for module in network.modules()}
     found = []
     for name, module in network.named_modules():
@@ -226,7 +226,7 @@ def warn_of_hooks(network: nn.Module, stacklevel: int = 3) -> None:
     if found:
         warnings.warn(
             f"{type(network).__name__} has forward hooks ({', '.join(found[:4])}{', ...' if found[4:] else ''}). "
-            f"Copies of it keep them and call them at every step, as they may change what it computes. Remove hooks "
-            f"that only record something (handle.remove()).",
+            f"Copies of the network keep these hooks and call them in every step, since they may change its output. "
+            f"Remove hooks that only record values (handle.remove()).",
             stacklevel=stacklevel,
         )

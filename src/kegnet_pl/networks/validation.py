@@ -52,11 +52,11 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
 
 
 _LAZY_INPUT = "_kegnet_lazy_input"
-"""Attribute of a network that was built with lazy layers: the shape of the samples that have given them weights."""
+"""Attribute of a network that was built with lazy layers: the shape of the samples that initialised them."""
 
 
 def materialise(network: nn.Module, input_shape: Sequence[int], name: str = "network") -> None:
-    """Give the lazy layers of a network their weights by a forward pass, before any weight is read.
+    """Initialise the lazy layers of a network by a forward pass, before any weight is read.
 
     Raises:
         ValueError: If it does not accept such samples.
@@ -71,7 +71,7 @@ def materialise(network: nn.Module, input_shape: Sequence[int], name: str = "net
 
 
 def lazy_input_of(network: nn.Module) -> tuple[int, ...] | None:
-    """Return the shape of the samples that have given lazy layers their weights; None for other networks."""
+    """Return the shape of the samples that initialised lazy layers; None for other networks."""
     return getattr(network, _LAZY_INPUT, None)
 
 
@@ -113,7 +113,7 @@ def call_trial(network: nn.Module, called: str, x: Tensor) -> Any:
 
 
 def call_single(network: nn.Module, called: str, x: Tensor) -> Any:
-    """Return the answer of a network to one trial sample ``(1, *input_shape)``; it has taken more at once.
+    """Return the output of a network for one trial sample ``(1, *input_shape)``; a larger batch has worked before.
 
     Raises:
         ValueError: If the network fails; the message calls it ``called``.
@@ -122,21 +122,21 @@ def call_single(network: nn.Module, called: str, x: Tensor) -> Any:
         return network(x)
     except FORWARD_ERRORS as error:
         raise ValueError(
-            f"Expected the {called} to take single samples, as batches may leave a rest of one, but it takes only "
-            f"batches of two and more: {first_line(error).rstrip('.')}. Store statistics in its batch norm "
-            f"(track_running_stats=True), or change its forward."
+            f"Expected the {called} to accept a batch of one sample, since the last batch can be that small, but it "
+            f"accepts only larger batches: {first_line(error).rstrip('.')}. Set track_running_stats=True in its batch "
+            f"norm, or change its forward."
         ) from error
 
 
 @torch.inference_mode(mode=False)
 @torch.enable_grad()
 def check_gradient(network: nn.Module, input_shape: Sequence[int], name: str = "teacher") -> None:
-    """Check that a gradient of the logits reaches the input of a network; generators learn by it.
+    """Check that gradients flow from the logits of a network to its input; generators need them.
 
     Samples have several scales, as a network may be saturated at one of them.
 
     Raises:
-        ValueError: If none does, or the gradients are zero for all samples.
+        ValueError: If there are none, or they are zero for all samples.
     """
     copied = set_mode(freeze(copy_network(network)), training=False)
     x = samples_for_trial(input_shape, 16).to(first_weight(copied))
@@ -156,8 +156,8 @@ def check_gradient(network: nn.Module, input_shape: Sequence[int], name: str = "
     except FORWARD_ERRORS as error:
         reason = first_line(error).rstrip(".")
     raise ValueError(
-        f"Expected the {name} {type(network).__name__} to pass gradients from its logits to its input, by which "
-        f"generators learn, but none arrives: {reason}. Change its forward (decorators, detach, rounding), or train "
+        f"Expected the {name} {type(network).__name__} to pass gradients from its logits to its input, which "
+        f"generators need, but got none: {reason}. Change its forward (decorators, detach, rounding), or train "
         f"students on samples that need no generators (sources=[procedural], kegnet_pl.sources.Procedural)."
     )
 
@@ -219,7 +219,7 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
         ):
             copied = set_mode(move(copy_network(network), "cpu"), training)
             unfreeze_frozen(copied)
-            output = copied(*(value.clone() for value in inputs))  # those of inference mode cannot have gradients
+            output = copied(*(value.clone() for value in inputs))  # tensors of inference mode cannot have gradients
     except FORWARD_ERRORS as error:
         raise ValueError(
             f"Expected the {called} to take {shapes}{when}, but it failed: {first_line(error).rstrip('.')}."
@@ -229,8 +229,8 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
         raise ValueError(f"Expected the {called} to return a tensor{when}, but got a {type(output).__name__}.{advice}")
     if training and not output.requires_grad:
         raise ValueError(
-            f"Expected the {called} to return logits with gradients by its weights, but got none: its forward runs "
-            f"under torch.no_grad or inference_mode, or detaches a tensor. Remove that."
+            f"Expected the {called} to return logits with gradients for its weights, but got none: its forward runs "
+            f"under torch.no_grad or inference_mode, or detaches a tensor. Change its forward."
         )
     return output
 

@@ -41,7 +41,7 @@ _entered = False
 def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
     global _entered
     _entered = True
-    os.chdir(HydraConfig.get().runtime.cwd)  # relative paths start there with hydra.job.chdir=true, too
+    os.chdir(HydraConfig.get().runtime.cwd)  # relative paths start there, also with hydra.job.chdir=true
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         return _run_job(cfg, folder)
@@ -63,7 +63,7 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             with suppress(OSError):  # the folder of the run may be full
                 sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
-            return math.nan  # a number, as sweepers look at it; the end of the sweep lists what failed
+            return math.nan  # sweepers need a number; the end of the sweep lists failed jobs
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
             raise
         _leave(f"Error: {conceal(str(error))}", code=1)
@@ -162,16 +162,16 @@ def _stop(cfg: DictConfig, folder: Path, code: int) -> None:
 def _leave(message: str, code: int) -> None:
     try:
         sys.stdout.flush()
-    except OSError:  # it is full or closed; Python would try again at its end
+    except OSError:  # the stream is full or closed; Python would flush it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"\n{message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 
 def interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Stop the run, too, if Ctrl-C came while Python deleted an object: the exception would be printed and lost."""
+    """Stop the run if Ctrl-C comes while Python deletes an object: Python would print the exception and continue."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would come in this function
+        threading.Timer(0.01, _thread.interrupt_main).start()  # without a delay, it would interrupt this function
     else:
         sys.__unraisablehook__(unraisable)
 

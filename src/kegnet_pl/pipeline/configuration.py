@@ -59,7 +59,7 @@ def conceal_hydra_files(folder: Path) -> None:
 
 @contextmanager
 def _environment(resolver: Callable[..., Any]) -> Iterator[None]:
-    """Let ``${oc.env:NAME}`` call another function."""
+    """Resolve ``${oc.env:NAME}`` by another function within the context."""
     OmegaConf.register_new_resolver("oc.env", resolver, replace=True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Inventory of a store: its stages, their sizes, who uses them, and which may go."""
+"""Inventory of a store: its stages with sizes and users, and the choice of stages to remove."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from kegnet_pl.runtime.locks import locked
 from kegnet_pl.runtime.manifests import DamagedError, Verify, read_manifest
 
 State = Literal["finished", "unfinished", "damaged", "leftover"]
-"""State of a folder: a finished stage; one that was begun; damaged, or set aside; to be deleted after a kill."""
+"""State of a folder: a finished stage; an interrupted one; a damaged one, also if set aside; remains of a kill."""
 
 MEASUREMENTS = ("agreement", "evaluation", "latency")
 """Stages that belong to a run if all of their parents do; some are not named in its ``stages.json``."""
@@ -60,7 +60,7 @@ class Entry:
 
 
 def read_store(root: Path, runs: Iterable[Path] = (), verify: Verify = "never") -> list[Entry]:
-    """Return the folders of a store, in the order of their names; other folders and files are left out.
+    """Return the folders of a store, in the order of their names; other folders and files are ignored.
 
     Args:
         root: Folder of the store.
@@ -103,7 +103,7 @@ def _read(path: Path, verify: Verify) -> Entry | None:
 
 
 def find_users(root: Path, runs: Iterable[Path]) -> dict[str, set[str]]:
-    """Return the runs below some folders, and the names of the stages of this store that each names."""
+    """Return the runs below some folders, each with the names of the stages of this store that it uses."""
     found: dict[str, set[str]] = {}
     for file in (file for folder in runs for file in sorted(folder.rglob("stages.json"))):
         try:
@@ -118,7 +118,7 @@ def find_users(root: Path, runs: Iterable[Path]) -> dict[str, set[str]]:
 
 
 def _closure(used: set[str], parents: dict[str, tuple[str, ...]]) -> set[str]:
-    """Return stages with all of their ancestors, and the measurements of them."""
+    """Return stages with all of their ancestors and their measurements."""
     todo, found = list(used), set(used)
     while todo:
         for name in parents.get(todo.pop(), ()):
@@ -138,15 +138,15 @@ def choose(
     unreachable: bool = False,
     max_size: int | None = None,
 ) -> list[Entry]:
-    """Return the folders that may go, the oldest first: those for which all conditions hold.
+    """Return the folders to remove, the oldest first: those that meet all conditions.
 
     Args:
         entries: The store.
         states: States of these folders.
-        older_than: Seconds since the last change.
-        larger_than: Bytes of one folder.
-        unreachable: True for those that no run uses.
-        max_size: Bytes that the store may keep; the oldest go until it has at most these.
+        older_than: Minimum age in seconds since the last change.
+        larger_than: Minimum size of a folder in bytes.
+        unreachable: True for only those that no run uses.
+        max_size: Maximum size of the store in bytes; the oldest folders are chosen until the rest fits.
     """
     now = time.time()
     found = sorted(
@@ -172,7 +172,7 @@ def choose(
 
 
 def remove(root: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bool]]:
-    """Delete folders of a store; yield each, and False if a process is building the stage, so that it stays."""
+    """Delete folders of a store; yield each with True, or with False if it is in use or cannot be deleted."""
     (root / ".locks").mkdir(exist_ok=True)
     for entry in entries:
         try:

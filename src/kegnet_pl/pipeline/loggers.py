@@ -84,7 +84,7 @@ class Loggers:
         except RuntimeError as error:
             raise UserError(
                 "Expected a home folder for the logger wandb, which keeps its settings there, but this user has none "
-                "and HOME is not set. Set HOME to a folder that can be written, or leave out logger=wandb."
+                "and HOME is not set. Set HOME to a writable folder, or remove logger=wandb."
             ) from error
 
     @property
@@ -216,7 +216,7 @@ def _build(specification: Mapping[str, Any], **options: Any) -> Any:
 def _run_id(folder: Path, stage: str | None) -> str:
     """Return the identifier of a stage's W&B run: that of the interrupted build, or a new one.
 
-    ``WANDB_RUN_ID`` is the start of the new one, with the name of the ``stage``, as each has a run of its own.
+    A new one is ``WANDB_RUN_ID`` and the name of the ``stage``, if the variable is set: each stage has its own W&B run.
     """
     path = folder / _RUN_FILE
     with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: a new W&B run

@@ -116,7 +116,7 @@ def code_of(*specifications: Any) -> dict[str, Any]:
 
 
 def own_code(settings: RunSettings) -> tuple[str, ...]:
-    """Return the code that the user's own settings name, which the networks of the user's own run may name, too."""
+    """Return the code that the settings of a run name; files of the same run may name it, too."""
     objects = list(_objects(settings))
     paths = {str(Path(one["path"]).resolve()) for one in objects if isinstance(one.get("path"), str)}
     return (*sorted({str(one["_target_"]) for one in objects}), *sorted(paths))

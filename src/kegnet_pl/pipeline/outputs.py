@@ -57,7 +57,7 @@ class Network:
         evaluation: Its evaluation, None where there is no test data.
         calibration: Source of the samples that calibrated its activations; None if there are none.
         warnings: Sentences on the inputs of the teacher.
-        agreement: Its agreement with the teacher on synthetic samples; None of the teacher, or if it was not measured.
+        agreement: Its agreement with the teacher on synthetic samples; None for the teacher, or if it was not measured.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""Publication of a stage: a hidden folder becomes a finished stage by one rename, which a kill cannot split."""
+"""Publication of a stage: one atomic rename turns a hidden folder into a finished stage."""
 
 import json
 import os
@@ -24,7 +24,7 @@ KEYS = {"metrics", "seconds", "costs", "peak_memory", "config", "files"}
 """Required keys of a manifest."""
 
 BUILDING, DAMAGED, REPLACED, DISCARDED = "building", "damaged", "old", "discarded"
-"""Endings of hidden folders: begun; found damaged; replaced under ``resume=never``; to be deleted."""
+"""Endings of hidden folders: unfinished; damaged; replaced under ``resume=never``; to be deleted."""
 
 
 def hidden(final: Path, ending: str = BUILDING) -> Path:
@@ -36,14 +36,14 @@ def check_stage(folder: Path, stage: str, key: str, verify: Verify = "auto") -> 
     """Return the manifest of a finished stage.
 
     Raises:
-        DamagedError: If a file is missing or differs, or the manifest is damaged or that of another stage.
+        DamagedError: If a file is missing or differs, or the manifest is damaged or belongs to another stage.
     """
     manifest = read_manifest(folder)
     if not set(manifest) >= KEYS:
         raise DamagedError(f"keys are missing in {MANIFEST}")
     found = manifest.get("stage", stage), manifest.get("fingerprint", key)
     if found != (stage, key):
-        raise DamagedError(f"{MANIFEST} is that of {found[0]}-{found[1]}")
+        raise DamagedError(f"{MANIFEST} belongs to {found[0]}-{found[1]}")
     check_files(folder, manifest, verify=verify)
     return manifest
 
@@ -57,7 +57,7 @@ def finish(building: Path, content: Mapping[str, Any]) -> None:
 
 
 def publish(final: Path) -> None:
-    """Make the hidden folder of a stage the finished one; one that is there already is replaced."""
+    """Rename the hidden folder of a stage to its final name; an existing stage is replaced."""
     replaced = hidden(final, REPLACED)
     if final.exists():
         discard(replaced)
@@ -68,13 +68,13 @@ def publish(final: Path) -> None:
 
 
 def repair(final: Path, stage: str, key: str) -> None:
-    """Bring the publication of a stage to its end that was broken off, if one was; the caller holds the lock."""
+    """Complete an interrupted publication of a stage, if there is one; the caller holds the lock."""
     building, replaced = hidden(final), hidden(final, REPLACED)
     if (building / MANIFEST).exists():
         try:
             check_stage(building, stage, key)
         except DamagedError:
-            (building / MANIFEST).unlink()  # its checkpoints are there still, and it is built to its end again
+            (building / MANIFEST).unlink()  # its checkpoints are still there, and the next build continues
         else:
             publish(final)
     if replaced.exists() and not final.exists():
@@ -84,12 +84,12 @@ def repair(final: Path, stage: str, key: str) -> None:
 
 
 def needs_repair(final: Path) -> bool:
-    """Return True if something is left over from the publication of a finished stage that was broken off."""
+    """Return True if an interrupted publication of a finished stage left files behind."""
     return hidden(final, REPLACED).exists() or any((final / name).exists() for name in UNFINISHED)
 
 
 def clean(final: Path) -> None:
-    """Remove what only the unfinished stage needed, and the stage that it replaced; what cannot be removed stays."""
+    """Remove checkpoints and costs of a finished stage, and the stage that it replaced; errors are ignored."""
     shutil.rmtree(final / UNFINISHED[0], ignore_errors=True)
     with suppress(OSError):
         (final / UNFINISHED[1]).unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def clean(final: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Delete a hidden folder, so that a kill leaves no part of it under its name."""
+    """Delete a hidden folder; it is renamed first, so that a kill leaves no part of it under its name."""
     name = folder.name.removeprefix(".").rsplit(".", 1)[0]
     away = hidden(folder.with_name(name), DISCARDED)
     with suppress(OSError):
@@ -117,7 +117,7 @@ def set_aside(final: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Have the content of a file, or the names in a folder, on the disk."""
+    """Flush the content of a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -36,7 +36,7 @@ def run(
     """Run the pipeline.
 
     Args:
-        config: A resolved configuration, plain; with ``settings``, the one that records show.
+        config: A resolved configuration of plain values; with ``settings``, it is used only for records.
         folder: Folder of the run's results.
         settings: The same, typed; None to check the configuration here.
         job: Number of the job where jobs of a sweep write to one terminal at the same time.

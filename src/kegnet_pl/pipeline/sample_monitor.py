@@ -31,8 +31,8 @@ class SampleMonitor(Callback):
     """Makes samples of the same noise after every epoch, and lets the teacher classify them in evaluation mode.
 
     Logs ``samples/confidence`` (the teacher's mean probability of the intended class, in [0, 1]), the same for every
-    class (``samples/confidence_3``), and ``samples/entropy`` (of the teacher's answers, mean, in nats). More than 50
-    classes are cut to 24 at equal distances. If the module has ``names``, the name of the generator comes first:
+    class (``samples/confidence_3``), and ``samples/entropy`` (of the teacher's answers, mean, in nats). With more than
+    50 classes, it logs 24 at equal distances. If the module has ``names``, the name of the generator comes first:
     ``generator_0/samples/confidence``. Every logger that takes images gets a sheet of samples; a file gets it after the
     epochs 1, 2, 5, 10, 20, 50, ... and the last.
 

@@ -92,8 +92,8 @@ class Store:
         resume: ``"auto"`` uses finished stages and continues interrupted ones, ``"never"`` builds all stages again,
             ``"require"`` refuses to build, and accepts a store that is read-only.
         notify: Called with messages for the user.
-        verify: Check of the files of found stages: ``"auto"`` compares their contents once a process, ``"always"``
-            whenever one is found, ``"never"`` compares only sizes.
+        verify: Check of the files of finished stages: ``"auto"`` compares their contents once per process, ``"always"``
+            each time a stage is found, ``"never"`` compares only sizes.
 
     Raises:
         StoreError: If the folder cannot be written and stages may have to be built.

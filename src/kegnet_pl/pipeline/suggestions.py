@@ -218,9 +218,9 @@ def _setting_hint(cfg: DictConfig, key: str, groups: Mapping[str, Sequence[str]]
     if isinstance(node, dict):
         names = f"{f'`{parent}`' if parent else 'The configuration'} has: {', '.join(node)}"
     elif node is None:
-        names = f"`{parent}` is null, a whole by itself: {parent}=..., or +{key}=... to make one of parts"
+        names = f"`{parent}` is null: set {parent}=..., or +{key}=... to set only a part"
     else:
-        names = f"`{parent}` is a setting by itself: {parent}=..."
+        names = f"`{parent}` has no parts: set {parent}=..."
     having = [option for option in groups.get(parent, ()) if _has_setting(parent, option, rest[0])]
     if having:
         return f"{key!r} belongs to {' or '.join(f'{parent}={one}' for one in having)}. Add that option.\n{names}"

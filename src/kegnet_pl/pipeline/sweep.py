@@ -69,7 +69,7 @@ class SweepCallback(Callback):
             os.environ[NAME_VARIABLE] = sweep_name(_as_written(config.hydra.overrides.task))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: object) -> None:  # noqa: ARG002
-        """Drop the configuration of a job of a sweep, which Hydra keeps to the end of the sweep."""
+        """Free the configuration of a finished job, which Hydra would keep until the end of the sweep."""
         if in_sweep():
             job_return.cfg = job_return.hydra_cfg = None
 

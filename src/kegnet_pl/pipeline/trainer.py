@@ -112,7 +112,7 @@ class ResumableFit:
             callbacks=[Meter(self.costs, self.work, drawn), last, *callbacks, Curves(last), *selecting, *own],
             logger=self.trainers.loggers.make(self.stage, self.stage if shared else name, self.folder),
             limit_val_batches=None if self.selection.best else 0,
-            default_root_dir=str(checkpoints),  # SLURM's checkpoints: Lightning gives them to any fit of their folder
+            default_root_dir=str(checkpoints),  # Lightning loads SLURM's checkpoints in it into any fit
         )
         files = WholeCheckpoints(checkpoints)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's
@@ -141,5 +141,5 @@ def _read_best(path: Path) -> dict[str, Any]:
     except (DamagedError, FileNotFoundError) as error:
         raise StoreError(
             f"Expected the checkpoint of the best epoch at {path}, but it was damaged or deleted while the stage was "
-            f"built. Run the command again; it continues from what is whole."
+            f"built. Run the command again; it continues from the last complete checkpoint."
         ) from error

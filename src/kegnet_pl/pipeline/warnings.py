@@ -9,10 +9,10 @@ from kegnet_pl.reporting.tables import explain_difference
 from kegnet_pl.settings import RunSettings
 
 _CONVINCED = 0.5
-"""Share of a generator's samples below which it does not convince the teacher of its class."""
+"""Minimum share of a generator's samples to which the teacher should give the intended class."""
 
 _ABOVE_CHANCE = 0.1
-"""Share above 1 / classes that is no agreement yet."""
+"""Margin over chance (1 / classes); a share below it counts as chance."""
 
 
 def warn_of_compression(settings: RunSettings, compression: Stage) -> list[str]:
@@ -55,8 +55,8 @@ def warn_of_agreement(agreement: dict[str, Any] | None, classes: int) -> list[st
     if mean is None or mean >= 1 / classes + _ABOVE_CHANCE:
         return []
     return [
-        f"The network gives the teacher's class to only {mean:.0%} of synthetic samples that did not make it; chance "
-        f"is {1 / classes:.0%}. Do not use it without a test on your data."
+        f"The network gives the teacher's class to only {mean:.0%} of synthetic samples of other sources than its "
+        f"own; chance is {1 / classes:.0%}. Test it on your data before you use it."
     ]
 
 

@@ -1,4 +1,4 @@
-"""Results by class, bounded: all classes where there are few, some of them where there are many."""
+"""Results by class: all of up to 50 classes, or a selection of more."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 MOST_CLASSES = 50
-"""Up to so many classes, all are shown."""
+"""Greatest number of classes that are all shown."""
 
 _FEW = 24
 _WORST = 20
@@ -32,7 +32,7 @@ class ClassCounts:
         classes: Number of classes.
         labels: Classes that are shown, see :func:`shown_classes`.
         samples: Test samples of each of them.
-        right: Those that get the right answer.
+        right: Those with the right answer.
         confusion: All answers ``(C, C)``, rows the true classes; None for more than 50 classes.
         worst: Class, samples and right answers of the classes with the lowest accuracy, for more than 50 classes.
         confused: True class, answer and samples of the most frequent wrong answers, for more than 50 classes.
@@ -66,7 +66,7 @@ class ClassCounts:
         )
 
     def to_metrics(self) -> dict[str, Any]:
-        """Return the counts for a manifest: ``confusion``, or ``classes`` for more than 50 classes."""
+        """Return the counts for a manifest: ``confusion``, or ``by_class`` for more than 50 classes."""
         if self.confusion is not None:
             return {"confusion": [list(line) for line in self.confusion]}
         names = ("classes", "labels", "samples", "right", "worst", "confused")
@@ -83,7 +83,7 @@ class ClassCounts:
             return _COUNTS.validate_python(metrics["by_class"])
         lines = _CONFUSION.validate_python(metrics["confusion"])
         if any(len(line) != len(lines) for line in lines):
-            raise ValueError("a confusion matrix that is not square")
+            raise ValueError("the confusion matrix is not square")
         import torch
 
         return cls.of(torch.tensor(lines))

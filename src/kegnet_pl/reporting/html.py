@@ -62,7 +62,7 @@ def embed(path: Path, folder: Path) -> str:
     """Return a PNG file within a folder as a data URL.
 
     Raises:
-        RefusedFileError: If it lies elsewhere, or is something else.
+        RefusedFileError: If it is outside the folder, or not a PNG file.
     """
     return f"data:image/png;base64,{base64.b64encode(read_png(path, folder, _MOST_PICTURE)).decode()}"
 

@@ -54,7 +54,7 @@ def to_array(pixels: Tensor | np.ndarray) -> np.ndarray:
 def grid(rows: Sequence[Sequence[Tensor]]) -> np.ndarray:
     """Lay samples out in rows, with transparent gaps.
 
-    More than 500,000 pixels are thinned out: every second, third, ... pixel of a sample is left.
+    A grid of more than 500,000 pixels has only every second, third, ... pixel of each sample.
 
     Args:
         rows: Samples of one shape, the same number in every row.
@@ -76,7 +76,7 @@ def grid(rows: Sequence[Sequence[Tensor]]) -> np.ndarray:
 
 
 def write_grid(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
-    """Write :func:`grid` as a PNG file; each pixel of a sample is one pixel of the file, unless it is thinned out."""
+    """Write :func:`grid` as a PNG file; each pixel of a sample is one pixel, unless the grid is too large."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = grid(rows)
     grey = bool((pixels[..., :1] == pixels[..., 1:3]).all())

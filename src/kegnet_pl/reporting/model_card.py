@@ -23,7 +23,7 @@ _COMPRESSIONS = {
     "tucker": "factorisation: layers are Tucker decompositions of the teacher's layers",
     "pruning": "structured pruning: layers have kept some of the teacher's channels",
 }
-"""Method of a compression -> what was done; ``compression.method=auto`` chooses one of them."""
+"""Method of a compression -> its description; ``compression.method=auto`` chooses one of them."""
 
 
 @dataclass(frozen=True)

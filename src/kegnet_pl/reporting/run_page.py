@@ -75,14 +75,14 @@ class StageFolders:
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"Expected `config` and `networks`, with folders by name, in {printable(path)}, but got something "
-                f"else. It is damaged: run its command again."
+                f"else. The file is damaged: run its command again."
             ) from error
         for folders in networks.values():
             for stage, folder in folders.items():
                 if not re.fullmatch(rf"{re.escape(stage)}-[0-9a-f]{{16}}", folder.name):
                     raise UserError(
                         f"Expected folders of finished stages in {printable(path)}, such as {printable(stage, 60)}-"
-                        f"0123456789abcdef, but got {printable(folder, 200)}. It is damaged, or not a run's."
+                        f"0123456789abcdef, but got {printable(folder, 200)}. The file is damaged, or not from a run."
                     )
         return cls(config, networks)
 
@@ -95,8 +95,7 @@ class StageFolders:
 def write_run_page(run: FinishedRun) -> Path:
     """Write the page of a run that has results into its folder.
 
-    Sections of stages that were deleted from the store are left out; so are those of damaged files, and the page says
-    so.
+    The page has no sections for stages that were deleted from the store or are damaged; a note names the damaged ones.
 
     Raises:
         UserError: If ``stages.json`` is damaged.

@@ -24,7 +24,7 @@ _MOST_GENERATORS = 50
 _MOST_LAYERS = 300
 _MOST_TEXT = 200_000
 _RECOGNISED = 0.5
-"""The teacher recognises a class if its mean confidence is at least this."""
+"""Minimum mean confidence of the teacher in a class that it recognises."""
 
 _DAMAGED = (UserError, OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, yaml.YAMLError)
 
@@ -44,7 +44,7 @@ def read_metrics(stage: Path) -> dict[str, Any]:
     """
     content = read_json(stage / "manifest.json", stage)
     if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
-        raise UserError(f"Expected metrics in {printable(stage / 'manifest.json')}, but got none. It is damaged.")
+        raise UserError(f"Expected metrics in {printable(stage / 'manifest.json')}, but got none. The file is damaged.")
     metrics: dict[str, Any] = content["metrics"]
     return metrics
 

@@ -41,7 +41,7 @@ class FinishedRun:
         failure: The error of a failed run; None if it succeeded or was stopped.
         name: Name of its folder (the number of the job), with as many parent folders as make it unique.
         broken: True if its files cannot be read; ``failure`` says why.
-        summary: True if it was read from the results of a sweep: there may be no such folder.
+        summary: True if it was read from the results of a sweep; its folder may not exist.
     """
 
     folder: Path
@@ -56,8 +56,8 @@ class FinishedRun:
 def read_runs(folders: str | Path | Sequence[str | Path]) -> list[FinishedRun]:
     """Read the runs in folders of runs and sweeps, and below.
 
-    If only the ``results.json`` of a sweep is left, the runs are read from it. The folders may come from a stranger:
-    links that leave them are not followed. A run whose files cannot be read is among the failed ones.
+    If only the ``results.json`` of a sweep is left, the runs are read from it. The folders may be untrusted:
+    links that leave them are not followed. A run whose files cannot be read counts as failed.
 
     Raises:
         UserError: If a folder does not exist, holds too many folders, or none holds a finished run.
@@ -93,7 +93,7 @@ def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 class _Walk:
-    """A walk through the folders below one, which ends: each is entered once, and links that leave it are not followed.
+    """A walk through the folders below a root. It enters each once, and does not follow links that leave the root.
 
     Args:
         root: The folder.
@@ -171,7 +171,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     records = read_json(path, folder)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise UserError(
-            f"Expected a list of rows in {printable(path)}, but it is something else. Delete it, if it is not a run's."
+            f"Expected a list of rows in {printable(path)}, but it is something else. Delete it if no run wrote it."
         )
     return records
 
@@ -180,13 +180,13 @@ def _rows(records: Sequence[dict[str, Any]], folder: Path) -> tuple[Row, ...]:
     if len(records) > _MOST_ROWS:
         raise UserError(
             f"Expected at most {_MOST_ROWS:,} rows of a run in {printable(folder / RESULTS)}, but got "
-            f"{len(records):,}. It is not a run's."
+            f"{len(records):,}. The file is not from a run."
         )
     found = [fault for record in records for fault in find_faults(record)]
     if found:
         raise UserError(
-            f"Expected rows as results.schema.json describes them in {printable(folder / RESULTS)}, but: "
-            f"{printable('; '.join(found[:3]))}. Was it written by another version?"
+            f"Expected rows that match results.schema.json in {printable(folder / RESULTS)}, but got: "
+            f"{printable('; '.join(found[:3]))}. The file may be from another version: run its command again."
         )
     if records and (records[0]["method"] != "teacher" or records[0].get("source") or records[0].get("quantization")):
         raise UserError(
@@ -216,7 +216,7 @@ def _read_summary(folder: Path) -> list[FinishedRun]:
         runs.setdefault(name, []).append(record)
     if len(runs) > _MOST_RUNS:
         found = f"{len(runs):,} in {printable(folder / RESULTS)}"
-        raise UserError(f"Expected at most {_MOST_RUNS:,} runs, but got {found}. It is not a sweep's.")
+        raise UserError(f"Expected at most {_MOST_RUNS:,} runs, but got {found}. The file is not from a sweep.")
     return [
         FinishedRun(
             folder / name.replace("..", "_").lstrip("/"), settings[name], _rows(records, folder),
@@ -233,7 +233,7 @@ def _settings(path: Path, folder: Path) -> dict[str, str]:
         overrides = yaml.safe_load(read_bytes(path, folder, _MOST_SMALL))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(
-            f"Expected the settings of a run in {printable(path)}, but: {printable(first_line(error))}. Delete it."
+            f"Expected the settings of a run in {printable(path)}, but got: {printable(first_line(error))}. Delete it."
         ) from error
     texts = [one for one in overrides if isinstance(one, str)] if isinstance(overrides, list) else []
     pairs = (printable(text).lstrip("+~").partition("=") for text in texts)

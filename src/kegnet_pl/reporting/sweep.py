@@ -126,7 +126,7 @@ def write_tables(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
 
 
 def _as_cell(value: Any) -> Any:
-    """Return a value for a spreadsheet, in which no text is a formula."""
+    """Return a value for a spreadsheet, which must not run text as a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "@", "+")) else value
 
 
@@ -219,7 +219,7 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
             text.append(f"Without prior knowledge in the samples the same network is better: {', '.join(better)}.")
     if not can_be_drawn(points):
         text.append(
-            f"There are no plots, as they hold at most {_MOST_POINTS:,} networks of {_MOST_DATASETS} data sets."
+            f"The page has no plots: a plot has at most {_MOST_POINTS:,} networks and {_MOST_DATASETS} data sets."
         )
     return text + explain_ceilings(point.row for point in points)
 

@@ -39,7 +39,7 @@ def compression_table(report: CompressionReport) -> Any:
 def class_tables(confusion: Tensor) -> dict[str, Any]:
     """Return the accuracy of every class, and the confusion matrix in rows of three numbers.
 
-    More than 50 classes are cut to those with the lowest accuracy, and to the most frequent wrong answers.
+    With more than 50 classes, only those with the lowest accuracy and the most frequent wrong answers are returned.
 
     Args:
         confusion: Counts ``(C, C)``, rows the true classes.

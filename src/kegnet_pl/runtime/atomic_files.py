@@ -8,11 +8,11 @@ from pathlib import Path
 def atomic_write(path: Path, content: str | bytes, *, durable: bool = False, keep: Path | None = None) -> None:
     """Write text (as UTF-8) or bytes under a temporary name, then rename the file; an older one is replaced.
 
-    Links are replaced, not followed, so that nothing is written outside of the folder. With ``durable``, the content is
-    on the disk before the file is renamed, so a power failure leaves no part either. An older file is kept as ``keep``.
+    Links are replaced, not followed, so nothing is written outside the folder. With ``durable``, the content is flushed
+    to disk before the file is renamed, so a power failure leaves no part either. An older file is kept as ``keep``.
 
     Raises:
-        OSError: If the file cannot be written; ``filename`` names it, also where the disk is full.
+        OSError: If the file cannot be written; ``filename`` names it, also for a full disk.
     """
     draft = path.with_name(f".{path.name}.draft")
     try:

@@ -1,4 +1,4 @@
-"""Curves and pictures of an interrupted attempt, which no later attempt writes again."""
+"""Check of the curves and pictures of an interrupted attempt; later attempts do not write them again."""
 
 import csv
 import hashlib
@@ -13,7 +13,7 @@ from kegnet_pl.runtime.manifests import UNFINISHED
 _PICTURE = ".png"
 
 Record = dict[str, list[Any]]
-"""Relative path -> how much there was (rows of a table, otherwise bytes), and the SHA-256 of it."""
+"""Relative path -> amount (rows of a table, or bytes of another file), and its SHA-256."""
 
 
 def describe_attempt(folder: Path) -> Record:
@@ -28,7 +28,7 @@ def describe_attempt(folder: Path) -> Record:
 
 
 def check_attempt(folder: Path, record: Mapping[str, Any], notify: Callable[[str], object]) -> None:
-    """Set aside files that differ from the record of an attempt, and say so; a table may have more rows."""
+    """Set aside files that differ from the record of an attempt, with a message; a table may have more rows."""
     for name, (amount, digest) in record.items():
         path = folder / name
         try:
@@ -41,13 +41,13 @@ def check_attempt(folder: Path, record: Mapping[str, Any], notify: Callable[[str
         except FileNotFoundError:
             reason = "is missing"
         notify(
-            f"Warning: {name} of the interrupted stage {folder.name} {reason}: the curves and pictures of the finished "
-            f"stage lack it. Weights and results are not affected."
+            f"Warning: {name} of the interrupted stage {folder.name} {reason}. The finished stage will not have "
+            f"this curve or picture. Weights and results are not affected."
         )
 
 
 def drop_parts(folder: Path) -> None:
-    """Remove from the tables of an attempt what is no whole row of numbers, such as a row cut by a kill."""
+    """Remove incomplete rows from the tables of an attempt, such as a row cut by a kill."""
     for path in folder.glob("logs/*/*/metrics.csv"):
         lines = path.read_bytes().split(b"\n")
         columns = lines[0].count(b",")
@@ -65,14 +65,14 @@ def _is_row(line: bytes) -> bool:
 
 
 def _rows(path: Path) -> Iterator[str]:
-    """Yield the rows of a table; the logger adds columns to all rows when it has more, so empty cells do not count."""
+    """Yield the rows of a table without empty cells, since the logger adds new columns to all rows."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file, restkey="more"):
             yield repr(sorted((str(key), value) for key, value in row.items() if value))
 
 
 def _digest(path: Path, amount: int) -> str:
-    """Return the SHA-256 of so many rows of a table, or so many bytes of another file."""
+    """Return the SHA-256 of the first rows of a table, or of the first bytes of another file."""
     found = hashlib.sha256()
     if path.suffix == ".csv":
         for row in islice(_rows(path), amount):

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 _DECISIONS = "KEGNET_STAGES"
-"""Environment variable that carries the stage in work from the main process to the processes that it starts."""
+"""Environment variable that passes the stage being built from the main process to the processes that it starts."""
 
 
 def rank() -> int:
@@ -29,9 +29,9 @@ def barrier() -> None:
 
 
 def share_decision(key: str, hit: bool) -> None:
-    """Share from rank 0 if the stage with a fingerprint is finished, with ranks that run or that start later.
+    """Tell other ranks, running or started later, if the stage with a fingerprint is finished; called on rank 0.
 
-    Ranks that start later find finished stages in the store, so the variable names only the stage in work.
+    Ranks that start later find finished stages in the store, so the variable names only the stage being built.
     """
     if distributed():
         torch.distributed.broadcast_object_list([hit], src=0)

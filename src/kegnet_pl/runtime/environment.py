@@ -19,7 +19,7 @@ _SIZES = (
 """Variables with the number of processes."""
 
 _OF_CHILDREN = ("LOCAL_RANK",)
-"""Those that Lightning sets, too, for the processes that it starts."""
+"""Variables that Lightning also sets, for the processes that it starts."""
 
 
 def local_rank() -> int:
@@ -28,7 +28,7 @@ def local_rank() -> int:
 
 
 def choose_ranks(processes: int) -> None:
-    """Let a run of one process run alone, whichever rank a launcher (srun, torchrun, mpirun) has given it.
+    """Make a run of one process ignore the rank that a launcher (srun, torchrun, mpirun) has set.
 
     Raises:
         ConfigError: If a launcher has started one of several processes, which the run starts itself.
@@ -37,7 +37,7 @@ def choose_ranks(processes: int) -> None:
     sizes = [name for name in _SIZES if name in os.environ]
     if processes == 1:
         os.environ.update(dict.fromkeys(ranks, "0") | dict.fromkeys(sizes, "1"))
-        lightning = sys.modules.get("lightning_fabric.utilities.rank_zero")  # it has read the variables when imported
+        lightning = sys.modules.get("lightning_fabric.utilities.rank_zero")  # reads the variables when it is imported
         if ranks and lightning is not None:
             lightning.rank_zero_only.rank = 0
         return
@@ -45,9 +45,9 @@ def choose_ranks(processes: int) -> None:
     several = any(os.environ[name] not in ("", "1") for name in sizes)
     if started and several and "NODE_RANK" not in os.environ:
         raise ConfigError(
-            f"Expected a command that is started once for trainer.devices={processes}, as it starts its processes "
-            f"itself, but {started[0]}={os.environ[started[0]]} is set, as by torchrun or srun with several tasks. "
-            f"Start it without them (srun --ntasks=1), or set trainer.devices=1 for runs that are independent."
+            f"Expected a command that is started once for trainer.devices={processes}, since it starts its own "
+            f"processes, but got {started[0]}={os.environ[started[0]]} from a launcher with several tasks (torchrun, "
+            f"srun). Start the command once (srun --ntasks=1), or set trainer.devices=1 for independent runs."
         )
 
 

@@ -14,13 +14,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain_full(error: BaseException) -> "UserError | None":
-    """Return the error of a full file system that is not the store's in the user's words; None for other errors."""
+    """Return an error with advice for a full file system outside the store; None for other errors."""
     if not isinstance(error, OSError) or error.errno not in FULL:
         return None
     where = (
         error.filename
         if isinstance(error.filename, str)
-        else ("standard output, or to a temporary file (TMPDIR), or to the folder of the run")
+        else "standard output, a temporary file (TMPDIR) or the folder of the run"
     )
     return UserError(
         f"Expected to write to {where}, but got: {error.strerror}. Free some space, or choose another place "
@@ -56,7 +56,7 @@ class StoreError(UserError):
 
 
 class OutOfMemoryError(UserError):
-    """The memory of the machine or of the GPU is not enough."""
+    """The machine or the GPU has too little memory."""
 
 
 _NO_MEMORY = (
@@ -67,7 +67,7 @@ _NO_MEMORY = (
 
 
 def explain_memory(error: BaseException) -> OutOfMemoryError | None:
-    """Return an error with a remedy if one, or its cause, is that an allocation has failed; None for others."""
+    """Return an error with advice if an error, or its cause, is a failed allocation; None for other errors."""
     chain: list[BaseException] = []
     while error not in chain:
         chain.append(error)

@@ -1,4 +1,4 @@
-"""Locks between processes: a file that the operating system locks, and that is released when its owner dies."""
+"""Locks between processes: the operating system locks a file, and releases it when its owner exits."""
 
 import errno
 import fcntl
@@ -15,13 +15,13 @@ _TRIES = 5
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[str], object] | None) -> Iterator[None]:
-    """Hold a lock; the file is removed when it is released, so that no files pile up.
+    """Hold a lock; its file is removed when the lock is released.
 
-    The lock is one of ``flock``: the kernel releases it when the owner ends, also when it is killed. Network file
+    The lock uses ``flock``: the kernel releases it when the owner exits or is killed. Network file
     systems must support it (NFS does, unless it is mounted with ``nolock`` or ``local_lock``).
 
     Args:
-        path: The file; a file of another user is enough, also if it can only be read.
+        path: The file; it may belong to another user, and read permission is enough.
         waiting: Called once with the owner, such as ``"process 12 on host"``, if another process holds the lock; None
             does not wait.
 
@@ -31,13 +31,13 @@ def locked(path: Path, waiting: Callable[[str], object] | None) -> Iterator[None
     """
     descriptor = _acquire(path, waiting)
     try:
-        with suppress(OSError):  # a file of another user, or a full disk: only a name is lost
+        with suppress(OSError):  # another user's file, or a full disk: only the owner's name is lost
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         with suppress(OSError):
-            path.unlink()  # while the lock is held: one that waits for it sees that, and makes a new file
+            path.unlink()  # while the lock is held: a waiting process notices it and creates a new file
         os.close(descriptor)
 
 
@@ -75,7 +75,7 @@ def _open(path: Path) -> int:
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
         except PermissionError:
-            with suppress(FileNotFoundError):  # its owner has just removed it
+            with suppress(FileNotFoundError):  # its owner has removed it in the meantime
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 

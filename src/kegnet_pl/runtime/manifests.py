@@ -16,7 +16,7 @@ UNFINISHED = ("checkpoints", "costs.json")
 """Files and folders that only an unfinished stage needs; no manifest names them."""
 
 Verify = Literal["auto", "always", "never"]
-"""When the contents of files are compared with the manifest: once a process, at every look, or never (sizes only)."""
+"""When the contents of files are compared with the manifest: once per process, each time, or never (sizes only)."""
 
 SEAL = "sha256"
 """Key of a hash: of a file, or of all other keys of the content of a JSON file."""
@@ -33,7 +33,7 @@ class DamagedError(ValueError):
 
 
 def file_digest(path: Path, *, again: bool = False) -> str:
-    """Return the SHA-256 of a file; it is read once a process as long as it does not change, or ``again``."""
+    """Return the SHA-256 of a file; an unchanged file is read once per process, unless ``again`` is set."""
     stat = path.stat()
     key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if again or key not in _known:
@@ -74,33 +74,33 @@ def _own_hash(content: Mapping[str, Any]) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a finished stage, and compare it with its own hash and with the name of the folder.
 
-    Manifests of earlier versions have no hash. A folder may have any name; only one like that of a stage must fit.
+    Manifests of earlier versions have no hash. A folder may have any name, but a name of a stage must match.
 
     Raises:
-        DamagedError: If it is missing, damaged, or that of another stage.
+        DamagedError: If it is missing, damaged, or belongs to another stage.
     """
     try:
         content = json.loads(read_bytes(folder / MANIFEST, None))
     except (RefusedFileError, ValueError, RecursionError) as error:
         raise DamagedError(f"{MANIFEST}: {error}") from error
     if not isinstance(content, dict):
-        raise DamagedError(f"{MANIFEST}: it is no object")
+        raise DamagedError(f"{MANIFEST}: it is not an object")
     files = content.get("files", {})
     if not isinstance(files, dict):
-        raise DamagedError(f"{MANIFEST}: `files` is no object")
+        raise DamagedError(f"{MANIFEST}: `files` is not an object")
     new = SEAL in content or any(isinstance(entry, dict) for entry in files.values())
     if new and not is_sealed(content):
         raise DamagedError(f"{MANIFEST} was changed")
     named = _STAGE_FOLDER.fullmatch(folder.name)
     if named and "stage" in content and (content["stage"], content.get("fingerprint")) != named.groups():
-        raise DamagedError(f"{MANIFEST} is that of {content['stage']}-{content.get('fingerprint')}")
+        raise DamagedError(f"{MANIFEST} belongs to {content['stage']}-{content.get('fingerprint')}")
     return content
 
 
 def check_files(
     folder: Path, manifest: Mapping[str, Any], names: Iterable[str] | None = None, verify: Verify = "auto"
 ) -> None:
-    """Compare files with a manifest, all of them or those of some names; earlier versions recorded only sizes.
+    """Compare all files, or those in ``names``, with a manifest; earlier versions recorded only sizes.
 
     Raises:
         DamagedError: If one is missing or differs; or if the manifest has hashes and does not name it.
@@ -121,7 +121,7 @@ def check_files(
                 raise DamagedError(f"{name} does not have the size in the manifest")
             compared = isinstance(entry, dict) and verify != "never"
             if compared and file_digest(path, again=verify == "always") != entry.get(SEAL):
-                raise DamagedError(f"{name} was changed: its SHA-256 is another one than in the manifest")
+                raise DamagedError(f"{name} was changed: its SHA-256 differs from the manifest")
         except OSError as error:
             raise DamagedError(f"{name}: {error.strerror or error}") from error
 

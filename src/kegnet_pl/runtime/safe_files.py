@@ -1,6 +1,6 @@
-"""The door to files of run folders, which may come from a stranger: regular files inside their folder, of bounded size.
+"""Safe reading of run folders, which may be untrusted: only regular files inside the folder, of limited size.
 
-Texts of such files are printed by way of :func:`printable`.
+Texts of such files are printed with :func:`printable`.
 """
 
 import json
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 class RefusedFileError(UserError):
-    """A file is no regular file, lies outside its folder, is too large, or does not hold what its name says."""
+    """A file is not a regular file, is outside its folder, is too large, or has another format than its name says."""
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -50,11 +50,11 @@ def read_bytes(path: Path, folder: Path | None, most: int = MOST_BYTES) -> bytes
         most: Greatest number of bytes.
 
     Raises:
-        RefusedFileError: If it is no regular file, lies elsewhere, is too large, or cannot be read.
+        RefusedFileError: If it is not a regular file, is outside the folder, is too large, or cannot be read.
     """
     real = Path(os.path.realpath(path))
     if folder is not None and not real.is_relative_to(os.path.realpath(folder)):
-        raise _refused(path, f"a link that leaves {folder}", "Links are followed inside of the folder only.")
+        raise _refused(path, f"a link that leaves {folder}", "Copy its target into the folder.")
     try:
         _check_kind(path, os.lstat(real).st_mode)
         descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
@@ -65,7 +65,7 @@ def read_bytes(path: Path, folder: Path | None, most: int = MOST_BYTES) -> bytes
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise _refused(path, reason, "Check the folder, or leave it out.") from error
     if len(content) > most:
-        raise _refused(path, f"more than {most:,} bytes", "Files of a run are smaller.")
+        raise _refused(path, f"more than {most:,} bytes", "The file is not from a run.")
     return content
 
 
@@ -73,36 +73,36 @@ def read_json(path: Path, folder: Path | None, most: int = MOST_BYTES) -> Any:
     """Return the content of a JSON file; numbers are finite and have at most 24 digits. See :func:`read_bytes`.
 
     Raises:
-        RefusedFileError: If it cannot be read, or holds something else.
+        RefusedFileError: If it cannot be read, or is not such a JSON file.
     """
     content = read_bytes(path, folder, most)
     try:
         return json.loads(content, parse_int=_integer, parse_float=_number, parse_constant=_number)
     except RecursionError as error:
-        raise _refused(path, "lists within lists, too deep to be read", "It is damaged, or not a run's.") from error
+        raise _refused(path, "lists that are nested too deep", "The file is damaged, or not from a run.") from error
     except ValueError as error:
-        raise _refused(path, first_line(error), "It is damaged: run its command again, or delete it.") from error
+        raise _refused(path, first_line(error), "The file is damaged: run its command again, or delete it.") from error
 
 
 def read_png(path: Path, folder: Path, most: int = MOST_BYTES) -> bytes:
     """Return the content of a PNG file. See :func:`read_bytes`.
 
     Raises:
-        RefusedFileError: If it cannot be read, or is no PNG file.
+        RefusedFileError: If it cannot be read, or is not a PNG file.
     """
     content = read_bytes(path, folder, most)
     if not content.startswith(_PNG):
-        raise _refused(path, "another kind of file than PNG", "It is damaged, or not a run's.")
+        raise _refused(path, "a file that is not PNG", "The file is damaged, or not from a run.")
     return content
 
 
 def printable(text: object, most: int = _MOST_TEXT, *, lines: bool = False) -> str:
-    r"""Return a text without codes that a terminal or a page obeys: control characters stand as ``\x1b``.
+    r"""Return a text that is safe to print: control characters become escapes such as ``\x1b``.
 
     Args:
         text: The text.
         most: Greatest number of characters; longer texts end with an ellipsis.
-        lines: True to keep the ends of lines.
+        lines: True to keep line breaks.
     """
     found = str(text)
     if len(found) > most:
@@ -143,5 +143,5 @@ def _integer(text: str) -> int:
 def _number(text: str) -> float:
     value = float(text)
     if value - value != 0:  # infinite, or NaN
-        raise ValueError(f"{text[:20]}, which is no finite number")
+        raise ValueError(f"{text[:20]}, which is not a finite number")
     return value

@@ -1,4 +1,4 @@
-"""Secrets that settings read from the environment, or that stand in addresses: records show where they come from."""
+"""Secrets in records: values of environment variables, and passwords in addresses, are replaced."""
 
 import os
 import re
@@ -12,7 +12,7 @@ _ADDRESS = re.compile(r"(\b[a-zA-Z][\w+.-]+:/{1,2}[^\s/:@'\"]*):[^\s/@'\"]+@")
 """``https://user:password@``; Python's paths have one slash."""
 
 _SHORTEST = 6
-"""Shorter values may stand anywhere by chance."""
+"""Minimum length of a secret; shorter values may be part of other text by chance."""
 
 _PLAIN = ("KEGNET_DATA_DIR", "KEGNET_SWEEP", "WANDB_PROJECT", "WANDB_MODE", "HOME", "PWD", "USER")
 """Environment variables that hold no secret."""
@@ -22,7 +22,7 @@ _read: dict[str, str] = {}
 
 
 def remember(name: str, value: str) -> None:
-    """Keep in mind that settings read a value from an environment variable."""
+    """Record that settings read a value from an environment variable."""
     if name not in _PLAIN:
         _read[value] = name
 
@@ -34,11 +34,11 @@ def _known() -> dict[str, str]:
 
 
 def conceal(value: Any, form: str = "${{oc.env:{}}}") -> Any:
-    """Return a value for a record: secrets are ``${oc.env:NAME}``, passwords in addresses ``***``.
+    """Return a value for a record: ``${oc.env:NAME}`` replaces secrets, ``***`` passwords in addresses.
 
     Args:
-        value: A text, or plain values at any depth. Names and ``_target_`` stay as they are.
-        form: Format of what replaces a secret, for the name of its variable.
+        value: A text, or plain values at any depth. Keys and values of ``_target_`` are not changed.
+        form: Format of the text that replaces a secret; it gets the name of the variable.
     """
     return _replace(value, {secret: form.format(name) for secret, name in _known().items()})
 
@@ -54,5 +54,5 @@ def _replace(value: Any, known: Mapping[str, str]) -> Any:
 
 
 def conceal_password(text: str) -> str:
-    """Return a text in which passwords of addresses are ``***``."""
+    """Return a text in which ``***`` replaces passwords in addresses."""
     return _ADDRESS.sub(r"\1:***@", text)

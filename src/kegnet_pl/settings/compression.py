@@ -31,7 +31,7 @@ class CompressionPlan(Settings):
     target: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
     """Ratio of the whole network, teacher / student, for rank=target: of parameters, or of what `by` names."""
     when_larger: Literal["keep", "compress"] = "keep"
-    """keep: a layer that would grow, in what `by` names, stays as it is; compress: it is compressed all the same."""
+    """keep: factorise a layer only if that reduces its cost in `by`; compress: factorise it anyway."""
     fold: bool | None = None
     """true: merge redundant factors of a layer; false: always three layers, as in the paper; null: true with
     fit=function."""
@@ -80,8 +80,8 @@ class CompressionSettings(CompressionPlan):
     RULES = (_check_speed, _check_pruning)
 
     method: Literal["tucker", "pruning", "auto"] = "tucker"
-    """tucker: layers are factorised; pruning: channels, units and attention heads are removed, without ranks; auto: the
-    one of both whose network agrees more with the teacher on held-out synthetic samples."""
+    """tucker: layers are factorised; pruning: channels, units and attention heads are removed, without ranks; auto:
+    both are compared, and the network that agrees more with the teacher on held-out synthetic samples is kept."""
     name: str = Field(json_schema_extra=FREE)
     """Name in tables."""
     rank: Any = Field(default=None, json_schema_extra=FREE)

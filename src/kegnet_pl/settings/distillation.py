@@ -105,7 +105,7 @@ def _check_temperature(settings: "BaselineSettings | DistillationSettings") -> I
     if not 0.01 <= settings.temperature <= 1000:
         part = "student.baselines" if isinstance(settings, BaselineSettings) else "student"
         yield (
-            f"Expected `{part}.temperature` between 0.01 and 1000, as the loss is zero beyond, but got "
+            f"Expected `{part}.temperature` between 0.01 and 1000, since the loss vanishes outside, but got "
             f"{settings.temperature:g}."
         )
 

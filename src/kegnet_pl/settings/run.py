@@ -195,8 +195,8 @@ class RunSettings(Settings):
     resume: Resume = "auto"
     """auto: use finished stages and continue interrupted ones; never: build all again; require: refuse to build."""
     verify_store: Verify = "auto"
-    """Check of finished stages: auto: compare their files with their SHA-256 once a process; always: whenever one is
-    found; never: compare sizes only, but read networks as with auto."""
+    """Check of finished stages: auto: compare their files with their SHA-256 once per process; always: each time a
+    stage is found; never: compare sizes only, but check networks like auto when they are loaded."""
     objective: Literal["accuracy", "agreement", "agreement_and_speed"] = "accuracy"
     """Result of a run for hydra/sweeper=optuna: agreement of the last student with the teacher, or agreement and
     speed-up. accuracy is an error there, since test data must not choose a student."""

@@ -53,7 +53,7 @@ class MetricSums(dict[str, tuple[Tensor, int]]):
 
 
 class FiniteSteps:
-    """Number of steps of an epoch before a metric became NaN or infinite; a GPU is not waited for until it is read."""
+    """Counter of the steps of an epoch before a metric is NaN or infinite; it stays on the GPU until it is read."""
 
     def __init__(self) -> None:
         self.clear()

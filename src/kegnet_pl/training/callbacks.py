@@ -91,7 +91,7 @@ class LastEpoch(Callback):
 
 
 class Curves(Callback):
-    """Writes the rows of CSV loggers before every checkpoint, so that curves lack no epoch after a crash.
+    """Writes the rows of CSV loggers before every checkpoint, so that a crash loses no epoch of a curve.
 
     Lightning logs the metrics of an epoch after its checkpoint; a resumed fit logs them again.
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: written whole or not at all, with a hash of their own, and found again after a crash."""
+"""Checkpoints of a fit: atomic writes with a SHA-256, and recovery after a crash."""
 
 import errno
 import hashlib
@@ -26,18 +26,18 @@ RESUME, BEST = "resume.ckpt", "best.ckpt"
 _MARK = b"kegnet_pl-sha256:"
 _SIGNATURE = len(_MARK) + 64
 _FOLDER = "{folder}"
-"""Stands for the folder of a checkpoint in what it says about other files of that folder."""
+"""Placeholder for the folder of a checkpoint in its paths of other files of that folder."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints under a temporary name on their own file system, and keeps the one before.
+    """Writes checkpoints atomically, and keeps the previous one.
 
-    Lightning writes to TMPDIR and copies the file if that is another file system, so a full disk or a kill leaves a
-    part. A checkpoint is a file of ``torch.save``; the comment of its archive is its SHA-256. Names of files in its
-    own folder are stored relative to it, so that it may be moved.
+    Lightning writes to TMPDIR and copies the file if that is another file system, so a full disk or a kill can leave an
+    incomplete file. A checkpoint is a file of ``torch.save`` whose archive comment is its SHA-256. Paths of files in
+    its folder are stored relative to the folder, so that it can be moved.
 
     Args:
-        folder: Folder of the fit; the one before is kept only there, as ``NAME.previous.ckpt``.
+        folder: Folder of the fit; the previous checkpoint is kept only there, as ``NAME.previous.ckpt``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,11 +45,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         self.begun: tuple[Path, dict[str, Any]] | None = None
 
     def find(self, best: ModelCheckpoint | None, notify: Callable[[str], object]) -> Path | None:
-        """Return the last whole checkpoint of an interrupted fit, from which it can go on to the same result.
+        """Return the last complete checkpoint of an interrupted fit; a fit that resumes from it has the same result.
 
-        Damaged ones are renamed to ``NAME.damaged``. With ``best``, the file of the best epoch must be there, too.
-        Checkpoints that Lightning wrote in the middle of an epoch, as SLURM requeued the job, are removed: a fit that
-        goes on from the end of an epoch has the same result as one that was not stopped.
+        Damaged checkpoints are renamed to ``NAME.damaged``. With ``best``, the file of the best epoch must exist, too.
+        Checkpoints that Lightning wrote within an epoch, when SLURM requeued the job, are removed: only a fit that
+        resumes from the end of an epoch has the result of an uninterrupted one.
         """
         self.begun = None
         for path in self.folder.glob("hpc_ckpt_*.ckpt") if rank() == 0 else ():
@@ -60,15 +60,15 @@ class WholeCheckpoints(TorchCheckpointIO):
             if content is not None and (best is None or self._restore_best(best, content, notify)):
                 self.begun = path, content
                 if rejected:
-                    notify(f"{self.folder.name}: goes on after epoch {content['epoch'] + 1}")
+                    notify(f"{self.folder.name}: continues after epoch {content['epoch'] + 1}")
                 return path
             rejected = rejected or content is not None or _damaged(path).exists()
         if rejected:
-            notify(f"{self.folder.name}: starts from its first epoch, since no checkpoint is whole")
+            notify(f"{self.folder.name}: starts from its first epoch, since no checkpoint is complete")
         return None
 
     def _restore_best(self, best: ModelCheckpoint, content: dict[str, Any], notify: Callable[[str], object]) -> bool:
-        """Return True if the best epoch that a checkpoint names is there, or will come again."""
+        """Return True if the checkpoint of the best epoch exists, or a later epoch writes it again."""
         state = content["callbacks"].get(best.state_key)
         if state is None or not state["best_model_path"]:
             return True
@@ -84,7 +84,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         return False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; one with this name is kept as the previous one in the folder of the fit."""
+        """Write a checkpoint; in the folder of the fit, an existing one is kept as the previous one."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -99,11 +99,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         except OSError as error:
             if keep is None or error.errno not in (errno.ENOSPC, errno.EDQUOT) or not keep.exists():
                 raise
-            keep.unlink()  # the present one is whole
+            keep.unlink()  # the present one is complete
             atomic_write(path, content, durable=True, keep=keep)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Read a checkpoint; names of files in its own folder are absolute again."""
+        """Read a checkpoint; paths of files in its folder become absolute."""
         if self.begun is not None and Path(path) == self.begun[0]:
             content, self.begun = self.begun[1], None
             return content
@@ -112,7 +112,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         return read_checkpoint(Path(path), weights_only=weights_only is not False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, and the one before it."""
+        """Remove a checkpoint, and its previous version."""
         super().remove_checkpoint(path)
         _previous(Path(path)).unlink(missing_ok=True)
 
@@ -123,7 +123,7 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
     Raises:
         DamagedError: If it is damaged.
         FileNotFoundError: If there is none.
-        StoreError: If it is whole, but holds other objects than tensors and plain values.
+        StoreError: If it is intact, but holds other objects than tensors and plain values.
     """
     signed = False
     try:
@@ -172,7 +172,7 @@ def _check_signature(path: Path) -> bool:
                 found.update(block)
                 left -= len(block)
             if signature != _MARK + found.hexdigest().encode():
-                raise DamagedError("its SHA-256 is another one than when it was written")
+                raise DamagedError("its SHA-256 does not match")
             return True
         if zipfile.is_zipfile(path):  # of an earlier version
             with zipfile.ZipFile(path) as archive:
@@ -200,14 +200,14 @@ def _read_or_set_aside(path: Path, notify: Callable[[str], object]) -> dict[str,
             with suppress(FileNotFoundError):
                 path.replace(_damaged(path))
             notify(
-                f"Warning: the checkpoint {path} is damaged ({error}). It is set aside as {_damaged(path).name}, and "
-                f"the one before it is used."
+                f"Warning: the checkpoint {path} is damaged ({error}). It is renamed to {_damaged(path).name}; the "
+                f"previous checkpoint is used, if there is one."
             )
         return None
 
 
 def _replace_folder(checkpoint: Mapping[str, Any], before: str, after: str) -> dict[str, Any]:
-    """Return a checkpoint in which the states of callbacks name a folder in another way."""
+    """Return a checkpoint in which a folder is replaced in the states of callbacks."""
     states = checkpoint.get("callbacks", {})
     return {**checkpoint, "callbacks": {key: _renamed(state, before, after) for key, state in states.items()}}
 

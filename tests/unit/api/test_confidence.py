@@ -17,5 +17,5 @@ def test_mean_probability_of_the_intended_class() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 2)])
 def test_there_are_samples_for_every_class(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"Expected `logits` of shape \(C, N, C\), but got"):
+    with pytest.raises(ValueError, match=r"Expected `logits` of shape \(K, N, C\) for K = \d+ classes, but got"):
         class_confidence(torch.zeros(shape))

@@ -162,7 +162,8 @@ def test_a_layer_that_would_grow_is_kept_with_a_reason(layer: str, ranks: tuple[
     row = _row(result, layer)
 
     assert row.ranks is None
-    assert row.note == f"unchanged: ranks in {ranks[0]}, out {ranks[1]} would add {larger} parameters or save none"
+    reason = f"would not reduce its cost (+{larger} parameters)"
+    assert row.note == f"unchanged: ranks in {ranks[0]}, out {ranks[1]} {reason}"
     assert equal(tensors(result.network), tensors(network))
 
 

@@ -209,5 +209,5 @@ def test_probabilities_in_one_mode_only_are_refused(pair: tuple[int, int]) -> No
 
 def test_batches_of_two_and_more_only_are_named() -> None:
     network = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, track_running_stats=False))
-    with pytest.raises(ValueError, match=r"takes only batches of two and more: Expected more than 1 value"):
+    with pytest.raises(ValueError, match=r"accepts only larger batches: Expected more than 1 value"):
         as_classifier(network, (5,))

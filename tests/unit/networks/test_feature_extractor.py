@@ -173,6 +173,6 @@ def test_every_call_of_a_layer_is_a_feature() -> None:
 def test_a_student_without_gradients_is_refused() -> None:
     network = nn.Sequential(nn.Linear(6, 3))
     network.forward = torch.no_grad()(network.forward)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="gradients by its weights, but got none"):
+    with pytest.raises(ValueError, match="gradients for its weights, but got none"):
         check_trainable(network, (6,))
     check_trainable(nn.Sequential(nn.Linear(6, 3)).requires_grad_(False), (6,))

@@ -185,5 +185,5 @@ def test_copies_leave_backward_hooks_and_say_that_they_keep_others() -> None:
         warnings.simplefilter("error")
         warn_of_hooks(network)
     network[0].register_forward_hook(lambda *_: called.append("forward"))
-    with pytest.warns(UserWarning, match=r"forward hooks \(.*lambda.* of 0\). Copies of it keep them"):
+    with pytest.warns(UserWarning, match=r"forward hooks \(.*lambda.* of 0\). Copies of the network keep these"):
         warn_of_hooks(copy.copy(network))

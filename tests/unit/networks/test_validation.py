@@ -110,7 +110,7 @@ def test_the_check_leaves_the_random_state_as_it_was() -> None:
     ],
 )
 def test_a_network_without_gradients_by_its_input_is_named(change: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"teacher Answer to pass gradients .* none arrives: .*{reason}"):
+    with pytest.raises(ValueError, match=f"teacher Answer to pass gradients .* but got none: .*{reason}"):
         check_gradient(Answer(change), (5,))
 
 

@@ -348,7 +348,7 @@ def test_without_a_home_wandb_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", unknown)
-    with pytest.raises(UserError, match=r"a home folder .* Set HOME to a folder"):
+    with pytest.raises(UserError, match=r"a home folder .* Set HOME to a writable folder"):
         _loggers({"wandb": WANDB}, tmp_path)
     _loggers({"csv": CSV}, tmp_path)
 

@@ -350,11 +350,11 @@ def test_damaged_file(tmp_path: Path, name: str, kind: str, verify: Any) -> None
 def test_files_and_manifests_of_other_stages_are_found(tmp_path: Path) -> None:
     one, other = (_get(tmp_path, _build_folders, {"lr": lr}).folder for lr in (1, 2))
     shutil.copy(other / "manifest.json", one)
-    with pytest.raises(StoreError, match=rf"manifest\.json is that of {other.name}"):
+    with pytest.raises(StoreError, match=rf"manifest\.json belongs to {other.name}"):
         _get(tmp_path, Builder(), {"lr": 1}, resume="require")
     shutil.rmtree(one)
     shutil.copytree(other, one)
-    with pytest.raises(StoreError, match=rf"manifest\.json is that of {other.name}"):
+    with pytest.raises(StoreError, match=rf"manifest\.json belongs to {other.name}"):
         _get(tmp_path, Builder(), {"lr": 1}, resume="require")
 
 

@@ -74,7 +74,7 @@ def test_low_agreement_is_a_warning() -> None:
         == []
     )
     assert (
-        "to only 12% of synthetic samples that did not make it; chance is 10%."
+        "to only 12% of synthetic samples of other sources than its own; chance is 10%."
         in warn_of_agreement({"mean": 0.12}, 10)[0]
     )
 

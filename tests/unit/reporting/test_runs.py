@@ -48,7 +48,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_runs([tmp_path])
     folder = write_run(tmp_path / "run", [TEACHER])
     (folder / "results.json").write_text('[{"dataset": "toy"}]')
-    with pytest.raises(UserError, match=r"results\.json, but: missing .* another version"):
+    with pytest.raises(UserError, match=r"results\.json, but got: missing .* another version"):
         read_runs([folder])
     with pytest.raises(UserError, match="it is a file"):
         read_runs([folder / "results.json"])

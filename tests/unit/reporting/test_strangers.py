@@ -84,15 +84,15 @@ def test_devices_and_large_files_are_refused(tmp_path: Path) -> None:
         file.truncate(2_000_000)
     with pytest.raises(RefusedFileError, match="more than 1,000 bytes"):
         read_bytes(large, None, most=1_000)
-    with pytest.raises(RefusedFileError, match="another kind of file than PNG"):
+    with pytest.raises(RefusedFileError, match="a file that is not PNG"):
         read_png(large, tmp_path)
     with pytest.raises(RefusedFileError, match="No such file"):
         read_bytes(tmp_path / "none", tmp_path)
 
 
 CHANGES: list[tuple[Any, str]] = [
-    ({"accuracy": float("nan")}, "no finite number"),
-    ({"accuracy": 1e999}, "no finite number"),
+    ({"accuracy": float("nan")}, "not a finite number"),
+    ({"accuracy": 1e999}, "not a finite number"),
     ({"parameters": 10**30}, "31 digits"),
     ({"parameters": 0}, "parameters is 0, which is out of range"),
     ({"accuracy": "high"}, "accuracy is high, not number or null"),
@@ -210,7 +210,7 @@ def test_stages_elsewhere_are_refused(tmp_path: Path, content: Any, capsys: pyte
         StageFolders.read(folder)
     if content == []:
         assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
-        assert "Run run has no new page: Expected" in capsys.readouterr().err
+        assert "The page of run run was not written: Expected" in capsys.readouterr().err
 
 
 def test_texts_are_made_printable() -> None:
