@@ -1,6 +1,8 @@
 """Export of a student as ONNX, torch.export, TorchScript and safetensors: ``python -m kegnet_pl.export RUN``."""
 
 import argparse
+import json
+import os
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -23,9 +25,10 @@ from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.reporting.run_page import STAGES, StageFolders
 from kegnet_pl.reporting.runs import read_runs
 from kegnet_pl.reporting.tables import explain_difference
+from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError, first_line
-from kegnet_pl.runtime.safe_files import printable
+from kegnet_pl.runtime.safe_files import exists, printable, read_bytes, read_json
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import build_source, describe_mixture
 
@@ -92,7 +95,7 @@ def export_run(
         )
     out = run / "export" if out is None else out
     card = out / "README.md"
-    if card.exists() and "library_name: kegnet_pl" not in card.read_text(errors="replace"):
+    if os.path.lexists(card) and b"library_name: kegnet_pl" not in read_bytes(card, out):
         raise UserError(
             f"Expected a folder of its own for the files, but {display_path(out)} has another README.md, which the "
             f"model card would overwrite. Choose another folder with --out FOLDER."
@@ -104,10 +107,13 @@ def export_run(
         network, out, shape, [name for name in formats if name in NETWORK_FORMATS], batch_size=batch_size,
         outputs=answers_of(logits) or "auto",
     )  # fmt: skip
+    own = None
     if "safetensors" in formats:
         for suffix in ("safetensors", "json"):
+            (out / f"model.{suffix}").unlink(missing_ok=True)  # a link is replaced, not followed
             shutil.copyfile(folder / f"network.{suffix}", out / f"model.{suffix}")
-        again = load_network(out, "model", trust=trust)
+        own = _copy_own_file(out)
+        again = load_network(out, "model", trust=[*trust, *([str(own)] if own is not None else [])])
         difference = (
             compare_outputs(network, again, [samples_for_trial(shape)]) if returns_tensor(network, shape) else 0.0
         )
@@ -115,8 +121,25 @@ def export_run(
         files.append(ExportedFile("safetensors", path, path.stat().st_size, difference))
     quantized = _quantize(network, logits, out, stages, row.seed, int8, source, batch_size, trust) if int8 else []
     every = [(file.format, file.path.name, file.size) for file in files]
-    write_model_card(card, row, rows[0], stages, every, quantized)
+    if own is not None:
+        every.append(("code", own.name, own.stat().st_size))
+    write_model_card(card, row, rows[0], stages, every, quantized, None if own is None else own.name)
     return files, quantized, row
+
+
+def _copy_own_file(out: Path) -> Path | None:
+    """Copy the Python file or program that ``model.json`` names beside it; return the copy, None if it names none."""
+    content = read_json(out / "model.json", out)
+    source = Path(str(content["network"].get("path", "")))
+    if not content["network"]["_target_"].startswith("kegnet_pl.networks.foreign.") or not exists(source):
+        return None
+    copied = out / source.name
+    if copied.resolve() != source.resolve():
+        copied.unlink(missing_ok=True)
+        shutil.copyfile(source, copied)
+    content["network"]["path"] = source.name
+    atomic_write(out / "model.json", json.dumps(content, indent=2))
+    return copied
 
 
 def _quantize(

@@ -1,5 +1,6 @@
 """Files that run without the package."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ from torch import Tensor, nn
 
 import kegnet_pl
 from kegnet_pl.api import export
+from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.export import export_network
-from kegnet_pl.export import main
+from kegnet_pl.api.trust import UntrustedCodeError
+from kegnet_pl.export import _copy_own_file, main
 from kegnet_pl.networks import MLP, LeNet5
+from kegnet_pl.networks.foreign import from_file
 from kegnet_pl.runtime.errors import UserError
 
 
@@ -159,3 +163,23 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
 def test_the_command_names_mistakes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     assert capsys.readouterr().err.startswith("Error: Expected ")
+
+
+def test_the_python_file_of_a_network_travels_with_it(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    (there / "net.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(2, 3)\n")
+    network = from_file(str(there / "net.py"), "make")
+    recipe = {"_target_": "kegnet_pl.networks.foreign.from_file", "path": str(there / "net.py"), "factory": "make"}
+    save_network(network, here, "model", recipe)
+    copied = _copy_own_file(here)
+    assert copied == here / "net.py" and json.loads((here / "model.json").read_text())["network"]["path"] == "net.py"
+    (there / "net.py").unlink()
+    moved = here.rename(tmp_path / "moved")
+    with pytest.raises(UntrustedCodeError, match=r"--trust .*moved/net\.py"):
+        kegnet_pl.load_network(moved, "model")
+    again = kegnet_pl.load_network(moved, "model", trust=[str(moved / "net.py")])
+    assert torch.equal(again.weight, network.weight)
+    with pytest.raises(FileNotFoundError, match=r'load_network\(folder, "model"\)'):
+        kegnet_pl.load_network(moved)

@@ -23,6 +23,7 @@ from kegnet_pl.settings import (
 )
 from kegnet_pl.settings.__main__ import render
 from kegnet_pl.settings.training import LIGHTNING
+from tests.integration.conftest import configure
 
 CONF = Path(str(importlib.resources.files("kegnet_pl.conf")))
 
@@ -399,3 +400,9 @@ def test_plain_is_plain() -> None:
 
 def test_the_user_can_repair_wrong_settings() -> None:
     assert issubclass(ConfigError, UserError)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_files_without_a_reader_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data=files for the file in `data\.{name}`, but got data=none"):
+        configure("data=none", "data.input_shape=[6]", "data.classes=3", f"+data.{name}=x.npz", "teacher.weights=w")

@@ -1,6 +1,7 @@
 """Networks on disk: weights as safetensors, and a recipe that rebuilds the module."""
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kegnet_pl.networks.validation import lazy_input_of, materialise
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import UserError, WeightsError, first_line
 from kegnet_pl.runtime.manifests import DamagedError, check_parts
-from kegnet_pl.runtime.safe_files import printable, read_json
+from kegnet_pl.runtime.safe_files import exists, printable, read_json
 from kegnet_pl.runtime.secrets import conceal
 
 _STRUCTURE = ("ranks", "folded", "split", "kept")
@@ -80,9 +81,10 @@ def load_network(
         raise FileNotFoundError(f"Expected a name without folders for files in {folder}, but got {printable(name)}.")
     recipe = Path(folder) / f"{name}.json"
     if not recipe.is_file():
-        raise FileNotFoundError(
-            f"Expected {recipe.name} in {recipe.parent}, but there is none. Give the folder of a finished stage."
-        )
+        remedy = "Give the folder of a finished stage, such as the one that a run prints as `student`."
+        if (recipe.parent / "model.json").is_file():
+            remedy = 'An export has another name: load_network(folder, "model").'
+        raise FileNotFoundError(f"Expected {recipe.name} in {recipe.parent}, but there is none. {remedy}")
     try:
         check_parts(Path(folder), (recipe.name, f"{name}.safetensors"))
     except DamagedError as error:
@@ -94,14 +96,18 @@ def load_network(
         raise WeightsError(
             f"Expected the structure of a network in {recipe}, but got something else. The file is damaged."
         )
-    network_recipe = read_recipe(content.get("network"), recipe, trust)
+    try:
+        network_recipe = read_recipe(_beside(content.get("network"), Path(folder)), recipe, trust)
+    except RecursionError as error:
+        raise WeightsError(f"Expected arguments of a network in {recipe}, but got lists that are too deep.") from error
     with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
         try:
             network: nn.Module = instantiate(network_recipe, _convert_="all")
         except Exception as error:  # what a constructor raises for wrong arguments
             raise WeightsError(
                 f"Expected to build {printable(network_recipe['_target_'])} as {recipe} says, but it failed: "
-                f"{printable(first_line(error.__cause__ or error), 300)}. The file is damaged, or from another version."
+                f"{printable(conceal(first_line(error.__cause__ or error)), 300)}. The file is damaged, or from "
+                f"another version."
             ) from error
         if not isinstance(network, nn.Module):
             raise WeightsError(
@@ -115,10 +121,12 @@ def load_network(
             raise
         except Exception as error:  # damaged names and ranks raise many kinds
             raise WeightsError(
-                f"Expected the structure of {type(network).__name__} in {recipe}, but got: {printable(error, 300)}. "
-                f"The file is damaged, or from another network."
+                f"Expected the structure of {type(network).__name__} in {recipe}, but got: "
+                f"{printable(conceal(str(error)), 300)}. The file is damaged, or from another network."
             ) from error
     path = Path(folder) / f"{name}.safetensors"
+    if os.path.lexists(path) and not exists(path):
+        raise WeightsError(f"Expected a regular file at {path}, but got another kind of file. Copy the folder again.")
     dtype = _stored_dtype(path)
     if dtype is not None and dtype != first_weight(network).dtype:  # the constructor makes another precision
         move(network, dtype)
@@ -134,6 +142,14 @@ def load_network(
             f"The file is damaged."
         ) from error
     return set_mode(network, training=False)
+
+
+def _beside(recipe: Any, folder: Path) -> Any:
+    """Return a recipe whose Python file or program lies beside it, as in an export, with the path of that file."""
+    path = recipe.get("path") if isinstance(recipe, dict) else None
+    if isinstance(path, str) and Path(path).name == path and exists(folder / path):
+        return {**recipe, "path": str(folder / path)}
+    return recipe
 
 
 def damaged_stage(folder: str | Path, error: DamagedError) -> WeightsError:

@@ -154,6 +154,7 @@ def export_network(
     for name in dict.fromkeys(formats):
         suffix, write = _WRITERS[name]
         path = folder / f"model.{suffix}"
+        path.unlink(missing_ok=True)  # a link is replaced, not followed
         try:
             with quiet_exporters():
                 run = write(plain, batches[-1], path, batch_size is None)

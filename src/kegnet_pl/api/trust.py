@@ -13,6 +13,7 @@ from torch import nn
 from kegnet_pl.networks.foreign import FILE_MODULE
 from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.runtime.safe_files import printable
+from kegnet_pl.runtime.secrets import remember
 
 _CLASSES = (
     "kegnet_pl.networks", "kegnet_pl.compression", "kegnet_pl.sources", "torch.nn", "torchvision.models",
@@ -20,8 +21,8 @@ _CLASSES = (
 )  # fmt: skip
 """Packages whose classes of networks, and of sources, files may name."""
 
-_FUNCTIONS = ("torchvision.models", "timm.models", "timm.create_model")
-"""Packages whose functions that return a network files may name."""
+_LOADERS = re.compile(r"pretrained|weights|checkpoint|auto_map|trust_remote_code|hub_id|url", re.IGNORECASE)
+"""Arguments of networks that read or download files, which a stored network does not need."""
 
 _FACTORIES = tuple(f"kegnet_pl.networks.foreign.{name}" for name in ("from_torchvision", "from_timm", "from_config"))
 
@@ -73,18 +74,36 @@ def check_code(specification: Any, where: Path, trust: Collection[str] = ()) -> 
 
 def _is_allowed(specification: Mapping[str, Any], trust: Collection[str]) -> bool:
     target, path = specification["_target_"], specification.get("path")
-    if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target):
+    if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target) or "\0" in str(path):
         return False
     if target.startswith("kegnet_pl.networks.foreign."):  # some of them execute a file
         files = {os.path.realpath(entry) for entry in trust if os.sep in entry or "." in entry}
         executed = [module for name, module in list(sys.modules.items()) if name.startswith(FILE_MODULE)]
         files |= {os.path.realpath(str(module.__file__)) for module in executed}
-        return target in _FACTORIES or (isinstance(path, str) and os.path.realpath(path) in files)
+        if target in _FACTORIES:
+            return not _reads_files(specification)
+        return isinstance(path, str) and os.path.realpath(path) in files
     if any(_is_within(target, entry) for entry in trust):
         return True
-    if any(_is_within(target, package) for package in (*_CLASSES, *_FUNCTIONS)):
-        return _is_network(_find(target))
+    if target == "timm.create_model":
+        return not _reads_files(specification) and _is_name_of_timm(specification.get("model_name"))
+    if any(_is_within(target, package) for package in _CLASSES):
+        return not _reads_files(specification) and _is_network(_find(target))
     return _is_imported(target)
+
+
+def _reads_files(value: Any) -> bool:
+    """Return True if arguments, at any depth, make a network read or download further files."""
+    if isinstance(value, Mapping):
+        return any((_LOADERS.search(str(key)) and one) or _reads_files(one) for key, one in value.items())
+    return isinstance(value, list | tuple) and any(_reads_files(one) for one in value)
+
+
+def _is_name_of_timm(name: Any) -> bool:
+    """Return True for the name of an architecture, which is no address or folder."""
+    import timm
+
+    return isinstance(name, str) and bool(re.fullmatch(r"\w+", name)) and bool(timm.is_model(name))
 
 
 def _is_within(target: str, package: str) -> bool:
@@ -103,7 +122,21 @@ def _is_network(found: Any) -> bool:
     module = str(getattr(found, "__module__", ""))
     if isinstance(found, type):
         return _makes_samples_or_answers(found) and any(_is_within(module, one) for one in _CLASSES)
-    return callable(found) and any(_is_within(module, one) for one in ("torchvision.models", "timm.models"))
+    return _is_builder(found, module)
+
+
+def _is_builder(found: Any, module: str) -> bool:
+    """Return True for a function that torchvision or timm has registered as the builder of an architecture."""
+    name = str(getattr(found, "__name__", ""))
+    if _is_within(module, "torchvision.models"):
+        from torchvision.models import get_model_builder, list_models
+
+        return name in list_models() and get_model_builder(name) is found
+    if _is_within(module, "timm.models"):
+        import timm
+
+        return timm.is_model(name) and timm.model_entrypoint(name) is found
+    return False
 
 
 def _is_imported(target: str) -> bool:
@@ -131,14 +164,24 @@ def _refuse(specification: Mapping[str, Any], where: Path) -> None:
     entry = printable(path, 200) if is_file else target.rpartition(".")[0] or target
     raise UntrustedCodeError(
         f"Expected a network of kegnet_pl, torch.nn, torchvision, timm or transformers in {printable(where)}, but it "
-        f"names {target}{f' with {entry}' if is_file else ''}: this code would run. If you trust it, pass "
-        f"trust=[{entry!r}] (command line: --trust {entry}), or import the module first if it is yours."
+        f"names {target}{f' with {entry}' if is_file else ''}: this code would run, or read further files. If you "
+        f"trust it, add --trust {entry} to the command; in Python, pass trust=[{entry!r}]"
+        f"{'' if is_file else ', or import the module first if it is yours'}."
     )
+
+
+def _read_variable(found: re.Match[str]) -> str:
+    """Return the value of an environment variable, which no message shows from then on."""
+    value = os.environ.get(found[1])
+    if value is None:
+        return found[0]
+    remember(found[1], value)
+    return value
 
 
 def _resolve(value: Any, where: Path) -> Any:
     if isinstance(value, str):
-        text = _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), value)
+        text = _VARIABLE.sub(_read_variable, value)
         if "${" in text:
             raise UntrustedCodeError(
                 f"Expected plain arguments in {printable(where)}, but got {printable(text, 100)}. Set that environment "

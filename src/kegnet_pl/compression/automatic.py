@@ -8,6 +8,7 @@ from torch import nn
 
 from kegnet_pl.compression.activations import Calibration
 from kegnet_pl.compression.report import Compressed
+from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 
 MARGIN = 0.01
@@ -80,7 +81,7 @@ class AutomaticPlan:
             try:
                 found[name] = plan.apply(network, input_shape, calibration, move_to)
                 compared[name] = found[name].agreement
-            except ValueError as error:
+            except (ValueError, *FORWARD_ERRORS) as error:
                 if len(self.plans) == 1:
                     raise
                 compared[name] = first_line(error)

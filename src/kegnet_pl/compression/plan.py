@@ -31,21 +31,22 @@ from kegnet_pl.compression.tucker import (
     is_transposed,
     replace_layer,
 )
-from kegnet_pl.networks.handling import copy_network, freeze, unfreeze_frozen
+from kegnet_pl.networks.execution import eval_mode, first_weight
+from kegnet_pl.networks.handling import check_copy, copy_network, freeze, unfreeze_frozen
 from kegnet_pl.networks.hooks import carry_hooks
-from kegnet_pl.networks.validation import FORWARD_ERRORS
+from kegnet_pl.networks.validation import FORWARD_ERRORS, samples_for_trial
 from kegnet_pl.runtime.errors import first_line
 
 
 @contextmanager
-def to_compress(network: nn.Module) -> Iterator[nn.Module]:
+def to_compress(network: nn.Module, input_shape: Sequence[int]) -> Iterator[nn.Module]:
     """Return a copy of a network that can be compressed in place; the global random state stays as it is.
 
     Its frozen weights stay frozen unless all are (:func:`unfreeze_frozen`). Its attentions are split
     (:func:`split_attention`).
 
     Raises:
-        ValueError: If weights are not finite.
+        ValueError: If weights are not finite, or a copy of the network calls layers of the original.
     """
     invalid = [name for name, weight in network.named_parameters() if not bool(weight.detach().isfinite().all())]
     if invalid:
@@ -53,6 +54,8 @@ def to_compress(network: nn.Module) -> Iterator[nn.Module]:
     devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
     with torch.random.fork_rng([device.index for device in devices]):  # constructors draw weights to be overwritten
         copied = copy_network(network)
+        with eval_mode(copied), torch.no_grad():
+            check_copy(network, copied, samples_for_trial(input_shape, 2).to(first_weight(copied)))
         unfreeze_frozen(copied)
         split_attention(copied)
         yield copied
@@ -169,7 +172,7 @@ class CompressionPlan:
                 f"Expected samples for by={by!r} and round_to={round_to}, which choose ranks by the function of the "
                 f"network, but got none. Use fit='function'."
             )
-        with to_compress(network) as copied:
+        with to_compress(network, input_shape) as copied:
             return self._apply(copied, input_shape, calibration, on_progress)
 
     def _apply(

@@ -94,7 +94,7 @@ class PruningPlan:
                 "Expected a network without factorised layers for method='pruning', but got one with them. Prune it "
                 "first, then factorise it."
             )
-        with to_compress(network) as copied:
+        with to_compress(network, input_shape) as copied:
             return self._apply(copied, input_shape, calibration, on_progress)
 
     def _apply(

@@ -126,9 +126,9 @@ def from_config(config: Mapping[str, Any]) -> nn.Module:
     """Return an image classifier of transformers for a configuration, with new weights."""
     from transformers import AutoConfig, AutoModelForImageClassification
 
-    values = dict(config)
+    values = {key: value for key, value in config.items() if key != "auto_map"}  # it names code on the Hub
     made = AutoConfig.for_model(values.pop("model_type"), **values)
-    network: nn.Module = AutoModelForImageClassification.from_config(made)  # type: ignore[no-untyped-call]
+    network: nn.Module = AutoModelForImageClassification.from_config(made, trust_remote_code=False)  # type: ignore[no-untyped-call]
     return _remember(network, "from_config", config=dict(config))
 
 

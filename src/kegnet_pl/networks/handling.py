@@ -9,6 +9,7 @@ import inspect
 import types
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -150,6 +151,40 @@ def _contents(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # the cell is still empty
         return None
+
+
+def check_copy(network: nn.Module, copied: nn.Module, x: Tensor) -> None:
+    """Check that a copy of a network calls its own layers, not those of the original.
+
+    A ``forward`` that was replaced by a function may hold the original in a default argument or a list.
+
+    Args:
+        network: The original.
+        copied: The copy, in evaluation mode.
+        x: Samples ``(N, *input_shape)``.
+
+    Raises:
+        ValueError: If a forward pass of the copy calls a layer of the original.
+    """
+    called: list[str] = []
+    own = {id(module) for module in copied.modules()}
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+        for name, module in network.named_modules()
+        if id(module) not in own
+    ]
+    try:
+        with suppress(Exception):  # a network that does not take such samples is refused elsewhere
+            copied(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if called:
+        raise ValueError(
+            f"Expected a copy of {type(network).__name__} to call its own layers, but it calls {called[0] or 'the'} "
+            f"of the original: its `forward` was replaced by a function that holds the original layers. Define "
+            f"`forward` in the class of the network."
+        )
 
 
 def frozen_copy(network: Module) -> Module:

@@ -109,9 +109,13 @@ def discard(folder: Path) -> None:
 
 
 def set_aside(final: Path) -> Path:
-    """Rename a damaged stage to a hidden folder, which replaces an older one; return that folder."""
+    """Rename a damaged stage to a hidden folder, which replaces an older one if possible; return that folder."""
     away = hidden(final, DAMAGED)
     discard(away)
+    number = 2
+    while os.path.lexists(away):  # it may belong to another user
+        away = hidden(final, f"{number}.{DAMAGED}")
+        number += 1
     final.rename(away)
     return away
 

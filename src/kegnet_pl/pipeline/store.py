@@ -38,6 +38,11 @@ Build = Callable[[Path, StageCosts], Mapping[str, Any]]
 FORMAT = 2
 """Version of the content of stages; a change makes all fingerprints new."""
 
+_OBSTACLES = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP,
+)  # fmt: skip
+"""Errors about a file or folder of the store that is in the way, or belongs to another user."""
+
 _ROOM = 64 * 2**20
 """Free bytes below which a store counts as full, if an error does not name the file."""
 
@@ -125,16 +130,19 @@ class Store:
         """Return True if an error is about writing to the store, not about the input of a stage or other files."""
         if isinstance(error.filename, str | bytes):
             inside = Path(os.fsdecode(error.filename)).absolute().is_relative_to(self.root)
-            return inside and error.errno in (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+            return inside and error.errno in (*FULL, *_OBSTACLES)
         full = error.errno in FULL and shutil.disk_usage(self.root).free < _ROOM
         return full or error.errno in (errno.EROFS, errno.EDQUOT)
 
     def _unwritable(self, error: OSError) -> StoreError:
         choose = "Free some space, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
+        where = ""
+        if error.errno in _OBSTACLES[3:] and isinstance(error.filename, str | bytes):
+            where, choose = f" ({os.fsdecode(error.filename)})", "Remove what is in the way, or choose"
         read_only = "" if self.resume == "require" else " To only read finished stages, set resume=require."
         return StoreError(
-            f"Expected to write to the store {self.root}, but got: {error.strerror or error}. {choose} another folder "
-            f"with store=FOLDER. Finished stages are unchanged; run the command again to continue.{read_only}"
+            f"Expected to write to the store {self.root}, but got: {error.strerror or error}{where}. {choose} another "
+            f"folder with store=FOLDER. Finished stages are unchanged; run the command again to continue.{read_only}"
         )
 
     def get(
@@ -161,12 +169,12 @@ class Store:
                     build(hidden(final), StageCosts())
                 barrier()
             return self._load(stage, key, final, found=False, verify="never")
-        if self.resume == "require" or (self.resume == "auto" and not needs_repair(final)):
-            found = self._find(stage, key, final)  # a finished stage needs no lock
-            if found is not None:
-                share_decision(key, True)
-                return found
         try:
+            if self.resume == "require" or (self.resume == "auto" and not needs_repair(final)):
+                found = self._find(stage, key, final)  # a finished stage needs no lock
+                if found is not None:
+                    share_decision(key, True)
+                    return found
             with self._locked(final):
                 repair(final, stage, key)
                 found = None if self.resume == "never" else self._find(stage, key, final, replace=True)
@@ -219,6 +227,8 @@ class Store:
         self, stage: str, key: str, config: Mapping[str, Any], parents: Sequence[Stage], build: Build, final: Path
     ) -> None:
         building = hidden(final)
+        if building.is_symlink() or building.is_file():
+            building.unlink()
         if self.resume == "never":
             discard(building)
         building.mkdir(exist_ok=True)

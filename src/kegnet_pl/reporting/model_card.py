@@ -55,6 +55,7 @@ def write_model_card(
     stages: StageFolders,
     files: Sequence[tuple[str, str, int]],
     quantized: Sequence[QuantizedFile] = (),
+    code: str | None = None,
 ) -> None:
     """Write the card of a network.
 
@@ -65,6 +66,7 @@ def write_model_card(
         stages: The stages behind the run.
         files: Format, name and bytes of every exported file in float32.
         quantized: Exported files in int8.
+        code: Name of the exported Python file or program that builds the network; None if it needs none.
     """
     data, plan = stages.config["data"], stages.config["compression"]
     compression = stages.networks[row.method].get("compression")
@@ -85,6 +87,7 @@ def write_model_card(
         if row.method.startswith("T")
         else None,
         files=files,
+        code=code,
         quantized=quantized,
     )
     atomic_write(path, text)

@@ -231,7 +231,7 @@ def _settings(path: Path, folder: Path) -> dict[str, str]:
         return {}
     try:
         overrides = yaml.safe_load(read_bytes(path, folder, _MOST_SMALL))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # values of other types raise many kinds
         raise UserError(
             f"Expected the settings of a run in {printable(path)}, but got: {printable(first_line(error))}. Delete it."
         ) from error

@@ -73,10 +73,10 @@ def _open(path: Path) -> int:
     mode = 0o666 if follows_group(path.parent) else 0o644
     for _ in range(_TRIES):
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         except PermissionError:
             with suppress(FileNotFoundError):  # its owner has removed it in the meantime
-                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 

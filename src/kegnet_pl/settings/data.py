@@ -28,6 +28,15 @@ def _check_shape(shape: list[int]) -> list[int]:
     return shape
 
 
+def _check_files(settings: "DataSettings") -> Iterator[str]:
+    given = [name for name in ("train", "val", "test") if (settings.model_extra or {}).get(name) is not None]
+    if settings.target is None and given:
+        yield (
+            f"Expected data=files for the file in `data.{given[0]}`, but got data=none, which reads no file. Set "
+            f"data=files data.{given[0]}=FILE."
+        )
+
+
 def _check_value_range(data: "DataSettings") -> Iterator[str]:
     given = data.value_range
     if given is None:
@@ -49,7 +58,7 @@ class DataSettings(Settings):
     """Real data: trains a teacher, measures accuracy, feeds the source real. Other settings go to the data module."""
 
     model_config = ConfigDict(extra="allow")
-    RULES = (_check_value_range,)
+    RULES = (_check_value_range, _check_files)
 
     target: str | None = Field(default=None, alias="_target_")
     """Class of the data module; null: there is no real data."""

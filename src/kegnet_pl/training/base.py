@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.handling import set_mode
 from kegnet_pl.runtime.errors import ConfigError, DivergedError
 from kegnet_pl.runtime.seeds import derive_seed
@@ -239,13 +240,16 @@ class TrainingModule(GraphedModule):
     def _check_finite(self) -> None:
         found = self._finite.first_failure()
         finite = [parameter.isfinite().all() for parameter in self.trained_parameters()]
+        layers = [layer for layer in norm_layers(self).values() if layer.training]
+        statistics = [value for layer in layers for value in (layer.running_mean, layer.running_var)]
+        finite += [value.isfinite().all() for value in statistics if value is not None]
         weights = not finite or bool(torch.stack(finite).all())
         # A step in float16 whose gradients overflow changes no weights. Processes have the same weights, but different
         # losses, and must stop together.
         if weights and (found is None or self.trainer.precision == "16-mixed" or self.trainer.world_size > 1):
             return
         epoch = f"epoch {self.current_epoch + 1}"
-        what = "some weights are NaN or infinite"
+        what = "some weights or batch-norm statistics are NaN or infinite"
         if found is not None:
             step, names = found
             epoch = f"step {step} of {epoch}"

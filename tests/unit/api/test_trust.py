@@ -1,6 +1,7 @@
 """Code that files which travel may name."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 
 from kegnet_pl import load_network
 from kegnet_pl.api.checkpoints import save_network
-from kegnet_pl.api.trust import UntrustedCodeError, check_code
+from kegnet_pl.api.trust import UntrustedCodeError, check_code, read_recipe
+from kegnet_pl.runtime.errors import WeightsError
 
 NET = """
 from pathlib import Path
@@ -82,7 +84,7 @@ def test_other_code_does_not_run(tmp_path: Path, module: Path, recipe: dict[str,
 
 def test_what_the_user_trusts_runs(tmp_path: Path, module: Path) -> None:
     folder = _stored(tmp_path / "stage", {"_target_": "their_net.MyNet"})
-    with pytest.raises(UntrustedCodeError, match=r"names their_net\.MyNet: .*trust=\['their_net'\] .*--trust their_"):
+    with pytest.raises(UntrustedCodeError, match=r"their_net\.MyNet: .*--trust their_net .*trust=\['their_net'\]"):
         load_network(folder)
     assert not module.exists()
     assert load_network(folder, trust=["their_net"])(torch.zeros(1, 2)).shape == (1, 3)
@@ -116,3 +118,60 @@ def test_names_stay_in_their_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "below").mkdir()
     with pytest.raises(FileNotFoundError, match="Expected"):
         load_network(tmp_path / "below", name)
+
+
+EVIL: dict[str, dict[str, Any]] = {
+    "weights of torchvision": {
+        "_target_": "torchvision.models.ResNet18_Weights.DEFAULT.get_state_dict", "model_dir": "x",
+    },
+    "a loader of timm": {"_target_": "timm.models.load_state_dict", "checkpoint_path": "x", "weights_only": False},
+    "a writer of timm": {"_target_": "timm.models._hub.save_for_hf", "save_directory": "x"},
+    "an address": {
+        "_target_": "kegnet_pl.networks.foreign.from_timm", "arch": "test_resnet", "pretrained": True,
+        "pretrained_cfg_overlay": {"url": "http://127.0.0.1:1/${oc.env:MY_API_TOKEN}"},
+    },
+    "a builder with weights": {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"},
+    "a folder as a name of timm": {"_target_": "timm.create_model", "model_name": "local-dir:x"},
+    "code of a hub": {
+        "_target_": "kegnet_pl.networks.foreign.from_config",
+        "config": {"model_type": "bert", "auto_map": {"AutoModelForImageClassification": "a/b--evil.Net"}},
+    },
+    "a path that ends early": {"_target_": "kegnet_pl.networks.foreign.from_file", "path": "a\0b"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", EVIL.values(), ids=EVIL.keys())
+def test_libraries_of_the_allow_list_read_no_further_files(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    with pytest.raises(UntrustedCodeError, match="this code would run, or read further files"):
+        read_recipe(recipe, tmp_path / "network.json")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"_target_": "torchvision.models.resnet18", "weights": None, "num_classes": 4},
+        {"_target_": "timm.create_model", "model_name": "test_resnet", "pretrained": False},
+        {"_target_": "kegnet_pl.networks.foreign.from_torchvision", "arch": "resnet18", "classes": 4},
+    ],
+)
+def test_builders_without_weights_are_allowed(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    assert read_recipe(recipe, tmp_path / "network.json") == recipe
+
+
+def test_no_message_shows_a_value_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PLACE", "s3cr3t-value-123")
+    recipe = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2, "device": "${oc.env:MY_PLACE}"}
+    (tmp_path / "network.json").write_text(json.dumps({"network": recipe}), encoding="utf-8")
+    with pytest.raises(WeightsError) as caught:
+        load_network(tmp_path)
+    assert "s3cr3t" not in str(caught.value) and "${oc.env:MY_PLACE}" in str(caught.value)
+
+
+def test_a_pipe_in_place_of_weights_is_refused(tmp_path: Path) -> None:
+    save_network(
+        nn.Linear(2, 3), tmp_path, "network", {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
+    )
+    (tmp_path / "network.safetensors").unlink()
+    os.mkfifo(tmp_path / "network.safetensors")
+    with pytest.raises(WeightsError, match="Expected a regular file"):
+        load_network(tmp_path)

@@ -151,3 +151,13 @@ def test_a_network_without_layers_has_two_reasons() -> None:
 
     with pytest.raises(ValueError, match=r"^By pruning: Expected .* By tucker: Expected "):
         _compress(Wrong())
+
+
+def test_an_error_of_torch_is_a_failure_of_one_method() -> None:
+    class Failing(_Fixed):
+        def apply(self, *_: Any, **__: Any) -> Compressed:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    samples = Calibration(torch.zeros(1, 6), torch.zeros(1, 6))
+    found = AutomaticPlan({"pruning": Failing(None), "tucker": _Fixed(0.9)}).apply(nn.Linear(6, 3), SHAPE, samples)
+    assert found.method == "tucker" and "mat1 and mat2" in str(found.compared["pruning"])

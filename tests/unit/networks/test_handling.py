@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+import kegnet_pl
 from kegnet_pl.networks import FrozenModule
 from kegnet_pl.networks.handling import (
     copy_network,
@@ -187,3 +188,19 @@ def test_copies_leave_backward_hooks_and_say_that_they_keep_others() -> None:
     network[0].register_forward_hook(lambda *_: called.append("forward"))
     with pytest.warns(UserWarning, match=r"forward hooks \(.*lambda.* of 0\). Copies of the network keep these"):
         warn_of_hooks(copy.copy(network))
+
+
+@pytest.mark.parametrize("how", ["default", "list"])
+def test_a_copy_that_calls_the_original_is_refused(how: str) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 20), nn.Linear(20, 3)
+            layers = [self.first, self.second]
+            if how == "default":
+                self.forward = lambda x, me=self: me.second(me.first(x).relu())  # type: ignore[assignment]
+            else:
+                self.forward = lambda x: layers[1](layers[0](x).relu())  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="Expected a copy of Network to call its own layers, but it calls"):
+        kegnet_pl.compress(Network(), 8, 1.5, fit="weights", progress=False)

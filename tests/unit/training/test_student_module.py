@@ -358,3 +358,18 @@ def test_layers_that_were_replaced_when_the_fit_began_are_watched(tmp_path: Path
     trainer = make_trainer(1, tmp_path, [Replace()])
     trainer.fit(module, datamodule=_data())
     assert trainer.callback_metrics["train/loss_features"] > 0
+
+
+def test_statistics_that_overflow_stop_the_fit(tmp_path: Path) -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.inner = nn.BatchNorm1d(FEATURES), make_classifier()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: Tensor = self.inner(self.norm(x * 1e30))
+            return logits
+
+    module = StudentModule(Normed(), DistillationLoss(), adam)
+    with pytest.raises(DivergedError, match=r"batch-norm statistics are NaN or infinite|is NaN or infinite"):
+        make_trainer(1, tmp_path).fit(module, datamodule=_data())
