@@ -9,11 +9,11 @@ import inspect
 import types
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from kegnet_pl.networks.hooks import find_calls
 from kegnet_pl.runtime.errors import first_line
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -166,19 +166,9 @@ def check_copy(network: nn.Module, copied: nn.Module, x: Tensor) -> None:
     Raises:
         ValueError: If a forward pass of the copy calls a layer of the original.
     """
-    called: list[str] = []
     own = {id(module) for module in copied.modules()}
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
-        for name, module in network.named_modules()
-        if id(module) not in own
-    ]
-    try:
-        with suppress(Exception):  # a network that does not take such samples is refused elsewhere
-            copied(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    others = {name: module for name, module in network.named_modules() if id(module) not in own}
+    called = find_calls(others, lambda: copied(x))
     if called:
         raise ValueError(
             f"Expected a copy of {type(network).__name__} to call its own layers, but it calls {called[0] or 'the'} "

@@ -2,8 +2,10 @@
 
 import functools
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -145,3 +147,25 @@ def carry_hooks(old: nn.Module, new: nn.Module) -> None:
     for key, hook in old._forward_hooks.items():
         with_kwargs, always = key in old._forward_hooks_with_kwargs, key in old._forward_hooks_always_called
         new.register_forward_hook(hook, with_kwargs=with_kwargs, always_call=always)
+
+
+def find_calls(modules: Mapping[str, nn.Module], call: Callable[[], object]) -> list[str]:
+    """Return the names of the modules that a function calls; its errors are ignored. Programs of TorchScript have none.
+
+    Args:
+        modules: Name -> module.
+        call: The function.
+    """
+    called: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+        for name, module in modules.items()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    try:
+        with suppress(Exception):
+            call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called
