@@ -126,7 +126,7 @@ def test_gc_leaves_a_stage_in_work(stages: dict[str, Stage], tmp_path: Path) -> 
 
 def test_gc_removes_damaged_stages_and_leftovers(stages: dict[str, Stage], tmp_path: Path) -> None:
     (stages["old"].folder / "weights.bin").unlink()
-    for ending in ("old", "discarded", "damaged"):
+    for ending in ("old", "discarded", "damaged", "2.damaged"):
         (tmp_path / "store" / f".teacher-0123456789abcdef.{ending}").mkdir()
     assert main(["gc", "store", "--damaged", "--yes"]) == 0
     assert _left(tmp_path) == {stages[name].folder.name for name in ("teacher", "student", "latency")} | {

@@ -18,7 +18,7 @@ State = Literal["finished", "unfinished", "damaged", "leftover"]
 MEASUREMENTS = ("agreement", "evaluation", "latency")
 """Stages that belong to a run if all of their parents do; some are not named in its ``stages.json``."""
 
-_FOLDER = re.compile(r"(\.?)([a-z]+)-([0-9a-f]{16})(?:\.([a-z]+))?")
+_FOLDER = re.compile(r"(\.?)([a-z]+)-([0-9a-f]{16})(?:\.(?:\d+\.)?([a-z]+))?")
 _STATES: dict[str, State] = {
     BUILDING: "unfinished",
     DAMAGED: "damaged",
