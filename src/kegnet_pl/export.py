@@ -18,6 +18,7 @@ from kegnet_pl.api.quantization import draw_samples, quantize
 from kegnet_pl.api.trust import TRUST_HELP, check_code
 from kegnet_pl.compression import measure_agreement
 from kegnet_pl.networks import Answers, answers_of, as_classifier, value_range_of
+from kegnet_pl.networks.foreign import executed_file
 from kegnet_pl.networks.validation import samples_for_trial, to_shape
 from kegnet_pl.pipeline.objects import source_definitions
 from kegnet_pl.reporting.model_card import QuantizedFile, write_model_card
@@ -128,10 +129,10 @@ def export_run(
 
 
 def _copy_own_file(out: Path) -> Path | None:
-    """Copy the Python file or program that ``model.json`` names beside it; return the copy, None if it names none."""
+    """Copy the Python file or program that ``model.json`` names into the same folder; return the copy, None without."""
     content = read_json(out / "model.json", out)
-    source = Path(str(content["network"].get("path", "")))
-    if not content["network"]["_target_"].startswith("kegnet_pl.networks.foreign.") or not exists(source):
+    source = Path(executed_file(content["network"]) or "")
+    if not exists(source):
         return None
     copied = out / source.name
     if copied.resolve() != source.resolve():

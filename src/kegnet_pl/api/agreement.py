@@ -31,7 +31,7 @@ ENOUGH = 10
 _NEARLY_ALL = 0.95
 """Share of samples in one class above which the teacher gives nearly all of them the same class."""
 
-MOST_CLASSES = 20
+MOST_UNREACHED = 20
 """Greatest number of unreached classes that are listed by label."""
 
 
@@ -176,7 +176,7 @@ class AgreementReport:
             "over": over,
             "mean": None if mean is None else round(mean, 4),
             "worst": None if worst is None else asdict(worst) | {"agreement": round(worst.agreement, 4)},
-            "unreached": unreached[:MOST_CLASSES],
+            "unreached": unreached[:MOST_UNREACHED],
             "unreached_classes": len(unreached),
             "sources": sources,
         }

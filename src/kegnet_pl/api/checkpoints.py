@@ -16,6 +16,7 @@ from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import describe_structure, restore_structure
 from kegnet_pl.networks import Answers, ValueRange, answers_of, value_range_of
 from kegnet_pl.networks.execution import first_weight
+from kegnet_pl.networks.foreign import executed_file
 from kegnet_pl.networks.handling import move, set_mode
 from kegnet_pl.networks.validation import lazy_input_of, materialise
 from kegnet_pl.runtime.atomic_files import atomic_write
@@ -97,7 +98,7 @@ def load_network(
             f"Expected the structure of a network in {recipe}, but got something else. The file is damaged."
         )
     try:
-        network_recipe = read_recipe(_beside(content.get("network"), Path(folder)), recipe, trust)
+        network_recipe = read_recipe(_with_full_path(content.get("network"), Path(folder)), recipe, trust)
     except RecursionError as error:
         raise WeightsError(f"Expected arguments of a network in {recipe}, but got lists that are too deep.") from error
     with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
@@ -144,10 +145,10 @@ def load_network(
     return set_mode(network, training=False)
 
 
-def _beside(recipe: Any, folder: Path) -> Any:
-    """Return a recipe whose Python file or program lies beside it, as in an export, with the path of that file."""
-    path = recipe.get("path") if isinstance(recipe, dict) else None
-    if isinstance(path, str) and Path(path).name == path and exists(folder / path):
+def _with_full_path(recipe: Any, folder: Path) -> Any:
+    """Return a recipe with the full path of its Python file or program, if that is in the same folder (an export)."""
+    path = executed_file(recipe) if isinstance(recipe, dict) else None
+    if path is not None and Path(path).name == path and exists(folder / path):
         return {**recipe, "path": str(folder / path)}
     return recipe
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from kegnet_pl.networks.foreign import FILE_MODULE
+from kegnet_pl.networks.foreign import FILE_MODULE, executed_file
 from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.runtime.safe_files import printable
 from kegnet_pl.runtime.secrets import remember
@@ -24,7 +24,8 @@ _CLASSES = (
 _LOADERS = re.compile(r"pretrained|weights|checkpoint|auto_map|trust_remote_code|hub_id|url", re.IGNORECASE)
 """Arguments of networks that read or download files, which a stored network does not need."""
 
-_FACTORIES = tuple(f"kegnet_pl.networks.foreign.{name}" for name in ("from_torchvision", "from_timm", "from_config"))
+_FOREIGN = "kegnet_pl.networks.foreign"
+_FACTORIES = tuple(f"{_FOREIGN}.{name}" for name in ("from_torchvision", "from_timm", "from_config"))
 
 _VARIABLE = re.compile(r"\$\{oc\.env:(\w+)\}")
 
@@ -73,16 +74,16 @@ def check_code(specification: Any, where: Path, trust: Collection[str] = ()) -> 
 
 
 def _is_allowed(specification: Mapping[str, Any], trust: Collection[str]) -> bool:
-    target, path = specification["_target_"], specification.get("path")
-    if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target) or "\0" in str(path):
+    target, path = specification["_target_"], executed_file(specification)
+    if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target) or "\0" in (path or ""):
         return False
-    if target.startswith("kegnet_pl.networks.foreign."):  # some of them execute a file
+    if _is_within(target, _FOREIGN):  # some of them execute a file
         files = {os.path.realpath(entry) for entry in trust if os.sep in entry or "." in entry}
         executed = [module for name, module in list(sys.modules.items()) if name.startswith(FILE_MODULE)]
         files |= {os.path.realpath(str(module.__file__)) for module in executed}
         if target in _FACTORIES:
             return not _reads_files(specification)
-        return isinstance(path, str) and os.path.realpath(path) in files
+        return path is not None and os.path.realpath(path) in files
     if any(_is_within(target, entry) for entry in trust):
         return True
     if target == "timm.create_model":
@@ -159,8 +160,8 @@ def _makes_samples_or_answers(found: type) -> bool:
 
 
 def _refuse(specification: Mapping[str, Any], where: Path) -> None:
-    target, path = printable(specification["_target_"], 200), specification.get("path")
-    is_file = target.startswith("kegnet_pl.networks.foreign.") and isinstance(path, str)
+    target, path = printable(specification["_target_"], 200), executed_file(specification)
+    is_file = path is not None
     entry = printable(path, 200) if is_file else target.rpartition(".")[0] or target
     raise UntrustedCodeError(
         f"Expected a network of kegnet_pl, torch.nn, torchvision, timm or transformers in {printable(where)}, but it "

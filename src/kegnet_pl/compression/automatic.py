@@ -81,7 +81,7 @@ class AutomaticPlan:
             try:
                 found[name] = plan.apply(network, input_shape, calibration, move_to)
                 compared[name] = found[name].agreement
-            except (ValueError, *FORWARD_ERRORS) as error:
+            except FORWARD_ERRORS as error:
                 if len(self.plans) == 1:
                     raise
                 compared[name] = first_line(error)

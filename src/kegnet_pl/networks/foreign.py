@@ -28,6 +28,13 @@ def recipe_of(network: nn.Module, default: Mapping[str, Any]) -> dict[str, Any]:
     return dict(getattr(network, _RECIPE, default))
 
 
+def executed_file(recipe: Mapping[str, Any]) -> str | None:
+    """Return the path of the Python file or program that a recipe executes; None if it executes none."""
+    path = recipe.get("path")
+    executes = str(recipe.get("_target_")).startswith(f"{__name__}.")
+    return path if executes and isinstance(path, str) else None
+
+
 def _remember(network: nn.Module, function: str, **arguments: Any) -> nn.Module:
     setattr(network, _RECIPE, {"_target_": f"{__name__}.{function}", **arguments})
     return network

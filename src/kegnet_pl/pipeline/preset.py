@@ -18,7 +18,7 @@ from kegnet_pl.networks.validation import FORWARD_ERRORS, samples_for_trial
 from kegnet_pl.pipeline.objects import build, source_definitions
 from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.runtime.timing import time_in_turns
-from kegnet_pl.settings import GeneratorSettings, RunSettings
+from kegnet_pl.settings import CompressionSettings, GeneratorSettings, RunSettings
 from kegnet_pl.sources import build_source, describe_mixture
 
 BUDGETS = {"cpu": 1e14, "cuda": 1e16}
@@ -107,8 +107,7 @@ def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.devic
     work = {"student.samples": 4 * macs * student.samples * (student.epochs if student.resample_each_epoch else 1)}
     if compression.fit == "function" and student.network is None:
         layers = len(fittable_layers(network))
-        methods = 2 if compression.method == "auto" else 1
-        work["compression.samples"] = int(methods * _FITTING * macs * layers * compression.samples)
+        work["compression.samples"] = int(_count_methods(compression) * _FITTING * macs * layers * compression.samples)
     for name, amount in work.items():
         if amount > _PART * budget:
             now = student.samples if name == "student.samples" else compression.samples
@@ -116,6 +115,11 @@ def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.devic
             step = math.lcm(generator.count, 10)
             overrides.append(f"{name}={max(fewer // step * step, step)}")
     return overrides
+
+
+def _count_methods(compression: CompressionSettings) -> int:
+    """Return the number of methods that a compression compares."""
+    return 2 if compression.method == "auto" else 1
 
 
 def _count_generated(generator: GeneratorSettings) -> int:
@@ -168,7 +172,7 @@ def estimate_seconds(settings: RunSettings, network: nn.Module, device: torch.de
     seconds = {}
     if settings.compression.fit == "function" and student.network is None:
         layers, compression = len(fittable_layers(network)), settings.compression
-        fitting = _FITTING * layers * (2 if compression.method == "auto" else 1)
+        fitting = _FITTING * layers * _count_methods(compression)
         seconds["compression"] = forward * compression.samples * (compression.oversampling + fitting)
     infos = [describe_mixture(mixture, settings.source) for mixture in settings.sources]
     if any(info.needs_generators for info in infos):

@@ -28,7 +28,7 @@ BUILDING, DAMAGED, REPLACED, DISCARDED = "building", "damaged", "old", "discarde
 
 
 def hidden(final: Path, ending: str = BUILDING) -> Path:
-    """Return the hidden folder with an ending beside a finished stage."""
+    """Return the hidden folder of a stage, in the same store, with an ending."""
     return final.with_name(f".{final.name}.{ending}")
 
 

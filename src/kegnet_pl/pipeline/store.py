@@ -38,10 +38,11 @@ Build = Callable[[Path, StageCosts], Mapping[str, Any]]
 FORMAT = 2
 """Version of the content of stages; a change makes all fingerprints new."""
 
-_OBSTACLES = (
-    errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP,
-)  # fmt: skip
-"""Errors about a file or folder of the store that is in the way, or belongs to another user."""
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors about permissions."""
+
+_IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP)
+"""Errors about a file or folder that is in the way."""
 
 _ROOM = 64 * 2**20
 """Free bytes below which a store counts as full, if an error does not name the file."""
@@ -130,14 +131,14 @@ class Store:
         """Return True if an error is about writing to the store, not about the input of a stage or other files."""
         if isinstance(error.filename, str | bytes):
             inside = Path(os.fsdecode(error.filename)).absolute().is_relative_to(self.root)
-            return inside and error.errno in (*FULL, *_OBSTACLES)
+            return inside and error.errno in (*FULL, *_FORBIDDEN, *_IN_THE_WAY)
         full = error.errno in FULL and shutil.disk_usage(self.root).free < _ROOM
         return full or error.errno in (errno.EROFS, errno.EDQUOT)
 
     def _unwritable(self, error: OSError) -> StoreError:
         choose = "Free some space, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
         where = ""
-        if error.errno in _OBSTACLES[3:] and isinstance(error.filename, str | bytes):
+        if error.errno in _IN_THE_WAY and isinstance(error.filename, str | bytes):
             where, choose = f" ({os.fsdecode(error.filename)})", "Remove what is in the way, or choose"
         read_only = "" if self.resume == "require" else " To only read finished stages, set resume=require."
         return StoreError(

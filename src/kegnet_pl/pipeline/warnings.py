@@ -41,7 +41,7 @@ def warn_of_training(settings: RunSettings, student: Stage, generators: Stage | 
             f"(sources=[{{kegnet: 0.5, procedural: 0.5}}])."
         )
     share = metrics.get("train/accuracy")
-    if share is not None and share < 1 / classes + _ABOVE_CHANCE:
+    if share is not None and share < _chance(classes):
         found.append(
             f"The student gives the teacher's class to only {share:.0%} of its training samples; chance is "
             f"{1 / classes:.0%}. Train longer (student.epochs), change student.optimizer.lr, or compress less."
@@ -52,7 +52,7 @@ def warn_of_training(settings: RunSettings, student: Stage, generators: Stage | 
 def warn_of_agreement(agreement: dict[str, Any] | None, classes: int) -> list[str]:
     """Return a warning if a network agrees with its teacher about as often as by chance."""
     mean = None if agreement is None else agreement["mean"]
-    if mean is None or mean >= 1 / classes + _ABOVE_CHANCE:
+    if mean is None or mean >= _chance(classes):
         return []
     return [
         f"The network gives the teacher's class to only {mean:.0%} of synthetic samples of other sources than its "
@@ -66,9 +66,14 @@ def warn_of_quantization(quantization: dict[str, Any] | None) -> list[str]:
     return [] if sentence is None else [sentence]
 
 
+def _chance(classes: int) -> float:
+    """Return the share below which an agreement counts as chance."""
+    return 1 / classes + _ABOVE_CHANCE
+
+
 def _warn_of_generators(metrics: dict[str, Any], classes: int) -> list[str]:
     shares = {int(index): one.get("train/accuracy") for index, one in metrics["generators"].items()}
-    least = max(_CONVINCED, 1 / classes + _ABOVE_CHANCE)
+    least = max(_CONVINCED, _chance(classes))
     weak = {index: share for index, share in shares.items() if share is not None and share < least}
     if not weak:
         return []

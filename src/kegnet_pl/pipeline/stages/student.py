@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kegnet_pl.api.agreement import MOST_CLASSES
+from kegnet_pl.api.agreement import MOST_UNREACHED
 from kegnet_pl.api.checkpoints import load_network, save_network
 from kegnet_pl.api.engine import fit_student
 from kegnet_pl.data import SyntheticDataModule
@@ -80,7 +80,7 @@ def student_stage(
         unreached = data.unreached_classes()
         return metrics | {
             "label_entropy": float(entropies.mean()), "label_information": data.label_information(),
-            "unreached_classes": len(unreached), "unreached": unreached[:MOST_CLASSES],
+            "unreached_classes": len(unreached), "unreached": unreached[:MOST_UNREACHED],
         }  # fmt: skip
 
     parents = [teacher, initial, *([generators] if generators is not None else [])]
