@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import kegnet_pl
 from kegnet_pl.api.checks import LOW_AGREEMENT, describe_agreement
 from kegnet_pl.api.weights import load_weights
+from kegnet_pl.compression.automatic import THREE_LAYERS
 from kegnet_pl.data import CIFAR10, MNIST, FashionMNIST, Letter, RealDataModule, Split
 from kegnet_pl.networks import MLP, CifarResNet
 from kegnet_pl.networks.answers import find_tensor
@@ -183,13 +184,14 @@ def _data(folder: Path) -> dict[str, tuple[RealDataModule | CifarFiles, dict[str
 
 
 _INTRODUCTION = """
-`compress(teacher, shape, target, mean=..., std=...)`, which compares factorisation (tucker) and pruning by agreement
-and chooses one, then `distill` on 8,000 procedural samples that the teacher selects: five passes, cosine schedule. Test
-accuracy in %; teachers of seed 0, four passes over 12,000 samples. T is the chosen network before any training; tucker
-is the factorised one before any training. Prior knowledge in the samples of T and of the student: teacher + procedural;
-of the ceiling, the same student: real data. Agreement: share of held-out synthetic samples to which the compressed
-network and the teacher give the same class; it needs no data. ResNet20 of CIFAR-10 is published (20 test images of
-10,000 are JPEG copies); its ceiling has the first 10,000 training images. Nothing was chosen with this table.
+`compress(teacher, shape, target, mean=..., std=...)`, which compares pruning and factorisation with merged factors
+(tucker) or with three layers by agreement and chooses one, then `distill` on 8,000 procedural samples that the teacher
+selects: five passes, cosine schedule. Test accuracy in %; teachers of seed 0, four passes over 12,000 samples. T is the
+chosen network before any training; tucker is the factorised one before any training. Prior knowledge in the samples of
+T and of the student: teacher + procedural; of the ceiling, the same student: real data. Agreement: share of held-out
+synthetic samples to which the compressed network and the teacher give the same class; it needs no data. ResNet20 of
+CIFAR-10 is published (20 test images of 10,000 are JPEG copies); its ceiling has the first 10,000 training images.
+Nothing was chosen with this table.
 """
 
 
@@ -205,7 +207,7 @@ def _percent(value: float | str | None) -> str:
 def render(rows: list[dict[str, Any]]) -> str:
     """Return the page."""
     columns = ["data", "network", "ratio", "teacher", "tucker", "chosen", "T", "student", "ceiling"]
-    columns += ["agreement: tucker, pruning", "warning", "s: compress, distill"]
+    columns += ["agreement: pruning, tucker, three layers", "warning", "s: compress, distill"]
     lines = [
         "# Networks of other kinds, with the defaults of the library",
         "",
@@ -216,7 +218,7 @@ def render(rows: list[dict[str, Any]]) -> str:
     ]
     for row in sorted(rows, key=lambda row: (_ORDER.index(row["data"]), row["network"], row["target"])):
         shown = {name: f"{100 * row[name]:.1f}" for name in ("teacher", "tucker", "T", "student", "ceiling")}
-        agreements = ", ".join(_percent(row["compared"].get(name)) for name in ("tucker", "pruning"))
+        agreements = ", ".join(_percent(row["compared"].get(name)) for name in ("pruning", "tucker", THREE_LAYERS))
         seconds = ", ".join(f"{value:.0f}" for value in row["seconds"].values())
         warned = "yes" if _is_warned(row) else ""
         cells = [row["data"], row["network"], f"{row['ratio']:.2f}", shown["teacher"], shown["tucker"], row["method"]]

@@ -28,6 +28,7 @@ from kegnet_pl.compression import (
     PruningPlan,
     Rule,
     TuckerLayer,
+    plans_to_compare,
 )
 from kegnet_pl.compression.dependencies import has_library
 from kegnet_pl.data.synthetic import SyntheticDataModule
@@ -82,10 +83,11 @@ def compress(
         target: Ratio of the whole network, before / after, of its parameters or of what ``by`` names.
         method: ``"tucker"``: layers are factorised (Tucker-2 for convolutions). ``"pruning"``: channels, units and
             attention heads are removed from all layers that share them (:class:`PruningPlan`; it needs a target and the
-            package ``torch-pruning``). Layers are then plain ones of smaller width. ``"auto"``: both methods are
-            compared, and the network that agrees more with the original on held-out samples is kept
-            (:class:`AutomaticPlan`). It is ``"tucker"`` without a target, without ``torch-pruning``, with ``rules``,
-            ``when_larger`` or ``fold``, and for ``fit="weights"``.
+            package ``torch-pruning``). Layers are then plain ones of smaller width. ``"auto"``: pruning and
+            factorisation with and without merged factors are compared, and the network that agrees most with the
+            original on held-out samples is kept (:class:`AutomaticPlan`); without ``torch-pruning``, only the
+            factorisations. It is ``"tucker"`` without a target, with ``rules``, ``when_larger`` or ``fold``, and for
+            ``fit="weights"``.
         rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or ``{"in":
             ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or by EVBMF
             if there is none.
@@ -133,16 +135,15 @@ def compress(
     speed: dict[str, Any] = {"by": by, "round_to": round_to, "batch_size": batch_size}
     default = {"rules": rules is None, "when_larger": when_larger == "keep", "fit": fit == "function",
                "fold": fold is None}  # fmt: skip
-    plans: dict[str, Plan] = {}
+    plan: Plan
     if method == "pruning":
         _check_pruning(**default)
-    compares = method == "auto" and target is not None and all(default.values())
-    if method == "pruning" or (compares and has_library()):
-        plans["pruning"] = PruningPlan(target, **speed)
-    if method != "pruning":
+        plan = PruningPlan(target, **speed)
+    elif method == "auto" and target is not None and all(default.values()):
+        plan = AutomaticPlan(plans_to_compare(_to_rules(None, target), target, pruning=has_library(), **speed))
+    else:
         folds = fit == "function" if fold is None else fold
-        plans["tucker"] = CompressionPlan(_to_rules(rules, target), target, when_larger, folds, **speed)
-    plan = AutomaticPlan(plans)
+        plan = CompressionPlan(_to_rules(rules, target), target, when_larger, folds, **speed)
     bar = StageProgress("compression", make_console(quiet=not progress))
     warn_of_hooks(network)
     if fit == "weights":

@@ -3,7 +3,7 @@
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import allocate_ranks
 from kegnet_pl.compression.attention import split_attention
-from kegnet_pl.compression.automatic import AutomaticPlan, Plan
+from kegnet_pl.compression.automatic import AutomaticPlan, Plan, plans_to_compare
 from kegnet_pl.compression.costs import CostName
 from kegnet_pl.compression.evbmf import EVBMF, evbmf
 from kegnet_pl.compression.plan import CompressionPlan
@@ -39,6 +39,7 @@ __all__ = [
     "measure_agreement",
     "measure_layers",
     "measure_size",
+    "plans_to_compare",
     "reconstruct",
     "restore_structure",
     "split_attention",

@@ -2,17 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from kegnet_pl.compression.activations import Calibration
+from kegnet_pl.compression.choice import WhenLarger
+from kegnet_pl.compression.plan import CompressionPlan
+from kegnet_pl.compression.pruning import PruningPlan
 from kegnet_pl.compression.report import Compressed
+from kegnet_pl.compression.rules import Rule
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 
 MARGIN = 0.01
-"""Lead in agreement over the first method that a later method needs to be chosen."""
+"""Lead in agreement over the method chosen so far that a later method needs to be chosen."""
+
+THREE_LAYERS = "tucker, three layers"
+"""Name of a factorisation without merged factors, beside one with them."""
 
 
 class Plan(Protocol):
@@ -32,8 +39,8 @@ class Plan(Protocol):
 class AutomaticPlan:
     """Several plans; the compressed network that agrees most with the original is chosen.
 
-    All plans get the same samples. The agreement is measured on the same held-out samples, without real data. The first
-    plan wins unless another one has an agreement higher by more than :data:`MARGIN`.
+    All plans get the same samples. The agreement is measured on the same held-out samples, without real data. A later
+    plan replaces an earlier one if its agreement is higher by more than :data:`MARGIN`.
 
     Args:
         plans: Name of the method -> plan.
@@ -86,9 +93,43 @@ class AutomaticPlan:
                     raise
                 compared[name] = first_line(error)
         if not found:
-            reasons = {str(reason): name for name, reason in compared.items()}
+            reasons = {str(reason): name for name, reason in reversed(compared.items())}  # the first name of a reason
             same = len(reasons) == 1
-            raise ValueError(" ".join(text if same else f"By {name}: {text}" for text, name in reasons.items()))
-        preferred = next(iter(self.plans))
-        chosen = max(found, key=lambda name: (found[name].agreement or 0.0) + MARGIN * (name == preferred))
+            raise ValueError(
+                " ".join(text if same else f"By {name}: {text}" for text, name in reversed(reasons.items()))
+            )
+        chosen = next(iter(found))
+        for name, one in found.items():
+            if (one.agreement or 0.0) > (found[chosen].agreement or 0.0) + MARGIN:
+                chosen = name
         return replace(found[chosen], method=chosen, compared=compared if len(self.plans) > 1 else {})
+
+
+def plans_to_compare(
+    rules: Sequence[Rule],
+    target: float,
+    when_larger: WhenLarger = "keep",
+    fold: bool | None = None,
+    *,
+    pruning: bool = True,
+    **speed: Any,
+) -> dict[str, Plan]:
+    """Return the plans of ``method="auto"``, in the order of preference.
+
+    Args:
+        rules: Rules of the factorisation.
+        target: Ratio before / after.
+        when_larger: Treatment of a layer whose factorisation does not reduce its cost.
+        fold: True to merge redundant factors, False for three layers; None compares both forms. With merged factors the
+            network has fewer layers; with three layers it has other ranks for the same target.
+        pruning: False to leave pruning out, which needs the package ``torch-pruning``.
+        **speed: ``by``, ``round_to`` and ``batch_size`` of every plan.
+
+    Returns:
+        Name of the method -> plan.
+    """
+    plans: dict[str, Plan] = {"pruning": PruningPlan(target, **speed)} if pruning else {}
+    forms = {"tucker": True, THREE_LAYERS: False} if fold is None else {"tucker": fold}
+    return plans | {
+        name: CompressionPlan(rules, target, when_larger, merged, **speed) for name, merged in forms.items()
+    }

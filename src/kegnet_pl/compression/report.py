@@ -171,7 +171,7 @@ class Compressed:
         fitted: Layers that were fitted to the function of the original (with a calibration).
         agreement: Share of held-out samples to which both networks give the same class (with a calibration); None if
             the original gives one class to all.
-        method: ``"tucker"`` or ``"pruning"``.
+        method: ``"tucker"`` or ``"pruning"``; ``"tucker, three layers"`` if that form was compared and chosen.
         compared: Methods that were compared (:class:`AutomaticPlan`): name -> agreement, or the reason of a failure.
     """
 

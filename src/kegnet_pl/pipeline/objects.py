@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 import kegnet_pl
-from kegnet_pl.compression import AutomaticPlan, CompressionPlan, Plan, PruningPlan, Rule
+from kegnet_pl.compression import AutomaticPlan, CompressionPlan, Plan, PruningPlan, Rule, plans_to_compare
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.networks import ValueRange
 from kegnet_pl.runtime.errors import ConfigError
@@ -59,10 +59,10 @@ def make_plan(settings: CompressionSettings) -> Plan:
     if settings.method == "pruning":
         return PruningPlan(settings.target, **speed)
     rules = [Rule(rule.layers, rule.rank) for rule in settings.rules or []]
-    plan = CompressionPlan(rules, settings.target, settings.when_larger, settings.folds, **speed)
-    if settings.method == "tucker":
-        return plan
-    return AutomaticPlan({"pruning": PruningPlan(settings.target, **speed), "tucker": plan})
+    if settings.method == "auto":
+        assert settings.target is not None, "checked with the settings"
+        return AutomaticPlan(plans_to_compare(rules, settings.target, settings.when_larger, settings.fold, **speed))
+    return CompressionPlan(rules, settings.target, settings.when_larger, settings.folds, **speed)
 
 
 def make_value_range(data: DataSettings) -> ValueRange | None:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from kegnet_pl.compression import fittable_layers, measure_size
+from kegnet_pl.compression import AutomaticPlan, fittable_layers, measure_size
 from kegnet_pl.compression.dependencies import has_library
 from kegnet_pl.networks import as_classifier
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.execution import first_weight
 from kegnet_pl.networks.handling import copy_network, move, set_mode
 from kegnet_pl.networks.validation import FORWARD_ERRORS, samples_for_trial
-from kegnet_pl.pipeline.objects import build, source_definitions
+from kegnet_pl.pipeline.objects import build, make_plan, source_definitions
 from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.settings import CompressionSettings, GeneratorSettings, RunSettings
@@ -118,8 +118,9 @@ def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.devic
 
 
 def _count_methods(compression: CompressionSettings) -> int:
-    """Return the number of methods that a compression compares."""
-    return 2 if compression.method == "auto" else 1
+    """Return the number of compressed networks that a compression makes."""
+    plan = make_plan(compression)
+    return len(plan.plans) if isinstance(plan, AutomaticPlan) else 1
 
 
 def _count_generated(generator: GeneratorSettings) -> int:

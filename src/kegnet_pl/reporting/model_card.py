@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
+from kegnet_pl.compression.automatic import THREE_LAYERS
 from kegnet_pl.reporting.agreement import describe_agreement, warn_of_samples
 from kegnet_pl.reporting.html import render
 from kegnet_pl.reporting.results import Row
@@ -21,6 +22,7 @@ _TASKS = {1: "tabular-classification", 3: "image-classification"}
 
 _COMPRESSIONS = {
     "tucker": "factorisation: layers are Tucker decompositions of the teacher's layers",
+    THREE_LAYERS: "factorisation: layers are Tucker decompositions of the teacher's layers, each of three layers",
     "pruning": "structured pruning: layers have kept some of the teacher's channels",
 }
 """Method of a compression -> its description; ``compression.method=auto`` chooses one of them."""

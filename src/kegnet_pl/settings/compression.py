@@ -81,7 +81,8 @@ class CompressionSettings(CompressionPlan):
 
     method: Literal["tucker", "pruning", "auto"] = "tucker"
     """tucker: layers are factorised; pruning: channels, units and attention heads are removed, without ranks; auto:
-    both are compared, and the network that agrees more with the teacher on held-out synthetic samples is kept."""
+    pruning and factorisation, with and without merged factors, are compared, and the network that agrees most with the
+    teacher on held-out synthetic samples is kept."""
     name: str = Field(json_schema_extra=FREE)
     """Name in tables."""
     rank: Any = Field(default=None, json_schema_extra=FREE)
@@ -115,7 +116,8 @@ class CompressionSettings(CompressionPlan):
         unused |= {"batch_size"} if self.by != "latency" else set()
         unused |= {"by"} if self.by == "parameters" else set()
         unused |= {"tucker": {"method"}, "pruning": {"rules", "fold", "when_larger"}, "auto": set()}[self.method]
-        return {name: value for name, value in super().fingerprint().items() if name not in unused}
+        found = {name: value for name, value in super().fingerprint().items() if name not in unused}
+        return found | ({"fold": "compared"} if self.method == "auto" and self.fold is None else {})
 
     @property
     def folds(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import kegnet_pl
 from kegnet_pl.api.checks import describe_comparison
 from kegnet_pl.compression import AutomaticPlan, Calibration, Compressed, CompressionPlan, CompressionReport, Rule
-from kegnet_pl.compression.automatic import MARGIN
+from kegnet_pl.compression.automatic import MARGIN, THREE_LAYERS, plans_to_compare
 
 SHAPE = (6,)
 
@@ -51,11 +51,15 @@ def _apply(**results: float | str | None) -> tuple[Compressed, list[float]]:
         ({"pruning": None, "tucker": None}, "pruning"),
         ({"pruning": "Expected channels.", "tucker": 0.1}, "tucker"),
         ({"pruning": 0.1, "tucker": "Expected layers."}, "pruning"),
+        ({"pruning": 0.7, "tucker": 0.8, THREE_LAYERS: 0.9}, THREE_LAYERS),
+        ({"pruning": 0.7, "tucker": 0.8, THREE_LAYERS: 0.8 + MARGIN / 2}, "tucker"),
+        ({"pruning": "Expected channels.", "tucker": "Expected layers.", THREE_LAYERS: 0.1}, THREE_LAYERS),
     ],
 )
 def test_the_network_that_agrees_more_is_chosen(results: dict[str, float | str | None], chosen: str) -> None:
     found, shares = _apply(**results)
-    assert (found.method, found.compared, shares) == (chosen, results, [0.25, 0.75])
+    middles = [(index + 0.5) / len(results) for index in range(len(results))]
+    assert (found.method, found.compared, shares) == (chosen, results, middles)
     assert not isinstance(results[chosen], str) and found.agreement == results[chosen]
     said = describe_comparison(found.method, found.compared)
     assert said.startswith(f"Compression by {chosen}. Agreement on held-out synthetic samples: pruning ")
@@ -111,7 +115,7 @@ def test_the_default_compares_both(
     network = make()
     small = _compress(network)
     assert small.method == chosen and small.compared[chosen] == small.agreement
-    assert small.compared.keys() == {"pruning", "tucker"} and small.report.compression_ratio >= 2
+    assert small.compared.keys() == {"pruning", "tucker", THREE_LAYERS} and small.report.compression_ratio >= 2
     assert f"Compression by {chosen}. Agreement" in capsys.readouterr().out
     plain = _compress(network, method=chosen, progress=False)
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
@@ -126,18 +130,29 @@ def test_arguments_of_a_factorisation_choose_it(given: dict[str, Any]) -> None:
     assert found.method == "tucker" and not found.compared
 
 
+@pytest.mark.parametrize(("fold", "names"), [(None, ["tucker", THREE_LAYERS]), (True, ["tucker"]), (False, ["tucker"])])
+def test_both_forms_of_factors_are_compared_unless_one_is_given(fold: bool | None, names: list[str]) -> None:
+    plans = plans_to_compare([Rule("*", "target")], 2.0, fold=fold, round_to=8)
+    assert list(plans) == ["pruning", *names] and plans["pruning"].round_to == 8
+    folds = [plans[name].choice.fold for name in names]
+    assert folds == ([True, False] if fold is None else [fold])
+    assert all(plans[name].choice.round_to == 8 for name in names)
+    assert "pruning" not in plans_to_compare([Rule("*", "target")], 2.0, pruning=False)
+
+
 def test_without_the_library_layers_are_factorised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     network = _idle_units()
     with pytest.warns(UserWarning, match=r"Pruning often agrees more: pip install 'kegnet_pl\[pruning\]'"):
-        assert _compress(network, 4.0).method == "tucker"
+        found = _compress(network, 4.0)
+    assert found.method.startswith("tucker") and found.compared.keys() == {"tucker", THREE_LAYERS}
 
 
 def test_a_factorised_student_is_factorised_again() -> None:
     """Pruning refuses a network with factorised layers; the other method is used."""
     small = _compress(_low_ranks(), method="tucker")
     found = _compress(small.network, 1.2)
-    assert found.method == "tucker" and "without factorised layers" in str(found.compared["pruning"])
+    assert found.method.startswith("tucker") and "without factorised layers" in str(found.compared["pruning"])
 
 
 def test_a_network_without_layers_has_two_reasons() -> None:
