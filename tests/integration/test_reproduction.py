@@ -21,6 +21,7 @@ import pytest
 import torch
 from torch import nn
 
+from kegnet_pl.compression.automatic import THREE_LAYERS
 from kegnet_pl.data import Split
 from kegnet_pl.networks import MLP
 from kegnet_pl.pipeline.suggestions import RECIPES
@@ -745,9 +746,8 @@ def test_other_networks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = networks.train_teacher(networks.TABLE_NETWORKS["MLP of Letter"], data, 0)
     found = networks.measure(teacher, {"train": data, "test": data}, 4.0, {})
     assert found["ratio"] >= 4
-    assert (
-        found["compared"].keys() == {"pruning", "tucker"} and found["compared"][found["method"]] == found["agreement"]
-    )
+    assert found["compared"].keys() == {"pruning", "tucker", THREE_LAYERS}
+    assert found["compared"][found["method"]] == found["agreement"]
     assert found["teacher"] > 0.1  # it has seen these samples; chance is 0.04
     page = networks.render([found | {"data": "Letter", "network": "MLP", "command": "python -m this"}])
     assert "| Letter | MLP | 4." in page and "Commands: `python -m this`" in page
