@@ -125,7 +125,7 @@ def test_generators_compute_in_evaluation_mode_and_never_change() -> None:
     source = GeneratorSource(networks)
     source.train()
     x = source.sample(40, seed=1)
-    source.generate(1, torch.randn(5, 4), torch.eye(3)[torch.zeros(5, dtype=torch.long)])
+    source.generate([1], torch.randn(5, 4), torch.eye(3)[torch.zeros(5, dtype=torch.long)])
     for network, frozen, state in zip(networks, source.generators, before, strict=True):
         assert network.training, "the caller's generator was touched"
         for key, value in state.items():
