@@ -71,6 +71,9 @@ class GeneratorSettings(GeneratorTrainingSettings):
 
     RULES = (_check_objective,)
 
+    processes: Literal["auto", "spread", "shared"] = Field(default="auto", json_schema_extra=FREE)
+    """Several processes: spread: each trains its share of the generators; shared: all train each generator, with
+    shares of its batches; auto: spread if there are as many generators as processes, or more."""
     upsampling: Literal["transposed", "nearest"] = Field(default="transposed", json_schema_extra=FREE)
     """For generator=image: transposed convolutions, as in the paper, or nearest: no checkerboard."""
     output_norm: Literal["image", "batch", "none"] = Field(default="image", json_schema_extra=FREE)
@@ -83,6 +86,11 @@ class GeneratorSettings(GeneratorTrainingSettings):
     """Losses by name."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimiser of generators and decoders."""
+
+    def is_spread(self, processes: int) -> bool:
+        """Return True if each of several processes trains its share of the generators."""
+        enough = self.processes == "auto" and self.count >= processes
+        return processes > 1 and (enough or self.processes == "spread")
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that the result depends on, plain; losses of weight 0 are none of them."""

@@ -133,12 +133,6 @@ def _check_precision(settings: "TrainerSettings") -> Iterator[str]:
         )
 
 
-_ONE_MACHINE = (
-    "The processes of one run are on one machine (trainer=ddp trainer.devices=N). Several machines can share the jobs "
-    "of a sweep (hydra/launcher=submitit_slurm)."
-)
-
-
 class TrainerSettings(Settings):
     """Lightning's trainer. Further settings are its arguments."""
 
@@ -150,9 +144,9 @@ class TrainerSettings(Settings):
     accelerator: Literal["cpu", "gpu"] = Field(default="cpu", json_schema_extra=FREE)
     """Device of all training."""
     devices: Count = Field(default=1, json_schema_extra=FREE)
-    """Processes on this machine."""
-    num_nodes: Literal[1] = Field(default=1, json_schema_extra=explained("1", _ONE_MACHINE) | FREE)
-    """Machines; several are not supported."""
+    """Processes on each machine."""
+    num_nodes: Count = Field(default=1, json_schema_extra=FREE)
+    """Machines; torchrun or srun starts the processes on several."""
     strategy: str = Field(default="auto", json_schema_extra=FREE)
     """Strategy of several processes: auto or ddp."""
     precision: Precision = "32-true"
@@ -161,6 +155,11 @@ class TrainerSettings(Settings):
     """Clip gradients to this norm (or value); null: do not clip."""
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     """norm: clip the norm of all gradients; value: clip each value; null: norm."""
+
+    @property
+    def processes(self) -> int:
+        """Processes of a run, on all machines."""
+        return self.devices * self.num_nodes
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the arguments that change a result; all that a user adds may."""

@@ -1,13 +1,16 @@
 """The stage of the generators: trained against the frozen teacher."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kegnet_pl.api.checkpoints import save_network
-from kegnet_pl.api.engine import GeneratorTask, fit_generators
+from kegnet_pl.api.engine import GeneratorTask, MakeCallbacks, fit_generators
+from kegnet_pl.api.sampling import Generators
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, build_objective, code_of
 from kegnet_pl.pipeline.sample_monitor import SampleMonitor
@@ -15,7 +18,7 @@ from kegnet_pl.pipeline.stages.pictures import draw_samples, draw_walk
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.trainer import ResumableFit
 from kegnet_pl.runtime.costs import StageCosts
-from kegnet_pl.runtime.distributed import rank
+from kegnet_pl.runtime.distributed import apart, exchange, place, rank, shares
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.training.progress import StageProgress
@@ -26,14 +29,19 @@ SHEETS = "sheets"
 
 def generators_stage(context: RunContext, teacher: Stage) -> Stage:
     """Train the generators against the frozen teacher."""
-    generator = context.settings.generator
-    task = _make_task(context, context.network(teacher))
+    generator, processes = context.settings.generator, context.settings.trainer.processes
+    spread = generator.is_spread(processes)
+    own = [len(share) for share in shares(generator.count, processes if spread else 1)]
+    task = _make_task(context, context.network(teacher), own[0])
     decided = generator.model_copy(update={"parallel": task.settings.parallel})
+    # Generators that are trained one by one are the same in any process.
+    together = own if task.settings.parallel == "vmap" else 1
     settings = {
         "generator": decided.fingerprint(),
         "input_shape": context.input_shape,
         "classes": context.classes,
         **training_fingerprint(context.settings),
+        **({"processes": together} if spread else {}),
         **code_of(generator),
     }
 
@@ -42,8 +50,14 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
             seed = derive_seed(generator.seed, "sheet")
             return [SampleMonitor(task.teacher, network, names, folder / SHEETS, seed, costs, generator.batch_size)]
 
+        if processes > 1:
+            context.console.print(_describe(generator.count, processes, spread))
+        progress = StageProgress("generators", context.console)
         fit = ResumableFit(context.trainers, folder, "generators", costs, "generator_training")
-        generators = fit_generators(task, fit, StageProgress("generators", context.console), make_callbacks)
+        if spread:
+            generators = _fit_share(task, fit, progress, make_callbacks, context.device)
+        else:
+            generators = fit_generators(task, fit, progress, make_callbacks)
         if rank() != 0:
             return {}
         for index, (network, decoder) in enumerate(zip(generators.networks, generators.decoders, strict=True)):
@@ -58,8 +72,39 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
     return context.get_or_build("generators", settings, [teacher], make, title="generators", collective=True)
 
 
-def _make_task(context: RunContext, teacher: nn.Module) -> GeneratorTask:
-    """Return the task of the engine; ``parallel`` is decided for the networks and the device.
+def _fit_share(
+    task: GeneratorTask,
+    fit: ResumableFit,
+    progress: StageProgress,
+    make_callbacks: MakeCallbacks,
+    device: torch.device,
+) -> Generators:
+    """Train the generators of this process alone, and receive the others from the other processes."""
+    number, count = place()
+    share = shares(task.settings.count, count)[number]
+    others = [f"generator_{index}" for index in range(task.settings.count) if index not in share]
+    fit.costs.leave_to_others(others)
+    alone = replace(fit, trainers=fit.trainers.apart(device), apart=True)
+    with apart():
+        generators = fit_generators(task, alone, progress, make_callbacks, share)
+    counts = exchange((fit.costs.samples_made, fit.costs.teacher_forwards))
+    fit.costs.samples_made, fit.costs.teacher_forwards = (sum(values) for values in zip(*counts, strict=True))
+    return generators
+
+
+def _describe(count: int, processes: int, spread: bool) -> str:
+    """Return the sentence about the processes that train the generators."""
+    if spread:
+        own = ", ".join(str(len(share)) for share in shares(count, processes))
+        return f"generators: each of {processes} processes trains its own ({own})"
+    return (
+        f"generators: all {processes} processes train each generator, on shares of its batches "
+        f"(generator.processes=spread: each process trains its own)"
+    )
+
+
+def _make_task(context: RunContext, teacher: nn.Module, count: int) -> GeneratorTask:
+    """Return the task of the engine; ``parallel`` is decided for the networks, the device and the number in a process.
 
     Raises:
         ConfigError: If they shall be and torch cannot vectorise them.
@@ -79,7 +124,7 @@ def _make_task(context: RunContext, teacher: nn.Module) -> GeneratorTask:
         (trainer.gradient_clip_val, trainer.gradient_clip_algorithm),
     )
     try:
-        task, obstacle = task.choose_parallel()
+        task, obstacle = task.choose_parallel(count)
     except ValueError as error:
         raise ConfigError(str(error).replace("parallel='", "generator.parallel='")) from error
     if obstacle is not None:
