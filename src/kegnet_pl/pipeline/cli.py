@@ -21,8 +21,8 @@ from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.configuration import as_written, conceal_hydra_files, to_plain
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
-from kegnet_pl.runtime.environment import choose_ranks, local_rank
-from kegnet_pl.runtime.errors import ConfigError, UserError, explain_full, explain_memory
+from kegnet_pl.runtime.environment import choose_ranks, global_rank, launched
+from kegnet_pl.runtime.errors import ConfigError, UserError, explain_full, explain_lost, explain_memory
 from kegnet_pl.runtime.secrets import conceal
 
 if TYPE_CHECKING:
@@ -54,20 +54,28 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             raise
         _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
     except Exception as caught:
-        known = caught if isinstance(caught, UserError) else explain_memory(caught) or explain_full(caught)
+        explained = explain_memory(caught) or explain_full(caught) or explain_lost(caught)
+        known = caught if isinstance(caught, UserError) else explained
         error = known or caught
         # Our own checks say what to do, and a traceback would hide it.
         checked = isinstance(error, ValueError | FileNotFoundError) and re.match(r"(By \w+: )?Expected ", str(error))
         expected = bool(checked) or isinstance(error, UserError)
-        if local_rank() == 0:
+        if global_rank() == 0:
             with suppress(OSError):  # the folder of the run may be full
                 sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
             return math.nan  # sweepers need a number; the end of the sweep lists failed jobs
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
             raise
-        _leave(f"Error: {conceal(str(error))}", code=1)
+        _leave(f"Error: {conceal(str(error))}" if _speaks() else "", code=1)
     return None
+
+
+def _speaks() -> bool:
+    """Return True if this process prints its error: rank 0, or any other one after all have met."""
+    from kegnet_pl.runtime.distributed import distributed
+
+    return global_rank() == 0 or launched() == 1 or distributed()
 
 
 def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
@@ -75,14 +83,14 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
 
     settings = RunSettings.from_config(to_plain(cfg))
     conceal_hydra_files(folder)
-    choose_ranks(settings.trainer.devices)
-    if sweep.in_sweep() and settings.trainer.devices > 1:
+    choose_ranks(settings.trainer.devices, settings.trainer.num_nodes)
+    if sweep.in_sweep() and settings.trainer.processes > 1:
         raise ConfigError(sweep.ONE_PROCESS)
     if settings.objective == "accuracy" and sweep.searches():
         raise ConfigError(sweep.NO_ACCURACY)
     if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
         cfg, settings = _apply_preset(cfg, settings, folder)
-    elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and local_rank() == 0:
+    elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and global_rank() == 0:
         _explain_trial(settings)
     from kegnet_pl.pipeline.gpus import one_gpu
     from kegnet_pl.pipeline.run import run
@@ -128,7 +136,7 @@ def _apply_preset(cfg: DictConfig, settings: "RunSettings", folder: Path) -> tup
     _, settings = compose_again(overrides)
     overrides = [*overrides, *without_given(fit_to_budget(settings, network, device), given)]
     cfg, settings = compose_again(overrides)
-    if local_rank() == 0:
+    if global_rank() == 0:
         seconds = estimate_seconds(settings, network, device)
         print(describe_choice(preset, network, device, overrides, seconds))  # noqa: T201
         with open_dict(cfg):
@@ -152,6 +160,8 @@ def _explain_trial(settings: "RunSettings") -> None:
 
 def _stop(cfg: DictConfig, folder: Path, code: int) -> None:
     offline = f" W&B runs so far: wandb sync {folder}/wandb/offline-run-*" if (folder / "wandb").is_dir() else ""
+    if launched() > 1 and global_rank() > 0:
+        sys.exit(code)
     _leave(
         f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to continue this "
         f"run.{offline}",
@@ -164,7 +174,8 @@ def _leave(message: str, code: int) -> None:
         sys.stdout.flush()
     except OSError:  # the stream is full or closed; Python would flush it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"\n{message}", file=sys.stderr)  # noqa: T201
+    if message:
+        print(f"\n{message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 

@@ -58,8 +58,8 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Store the folder of the sweep, and set its name, which is the same for the same overrides."""
         global started
-        processes = OmegaConf.select(config, "trainer.devices")
-        if isinstance(processes, int) and processes > 1:
+        processes = [OmegaConf.select(config, f"trainer.{name}") for name in ("devices", "num_nodes")]
+        if any(isinstance(number, int) and number > 1 for number in processes):
             sys.exit(f"\nError: {ONE_PROCESS}")
         if _searches(config.hydra.sweeper) and OmegaConf.select(config, "objective") == "accuracy":
             sys.exit(f"\nError: {NO_ACCURACY}")
