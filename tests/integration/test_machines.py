@@ -1,5 +1,6 @@
 """Two machines, which are two processes here: torchrun and SLURM start them, and they share a store."""
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from kegnet_pl.pipeline.sample_monitor import SAMPLES
 from tests.integration.conftest import FAST, Start, go
 
 RUN = [
@@ -89,3 +91,8 @@ def test_two_machines_share_a_run_that_is_killed_and_continued(
         one, two = load_file(alone / name), load_file(together / name)
         assert all(value.equal(two[key]) for key, value in one.items()), f"{name} differs from that of one process"
     assert sorted(path.name for path in together.glob("sheets/*")) == ["generator_0", "generator_1"]
+    costs = [
+        json.loads((folder / "manifest.json").read_text())["costs"]["samples_made"] for folder in (alone, together)
+    ]
+    epoch = 2 * 32 + SAMPLES * 10
+    assert abs(costs[0] - costs[1]) <= 2 * epoch, "a killed process loses at most its last epoch"

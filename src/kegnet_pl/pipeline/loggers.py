@@ -1,5 +1,6 @@
 """Loggers of a stage, from the ``logger`` group of the configuration; one Weights & Biases run per stage."""
 
+import csv
 import json
 import os
 import secrets
@@ -27,6 +28,9 @@ _RUN_FILE = "wandb.json"
 
 _OF_FILES = (CSVLogger.__name__, TensorBoardLogger.__name__)
 """Loggers that write to files in the folder of the stage."""
+
+_CURVES = "metrics.csv"
+"""File of a CSV logger."""
 
 _OFFLINE = {"offline": True, "mode": "offline"}
 
@@ -98,6 +102,19 @@ class Loggers:
         """Return the loggers that write to files of their own: several processes can use them at once."""
         kept = {key: s for key, s in self.specifications.items() if _target(s) in _OF_FILES}
         return replace(self, specifications=kept)
+
+    def pass_on(self, stage: str, folder: Path, names: Sequence[str]) -> None:
+        """Give the curves of networks that other processes have trained to the loggers that only rank 0 has."""
+        others = {key: s for key, s in self.specifications.items() if _target(s) not in _OF_FILES}
+        if rank() != 0 or not others:
+            return
+        loggers = replace(self, specifications=others).make(stage, stage, folder)
+        for path in (path for name in names for path in sorted(folder.glob(f"logs/{name}/*/{_CURVES}"))):
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    metrics = {key: float(value) for key, value in row.items() if value and key != "step"}
+                    for logger in loggers:
+                        logger.log_metrics(metrics, int(row["step"]))
 
     def make(self, stage: str, name: str, folder: Path, files: str | None = None) -> list[Logger]:
         """Make the loggers of one fit, one for each specification.

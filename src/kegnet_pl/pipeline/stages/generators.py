@@ -1,6 +1,7 @@
 """The stage of the generators: trained against the frozen teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,26 @@ def _fit_share(
     others = [f"generator_{index}" for index in range(task.settings.count) if index not in share]
     fit.costs.leave_to_others(others)
     alone = replace(fit, trainers=fit.trainers.apart(device), apart=True)
-    with apart():
+    with apart(), _recorded(fit, number):
         generators = fit_generators(task, alone, progress, make_callbacks, share)
     counts = exchange((fit.costs.samples_made, fit.costs.teacher_forwards))
     fit.costs.samples_made, fit.costs.teacher_forwards = (sum(values) for values in zip(*counts, strict=True))
+    fit.trainers.loggers.pass_on(fit.stage, fit.folder, others)
     return generators
+
+
+@contextmanager
+def _recorded(fit: ResumableFit, number: int) -> Iterator[None]:
+    """Continue and record the costs of another process than rank 0, whose costs the store records."""
+    if number == 0:
+        yield
+        return
+    file = fit.folder / "checkpoints" / f"process_{number}" / "costs.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    earlier = StageCosts.load(file)
+    fit.costs.samples_made, fit.costs.teacher_forwards = earlier.samples_made, earlier.teacher_forwards
+    with fit.costs.recorded(file):
+        yield
 
 
 def _describe(count: int, processes: int, spread: bool) -> str:
