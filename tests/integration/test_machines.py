@@ -16,7 +16,7 @@ from kegnet_pl.pipeline.sample_monitor import SAMPLES
 from tests.integration.conftest import FAST, Start, go
 
 RUN = [
-    FAST, "sources=[kegnet]", "generator.epochs=20", "generator.processes=spread", "latency.batch_sizes=[1]",
+    FAST, "sources=[kegnet]", "generator.epochs=12", "generator.processes=spread", "latency.batch_sizes=[1]",
     "agreement.sources=[waves]",
 ]  # fmt: skip
 MACHINES = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"]

@@ -88,15 +88,15 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
         raise ConfigError(sweep.ONE_PROCESS)
     if settings.objective == "accuracy" and sweep.searches():
         raise ConfigError(sweep.NO_ACCURACY)
-    if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
-        cfg, settings = _apply_preset(cfg, settings, folder)
-    elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and global_rank() == 0:
-        _explain_trial(settings)
     from kegnet_pl.pipeline.gpus import one_gpu
     from kegnet_pl.pipeline.run import run
 
     job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
     with one_gpu(settings.trainer) as gpu:
+        if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
+            cfg, settings = _apply_preset(cfg, settings, folder, gpu)
+        elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and global_rank() == 0:
+            _explain_trial(settings)
         return run(as_written(cfg), folder, settings=settings, job=job, gpu=gpu)
 
 
@@ -105,7 +105,9 @@ def _names_experiment() -> bool:
     return any(override.startswith("experiment=") for override in HydraConfig.get().overrides.task)
 
 
-def _apply_preset(cfg: DictConfig, settings: "RunSettings", folder: Path) -> tuple[DictConfig, "RunSettings"]:
+def _apply_preset(
+    cfg: DictConfig, settings: "RunSettings", folder: Path, gpu: int | None
+) -> tuple[DictConfig, "RunSettings"]:
     """Compose the configuration again with the preset for the teacher, and print what was chosen."""
     from kegnet_pl.pipeline.context import find_run_device
     from kegnet_pl.pipeline.preset import (
@@ -130,7 +132,7 @@ def _apply_preset(cfg: DictConfig, settings: "RunSettings", folder: Path) -> tup
         return cfg, RunSettings.from_config(to_plain(cfg))
 
     same_layers = settings.student.network is None
-    device = find_run_device(settings.trainer, None)
+    device = find_run_device(settings.trainer, gpu)
     preset = choose_preset(network, settings.data.input_shape, same_layers)
     overrides = [*choose_compression(settings, given), *without_given(preset.overrides, given)]
     _, settings = compose_again(overrides)

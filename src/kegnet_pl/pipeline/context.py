@@ -167,13 +167,16 @@ def open_context(
         ],
         loggers=_make_loggers(settings, config, run_folder, console.print),
     )
+    device = find_run_device(settings.trainer, gpu)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # torch allocates and measures memory on it, and not on the first GPU
     return RunContext(
         settings,
         config,
         Store(settings.store, settings.resume, console.print, settings.verify_store),
         trainers,
         console,
-        find_run_device(settings.trainer, gpu),
+        device,
         _open_data(settings, needs_data, console.print),
         run_folder,
     )
