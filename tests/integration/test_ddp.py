@@ -1,6 +1,7 @@
 """Several processes do what one would."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.losses import ClassifierLoss, DistillationLoss, DiversityLoss, GeneratorObjective
 from kegnet_pl.networks import Decoder, DenseGenerator
+from kegnet_pl.pipeline.store import Store
 from kegnet_pl.runtime import distributed
+from kegnet_pl.runtime.errors import StoreError
 from kegnet_pl.settings import GeneratorTrainingSettings
 from kegnet_pl.sources import GeneratorSource, MixtureSource, NoiseSource, SelectedSource, SyntheticSource
 from kegnet_pl.sources.images import Leaves
@@ -220,8 +223,25 @@ def draw(share: bool) -> tuple[dict[str, Any], int]:
     return drawn, counting.seen
 
 
+def use_store(folder: Path, rank: int) -> None:
+    """Rank 0 builds a stage for all, and all refuse what may not be built."""
+
+    def build(place: Path, _: object) -> dict[str, int]:
+        (place / "file").touch()
+        return {"rank": rank}
+
+    stage = Store(folder, notify=lambda _: None).get("built", {}, [], build)
+    assert stage.metrics == {"rank": 0}
+    reading = Store(folder, resume="require", notify=lambda _: None)
+    for name in ("missing", "missing too"):
+        with pytest.raises(StoreError):
+            reading.get(name, {}, [], build)
+    assert reading.get("built", {}, [], build) == stage
+
+
 def work(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    distributed._PATIENCE = timedelta(minutes=1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
     distributed.rank_zero_only.rank = rank  # as Lightning does
     distributed.meet()
@@ -232,6 +252,7 @@ def work(rank: int, world: int, folder: Path) -> None:
         (folder / f"{world}-{rank}").touch()
     assert visited == [f"{world}-{before}" for before in range(rank)]
     assert distributed.rank() == rank
+    use_store(folder / f"store-{world}", rank)
     torch.save([trained, *draw(share=True)], folder / f"{world}-{rank}.pt")
     torch.distributed.destroy_process_group()
 

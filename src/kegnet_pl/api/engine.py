@@ -219,6 +219,7 @@ def fit_generators(
             trained |= zip(indices, pairs, strict=True)
             metrics |= zip(indices, module.means or [{} for _ in pairs], strict=True)
         if share is not None:
+            progress.console.print(f"{progress.title}: waiting for those of the other processes")
             _receive(task, trained, metrics)
     generators, decoders = zip(*(trained[index] for index in range(count)), strict=True)
     classes, means = int(generators[0].classes), [metrics[index] for index in range(count)]

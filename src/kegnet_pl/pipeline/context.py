@@ -118,7 +118,7 @@ class RunContext:
         loggers = self.loggers
 
         def make_without_waiting(folder: Path, costs: StageCosts) -> Mapping[str, Any]:
-            if collective:
+            if collective and self.settings.trainer.processes > 1:
                 join_processes(self.trainers.make_trainer)
                 barrier()  # until rank 0 has prepared the folder
             waited = loggers.waited
