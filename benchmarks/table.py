@@ -1,4 +1,4 @@
-"""Tables of the README from the measurements in ``results/``: ``python -m benchmarks.table``."""
+"""Tables of the documentation from the measurements in ``results/``: ``python -m benchmarks.table``."""
 
 import json
 from collections.abc import Iterable
@@ -79,7 +79,7 @@ def logging_table(rows: list[dict[str, Any]]) -> str:
 
 
 TABLES = {"bench": speed_table, "bench_choices": choices_table, "logging_cost": logging_table}
-"""File in ``results/`` -> function that returns its table in the README."""
+"""File in ``results/`` -> function that returns its table in the documentation."""
 
 
 def main() -> None:
