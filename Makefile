@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-all lint format types check settings docs bench notebooks reproduce reproduce-smoke clean
+.PHONY: help install demo test test-all lint format types check settings docs build bench notebooks reproduce reproduce-smoke clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,11 @@ settings: $(READY) ## Write the reference pages of all settings and of results.j
 
 docs: $(READY) ## Build the documentation: site/index.html
 	$(BIN)/mkdocs build --strict --quiet
+
+build: $(READY) ## Build the wheel and the source distribution, and check them: dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 notebooks: $(READY) ## Run the notebooks again, and keep what they show
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
