@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +106,19 @@ def test_the_site_is_built_and_needs_no_network(tmp_path: Path) -> None:
         r"<(?:script|img|iframe)[^>]* src=\"?https?:|<link[^>]* rel=\"?(?:stylesheet|preconnect)[^>]* href=\"?https?:"
     )
     assert not [page for page in pages if re.search(loaded, page.read_text())]
+
+
+def test_the_page_of_the_command_line_has_every_group_and_extra() -> None:
+    page = PAGES["docs/reference/cli.md"]
+    for group in (ROOT / "conf").iterdir():
+        if group.is_dir() and group.name not in ("callbacks", "hydra", "experiment", "source"):
+            (row,) = re.findall(rf"^\| `{group.name}` \| (.*?) \|", page, flags=re.MULTILINE)
+            assert set(re.findall(r"`(\w+)`", row)) == {path.stem for path in group.glob("*.yaml")}, group.name
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = page[page.index("## Optional packages") : page.index("## Environment variables")]
+    assert set(extras) == {
+        name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in row.strip("`").split("`, `")
+    }
 
 
 def test_readme_and_contributing_are_short() -> None:
