@@ -2,9 +2,11 @@
 
 import posixpath
 import re
+from html import unescape
 from pathlib import Path
 
 import nbformat
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -17,7 +19,6 @@ _PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGE
 
 _FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]+)?\)")
-_ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):(?=<code>)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -55,8 +56,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, **_: object) -> str:
-    """Remove the marks of docstrings that are no Markdown, such as ``:class:``."""
-    return re.sub(r"::(?=</p>)", ":", _ROLE.sub("", html)) if page.file.src_uri == "reference/api.md" else html
+    """Turn the parts of docstrings that are no Markdown into HTML: formulas (as MathML), roles, literal blocks."""
+    if page.file.src_uri != "reference/api.md":
+        return html
+    html = re.sub(r"<p>\.\. math::(.*?)</p>", lambda math: f"<p>{_mathml(math[1], 'block')}</p>", html, flags=re.DOTALL)
+    html = re.sub(r":math:<code>(.*?)</code>", lambda math: _mathml(math[1], "inline"), html)
+    return re.sub(r"::(?=</p>)", ":", re.sub(r":(?:class|func|meth|mod|attr|data|exc):(?=<code>)", "", html))
+
+
+def _mathml(formula: str, display: str) -> str:
+    text: str = convert(unescape(" ".join(formula.split())), display=display)
+    return text
 
 
 def _origin(file: File) -> str:
