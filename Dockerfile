@@ -8,8 +8,6 @@ COPY src src
 RUN pip install --no-cache-dir "build>=1.2" && python -m build --wheel --outdir /dist
 
 FROM python:3.11-slim
-# libgomp1: OpenMP of torch and scikit-learn on the CPU
-RUN apt-get update && apt-get install --no-install-recommends --yes libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /dist /dist
 RUN pip install --no-cache-dir /dist/*.whl && rm -r /dist
 USER nobody
