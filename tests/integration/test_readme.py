@@ -26,6 +26,7 @@ from kegnet_pl.pipeline.objects import build
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names
 from kegnet_pl.reporting.__main__ import render as render_results_page
 from kegnet_pl.reporting.results import Row
+from kegnet_pl.runtime import errors
 from kegnet_pl.sources import NormalNoise
 from reproduction import guide, pipeline_figure
 from tests.integration.conftest import SCHEMA, Command, configure
@@ -119,6 +120,13 @@ def test_the_page_of_the_command_line_has_every_group_and_extra() -> None:
     assert set(extras) == {
         name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in row.strip("`").split("`, `")
     }
+
+
+def test_the_errors_of_the_page_of_messages_exist() -> None:
+    rows = re.findall(r"^\| (`\w+Error`.*?) \|", PAGES["docs/reference/messages.md"], flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    ours = {name for name in vars(errors) if name.endswith("Error")}
+    assert named == ours | {"ValueError", "FileNotFoundError"}
 
 
 def test_readme_and_contributing_are_short() -> None:
