@@ -47,7 +47,7 @@ settings: $(READY) ## Write the reference pages of all settings and of results.j
 	$(BIN)/python -m kegnet_pl.reporting > docs/reference/results_json.md
 
 docs: $(READY) ## Build the documentation: site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'site/index.html; with search: $(BIN)/python -m http.server --directory site'
 
 build: $(READY) ## Build the wheel and the source distribution, and check them: dist/
