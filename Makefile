@@ -40,7 +40,7 @@ format: $(READY) ## Format the code
 types: $(READY) ## Check types (not of tests)
 	$(BIN)/mypy
 
-check: lint types test ## What CI runs
+check: lint types test ## Check style and types, and run the tests
 
 settings: $(READY) ## Write the reference pages of all settings and of results.json
 	$(BIN)/python -m kegnet_pl.settings > docs/settings.md
