@@ -1,5 +1,5 @@
 # docker build -t kegnet_pl .
-# docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" kegnet_pl experiment=mnist_lenet
+# docker run --rm -v "$PWD:/kegnet" --user "$(id -u):$(id -g)" kegnet_pl experiment=mnist_lenet
 FROM python:3.11-slim AS wheel
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -11,7 +11,7 @@ FROM python:3.11-slim
 COPY --from=wheel /dist /dist
 RUN pip install --no-cache-dir /dist/*.whl && rm -r /dist
 USER nobody
-WORKDIR /work
+WORKDIR /kegnet
 # A folder that any user of the container may write
 ENV HOME=/tmp
 ENTRYPOINT ["python", "-m", "kegnet_pl"]
