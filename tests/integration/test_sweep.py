@@ -119,7 +119,9 @@ def test_a_job_of_submitit_is_a_new_process(command: Command, tmp_path: Path) ->
 
 
 def test_ray(command: Command, tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs hydra-ray-launcher, see CONTRIBUTING.md")
+    pytest.importorskip(
+        "hydra_plugins.hydra_ray_launcher", reason="needs hydra-ray-launcher, see docs/contributing/tests.md"
+    )
     done = command(*JOBS, "hydra/launcher=ray", new=True)
     assert "2 of 2 runs finished" in done.stdout
     assert _stages(tmp_path).count("generators") == 1
