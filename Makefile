@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-all lint format types check settings bench notebooks reproduce reproduce-smoke clean
+.PHONY: help install demo test test-all lint format types check settings docs build bench notebooks reproduce reproduce-smoke clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -23,27 +23,37 @@ install: $(READY) ## Create the virtual environment and install kegnet_pl into i
 demo: $(READY) ## Compress a network for handwritten digits, without its data: one to two minutes
 	$(BIN)/python -m kegnet_pl
 
-test: $(READY) ## Run the test suite (real data: see CONTRIBUTING.md)
+test: $(READY) ## Run the test suite (real data: see docs/contributing/tests.md)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
 
 test-all: $(READY) ## Run all tests, those that need a GPU too
 	$(BIN)/python -m pytest -n auto
 
 lint: $(READY) ## Check style and formatting
-	$(BIN)/ruff check src tests benchmarks examples reproduction
-	$(BIN)/ruff format --check src tests benchmarks examples reproduction
+	$(BIN)/ruff check src tests benchmarks examples reproduction docs/hooks.py
+	$(BIN)/ruff format --check src tests benchmarks examples reproduction docs/hooks.py
 
 format: $(READY) ## Format the code
-	$(BIN)/ruff check --fix src tests benchmarks examples reproduction
-	$(BIN)/ruff format src tests benchmarks examples reproduction
+	$(BIN)/ruff check --fix src tests benchmarks examples reproduction docs/hooks.py
+	$(BIN)/ruff format src tests benchmarks examples reproduction docs/hooks.py
 
 types: $(READY) ## Check types (not of tests)
 	$(BIN)/mypy
 
-check: lint types test ## What CI runs
+check: lint types test ## Check style and types, and run the tests
 
-settings: $(READY) ## Write the reference page of all settings: docs/settings.md
+settings: $(READY) ## Write the reference pages of all settings and of results.json
 	$(BIN)/python -m kegnet_pl.settings > docs/settings.md
+	$(BIN)/python -m kegnet_pl.reporting > docs/reference/results_json.md
+
+docs: $(READY) ## Build the documentation: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'site/index.html; with search: $(BIN)/python -m http.server --directory site'
+
+build: $(READY) ## Build the wheel and the source distribution, and check them: dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 notebooks: $(READY) ## Run the notebooks again, and keep what they show
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
@@ -59,5 +69,5 @@ reproduce-smoke: $(READY) ## One tiny cell of each kind, end to end: minutes
 	$(BIN)/python -m reproduction --smoke $(JOBS:%=--jobs %)
 
 clean: ## Remove what builds and tests leave behind; results and the virtual environment stay
-	rm -rf build dist *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find src tests conf -name __pycache__ -type d -prune -exec rm -rf {} +

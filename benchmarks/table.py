@@ -1,4 +1,4 @@
-"""Tables of the README from the measurements in ``results/``: ``python -m benchmarks.table``."""
+"""Tables of the documentation from the measurements in ``results/``: ``python -m benchmarks.table``."""
 
 import json
 from collections.abc import Iterable
@@ -63,23 +63,19 @@ def choices_table(rows: list[dict[str, Any]]) -> str:
 
 
 def logging_table(rows: list[dict[str, Any]]) -> str:
-    """Return ``logging_cost.json`` as a paragraph."""
-    paragraphs = []
+    """Return ``logging_cost.json`` as Markdown."""
+    lines = []
     for row in rows:
-        stages = ", ".join(
-            f"{stage} {times['share']:.1%} of {times['seconds']:.0f} s" for stage, times in row["stages"].items()
-        )
         command = " ".join(["python -m kegnet_pl", *row["overrides"]])
-        paragraphs.append(
-            f"What it costs (W&B offline and TensorBoard, `{row['command']}`): of `{command}` the share inside loggers "
-            f"is {stages}; the whole uses {row['more_cpu_seconds']:+.1%} seconds of processors. To start both takes "
-            f"{row['start_seconds']:.1f} s, once a program."
-        )
-    return "\n\n".join(paragraphs)
+        for stage, times in row["stages"].items():
+            lines.append([f"`{command}`", stage, f"{times['seconds']:.0f}", f"{times['share']:.1%}"])
+        lines.append([f"`{command}`", "all, more CPU seconds", "", f"{row['more_cpu_seconds']:+.1%}"])
+        lines.append([f"`{command}`", "start of both loggers, once per program", f"{row['start_seconds']:.1f}", ""])
+    return _lines(["command", "stage", "seconds", "share inside loggers"], lines, 2)
 
 
 TABLES = {"bench": speed_table, "bench_choices": choices_table, "logging_cost": logging_table}
-"""File in ``results/`` -> function that returns its table in the README."""
+"""File in ``results/`` -> function that returns its table in the documentation."""
 
 
 def main() -> None:

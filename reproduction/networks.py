@@ -1,10 +1,10 @@
 """Small networks of several kinds, compressed with the defaults of the library: ``python -m reproduction.networks``.
 
-The lines of the README, for networks that have nothing to do with the paper. With KEGNET_REFERENCE_DIR set, the
-published ResNet20 of CIFAR-10 is one of them. The page ``results/NETWORKS.md`` shows the accuracy of the teacher, of
-the compressed network (T), of the student, and of the same student that was trained on the real training data (the
-ceiling). It also shows whether the agreement on synthetic samples, which needs no data, tells a good network from a bad
-one.
+The calls of docs/tutorials/python.md, for networks that have nothing to do with the paper. With KEGNET_REFERENCE_DIR
+set, the published ResNet20 of CIFAR-10 is one of them. The page ``results/NETWORKS.md`` shows the accuracy of the
+teacher, of the compressed network (T), of the student, and of the same student that was trained on the real training
+data (the ceiling). It also shows whether the agreement on synthetic samples, which needs no data, tells a good network
+from a bad one.
 """
 
 import argparse

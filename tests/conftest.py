@@ -17,7 +17,7 @@ def _folder(variable: str) -> Path:
     """Return the folder that an environment variable names; skip where it is not set, fail where it leads nowhere."""
     value = os.environ.get(variable)
     if value is None:
-        pytest.skip(f"{variable} is not set (see CONTRIBUTING.md, tests)")
+        pytest.skip(f"{variable} is not set (see docs/contributing/tests.md)")
     folder = Path(value)
     assert folder.is_dir(), f"{variable}={value} is not a folder"
     return folder

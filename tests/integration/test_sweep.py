@@ -102,20 +102,23 @@ def test_a_typo_in_a_sweep_gets_an_answer(command: Command) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_jobs_side_by_side_build_what_they_share_once(command: Command, tmp_path: Path, launcher: str) -> None:
-    """Workers of joblib are forked, jobs of submitit are new processes."""
-    options = {
-        "joblib": ["hydra.launcher.n_jobs=2"],
-        "submitit_local": ["hydra.launcher.timeout_min=10"],
-    }
-    done = command(*JOBS, f"hydra/launcher={launcher}", *options[launcher])
+def test_jobs_side_by_side_build_what_they_share_once(command: Command, tmp_path: Path) -> None:
+    """Workers of joblib are forked."""
+    done = command(*JOBS, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert "2 of 2 runs finished" in done.stdout, done.stdout + done.stderr
     stages = _stages(tmp_path)
     assert stages.count("teacher") == stages.count("generators") == 1
     assert stages.count("student") == 2
-    if launcher == "joblib":  # lines of jobs that write at the same time say whose they are
-        assert "[0] results: teacher" in done.stdout and "[1] results: teacher" in done.stdout
+    # Lines of jobs that write at the same time say whose they are.
+    assert "[0] results: teacher" in done.stdout and "[1] results: teacher" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_job_of_submitit_is_a_new_process(command: Command, tmp_path: Path) -> None:
+    done = command("-m", FAST, "sources=[normal]", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10")
+    assert "1 of 1 runs finished" in done.stdout, done.stdout + done.stderr
+    assert sorted(_stages(tmp_path)).count("student") == 1
+    assert list(_sweep(tmp_path).glob(".submitit/*/*_submitted.pkl"))
 
 
 RAY = ["ray", "hydra-ray-launcher>=1.2.1", "joblib<1.6", "cloudpickle<3", "msgpack"]

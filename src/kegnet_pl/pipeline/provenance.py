@@ -1,5 +1,6 @@
 """Provenance of a result: versions, commit and command."""
 
+import functools
 import platform
 import shlex
 import subprocess
@@ -16,17 +17,23 @@ _PACKAGES = ("kegnet_pl", "torch", "torchvision", "pytorch-lightning", "tensorly
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result may depend on."""
-    result = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            result[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            result[package] = "not installed"
-    return result
+    return {"python": platform.python_version()} | {package: _version(package) for package in _PACKAGES}
 
 
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@functools.cache
 def git_state() -> dict[str, Any]:
-    """Return commit and dirty flag of the running source; None outside a git checkout."""
+    """Return commit and dirty flag of the running source; None outside a git checkout.
+
+    A process asks once: later changes of the source are not in the process.
+    """
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:

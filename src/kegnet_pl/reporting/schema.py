@@ -17,20 +17,30 @@ _MOST = 2_000
 
 
 @functools.cache
-def _schema() -> dict[str, Any]:
+def read_schema() -> dict[str, Any]:
+    """Return the schema of ``results.json``."""
     text = (importlib.resources.files(__package__) / "results.schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 
 
+def resolve(rule: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule that a ``$ref`` names, or the rule itself."""
+    if "$ref" not in rule:
+        return rule
+    named: dict[str, Any] = functools.reduce(
+        lambda part, key: part[key], rule["$ref"].removeprefix("#/").split("/"), read_schema()
+    )
+    return named | {key: value for key, value in rule.items() if key != "$ref"}
+
+
 def find_faults(row: dict[str, Any]) -> Iterator[str]:
     """Yield a description for everything in a row of ``results.json`` that the schema does not allow."""
-    yield from _check(row, _schema()["items"], "")
+    yield from _check(row, read_schema()["items"], "")
 
 
 def _check(value: Any, rule: dict[str, Any], where: str) -> Iterator[str]:
-    if "$ref" in rule:
-        rule = functools.reduce(lambda part, key: part[key], rule["$ref"].removeprefix("#/").split("/"), _schema())
+    rule = resolve(rule)
     name = where or "the row"
     types = [rule["type"]] if isinstance(rule.get("type"), str) else rule.get("type")
     if types is not None and not any(_is(value, kind) for kind in types):

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +12,13 @@ import pytest
 import kegnet_pl
 from kegnet_pl.pipeline import provenance
 from kegnet_pl.pipeline.provenance import command_line, git_state, versions
+
+
+@pytest.fixture(autouse=True)
+def _ask_again() -> Iterator[None]:
+    git_state.cache_clear()
+    yield
+    git_state.cache_clear()
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +51,8 @@ def test_git_state_of_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     commit = _checkout(tmp_path)
     assert git_state() == {"commit": commit, "dirty": False}
     (tmp_path / "store.py").write_text("# changed")
+    assert not git_state()["dirty"], "a process asks once"
+    git_state.cache_clear()
     assert git_state() == {"commit": commit, "dirty": True}
 
 
