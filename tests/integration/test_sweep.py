@@ -138,7 +138,8 @@ def test_ray(command: Command, tmp_path: Path, environment: dict[str, str]) -> N
         pytest.skip(f"pip finds no wheels of Ray: {built.stderr.strip().splitlines()[-1:]}")
     environment["PYTHONPATH"] = os.pathsep.join([str(folder), environment.get("PYTHONPATH", "")])
     plain = ["sources=[]", "compression.fit=weights", "latency.batch_sizes=[]", "agreement.sources=[]"]
-    done = command("-m", FAST, *plain, "compression=option2,fraction", "hydra/launcher=ray", new=True)
+    cheap = ["+hydra.launcher.ray.init.include_dashboard=false", "+hydra.launcher.ray.init.num_cpus=1"]
+    done = command("-m", FAST, *plain, "compression=option2,fraction", "hydra/launcher=ray", *cheap, new=True)
     assert "2 of 2 runs finished" in done.stdout
     stages = _stages(tmp_path)
     assert (stages.count("teacher"), stages.count("compression")) == (1, 2)
