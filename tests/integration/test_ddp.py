@@ -20,7 +20,7 @@ from kegnet_pl.networks import Decoder, DenseGenerator
 from kegnet_pl.pipeline.store import Store
 from kegnet_pl.runtime import distributed
 from kegnet_pl.runtime.errors import StoreError
-from kegnet_pl.settings import GeneratorTrainingSettings
+from kegnet_pl.settings import GeneratorTrainingSettings, Parallel
 from kegnet_pl.sources import GeneratorSource, MixtureSource, NoiseSource, SelectedSource, SyntheticSource
 from kegnet_pl.sources.images import Leaves
 from kegnet_pl.training import GeneratorModule, StudentModule, TeacherModule
@@ -177,10 +177,10 @@ class Counting(nn.Module):
         return logits
 
 
-def train_share(share: Sequence[int] | None) -> list[Any]:
+def train_share(share: Sequence[int] | None, count: int = COUNT, parallel: Parallel = "sequential") -> list[Any]:
     """Return the weights and metrics of generators and decoders, of which this process trains a share."""
     settings = GeneratorTrainingSettings(
-        count=COUNT, noise_dim=NOISE, epochs=2, steps_per_epoch=2, batch_size=8, parallel="sequential", seed=3
+        count=count, noise_dim=NOISE, epochs=2, steps_per_epoch=2, batch_size=8, parallel=parallel, seed=3
     )
     task = GeneratorTask(
         make_classifier(dropout=0.3),
@@ -190,7 +190,7 @@ def train_share(share: Sequence[int] | None) -> list[Any]:
         lambda: Decoder((FEATURES,), NOISE, blocks=1, width=8),
         make_objective,
         adam,
-        settings.model_copy(update={"teacher_dropout": True}),
+        settings.model_copy(update={"teacher_dropout": parallel == "sequential"}),
     )
     progress = StageProgress("generators", make_console(quiet=True))
     fitted = fit_generators(task, QuietFit(torch.device("cpu")), progress, lambda *_: [], share)
@@ -247,13 +247,15 @@ def work(rank: int, world: int, folder: Path) -> None:
     distributed.meet()
     with distributed.apart():
         trained = train_share(distributed.shares(COUNT, world)[rank])
+        lonely = train_share(distributed.shares(1, world)[rank], 1)
+        stacked = train_share(distributed.shares(4, world)[rank], 4, "vmap")
     with distributed.in_turn():
         visited = sorted(path.name for path in folder.glob(f"{world}-*"))
         (folder / f"{world}-{rank}").touch()
     assert visited == [f"{world}-{before}" for before in range(rank)]
     assert distributed.rank() == rank
     use_store(folder / f"store-{world}", rank)
-    torch.save([trained, *draw(share=True)], folder / f"{world}-{rank}.pt")
+    torch.save([[trained, lonely], stacked, *draw(share=True)], folder / f"{world}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -270,14 +272,17 @@ def equal(one: Any, two: Any) -> bool:
 
 @pytest.mark.ddp
 def test_shares_of_generators_and_of_samples_are_those_of_one_process(tmp_path: Path) -> None:
-    trained, (drawn, seen) = train_share(None), draw(share=False)
+    trained, (drawn, seen) = [train_share(None), train_share(None, 1)], draw(share=False)
+    stacked = train_share(None, 4, "vmap")
     for world in (2, 3):
         start_processes(work, (world, tmp_path), world, start_method="fork")
         found = [torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
-        assert all(equal(theirs, trained) for theirs, _, _ in found)
+        assert all(equal(theirs, trained) for theirs, *_ in found)
+        for _, theirs, *_ in found:  # sums have another order in batches of other numbers of networks
+            torch.testing.assert_close(theirs[1], stacked[1], rtol=1e-3, atol=1e-4)
         for name, splits in drawn.items():
-            assert all(equal(theirs[name], splits) for _, theirs, _ in found), name
-        labelled = [theirs for _, _, theirs in found]
+            assert all(equal(theirs[name], splits) for *_, theirs, _ in found), name
+        labelled = [theirs for *_, theirs in found]
         assert sum(labelled) == seen == 4200 and max(labelled) < seen, "each sample is labelled in one process"
 
 
