@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
+from kegnet_pl.reporting.figures import read_curves
 from tests.integration.conftest import FAST, Start, go
 
 RUN = [
@@ -91,6 +92,8 @@ def test_two_machines_share_a_run_that_is_killed_and_continued(
         one, two = load_file(alone / name), load_file(together / name)
         assert all(value.equal(two[key]) for key, value in one.items()), f"{name} differs from that of one process"
     assert sorted(path.name for path in together.glob("sheets/*")) == ["generator_0", "generator_1"]
+    for name in ("generator_0", "generator_1"):
+        assert len(read_curves(together / "logs" / name)[f"{name}/train/loss"]) == 12
     costs = [
         json.loads((folder / "manifest.json").read_text())["costs"]["samples_made"] for folder in (alone, together)
     ]
