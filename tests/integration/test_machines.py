@@ -48,7 +48,7 @@ def stop_while_generators_train(folder: Path, environment: dict[str, str]) -> No
         while len(list(folder.glob(first))) < 2:
             text = (folder / "output").read_text()
             assert time.monotonic() < deadline and all(one.poll() is None for one in running), text
-            time.sleep(0.01)
+            time.sleep(0.1)
     finally:
         for one in running:  # the workers of torchrun are in sessions of their own
             children = Path(f"/proc/{one.pid}/task/{one.pid}/children")
