@@ -10,6 +10,7 @@ from torch import nn
 
 from kegnet_pl.api.checks import check_counts
 from kegnet_pl.api.sampling import Generators
+from kegnet_pl.api.spread import Pair, receive_pairs
 from kegnet_pl.compression import (
     Calibration,
     Compressed,
@@ -26,7 +27,6 @@ from kegnet_pl.networks import StackedModule, adapt_norm, count_classes, match_l
 from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES, forget_counts
 from kegnet_pl.networks.execution import first_weight, teacher_for
 from kegnet_pl.networks.handling import copy_network, frozen_copy, move, set_mode
-from kegnet_pl.runtime.distributed import exchange
 from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
 from kegnet_pl.sources import SyntheticSource, select_samples
@@ -189,18 +189,13 @@ def fit_generators(
     :meth:`GeneratorTask.choose_parallel` must have set ``parallel`` of the task. Metrics of the generators are empty on
     other ranks than 0.
 
-    Args:
-        task: The generators.
-        fit: Trains a module.
-        progress: Reports the fits.
-        make_callbacks: Returns the callbacks of a fit.
-        share: Indices of the generators that this process trains; it receives the others from the other processes of
-            the run, which train them at the same time. None: it trains all.
+    ``share`` are the indices of the generators that this process trains; it receives the others from the other
+    processes of the run, which train them at the same time. None: it trains all.
     """
     count = task.settings.count
     own = list(range(count)) if share is None else list(share)
     groups = [own] if own and task.settings.parallel == "vmap" else [[index] for index in own]
-    trained: dict[int, tuple[nn.Module, nn.Module]] = {}
+    trained: dict[int, Pair] = {}
     metrics: dict[int, Metrics] = {}
     with progress:
         for number, indices in enumerate(groups):
@@ -220,24 +215,10 @@ def fit_generators(
             metrics |= zip(indices, module.means or [{} for _ in pairs], strict=True)
         if share is not None:
             progress.console.print(f"{progress.title}: waiting for those of the other processes")
-            _receive(task, trained, metrics)
+            receive_pairs(task.make_pair, trained, metrics)
     generators, decoders = zip(*(trained[index] for index in range(count)), strict=True)
     classes, means = int(generators[0].classes), [metrics[index] for index in range(count)]
     return Generators(generators, decoders, frozen_copy(task.teacher), task.input_shape, classes, task.device, means)
-
-
-def _receive(task: GeneratorTask, trained: dict[int, tuple[nn.Module, nn.Module]], metrics: dict[int, Metrics]) -> None:
-    """Exchange generators, decoders and metrics with the other processes, and add theirs."""
-    states = {index: [network.state_dict() for network in pair] for index, pair in trained.items()}
-    for theirs, values in exchange((states, dict(metrics))):
-        for index, pair_states in theirs.items():
-            if index in trained:
-                continue
-            pair = task.make_pair(index)
-            for network, state in zip(pair, pair_states, strict=True):
-                network.load_state_dict(state)
-                set_mode(network, training=False)
-            trained[index], metrics[index] = pair, values[index]
 
 
 def fit_student(
