@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import math
 import os
 import resource
 import subprocess
@@ -105,6 +106,22 @@ def test_costs_an_interrupted_attempt_leaves_its_costs(tmp_path: Path) -> None:
         time.sleep(0.02)
     assert StageCosts.load(file).total >= costs.total + 0.02
     assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_costs_files_of_a_finished_fit_are_recorded_even_if_the_last_look_was_a_moment_ago(
+    tmp_path: Path, at_end: bool
+) -> None:
+    said: list[str] = []
+    with StageCosts().recorded(tmp_path / "costs.json"):
+        costs = StageCosts()
+        costs._file, costs._next_look = tmp_path / "costs.json", math.inf
+        (tmp_path / "sheets").mkdir()
+        (tmp_path / "sheets" / "epoch_0003.png").write_bytes(b"picture")
+        costs.keep(files=at_end)
+        (tmp_path / "sheets" / "epoch_0003.png").unlink()
+        StageCosts.load(tmp_path / "costs.json", said.append)
+    assert ["is missing" in line for line in said] == [True] * at_end
 
 
 @pytest.mark.parametrize("damage", ["flip", "delete", "grow", "torn", "columns"])
