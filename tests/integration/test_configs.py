@@ -49,7 +49,7 @@ NEEDED = {
 SINCE = (
     "compression.method", "compression.fold", "compression.by", "compression.round_to", "compression.batch_size",
     "latency.", "agreement.", "objective", "quantization.", "teacher.output", "teacher.pretrained", "preset",
-    "verify_store",
+    "verify_store", "trial",
 )  # fmt: skip
 """Settings that are not in the snapshot of any preset: they are younger."""
 NEW = (

@@ -32,7 +32,7 @@ from kegnet_pl.pipeline.run import run
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
 from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.reporting.figures import read_curves
-from kegnet_pl.reporting.results import Row
+from kegnet_pl.reporting.results import TRIAL, Row
 from kegnet_pl.runtime.errors import ConfigError, DivergedError, StoreError, UserError, WeightsError
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SyntheticSource
@@ -1355,20 +1355,23 @@ def test_a_pretrained_teacher_needs_no_data(tmp_path: Path, monkeypatch: pytest.
 def test_warnings_are_in_results_report_and_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Generators of two steps do not convince the teacher."""
     rows = go(tmp_path, "sources=[kegnet]", "student.optimizer.lr=1e-9", draw=True)
-    assert rows[0]["warnings"] == []
-    said = " ".join(rows[-1]["warnings"])
+    assert rows[0]["warnings"] == [TRIAL], "debug=fast"
+    trial, *warnings = rows[-1]["warnings"]
+    said = " ".join(warnings)
     assert "The teacher gives the intended class to few samples of generator" in said
     assert "gives the teacher's class to only" in said and "of its training samples; chance is 10%" in said
     out = capsys.readouterr().out
-    assert all(f"Warning about {rows[-1]['method']}: {line}" in out for line in rows[-1]["warnings"])
+    assert trial == TRIAL and out.count(TRIAL) == 1
+    assert all(f"Warning about {rows[-1]['method']}: {line}" in out for line in warnings)
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count('<p class="warning"><b>T+KegNet</b>') == len(rows[-1]["warnings"])
+    assert page.count(f'<p class="lead">{TRIAL}</p>') == 1
+    assert page.count('<p class="warning"><b>T+KegNet</b>') == len(warnings)
 
     from kegnet_pl.export import main
 
     assert main([str(tmp_path / "run"), "--format", "safetensors", "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "## Warnings\n\n- The teacher gives the intended class" in card
+    assert f"## Warnings\n\n- {TRIAL}\n- The teacher gives the intended class" in card
 
 
 def test_a_diverged_student_is_not_published(tmp_path: Path, prepared: Prepared) -> None:

@@ -142,7 +142,12 @@ def _explain_trial(settings: "RunSettings") -> None:
     """Print that a run as short as the demo is a trial, if the teacher is the user's own."""
     generator = settings.generator
     short = generator.epochs * generator.steps_per_epoch <= _TRIAL_STEPS
-    if settings.teacher.is_given and short and any("kegnet" in mixture for mixture in settings.sources):
+    if (
+        settings.teacher.is_given
+        and short
+        and not settings.trial
+        and any("kegnet" in mixture for mixture in settings.sources)
+    ):
         print(  # noqa: T201
             f"This is a trial: generators train for {generator.epochs} epochs of {generator.steps_per_epoch} steps. "
             f"preset=auto without experiment=... chooses a preset for your own network: experiment=custom/batch_norm, "

@@ -23,7 +23,7 @@ from kegnet_pl.pipeline.warnings import (
     warn_of_training,
 )
 from kegnet_pl.reporting.agreement import explain_agreement
-from kegnet_pl.reporting.results import Row, explain_ceilings, find_last, write_results
+from kegnet_pl.reporting.results import TRIAL, Row, explain_validity, find_last, list_warnings, write_results
 from kegnet_pl.reporting.run_page import StageFolders, write_run_page
 from kegnet_pl.reporting.run_parts import read_compression_report
 from kegnet_pl.reporting.runs import FinishedRun
@@ -159,7 +159,7 @@ def _describe(
         macs=own["macs"],
         teacher_macs=size.macs,
         agreement=agreement,
-        warnings=[*network.warnings, *_warn(settings, network, agreement)],
+        warnings=[*([TRIAL] if settings.trial else []), *network.warnings, *_warn(settings, network, agreement)],
         latency=None if latency is None else latency.describe("teacher" if is_teacher else "student"),
         samples=made.manifest["config"]["student"]["samples"] if trained else None,
         label_entropy=made.metrics["label_entropy"] if trained else None,
@@ -209,7 +209,7 @@ def write_outputs(
     context.loggers.finish(None, done=True)
     if brief:
         accuracies = ", ".join(f"{row.method} {format_accuracy(row)}" for row in rows)
-        context.console.print(" ".join([f"results: {accuracies}", *explain_ceilings(rows)]), soft_wrap=True)
+        context.console.print(" ".join([f"results: {accuracies}", *explain_validity(rows)]), soft_wrap=True)
         return
     _print_tables(context, rows, networks)
     _print_paths(context, networks, find_last(rows).method, generators, page)
@@ -241,12 +241,12 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     context.console.print(make_results_table(rows))
     batch_norm = bool(norm_layers(context.network(networks[0].stages[0])))
     for line in [
+        *explain_validity(rows),
         *explain_agreement(rows),
         *explain_speed(rows),
         *explain_quantization(rows),
-        *explain_ceilings(rows),
         *explain_losses(rows, context.settings.student.norm, batch_norm),
-        *(f"Warning about {row.method}: {sentence}" for row in rows for sentence in row.warnings or []),
+        *(f"Warning about {method}: {sentence}" for method, sentence in list_warnings(rows)),
     ]:
         say(line)
     spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}

@@ -15,7 +15,7 @@ from kegnet_pl.reporting import figures
 from kegnet_pl.reporting.agreement import explain_agreement
 from kegnet_pl.reporting.front import can_draw_front, draw_front
 from kegnet_pl.reporting.html import draw, write_page
-from kegnet_pl.reporting.results import Row, find_last
+from kegnet_pl.reporting.results import Row, find_last, list_warnings
 from kegnet_pl.reporting.run_parts import make_parts
 from kegnet_pl.reporting.run_story import write_story
 from kegnet_pl.reporting.runs import FinishedRun
@@ -141,6 +141,7 @@ def write_run_page(run: FinishedRun) -> Path:
         facts=_facts(rows),
         test_set=first.test_set,
         notes=notes,
+        warnings=list_warnings(rows),
         **parts,
     )
 
