@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kegnet_pl.api.checks import describe_agreement
+from kegnet_pl.api.checks import LOW_AGREEMENT, describe_agreement
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.reporting.agreement import join, name_classes
 from kegnet_pl.reporting.tables import explain_difference
@@ -14,10 +14,16 @@ _CONVINCED = 0.5
 _ABOVE_CHANCE = 0.1
 """Margin over chance (1 / classes); a share below it counts as chance."""
 
+_LOSS = 0.03
+"""Accuracy that a network may lose before it counts as worse than its teacher, as in results/NETWORKS.md."""
 
-def warn_of_compression(settings: RunSettings, compression: Stage) -> list[str]:
-    """Return a warning if a compressed network agrees little with the teacher on held-out samples."""
-    if settings.student.network is not None or settings.compression.fit == "weights":
+
+def warn_of_compression(settings: RunSettings, compression: Stage, *, recovered: bool = False) -> list[str]:
+    """Return a warning if a compressed network agrees little with the teacher on held-out samples.
+
+    There is none if the student that was trained from it has recovered.
+    """
+    if settings.student.network is not None or settings.compression.fit == "weights" or recovered:
         return []
     sentence = describe_agreement(compression.metrics.get("agreement"))
     return [] if sentence is None else [sentence]
@@ -57,6 +63,39 @@ def warn_of_agreement(agreement: dict[str, Any] | None, classes: int) -> list[st
     return [
         f"The network gives the teacher's class to only {mean:.0%} of synthetic samples of other sources than its "
         f"own; chance is {1 / classes:.0%}. Test it on your data before you use it."
+    ]
+
+
+def is_worse(agreement: dict[str, Any] | None, accuracy: float | None, teacher_accuracy: float | None) -> bool | None:
+    """Return True if a network is worse than its teacher: by test accuracy, else by agreement; None if not known."""
+    if accuracy is not None and teacher_accuracy is not None:
+        return accuracy < teacher_accuracy - _LOSS
+    if (
+        agreement is None
+        or agreement["mean"] is None
+        or all(one["same_class"] for one in agreement["sources"].values())
+    ):
+        return None
+    return bool(agreement["mean"] < LOW_AGREEMENT)
+
+
+def warn_of_student(
+    agreement: dict[str, Any] | None, accuracy: float | None, teacher_accuracy: float | None, classes: int
+) -> list[str]:
+    """Return a warning if a trained student is worse than its teacher."""
+    by_chance = warn_of_agreement(agreement, classes)
+    if by_chance or not is_worse(agreement, accuracy, teacher_accuracy):
+        return by_chance
+    remedy = "Train longer (student.epochs), use other sources, or a larger student."
+    if accuracy is not None and teacher_accuracy is not None:
+        return [
+            f"The student's accuracy is {100 * (teacher_accuracy - accuracy):.1f} points below the teacher's. {remedy}"
+        ]
+    assert agreement is not None
+    return [
+        f"The student gives the teacher's class to only {agreement['mean']:.0%} of synthetic samples of other sources "
+        f"than its own. Below {LOW_AGREEMENT:.0%} some networks lost more than 3 points of accuracy, others none "
+        f"(results/estimates.md). {remedy} Or measure the accuracy (data=files data.test=FILE)."
     ]
 
 
