@@ -203,13 +203,14 @@ TRY_PRUNING = "Pruning often agrees more: pip install 'kegnet_pl[pruning]'."
 """Advice if a factorised network agrees too little and pruning was not tried."""
 
 
-def describe_comparison(method: str, compared: Mapping[str, float | str | None]) -> str:
+def describe_comparison(method: str, compared: Mapping[str, float | str | None], held_out: int) -> str:
     """Return a line on the methods of compression that were compared, see :class:`Compressed`."""
     parts = [
         f"{name} {f'failed ({one})' if isinstance(one, str) else 'unknown' if one is None else f'{one:.1%}'}"
         for name, one in compared.items()
     ]
-    return f"Compression by {method}. Agreement on held-out synthetic samples: {', '.join(parts)}."
+    number = f"{held_out:,} " if held_out else ""  # stages of older versions lack it
+    return f"Compression by {method}. Agreement on {number}held-out synthetic samples: {', '.join(parts)}."
 
 
 def describe_agreement(agreement: float | None) -> str | None:

@@ -98,6 +98,12 @@ class Row:
         return None if self.agreement is None else self.agreement["mean"]
 
     @property
+    def agreement_samples(self) -> int:
+        """Number of samples behind the mean agreement; 0 if it was not measured."""
+        agreement = self.agreement or {"over": []}
+        return sum(agreement["sources"][name]["samples"] for name in agreement["over"])
+
+    @property
     def speedups(self) -> dict[int, float]:
         """Time of the teacher divided by that of the network, by batch size; empty if it was not measured."""
         batches = {} if self.latency is None else self.latency["batches"]

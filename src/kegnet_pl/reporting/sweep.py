@@ -239,7 +239,7 @@ def _describe_agreement(dataset: str, points: Sequence[Point]) -> list[str]:
     where = "" if dataset == "none" else f" on {dataset}"
     return [
         f"Accuracy was not measured{where}. The student that agrees most with its teacher is {_name(best)}: "
-        f"{format_agreement(best.agreement)} of synthetic samples. This is not accuracy."
+        f"{format_agreement(best.agreement, best.agreement_samples)} of synthetic samples. This is not accuracy."
     ]
 
 

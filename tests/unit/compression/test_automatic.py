@@ -61,8 +61,8 @@ def test_the_network_that_agrees_more_is_chosen(results: dict[str, float | str |
     middles = [(index + 0.5) / len(results) for index in range(len(results))]
     assert (found.method, found.compared, shares) == (chosen, results, middles)
     assert not isinstance(results[chosen], str) and found.agreement == results[chosen]
-    said = describe_comparison(found.method, found.compared)
-    assert said.startswith(f"Compression by {chosen}. Agreement on held-out synthetic samples: pruning ")
+    said = describe_comparison(found.method, found.compared, 1_250)
+    assert said.startswith(f"Compression by {chosen}. Agreement on 1,250 held-out synthetic samples: pruning ")
     assert ("failed (Expected" in said) == any(isinstance(result, str) for result in results.values())
 
 

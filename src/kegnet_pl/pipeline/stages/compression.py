@@ -50,6 +50,7 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
                 compressed = _compress(context, teacher, folder)
                 network = compressed.network
                 found = {} if compressed.agreement is None else {"agreement": compressed.agreement}
+                found |= {"held_out": compressed.held_out} if compressed.held_out else {}
                 if plan.method == "auto":
                     found |= {"method": compressed.method, "compared": dict(compressed.compared)}
             size = measure_size(network, context.input_shape)
@@ -57,7 +58,8 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
 
     stage = context.get_or_build("compression", settings, [teacher], make, title="compression")
     if "compared" in stage.metrics:
-        context.console.print(describe_comparison(stage.metrics["method"], stage.metrics["compared"]))
+        found = stage.metrics
+        context.console.print(describe_comparison(found["method"], found["compared"], found.get("held_out", 0)))
     return stage
 
 
