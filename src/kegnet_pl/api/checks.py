@@ -195,7 +195,7 @@ def _suggest_range(scale: float) -> str:
     """Return a sentence on the value range whose pixels have this standard deviation, if one is near."""
     for low, high in ((0, 1), (-1, 1), (0, 255)):
         if 0.5 < scale / (PIXEL_STD * (high - low)) < 2:
-            return f" If the network takes pixels, set data.value_range=[{low},{high}]."
+            return f" If the network takes pixels, set 'data.value_range=[{low},{high}]'."
     return ""
 
 

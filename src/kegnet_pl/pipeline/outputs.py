@@ -198,7 +198,9 @@ def _warn(settings: RunSettings, network: Network, row: Row, last: Row) -> list[
         return found + warn_of_agreement(row.agreement, classes)
     if made.name == "student":
         generators = next((stage for stage in network.stages if stage.name == "generators"), None)
-        found += warn_of_training(settings, made, generators)
+        found += warn_of_training(
+            settings, made, generators, mixed=network.source is not None and len(network.source.shares) > 1
+        )
         return found + warn_of_student(row.agreement, row.accuracy, row.teacher_accuracy, classes)
     return found
 

@@ -1,6 +1,7 @@
 """The preset of a run with the user's own network (``preset=auto``): by its inputs, batch norm, size and device."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -216,7 +217,7 @@ def describe_choice(
 ) -> str:
     """Return the line that a run prints about its preset."""
     parameters = sum(value.numel() for value in network.parameters())
-    more = " ".join(overrides)
+    more = shlex.join(overrides)
     parts = ", ".join(f"{name} {_about(value)}" for name, value in seconds.items())
     return (
         f"preset=auto: experiment={preset.name}{f' {more}' if more else ''} ({preset.reason}, {parameters:,} "

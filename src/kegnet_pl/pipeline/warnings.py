@@ -6,6 +6,7 @@ from kegnet_pl.api.checks import LOW_AGREEMENT, describe_agreement
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.reporting.agreement import join, name_classes
 from kegnet_pl.reporting.tables import explain_difference
+from kegnet_pl.runtime.errors import override
 from kegnet_pl.settings import RunSettings
 
 _CONVINCED = 0.5
@@ -29,22 +30,26 @@ def warn_of_compression(settings: RunSettings, compression: Stage, *, recovered:
     return [] if sentence is None else [sentence]
 
 
-def warn_of_training(settings: RunSettings, student: Stage, generators: Stage | None) -> list[str]:
+def warn_of_training(
+    settings: RunSettings, student: Stage, generators: Stage | None, *, mixed: bool = False
+) -> list[str]:
     """Return warnings about a student's samples and its training.
 
     Args:
         settings: Settings of the run.
         student: Stage of the student.
         generators: Stage of the generators, if its source needs them.
+        mixed: True if its source is a mixture.
     """
     classes, metrics = settings.data.classes, student.metrics
     found = [] if generators is None else _warn_of_generators(generators.metrics, classes)
     count, labels = metrics.get("unreached_classes", 0), metrics.get("unreached", [])
     if count:
+        mixture = override("sources", [{"kegnet": 0.5, "procedural": 0.5}])
         found.append(
             f"The teacher gives {name_classes(labels, count)} to none of the training samples, "
-            f"so the student learns little about {'them' if count > 1 else 'it'}. Use another source, or a mixture "
-            f"(sources=[{{kegnet: 0.5, procedural: 0.5}}])."
+            f"so the student learns little about {'them' if count > 1 else 'it'}. Use "
+            f"{'other sources' if mixed else f'another source, or a mixture ({mixture})'}."
         )
     share = metrics.get("train/accuracy")
     if share is not None and share < _chance(classes):
@@ -119,5 +124,5 @@ def _warn_of_generators(metrics: dict[str, Any], classes: int) -> list[str]:
     named = join([f"{index} ({share:.0%})" for index, share in weak.items()])
     return [
         f"The teacher gives the intended class to few samples of generator{'s' * (len(weak) > 1)} {named}. Train "
-        f"longer (generator.epochs), change generator.optimizer.lr, or use procedural samples (sources=[procedural])."
+        f"longer (generator.epochs), change generator.optimizer.lr, or use procedural samples ('sources=[procedural]')."
     ]

@@ -131,7 +131,7 @@ def _check_objective(run: "RunSettings") -> Iterator[str]:
     if run.objective == "agreement_and_speed" and not run.latency.batch_sizes:
         yield (
             "Expected `latency.batch_sizes` with at least one size for objective=agreement_and_speed, but got none. "
-            "Set latency.batch_sizes=[1,64]."
+            "Set 'latency.batch_sizes=[1,64]'."
         )
 
 

@@ -54,7 +54,9 @@ def test_generators_that_do_not_convince_the_teacher_are_named() -> None:
 def test_classes_without_samples_are_named(count: int, labels: list[int], said: str) -> None:
     stage = _stage("student", **GOOD | {"unreached_classes": count, "unreached": labels})
     (line,) = warn_of_training(SETTINGS, stage, None)
-    assert re.search(said, line)
+    assert re.search(said, line) and "or a mixture ('sources=[{kegnet:0.5,procedural:0.5}]')." in line
+    (line,) = warn_of_training(SETTINGS, stage, None, mixed=True)
+    assert re.search(said, line) and line.endswith(". Use other sources.")
 
 
 def test_a_student_that_learns_nothing_is_named() -> None:
