@@ -238,12 +238,12 @@ def write_teacher_card(context: RunContext, stage: Stage, folder: Path) -> None:
     """Write the card of a run's teacher, with which another run takes the same network."""
     teacher, network = context.settings.teacher, context.network(stage)
     answers = answers_of(network)
-    weights = teacher.weights or (None if teacher.is_given else str(stage.folder / "network.safetensors"))
+    trained = Path(context.settings.store, stage.folder.name, "network.safetensors")
     write_card(
         folder,
         teacher.model_dump(by_alias=True),
         context.settings.data.model_dump(by_alias=True),
-        None if weights is None else Path(weights),
+        teacher.weights or (None if teacher.is_given else str(trained)),
         "logits" if answers is None else answers.outputs,
     )
 
