@@ -783,7 +783,9 @@ def test_a_teacher_of_one_class_is_named_at_every_run(
     for _ in range(2):
         go(tmp_path, f"teacher.weights={tmp_path / 'teacher.safetensors'}", "compression.fit=function",
            "compression.samples=20", "sources=[]", train=False)  # fmt: skip
-        assert "gives the same class to all held-out synthetic samples" in " ".join(capsys.readouterr().out.split())
+        out = " ".join(capsys.readouterr().out.split())
+        assert "gives the same class to all held-out synthetic samples" in out
+        assert "teacher: The output of LeNet5 is read as logits." in out
 
 
 def test_samples_are_selected_and_mixed_and_the_student_is_reconstructed(tmp_path: Path, prepared: Prepared) -> None:
