@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from kegnet_pl.pipeline import cli
+from kegnet_pl.pipeline.inventory import find_users
 from tests.integration.conftest import FAST, Command, Refused, Start
 
 
@@ -265,7 +266,10 @@ def test_a_run_that_is_stopped_keeps_finished_stages_and_says_how_to_go_on(
     os.kill(running.process.pid, number)
     err = running.finish(code, timeout=60).stderr
     assert "run the same command again" in err and "Traceback" not in err
-    assert [path.name.split("-")[0] for path in sorted(begun.glob("[!.]*"))] == ["compression", "teacher"]
+    finished = sorted(path.name for path in begun.glob("[!.]*"))
+    assert [name.split("-")[0] for name in finished] == ["compression", "teacher"]
+    (used,) = find_users(begun, [tmp_path / "outputs" / "runs"]).values()
+    assert sorted(used) == finished, "the stages of a stopped run have a user"
 
 
 def test_ctrl_c_while_an_object_is_deleted_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
