@@ -171,18 +171,18 @@ class Compressed:
         fitted: Layers that were fitted to the function of the original (with a calibration).
         agreement: Share of held-out samples to which both networks give the same class (with a calibration); None if
             the original gives one class to all.
-        held_out: Number of these samples; 0 without a calibration.
         method: ``"tucker"`` or ``"pruning"``; ``"tucker, three layers"`` if that form was compared and chosen.
         compared: Methods that were compared (:class:`AutomaticPlan`): name -> agreement, or the reason of a failure.
+        held_out: Number of held-out samples; 0 without a calibration.
     """
 
     network: nn.Module
     report: CompressionReport
     fitted: tuple[str, ...] = ()
     agreement: float | None = None
-    held_out: int = 0
     method: str = "tucker"
     compared: Mapping[str, float | str | None] = field(default_factory=dict)
+    held_out: int = 0
 
     def __repr__(self) -> str:
         before, after = self.report.parameters_before, self.report.parameters_after
