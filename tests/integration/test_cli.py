@@ -152,8 +152,9 @@ def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path:
         (["trainer.precision=16-mixed"], "bf16-mixed on a CPU"),
     ],
 )  # fmt: skip
-def test_bad_input_gets_a_clear_line(refused: Refused, arguments: list[str], answer: str) -> None:
+def test_bad_input_gets_a_clear_line(refused: Refused, arguments: list[str], answer: str, tmp_path: Path) -> None:
     assert answer in refused(*arguments)
+    assert not (tmp_path / "outputs" / "runs").exists(), "a refused command leaves no folder of a run"
 
 
 def test_a_failed_command_prints_one_line(command: Command) -> None:

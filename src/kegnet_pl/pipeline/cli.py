@@ -61,7 +61,8 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
         expected = bool(checked) or isinstance(error, UserError)
         if local_rank() == 0:
             with suppress(OSError):  # the folder of the run may be full
-                sweep.record_failure(folder, error, expected)
+                if not (expected and sweep.discard_refused(folder)):
+                    sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
             return math.nan  # sweepers need a number; the end of the sweep lists failed jobs
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
