@@ -30,6 +30,9 @@ _GENERATORS, _PART = 0.7, 0.5
 
 _LEAST_SAMPLES = {"student.samples": 1000, "compression.samples": 200}
 
+_FLOOR = 60.0
+"""Seconds below which an estimate says nothing: start, measurements and report of a run take as long."""
+
 _FITTING = 3.0
 """Forward passes of the teacher for each sample and layer of a compression by function (measured for small CNNs)."""
 
@@ -218,10 +221,13 @@ def describe_choice(
     """Return the line that a run prints about its preset."""
     parameters = sum(value.numel() for value in network.parameters())
     more = shlex.join(overrides)
+    total = sum(seconds.values())
     parts = ", ".join(f"{name} {_about(value)}" for name, value in seconds.items())
+    time = "About a minute or less" if total < _FLOOR else f"About {_about(total)}"
+    detail = "" if total < _FLOOR else f" ({parts})"
     return (
         f"preset=auto: experiment={preset.name}{f' {more}' if more else ''} ({preset.reason}, {parameters:,} "
-        f"parameters, {device.type}). About {_about(sum(seconds.values()))} on this machine ({parts})."
+        f"parameters, {device.type}). {time} on this machine{detail}."
     )
 
 
