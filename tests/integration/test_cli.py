@@ -72,7 +72,8 @@ def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given
     ],
 )
 def test_a_typo_lists_what_exists(refused: Refused, typo: str, answer: str) -> None:
-    assert answer in refused(typo)
+    said = refused(typo)
+    assert answer in said and "HYDRA_FULL_ERROR" not in said, "our hint stands alone"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,7 @@ def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path:
         (["data=shuttle", "teacher=mlp", "generator=dense", "compression=option1", "data.root=here"], "shuttle.trn"),
         (["store=/proc/nowhere"], "Expected to write to the store /proc/nowhere"),
         (["trainer.precision=16-mixed"], "bf16-mixed on a CPU"),
+        (["seed=0,1"], "add --multirun to your command line"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_a_clear_line(refused: Refused, arguments: list[str], answer: str, tmp_path: Path) -> None:

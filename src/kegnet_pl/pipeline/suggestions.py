@@ -129,6 +129,9 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
     unreadable = [override for override in overrides if not _is_readable(override)]
     for override in unreadable:
         key, _, value = override.partition("=")
+        if value.startswith("(") and _is_readable(f"{key}=[{value[1:-1]}]"):
+            yield f"Hydra writes a list in square brackets. Use {shlex.quote(f'{key}=[{value[1:-1]}]')}."
+            continue
         yield (
             f"Hydra cannot read the value of {key} as it is. Quote it twice, for the shell and for Hydra: "
             f"\"{key}='{value}'\""

@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kegnet_pl.runtime import held
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import FAILURE
 from kegnet_pl.runtime.secrets import conceal
@@ -62,6 +63,7 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Store the folder of the sweep, and set its name, which is the same for the same overrides."""
         global started
+        held.release()
         processes = OmegaConf.select(config, "trainer.devices")
         if isinstance(processes, int) and processes > 1:
             sys.exit(f"\nError: {ONE_PROCESS}")

@@ -139,3 +139,8 @@ def test_the_option_that_has_a_setting_is_named() -> None:
     assert hint.startswith(
         "'teacher.arch' belongs to teacher=timm or teacher=torchvision. Use teacher=timm teacher.arch=resnet18 or"
     )
+
+
+def test_a_tuple_is_written_as_a_list() -> None:
+    (hint,) = suggest(["data.input_shape=(3,32,32)"])
+    assert hint == "Hydra writes a list in square brackets. Use 'data.input_shape=[3,32,32]'."
