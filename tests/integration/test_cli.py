@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from kegnet_pl.pipeline import cli
+from kegnet_pl.pipeline.inventory import find_users
 from tests.integration.conftest import FAST, Command, Refused, Start
 
 
@@ -71,7 +72,8 @@ def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given
     ],
 )
 def test_a_typo_lists_what_exists(refused: Refused, typo: str, answer: str) -> None:
-    assert answer in refused(typo)
+    said = refused(typo)
+    assert answer in said and "HYDRA_FULL_ERROR" not in said, "our hint stands alone"
 
 
 @pytest.mark.parametrize(
@@ -149,10 +151,12 @@ def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path:
         (["data=shuttle", "teacher=mlp", "generator=dense", "compression=option1", "data.root=here"], "shuttle.trn"),
         (["store=/proc/nowhere"], "Expected to write to the store /proc/nowhere"),
         (["trainer.precision=16-mixed"], "bf16-mixed on a CPU"),
+        (["seed=0,1"], "add --multirun to your command line"),
     ],
 )  # fmt: skip
-def test_bad_input_gets_a_clear_line(refused: Refused, arguments: list[str], answer: str) -> None:
+def test_bad_input_gets_a_clear_line(refused: Refused, arguments: list[str], answer: str, tmp_path: Path) -> None:
     assert answer in refused(*arguments)
+    assert not (tmp_path / "outputs" / "runs").exists(), "a refused command leaves no folder of a run"
 
 
 def test_a_failed_command_prints_one_line(command: Command) -> None:
@@ -265,7 +269,10 @@ def test_a_run_that_is_stopped_keeps_finished_stages_and_says_how_to_go_on(
     os.kill(running.process.pid, number)
     err = running.finish(code, timeout=60).stderr
     assert "run the same command again" in err and "Traceback" not in err
-    assert [path.name.split("-")[0] for path in sorted(begun.glob("[!.]*"))] == ["compression", "teacher"]
+    finished = sorted(path.name for path in begun.glob("[!.]*"))
+    assert [name.split("-")[0] for name in finished] == ["compression", "teacher"]
+    (used,) = find_users(begun, [tmp_path / "outputs" / "runs"]).values()
+    assert sorted(used) == finished, "the stages of a stopped run have a user"
 
 
 def test_ctrl_c_while_an_object_is_deleted_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

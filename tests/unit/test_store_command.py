@@ -138,7 +138,6 @@ def test_gc_removes_damaged_stages_and_leftovers(stages: dict[str, Stage], tmp_p
     ("arguments", "message"),
     [
         (["list", "none"], "Expected a store at none"),
-        (["gc", "store"], "Expected at least one of --older-than"),
         (["gc", "store", "--unreachable", "--runs", "store"], "Expected runs that use the store in store"),
         (["list", "store", "--runs", "none"], "there is no none"),
     ],
@@ -157,3 +156,14 @@ def test_values_that_cannot_be_read(
     with pytest.raises(SystemExit):
         main(["gc", "store", *option])
     assert f"but got {option[1]!r}" in capsys.readouterr().err
+
+
+def test_gc_without_a_condition_is_refused_with_an_example(
+    stages: dict[str, Stage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = _left(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["gc", "store", "--yes"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and _left(tmp_path) == before
+    assert "Expected at least one condition, but got none" in said and "gc --unreachable --older-than 30d" in said

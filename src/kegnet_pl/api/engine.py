@@ -59,7 +59,7 @@ def fit_compression(
         calibration = None if source is None else _calibrate(network, shape, source, samples, oversampling, seed)
         with progress:
             compressed = plan.apply(network, shape, calibration, progress.move_to)
-    return compressed
+    return compressed if calibration is None else replace(compressed, held_out=len(calibration.held_out))
 
 
 def _calibrate(

@@ -205,3 +205,20 @@ class BudgetError(ValueError):
             f"{budget:.6g}."
         )
         self.smallest = smallest
+
+
+class TargetError(BudgetError):
+    """A target above the largest that can be reached.
+
+    Args:
+        most: The largest; the message rounds it down.
+        target: The target.
+        by: Quantity of the target.
+        reason: Sentences on the reason and the remedy.
+    """
+
+    def __init__(self, most: float, target: float, by: str, reason: str) -> None:
+        self.most, self.target, self.by = math.floor(100 * most) / 100, target, by
+        super().__init__(
+            1 / most, 1 / target, f"Expected a `target` of at most {self.most:.2f} by {by}, but got {target}. {reason}"
+        )

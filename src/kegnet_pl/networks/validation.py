@@ -158,7 +158,7 @@ def check_gradient(network: nn.Module, input_shape: Sequence[int], name: str = "
     raise ValueError(
         f"Expected the {name} {type(network).__name__} to pass gradients from its logits to its input, which "
         f"generators need, but got none: {reason}. Change its forward (decorators, detach, rounding), or train "
-        f"students on samples that need no generators (sources=[procedural], kegnet_pl.sources.Procedural)."
+        f"students on samples that need no generators ('sources=[procedural]', kegnet_pl.sources.Procedural)."
     )
 
 

@@ -21,6 +21,7 @@ from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.configuration import as_written, conceal_hydra_files, to_plain
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
+from kegnet_pl.runtime import held
 from kegnet_pl.runtime.environment import choose_ranks, local_rank
 from kegnet_pl.runtime.errors import ConfigError, UserError, explain_full, explain_memory
 from kegnet_pl.runtime.secrets import conceal
@@ -41,6 +42,7 @@ _entered = False
 def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
     global _entered
     _entered = True
+    held.release()
     os.chdir(HydraConfig.get().runtime.cwd)  # relative paths start there, also with hydra.job.chdir=true
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -61,7 +63,8 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
         expected = bool(checked) or isinstance(error, UserError)
         if local_rank() == 0:
             with suppress(OSError):  # the folder of the run may be full
-                sweep.record_failure(folder, error, expected)
+                if not (expected and sweep.discard_refused(folder)):
+                    sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
             return math.nan  # sweepers need a number; the end of the sweep lists failed jobs
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
@@ -142,7 +145,12 @@ def _explain_trial(settings: "RunSettings") -> None:
     """Print that a run as short as the demo is a trial, if the teacher is the user's own."""
     generator = settings.generator
     short = generator.epochs * generator.steps_per_epoch <= _TRIAL_STEPS
-    if settings.teacher.is_given and short and any("kegnet" in mixture for mixture in settings.sources):
+    if (
+        settings.teacher.is_given
+        and short
+        and not settings.trial
+        and any("kegnet" in mixture for mixture in settings.sources)
+    ):
         print(  # noqa: T201
             f"This is a trial: generators train for {generator.epochs} epochs of {generator.steps_per_epoch} steps. "
             f"preset=auto without experiment=... chooses a preset for your own network: experiment=custom/batch_norm, "
@@ -190,16 +198,22 @@ def main() -> None:
         sys.argv[1:] = accept_old_spellings(expand_card(sys.argv[1:]))
     except ConfigError as error:
         _leave(f"Error: {error}", code=1)
+    held.hold()  # Hydra's message about a wrong argument, where there is a hint of our own
     try:
         _run()
     except KeyboardInterrupt:
+        held.release()
         _leave("Stopped before the run began.", code=130)
     except SystemExit as stop:
+        hints = []
         if stop.code == 1 and not _entered and (sweep.started is None or not any(sweep.started.glob("*/.hydra"))):
-            for hint in suggest(sys.argv[1:]):
-                print(f"\n{hint}", file=sys.stderr)  # noqa: T201
+            hints = list(suggest(sys.argv[1:]))
+        held.release(show=not hints or "HYDRA_FULL_ERROR" in os.environ)
+        for hint in hints:
+            print(f"\nError: {hint}", file=sys.stderr)  # noqa: T201
         raise
     finally:
+        held.release()
         failed = False
         if sweep.started is not None:
             from kegnet_pl.reporting.sweep import finish_sweep

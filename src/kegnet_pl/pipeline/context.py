@@ -17,8 +17,10 @@ from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.pipeline.objects import build, code_of, own_code
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
 from kegnet_pl.pipeline.trainer import TrainerFactory
+from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.devices import find_device
+from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.environment import local_rank
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.memory import keep_freed_memory
@@ -46,6 +48,8 @@ class RunContext:
         console: Prints messages and progress.
         device: Device of sampling and evaluation.
         data: Real data; None where there is none.
+        folder: Folder of the run. Its ``stages.json`` names the stages as soon as they are finished, so that the store
+            knows the user of each, also of a run that is stopped.
     """
 
     settings: RunSettings
@@ -55,6 +59,8 @@ class RunContext:
     console: Console
     device: torch.device
     data: RealDataModule | None
+    folder: Path
+    _finished: dict[str, dict[str, Path]] = field(default_factory=dict, repr=False)
     _networks: dict[tuple[Path, str], nn.Module] = field(default_factory=dict, repr=False)
 
     @property
@@ -124,6 +130,9 @@ class RunContext:
         except BaseException:
             loggers.finish(None)
             raise
+        if rank() == 0:
+            self._finished[finished.folder.name] = {stage: finished.folder}
+            StageFolders(conceal(dict(self.config)), self._finished).write(self.folder)
         loggers.finish(finished, parents)
         if finished.found and title is not None:
             self.console.print(f"{title}: found ({finished.fingerprint}), {finished.seconds:.1f} s when it was made")
@@ -163,6 +172,7 @@ def open_context(
         console,
         find_run_device(settings.trainer, gpu),
         _open_data(settings, needs_data, console.print),
+        run_folder,
     )
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from kegnet_pl.reporting.agreement import format_agreement
 from kegnet_pl.reporting.front import can_draw_front, draw_front
 from kegnet_pl.reporting.html import draw, link_to, write_page
-from kegnet_pl.reporting.results import explain_ceilings
+from kegnet_pl.reporting.results import explain_ceilings, explain_trial, explain_validity
 from kegnet_pl.reporting.run_page import PAGE
 from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
 from kegnet_pl.reporting.style import house_style
@@ -90,7 +90,7 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
     console.print()
     console.print(f"{len(finished)} of {len(runs)} runs finished, {describe(runs)}", soft_wrap=True)
     console.print(make_summary_table(points))
-    for line in explain_ceilings(point.row for point in points):
+    for line in explain_validity(point.row for point in points):
         console.print(line, soft_wrap=True)
     print_failures(runs, console)
     for path in files:
@@ -221,7 +221,8 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         text.append(
             f"The page has no plots: a plot has at most {_MOST_POINTS:,} networks and {_MOST_DATASETS} data sets."
         )
-    return text + explain_ceilings(point.row for point in points)
+    rows = [point.row for point in points]
+    return [*explain_trial(rows), *text, *explain_ceilings(rows)]
 
 
 def can_be_drawn(points: Sequence[Point]) -> bool:
@@ -238,7 +239,7 @@ def _describe_agreement(dataset: str, points: Sequence[Point]) -> list[str]:
     where = "" if dataset == "none" else f" on {dataset}"
     return [
         f"Accuracy was not measured{where}. The student that agrees most with its teacher is {_name(best)}: "
-        f"{format_agreement(best.agreement)} of synthetic samples. This is not accuracy."
+        f"{format_agreement(best.agreement, best.agreement_samples)} of synthetic samples. This is not accuracy."
     ]
 
 

@@ -50,7 +50,7 @@ def make_results_table(rows: Sequence[Row]) -> Table:
             row.method,
             row.prior,
             Text(format_accuracy(row), style="bold green" if row is best else ""),
-            *([format_agreement(row.mean_agreement)] if agrees else []),
+            *([format_agreement(row.mean_agreement, row.agreement_samples)] if agrees else []),
             f"{row.parameters:,}",
             f"{row.compression_ratio:.2f}x",
             format_size(row.size),

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,6 +87,19 @@ def explain_memory(error: BaseException) -> OutOfMemoryError | None:
     return None
 
 
+def override(name: str, value: Any) -> str:
+    """Return ``name=value`` of the command line in Hydra's grammar, quoted for a shell."""
+    return shlex.quote(f"{name}={_literal(value)}")
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}:{_literal(one)}' for name, one in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_literal, value))}]"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
 class SettingsMismatchError(ValueError):
     """Settings that do not fit a network.
 
@@ -105,5 +119,5 @@ class SettingsMismatchError(ValueError):
 
     def for_command_line(self, group: str) -> str:
         """Return the message for the command line, with the group of the settings, such as ``student``."""
-        overrides = " ".join(f"{group}.{name}={value}" for name, value in self.remedy.items())
+        overrides = " ".join(override(f"{group}.{name}", value) for name, value in self.remedy.items())
         return f"{self.message} Set {overrides}."

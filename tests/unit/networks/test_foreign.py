@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.api.checkpoints import load_network, save_network
 from kegnet_pl.compression import CompressionPlan, Rule
-from kegnet_pl.networks import as_classifier, count_classes, explain_answers
+from kegnet_pl.networks import answers_of, as_classifier, count_classes, explain_answers
 from kegnet_pl.networks.foreign import from_file, from_huggingface, from_timm, from_torchvision, recipe_of
 from kegnet_pl.runtime.errors import ConfigError
 
@@ -66,7 +66,8 @@ def test_networks_of_libraries_are_compressed_and_rebuilt(name: str, tmp_path: P
     network.eval()
     classifier = as_classifier(network, shape)
     assert count_classes(classifier, shape) == classes
-    assert (explain_answers(classifier) is not None) == (name == "huggingface")
+    assert explain_answers(classifier).endswith("is read as logits.")
+    assert (answers_of(classifier) is not None) == (name == "huggingface")
     small = CompressionPlan([Rule("*", "target")], 1.2, fold=True).apply(classifier, shape).network.eval()
     save_network(small, tmp_path, "network", recipe_of(small, {}))
     x = torch.randn(2, *shape)

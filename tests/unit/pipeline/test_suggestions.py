@@ -132,6 +132,15 @@ def test_settings_of_chosen_groups_exist() -> None:
 
 def test_the_option_that_has_a_setting_is_named() -> None:
     (hint,) = suggest(["data.test=x.npz"])
-    assert hint.startswith("'data.test' belongs to data=files. Add that option.")
+    assert hint.startswith("'data.test' belongs to data=files. Use data=files data.test=x.npz.")
+    (hint,) = suggest(["data=mnist", "data.test=my x.npz"])
+    assert hint.startswith("'data.test' belongs to data=files, but the command has data=mnist. Use data=files 'data.te")
     (hint,) = suggest(["teacher.arch=resnet18"])
-    assert hint.startswith("'teacher.arch' belongs to teacher=timm or teacher=torchvision. Add that option.")
+    assert hint.startswith(
+        "'teacher.arch' belongs to teacher=timm or teacher=torchvision. Use teacher=timm teacher.arch=resnet18 or"
+    )
+
+
+def test_a_tuple_is_written_as_a_list() -> None:
+    (hint,) = suggest(["data.input_shape=(3,32,32)"])
+    assert hint == "Hydra writes a list in square brackets. Use 'data.input_shape=[3,32,32]'."

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from kegnet_pl.reporting.results import explain_ceilings, find_last
+from kegnet_pl.reporting.results import TRIAL, explain_ceilings, explain_validity, find_last, list_warnings
 from kegnet_pl.reporting.run_story import write_story
 from kegnet_pl.reporting.tables import explain_losses, explain_quantization, explain_speed, find_best
 from tests.unit.reporting.rows import TEACHER, quantized, student
@@ -90,3 +90,15 @@ def test_the_speed_is_that_of_float32() -> None:
     rows = [dataclasses.replace(TEACHER, latency=latency), slow]
     small = dataclasses.replace(quantized(slow), latency=latency | {"batches": fast})
     assert explain_speed([*rows, small]) == explain_speed(rows) and "slower than its teacher" in explain_speed(rows)[1]
+
+
+def test_a_trial_is_marked_once_in_every_text() -> None:
+    rows = [dataclasses.replace(TEACHER, warnings=[TRIAL]), student(0.7, warnings=[TRIAL, "It is slow."])]
+    assert explain_validity(rows) == [TRIAL] == write_story(rows, {})[:1]
+    assert list_warnings(rows) == [("T+KegNet", "It is slow.")]
+    assert TRIAL not in [*explain_validity([TEACHER, student(0.7)]), *write_story([TEACHER, student(0.7)], {})]
+
+
+def test_a_warning_about_several_networks_is_one() -> None:
+    rows = [TEACHER, student(0.7, warnings=["a", "b"]), student(0.6, method="T+Normal", warnings=["b"])]
+    assert list_warnings(rows) == [("T+KegNet", "a"), ("T+KegNet, T+Normal", "b")]

@@ -17,7 +17,7 @@ import torch
 from kegnet_pl.runtime import memory
 from kegnet_pl.runtime.costs import KINDS, StageCosts, add_up
 from kegnet_pl.runtime.devices import find_device
-from kegnet_pl.runtime.errors import explain_full
+from kegnet_pl.runtime.errors import SettingsMismatchError, explain_full, override
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
 from kegnet_pl.runtime.seeds import derive_seed, stream
 
@@ -244,3 +244,12 @@ def test_memory_freed_memory_is_kept() -> None:
 
     assert faults("given back") > 100_000
     assert faults("kept") < 10_000
+
+
+def test_overrides_are_those_of_hydra_and_quoted_for_a_shell() -> None:
+    assert override("data.input_shape", torch.Size([3, 32, 32])) == "'data.input_shape=[3,32,32]'"
+    assert override("sources", [{"kegnet": 0.5}, "real"]) == "'sources=[{kegnet:0.5},real]'"
+    error = SettingsMismatchError("Expected less.", {"layers": None, "norm": "batch", "reconstruct": False})
+    assert error.for_command_line("student") == (
+        "Expected less. Set student.layers=null student.norm=batch student.reconstruct=false."
+    )

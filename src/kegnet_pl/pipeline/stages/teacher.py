@@ -96,11 +96,8 @@ def _build_teacher(context: RunContext, weights: Path | None = None) -> nn.Modul
         check()
         load_weights(network, weights)
     network = check()
-    sentence = explain_answers(network)
-    if sentence is not None:
-        context.console.print(
-            f"{sentence} If this is wrong, set teacher.outputs to logits, probabilities, log_probabilities or sigmoid."
-        )
+    if teacher.is_given or answers_of(network) is not None:
+        context.console.print(f"teacher: {explain_answers(network)} If this is wrong, set teacher.outputs.")
     return network
 
 
