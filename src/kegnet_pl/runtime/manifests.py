@@ -1,5 +1,6 @@
 """Manifests of finished stages: every file with its size and SHA-256, and the manifest with a hash of its own."""
 
+import errno
 import hashlib
 import json
 import re
@@ -28,8 +29,21 @@ _known: dict[tuple[int, int, int, int], str] = {}
 """Device, inode, size and time of change of a file -> SHA-256, as this process has seen it."""
 
 
+_NOT_NOW = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+"""Errors of reading that concern this user or this moment, not the file."""
+
+
 class DamagedError(ValueError):
     """A finished stage is damaged; the message is the reason."""
+
+
+class UnreadableError(DamagedError):
+    """A finished stage cannot be read by this user, or at this moment; it may be intact."""
+
+
+def _failure(name: str, error: OSError) -> DamagedError:
+    kind = UnreadableError if error.errno in _NOT_NOW else DamagedError
+    return kind(f"{name}: {error.strerror or error}")
 
 
 def file_digest(path: Path, *, again: bool = False) -> str:
@@ -78,10 +92,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: If it is missing, damaged, or belongs to another stage.
+        UnreadableError: If this user may not read it.
     """
     try:
         content = json.loads(read_bytes(folder / MANIFEST, None))
     except (RefusedFileError, ValueError, RecursionError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise _failure(MANIFEST, error.__cause__) from error
         raise DamagedError(f"{MANIFEST}: {error}") from error
     if not isinstance(content, dict):
         raise DamagedError(f"{MANIFEST}: it is not an object")
@@ -123,7 +140,7 @@ def check_files(
             if compared and file_digest(path, again=verify == "always") != entry.get(SEAL):
                 raise DamagedError(f"{name} was changed: its SHA-256 differs from the manifest")
         except OSError as error:
-            raise DamagedError(f"{name}: {error.strerror or error}") from error
+            raise _failure(name, error) from error
 
 
 def check_parts(folder: Path, names: Iterable[str]) -> None:
