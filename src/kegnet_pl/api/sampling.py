@@ -192,8 +192,8 @@ class SyntheticDataset(TensorDataset):
         output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
 
     Raises:
-        ValueError: If ``samples`` is out of range, or the teacher does not accept the samples or does not return
-            logits.
+        ValueError: If ``samples`` is out of range, the teacher does not accept the samples or does not return
+            logits, or some samples or logits are NaN or infinite.
 
     It warns if the teacher returns the same logits for all samples.
     """
