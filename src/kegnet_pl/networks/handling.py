@@ -21,6 +21,9 @@ Module = TypeVar("Module", bound=nn.Module)
 _OWN = ("kegnet_pl.", "torch.")
 """Packages whose hooks are part of what a network computes (weight_norm, pruning, :class:`Answers`)."""
 
+_MODES = ("mode", "training", "is_training", "train_mode")
+"""Names of the argument of ``train`` in classes of users."""
+
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
@@ -28,36 +31,61 @@ _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 def set_mode(network: Module, training: bool) -> Module:
     """Set a network to training or evaluation mode, and return it.
 
-    A method ``train`` without a mode argument, such as one that trains the network, is not called.
+    A method ``train`` or ``eval`` of a user's class is called only if it has the arguments of torch's: it may keep some
+    layers in another mode. Otherwise the mode of each module is set here. This is also done if such a method fails, or
+    leaves the network in training mode where it should not be.
     """
-    if not training and type(network).eval is not nn.Module.eval and _takes(network.eval):
-        network.eval()
+    if not training and type(network).eval is not nn.Module.eval and _are_modes(network, "eval"):
+        _call(network.eval)
     else:
         _set_mode(network, training)
+    if network.training and not training:
+        for module in network.modules():
+            module.training = False
     return network
 
 
 def _set_mode(module: nn.Module, training: bool) -> None:
-    if type(module).train is not nn.Module.train and _takes(module.train, training):
-        module.train(training)
+    own = type(module).train is not nn.Module.train and _are_modes(module, "train")
+    if own and _call(module.train, training):
         return
     module.training = training
     for child in module.children():
         _set_mode(child, training)
 
 
-def _takes(method: Any, *arguments: bool) -> bool:
-    """Return True if a method takes these arguments, the first as a mode."""
+def _call(method: Any, *arguments: bool) -> bool:
+    """Call a user's method; return False if it fails."""
     try:
-        signature = inspect.signature(method)
-        signature.bind(*arguments)
+        method(*arguments)
+    except Exception:  # any, as it is the user's code
+        return False
+    return True
+
+
+def _are_modes(module: nn.Module, name: str) -> bool:
+    """Return True if a method, and ``train`` of all layers, which it may call, have the arguments of torch's."""
+    return _is_mode(module, name) and all(_is_mode(layer, "train") for layer in module.modules())
+
+
+def _is_mode(module: nn.Module, name: str) -> bool:
+    """Return True if a method ``train`` has one argument, which is a mode, or a method ``eval`` none."""
+    if getattr(type(module), name, None) is getattr(nn.Module, name):
+        return True
+    if not inspect.isroutine(inspect.getattr_static(module, name, None)):  # such as a property
+        return False
+    try:
+        signature = inspect.signature(getattr(module, name))
+        signature.bind(*([True] if name == "train" else []))
     except (TypeError, ValueError):
         return False
-    if not arguments:
+    if name == "eval":
         return True
     first = next(iter(signature.parameters.values()))
-    named = first.name == "mode" or first.kind is inspect.Parameter.VAR_POSITIONAL
-    return named or isinstance(first.default, bool) or first.annotation in (bool, "bool")
+    if first.kind is inspect.Parameter.VAR_POSITIONAL:
+        return first.name == "args"
+    is_flag = isinstance(first.default, bool) or first.annotation in (bool, "bool")
+    return first.name == "mode" or (is_flag and first.name in _MODES)
 
 
 def move(network: Module, *place: Any, **options: Any) -> Module:
