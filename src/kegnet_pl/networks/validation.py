@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kegnet_pl.networks.execution import eval_mode, first_weight
+from kegnet_pl.networks.execution import check_values, eval_mode, first_weight
 from kegnet_pl.networks.handling import copy_network, freeze, move, set_mode, unfreeze_frozen
 from kegnet_pl.runtime.errors import first_line
 
@@ -61,6 +61,7 @@ def materialise(network: nn.Module, input_shape: Sequence[int], name: str = "net
     Raises:
         ValueError: If it does not accept such samples.
     """
+    check_values(network, name)
     if not any(map(is_lazy, itertools.chain(network.parameters(), network.buffers()))):
         return
     weight = first_weight(network)
@@ -89,6 +90,7 @@ def check_module(network: nn.Module, name: str) -> None:
         )
     if not isinstance(network, nn.Module):
         raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {network!r}.")
+    check_values(network, name)
 
 
 def call_trial(network: nn.Module, called: str, x: Tensor) -> Any:
