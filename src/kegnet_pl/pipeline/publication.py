@@ -19,6 +19,7 @@ from kegnet_pl.runtime.manifests import (
     read_manifest,
     seal,
 )
+from kegnet_pl.runtime.safe_files import printable
 
 KEYS = {"metrics", "seconds", "costs", "peak_memory", "config", "files"}
 """Required keys of a manifest."""
@@ -43,7 +44,7 @@ def check_stage(folder: Path, stage: str, key: str, verify: Verify = "auto") -> 
         raise DamagedError(f"keys are missing in {MANIFEST}")
     found = manifest.get("stage", stage), manifest.get("fingerprint", key)
     if found != (stage, key):
-        raise DamagedError(f"{MANIFEST} belongs to {found[0]}-{found[1]}")
+        raise DamagedError(f"{MANIFEST} belongs to {printable('-'.join(found), 100)}")
     check_files(folder, manifest, verify=verify)
     return manifest
 

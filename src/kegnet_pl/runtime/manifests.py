@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from kegnet_pl.runtime.safe_files import RefusedFileError, read_bytes
+from kegnet_pl.runtime.safe_files import RefusedFileError, printable, read_bytes
 
 MANIFEST = "manifest.json"
 """File in the folder of a finished stage."""
@@ -21,6 +21,12 @@ Verify = Literal["auto", "always", "never"]
 
 SEAL = "sha256"
 """Key of a hash: of a file, or of all other keys of the content of a JSON file."""
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "stage": str, "fingerprint": str, "seconds": (int, float),
+    **dict.fromkeys(("config", "costs", "files", "metrics", "parents", "peak_memory", "versions"), dict),
+}  # fmt: skip
+"""Types of the values of a manifest."""
 
 _STAGE_FOLDER = re.compile(r"([a-z]+)-([0-9a-f]{16})")
 _MANY = 10_000
@@ -102,15 +108,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{MANIFEST}: {error}") from error
     if not isinstance(content, dict):
         raise DamagedError(f"{MANIFEST}: it is not an object")
-    files = content.get("files", {})
-    if not isinstance(files, dict):
-        raise DamagedError(f"{MANIFEST}: `files` is not an object")
-    new = SEAL in content or any(isinstance(entry, dict) for entry in files.values())
+    for key, kind in _TYPES.items():
+        if key in content and (not isinstance(content[key], kind) or content[key] is True or content[key] is False):
+            raise DamagedError(f"{MANIFEST}: `{key}` has another type")
+    new = SEAL in content or any(isinstance(entry, dict) for entry in content.get("files", {}).values())
     if new and not is_sealed(content):
         raise DamagedError(f"{MANIFEST} was changed")
     named = _STAGE_FOLDER.fullmatch(folder.name)
     if named and "stage" in content and (content["stage"], content.get("fingerprint")) != named.groups():
-        raise DamagedError(f"{MANIFEST} belongs to {content['stage']}-{content.get('fingerprint')}")
+        raise DamagedError(f"{MANIFEST} belongs to {printable(content['stage'], 60)}-{content.get('fingerprint')}")
     return content
 
 
@@ -124,12 +130,12 @@ def check_files(
     """
     files = manifest.get("files", {})
     for name in files if names is None else names:
-        entry = files.get(name)
+        entry, path = files.get(name), folder / name
+        name = printable(name, 200)
         if entry is None:
             if SEAL in manifest:
                 raise DamagedError(f"{MANIFEST} does not name {name}")
             continue
-        path = folder / name
         size = entry.get("bytes") if isinstance(entry, dict) else entry
         try:
             if not path.resolve().is_relative_to(folder.resolve()):
@@ -141,6 +147,10 @@ def check_files(
                 raise DamagedError(f"{name} was changed: its SHA-256 differs from the manifest")
         except OSError as error:
             raise _failure(name, error) from error
+        except ValueError as error:
+            if isinstance(error, DamagedError):
+                raise
+            raise DamagedError(f"{name}: {error}") from error  # no name of a file
 
 
 def check_parts(folder: Path, names: Iterable[str]) -> None:

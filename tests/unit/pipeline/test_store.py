@@ -16,12 +16,14 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from kegnet_pl.api.checkpoints import save_network
+from kegnet_pl.api.sampling import load_generators
 from kegnet_pl.pipeline import publication
 from kegnet_pl.pipeline import store as store_module
+from kegnet_pl.pipeline.inventory import read_store
 from kegnet_pl.pipeline.provenance import git_state, versions
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
 from kegnet_pl.runtime.costs import StageCosts
-from kegnet_pl.runtime.errors import StoreError
+from kegnet_pl.runtime.errors import StoreError, UserError
 
 CONFIG = {"lr": 0.1, "network": {"width": 3, "depth": 2}}
 
@@ -312,6 +314,32 @@ def test_damaged_manifest(tmp_path: Path, content: str | None) -> None:
     aside = tmp_path / f".{path.parent.name}.damaged"
     assert (aside / "done.txt").read_text() == "finished" and aside.name in said[0]
     assert _get(tmp_path, Builder()).found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": None}, {"metrics": [["a", 1]]}, {"seconds": "3"}, {"seconds": True}, {"costs": []}, {"config": 1},
+        {"parents": ["x"]}, {"stage": 3}, {"fingerprint": None}, {"peak_memory": "1"}, {"files": ["done.txt"]},
+        {"files": {"done.txt": "8"}}, {"files": {"done.txt": {"bytes": 8}}}, {"files": {"../x": 1}},
+        {"files": {"a\0b": 1}}, {"files": {"x" * 5000: 1}}, {"stage": "x" * 5000}, 100_000,
+    ],
+    ids=lambda change: str(change)[:40],
+)  # fmt: skip
+def test_an_unsealed_manifest_of_other_types_is_damaged(tmp_path: Path, change: Any) -> None:
+    path = _get(tmp_path, Builder()).folder / "manifest.json"
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"}
+    content["files"] = {name: entry["bytes"] for name, entry in content["files"].items()}
+    path.write_text(json.dumps(content))
+    assert _get(tmp_path, Builder(), resume="require").seconds >= 0, "as of an earlier version"
+    path.write_text("[" * change + "]" * change if isinstance(change, int) else json.dumps(content | change))
+    with pytest.raises(StoreError, match="is damaged") as caught:
+        _get(tmp_path, Builder(), resume="require")
+    assert len(str(caught.value)) < 800
+    assert read_store(tmp_path)[0].state == "damaged"
+    with pytest.raises((UserError, FileNotFoundError), match="^Expected "):
+        load_generators(path.parent, nn.Linear(2, 2))
+    assert not _get(tmp_path, Builder(), notify=lambda _: None).found
 
 
 def _build_folders(folder: Path, costs: StageCosts) -> dict[str, Any]:
