@@ -337,7 +337,7 @@ def test_an_unsealed_manifest_of_other_types_is_damaged(tmp_path: Path, change: 
         _get(tmp_path, Builder(), resume="require")
     assert len(str(caught.value)) < 800
     assert read_store(tmp_path)[0].state == "damaged"
-    with pytest.raises((UserError, FileNotFoundError), match="^Expected "):
+    with pytest.raises((UserError, FileNotFoundError), match=r"^Expected "):
         load_generators(path.parent, nn.Linear(2, 2))
     assert not _get(tmp_path, Builder(), notify=lambda _: None).found
 
