@@ -25,7 +25,7 @@ from kegnet_pl.pipeline.publication import (
 )
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import barrier, distributed, rank, share_decision, shared_decision
-from kegnet_pl.runtime.errors import FULL, StoreError
+from kegnet_pl.runtime.errors import FULL, StoreError, named_stage
 from kegnet_pl.runtime.locks import group_modes, locked
 from kegnet_pl.runtime.manifests import DamagedError, UnreadableError, Verify
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
@@ -250,7 +250,7 @@ class Store:
         costs_file = building / "costs.json"
         costs = StageCosts.load(costs_file, self.notify)
         reset_peak_memory()
-        with costs.recorded(costs_file):
+        with costs.recorded(costs_file), named_stage(stage):
             metrics = build(building, costs)
         finish(
             building,
