@@ -17,7 +17,7 @@ from kegnet_pl.api.checks import check_counts
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes
 from kegnet_pl.networks.handling import frozen_copy, move
-from kegnet_pl.networks.validation import FORWARD_ERRORS, materialise, to_shape
+from kegnet_pl.networks.validation import FORWARD_ERRORS, check_module, materialise, to_shape
 from kegnet_pl.reporting.classes import shown_classes
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import WeightsError, first_line
@@ -209,7 +209,8 @@ class SyntheticDataset(TensorDataset):
         outputs: Outputs = "auto",
         output_key: OutputKey = None,
     ) -> None:
-        check_counts(samples=(samples, 1))
+        check_counts(samples=(samples, 1), seed=(seed, 0))
+        check_module(teacher, "teacher")
         if not isinstance(source, SyntheticSource):
             raise ValueError(
                 f"Expected `source` to be a SyntheticSource, such as kegnet_pl.sources.Procedural(shape), but got "

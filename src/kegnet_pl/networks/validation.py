@@ -1,7 +1,7 @@
 """Checks of networks from users: classifiers, students, generators and decoders, by a trial forward pass."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -89,7 +89,12 @@ def check_module(network: nn.Module, name: str) -> None:
             f"load its state dict."
         )
     if not isinstance(network, nn.Module):
-        raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {network!r}.")
+        hint, received = "Give the network.", repr(network)[:200]
+        if isinstance(network, type):
+            hint, received = "Give an instance of the class.", f"the class {network.__name__}"
+        elif isinstance(network, Mapping):
+            hint, received = "Build the network and call its load_state_dict.", f"a {type(network).__name__}"
+        raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {received}. {hint}")
     check_values(network, name)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -95,3 +96,34 @@ def test_networks_without_values_are_refused(kind: str, names: str, tmp_path: Pa
         with pytest.raises(ValueError, match=rf"{names}.*meta device.*assign=True.*to_empty\(\) is not enough"):
             call()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"teacher": MLP(8, 3).state_dict()},
+            r"Module, but got a OrderedDict\. Build the network and call its load_state",
+        ),
+        ({"teacher": [MLP(8, 3)]}, r"Module, but got \[MLP\("),
+        ({"teacher": MLP}, r"Module, but got the class MLP\. Give an instance"),
+        ({"device": None}, "'auto', 'cpu', 'cuda' or 'cuda:1', but got None"),
+        ({"device": "meta"}, "to compute on this machine, but got 'meta'"),
+        ({"seed": None}, "`seed` to be a whole number of at least 0, but got None"),
+        ({"seed": "0"}, "`seed` to be a whole number of at least 0, but got '0'"),
+    ],
+)
+def test_arguments_of_other_kinds_are_named(options: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"teacher": MLP(8, 3), "device": "cpu", "seed": 0} | options
+    teacher = given.pop("teacher")
+    with pytest.raises(ValueError, match=message):
+        kegnet_pl.train_generators(teacher, (8,), **given)
+    with pytest.raises(ValueError, match=message):
+        kegnet_pl.SyntheticDataset(kegnet_pl.NoiseSource("normal", (8,)), teacher, 8, **given)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    source = kegnet_pl.NoiseSource("normal", (8,))
+    kegnet_pl.SyntheticDataset(source, MLP(8, 3), np.int64(8), seed=np.int64(3), device="cpu")
+    small = kegnet_pl.compress(MLP(8, 3), (8,), target=np.float32(1.5), method="tucker", fit="weights", progress=False)
+    assert small.report.parameters_before > small.report.parameters_after
