@@ -40,7 +40,8 @@ def metric_root(metric: Tensor) -> Tensor:
         for share in (1e-10, 1e-7, 1e-5):  # a metric of few samples, summed in float32, is singular
             factor, failed = torch.linalg.cholesky_ex(metric + share * metric.diagonal().mean() * identity)
             if not failed and bool(factor.diagonal().isfinite().all()):
-                return factor.T
+                root: Tensor = factor.T
+                return root
     return square_root(metric, damping=0.0)
 
 

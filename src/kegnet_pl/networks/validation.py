@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kegnet_pl.networks.execution import check_values, eval_mode, first_weight
-from kegnet_pl.networks.handling import copy_network, freeze, move, set_mode, unfreeze_frozen
+from kegnet_pl.networks.handling import check_begun, copy_network, freeze, move, set_mode, unfreeze_frozen
 from kegnet_pl.runtime.errors import first_line
 
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -95,6 +95,7 @@ def check_module(network: nn.Module, name: str) -> None:
         elif isinstance(network, Mapping):
             hint, received = "Build the network and call its load_state_dict.", f"a {type(network).__name__}"
         raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {received}. {hint}")
+    check_begun(network, name)
     check_values(network, name)
 
 

@@ -52,6 +52,24 @@ class DivergedError(UserError):
     """Training has diverged to NaN or infinite values."""
 
 
+@contextmanager
+def no_exit(name: str) -> Iterator[None]:
+    """Turn ``sys.exit`` of a user's code into an error: the run would end as if it had succeeded.
+
+    Raises:
+        ConfigError: If the code calls it.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if type(error) is not SystemExit:  # Lightning's, of a signal
+            raise
+        raise ConfigError(
+            f"Expected {name} to return, but it ended the program with sys.exit({error.code!r}). Put what a script "
+            f'runs, such as argparse, below `if __name__ == "__main__":`.'
+        ) from error
+
+
 class StoreError(UserError):
     """The store cannot be read or written, or a required stage is missing."""
 
