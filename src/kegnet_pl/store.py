@@ -60,6 +60,8 @@ def _list(root: Path, options: argparse.Namespace) -> int:
     for entry in entries:
         if entry.reason:
             print(f"{entry.folder.name}: {entry.reason}")  # noqa: T201
+        if entry.target:
+            print(f"{entry.folder.name} is a link to {entry.target}")  # noqa: T201
     return 0
 
 
@@ -111,6 +113,8 @@ def _gc(root: Path, options: argparse.Namespace) -> int:
         return 0
     status = 0
     for entry, done in remove(root, gone):
+        if done and entry.target:
+            print(f"{entry.folder.name}: the link was removed; its folder {entry.target} is left.")  # noqa: T201
         if not done:
             status = 1
             print(f"{entry.folder.name} was not removed: a process is building it, or it cannot be deleted.")  # noqa: T201

@@ -39,11 +39,13 @@ from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SyntheticSource
 from kegnet_pl.training import GeneratorModule
 from kegnet_pl.training.base import TrainingModule
+from kegnet_pl.training.student_module import StudentModule
 from tests.integration.conftest import (
     FAST,
     FORKS,
     PLAIN,
     Prepared,
+    Refused,
     configure,
     copy_store,
     go,
@@ -581,6 +583,28 @@ def test_a_stopped_run_keeps_finished_stages(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="matches none of"):
         go(tmp_path, "compression=evbmf", "compression.rules=[{layers: conv9, rank: 2}]", train=False)
     assert kinds(stages(tmp_path)) == ["teacher"]
+
+
+def test_a_stage_without_memory_is_a_sentence_and_goes_on(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*PLAIN, "sources=[normal]", "student.epochs=3"]
+
+    def fail(module: TrainingModule, *_: Any) -> None:
+        if module.current_epoch == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentModule, "on_train_epoch_start", fail)
+        said = refused(FAST, *settings, f"store={tmp_path / 'store'}", "hydra.run.dir=run")
+    assert "Error: Expected enough memory for the stage student" in said and "lower student.batch_size" in said
+    before = stages(tmp_path)
+    assert "student" not in kinds(before)
+    began = []
+    monkeypatch.setattr(StudentModule, "on_train_epoch_start", lambda module: began.append(module.current_epoch))
+    go(tmp_path, *settings)
+    assert began == [2], "the two epochs before are kept"
+    assert before.items() <= stages(tmp_path).items()
 
 
 def _teacher_and_student(folder: Path, *overrides: str) -> list[dict[str, torch.Tensor]]:

@@ -28,7 +28,7 @@ from kegnet_pl.networks.execution import first_weight, teacher_for
 from kegnet_pl.networks.handling import copy_network, frozen_copy, move, set_mode
 from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
-from kegnet_pl.sources import SyntheticSource, select_samples
+from kegnet_pl.sources import SyntheticSource, check_finite, select_samples
 from kegnet_pl.training import FeatureDistillation, GeneratorModule, StudentModule
 from kegnet_pl.training.fit import Fit, Metrics
 from kegnet_pl.training.generator_module import should_vectorize, vectorization_error
@@ -85,8 +85,7 @@ def _calibrate(
                 f"method `sample`."
             )
         x = x.detach().to(weight)
-        if not bool(x.isfinite().all()):
-            raise ValueError("Expected `source` to return finite samples, but got NaN or infinite ones.")
+        check_finite(source, x)
         return x if oversampling == 1 else select_samples(x, network, count, seed)
 
     held_out = -(-samples // 4 // source.multiple) * source.multiple

@@ -5,6 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
@@ -48,7 +49,7 @@ def check_target(target: float | None, by: CostName, round_to: int, batch_size: 
     Raises:
         ValueError: If one is out of range.
     """
-    number = isinstance(target, int | float) and not isinstance(target, bool)
+    number = isinstance(target, Real) and not isinstance(target, bool)  # also of numpy
     if target is not None and not (number and target > 1 and math.isfinite(target)):
         raise ValueError(f"Expected `target` to be a compression ratio above 1, but got {target!r}.")
     if by not in get_args(CostName):

@@ -56,7 +56,7 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             raise
         _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
     except Exception as caught:
-        known = caught if isinstance(caught, UserError) else explain_memory(caught) or explain_full(caught)
+        known = explain_memory(caught) or (caught if isinstance(caught, UserError) else explain_full(caught))
         error = known or caught
         # Our own checks say what to do, and a traceback would hide it.
         checked = isinstance(error, ValueError | FileNotFoundError) and re.match(r"(By \w+: )?Expected ", str(error))

@@ -125,6 +125,12 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    for argument in arguments:
+        if argument.endswith((".yaml", ".yml")) and "=" not in argument:
+            yield (
+                f"Expected settings as KEY=VALUE, but got the file {argument}. Put it into a folder, such as "
+                f"myconf/experiment/NAME.yaml, and run: python -m kegnet_pl --config-dir myconf experiment=NAME"
+            )
     overrides = [text for text in arguments if re.match(r"[\w.@/]+=", text) and not text.startswith("hydra.")]
     unreadable = [override for override in overrides if not _is_readable(override)]
     for override in unreadable:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from kegnet_pl.pipeline import suggestions
+from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.suggestions import RENAMED, accept_old_spellings, refuse_old_names, rename, suggest
 from kegnet_pl.runtime.errors import ConfigError
 
@@ -93,6 +95,18 @@ def test_old_names_answer_with_the_new_ones() -> None:
 def test_a_typo_lists_what_exists(typo: str, answer: str) -> None:
     (hint,) = suggest([typo])
     assert answer in hint
+
+
+def test_a_file_in_place_of_settings_is_named() -> None:
+    (hint,) = suggest(["data=digits", "mine.yaml"])
+    assert "got the file mine.yaml" in hint and "--config-dir myconf experiment=NAME" in hint
+
+
+def test_paths_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    given = {"store": "~/store", "data": {"files": ["~/a.npz", "b~/c", "~", "~me/x"]}, "seed": 1}
+    expected = {"store": "/home/me/store", "data": {"files": ["/home/me/a.npz", "b~/c", "~", "~me/x"]}, "seed": 1}
+    assert to_plain(OmegaConf.create(given)) == expected
 
 
 def test_options_of_the_user_are_known(tmp_path: Path) -> None:
