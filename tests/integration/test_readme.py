@@ -161,8 +161,8 @@ def test_own_network(command: Command, tmp_path: Path) -> None:
     assert "x smaller" in done.stdout
 
 
-def test_the_section_for_an_own_network_begins_with_a_command() -> None:
-    line = TEXT.split("### Your own network")[1].split("```sh\n")[1].split("```")[0].replace("\\\n", " ")
+def test_the_page_for_an_own_network_begins_with_a_command() -> None:
+    line = PAGES["docs/how_to/own_network.md"].split("```sh\n")[1].split("```")[0].replace("\\\n", " ")
     config = configure(*shlex.split(line)[3:])
     assert (config["teacher"]["path"], config["data"]["name"], config["data"]["test"]) == (
         "net.py",
