@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import kegnet_pl
 from kegnet_pl.pipeline import cli
 from kegnet_pl.pipeline.inventory import find_users
 from tests.integration.conftest import FAST, Command, Refused, Start
@@ -61,6 +62,7 @@ def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_WAIT", "GOMP"))}
     done = subprocess.run([sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == count
+    assert re.match(rf"kegnet_pl {re.escape(kegnet_pl.__version__)} \(python .*, torch .*\)\n", done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,12 @@ def test_old_and_new_spellings_are_one_configuration(command: Command) -> None:
 def test_default_run_shows_everything(command: Command, tmp_path: Path) -> None:
     done = command(FAST, "logger=[wandb,tensorboard]", draw=True)
     text = done.stdout
+    assert re.match(
+        r"kegnet_pl [\d.]+: data digits, teacher lenet5, student ratio8, sources normal, kegnet, kegnet \+ procedural, "
+        r"seed 0, device cpu\n\[1/7\] teacher: started\n",
+        text,
+    )
+    assert "[3/7] generators: started" in text and "[7/7] evaluation: finished in" in text
     for word in ("teacher", "T+Normal", "T+KegNet", "accuracy", "ratio", "MACs", "seconds"):
         assert word in text
     # A log file gets lines, not a bar that is drawn again and again.
@@ -236,7 +244,7 @@ def test_two_processes_through_the_command_line(command: Command, tmp_path: Path
     assert len(json.loads(results.read_text())) == 3
     # Another run finds some stages, and both processes train the others.
     more = command(FAST, *ddp, "student.optimizer.lr=0.002", "sources=[kegnet]")
-    assert "generators: found" in more.stdout and "student (kegnet): finished" in more.stdout
+    assert "generators: found" in more.stdout and "student (KegNet): finished" in more.stdout
 
 
 def test_bfloat16(command: Command, tmp_path: Path) -> None:
@@ -294,6 +302,6 @@ def test_ctrl_c_while_an_object_is_deleted_is_not_lost(monkeypatch: pytest.Monke
 def test_two_commands_at_once_build_every_stage_once(start: Start, tmp_path: Path) -> None:
     running = [start(FAST, "sources=[kegnet]", "teacher.epochs=5") for _ in range(2)]
     texts = [one.finish().stdout for one in running]
-    for stage in ("teacher", "generators", "student (kegnet)"):
+    for stage in ("teacher", "generators", "student (KegNet)"):
         assert sum(f"{stage}: finished" in text for text in texts) == 1, texts
     assert len(list(tmp_path.glob("outputs/runs/*/results.json"))) == 2

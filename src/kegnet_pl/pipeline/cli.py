@@ -17,8 +17,10 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+import kegnet_pl
 from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.configuration import as_written, conceal_hydra_files, to_plain
+from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.runtime import held
@@ -83,6 +85,8 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
         raise ConfigError(sweep.ONE_PROCESS)
     if settings.objective == "accuracy" and sweep.searches():
         raise ConfigError(sweep.NO_ACCURACY)
+    if not sweep.in_sweep() and local_rank() == 0:
+        print(_introduce(settings), flush=True)  # noqa: T201  # torch is not imported yet
     if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
         cfg, settings = _apply_preset(cfg, settings, folder)
     elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and local_rank() == 0:
@@ -93,6 +97,18 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
     with one_gpu(settings.trainer) as gpu:
         return run(as_written(cfg), folder, settings=settings, job=job, gpu=gpu)
+
+
+def _introduce(settings: "RunSettings") -> str:
+    """Return the first line of a run: version, data, networks, sources, seed and device."""
+    student, trainer = settings.student.network, settings.trainer
+    smaller = settings.compression.name if student is None else student["_target_"].rpartition(".")[2]
+    sources = ", ".join(" + ".join(mixture) for mixture in settings.sources) or "none"
+    devices = f"{trainer.devices} x {trainer.accelerator}" if trainer.devices > 1 else trainer.accelerator
+    return (
+        f"kegnet_pl {kegnet_pl.__version__}: data {settings.data.name}, teacher {settings.teacher.name}, student "
+        f"{smaller}, sources {sources}, seed {settings.seed}, device {devices}"
+    )
 
 
 def _names_experiment() -> bool:
@@ -191,6 +207,11 @@ def main() -> None:
     # networks then take far longer (benchmarks/waiting.py). Read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if "--version" in sys.argv[1:]:
+        found = versions()
+        others = ", ".join(f"{name} {version}" for name, version in found.items() if name != "kegnet_pl")
+        print(f"kegnet_pl {found['kegnet_pl']} ({others})")  # noqa: T201
+        return
     if {"--help", "-h", "--cfg", "-c", "--info", "-i"} & {argument.split("=")[0] for argument in sys.argv[1:]}:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # kegnet_pl --help | head
     try:

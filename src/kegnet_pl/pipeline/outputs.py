@@ -32,6 +32,7 @@ from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.tables import (
     describe_results,
     explain_losses,
+    explain_names,
     explain_quantization,
     explain_speed,
     format_accuracy,
@@ -261,6 +262,7 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     batch_norm = bool(norm_layers(context.network(networks[0].stages[0])))
     for line in [
         *explain_validity(rows),
+        *explain_names(rows),
         *explain_agreement(rows),
         *explain_speed(rows),
         *explain_quantization(rows),

@@ -98,6 +98,14 @@ class Row:
         return None if self.agreement is None else self.agreement["mean"]
 
     @property
+    def seconds_from_teacher(self) -> float:
+        """Seconds of all stages between the teacher and this network; those of the teacher itself for a teacher."""
+        stages = {
+            name: seconds for name, seconds in self.stage_seconds.items() if name not in ("teacher", "evaluation")
+        }
+        return self.seconds if self.method == "teacher" else sum(stages.values())
+
+    @property
     def agreement_samples(self) -> int:
         """Number of samples behind the mean agreement; 0 if it was not measured."""
         agreement = self.agreement or {"over": []}

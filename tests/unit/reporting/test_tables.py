@@ -6,7 +6,7 @@ import pytest
 
 from kegnet_pl.reporting.results import TRIAL, explain_ceilings, explain_validity, find_last, list_warnings
 from kegnet_pl.reporting.run_story import write_story
-from kegnet_pl.reporting.tables import explain_losses, explain_quantization, explain_speed, find_best
+from kegnet_pl.reporting.tables import explain_losses, explain_names, explain_quantization, explain_speed, find_best
 from tests.unit.reporting.rows import TEACHER, quantized, student
 
 
@@ -102,3 +102,16 @@ def test_a_trial_is_marked_once_in_every_text() -> None:
 def test_a_warning_about_several_networks_is_one() -> None:
     rows = [TEACHER, student(0.7, warnings=["a", "b"]), student(0.6, method="T+Normal", warnings=["b"])]
     assert list_warnings(rows) == [("T+KegNet", "a"), ("T+KegNet, T+Normal", "b")]
+
+
+def test_names_and_seconds_are_explained() -> None:
+    small = student(0.8, method="T", stage_seconds={"teacher": 3.0, "compression": 2.0, "evaluation": 9.0})
+    trained = student(0.8, stage_seconds={"teacher": 3.0, "compression": 2.0, "generators": 4.0, "student": 1.0})
+    assert [row.seconds_from_teacher for row in (TEACHER, small, trained)] == [3.0, 2.0, 7.0]
+    ends = ". Seconds: all stages from the teacher to the network."
+    assert explain_names([TEACHER, small]) == [f"T: the compressed network before training{ends}"]
+    assert explain_names([TEACHER, small, trained]) == [
+        f"T: the compressed network before training; T+NAME: T trained on samples of NAME{ends}"
+    ]
+    other = student(0.8, method="S")
+    assert explain_names([TEACHER, other]) == [f"S: the student before training{ends}"]

@@ -22,7 +22,6 @@ from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SourceInfo, build_source, describe_mixture
-from kegnet_pl.training.progress import StageProgress
 
 
 def compression_stage(context: RunContext, teacher: Stage) -> Stage:
@@ -95,7 +94,7 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
             plan.source, source_definitions(context.settings, plan.source), input_shape=context.input_shape,
             teacher=network, device=context.device,
         )  # fmt: skip
-    progress = StageProgress("compression", context.console)
+    progress = context.progress("compression")
     compressed = fit_compression(
         network, context.input_shape, make_plan(plan), progress, source, plan.samples, plan.oversampling, context.seed,
     )  # fmt: skip

@@ -18,7 +18,6 @@ from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.seeds import derive_seed
-from kegnet_pl.training.progress import StageProgress
 
 SHEETS = "sheets"
 """Folder of the sheets that were drawn while generators trained."""
@@ -43,7 +42,7 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
             return [SampleMonitor(task.teacher, network, names, folder / SHEETS, seed, costs, generator.batch_size)]
 
         fit = ResumableFit(context.trainers, folder, "generators", costs, "generator_training")
-        generators = fit_generators(task, fit, StageProgress("generators", context.console), make_callbacks)
+        generators = fit_generators(task, fit, context.progress("generators"), make_callbacks)
         if rank() != 0:
             return {}
         for index, (network, decoder) in enumerate(zip(generators.networks, generators.decoders, strict=True)):
