@@ -234,8 +234,7 @@ def render(rows: list[dict[str, Any]]) -> str:
         f"{len(lost)}, {sum(map(_is_warned, lost))} got the warning (agreement below "
         f"{LOW_AGREEMENT:.0%}). {sum(map(_is_warned, kept))} of the {len(kept)} got a false warning.",
         f"Median of the seconds together: {statistics.median(sum(row['seconds'].values()) for row in rows):.0f} (one "
-        f"thread, with other work on the machine; the training of one row of CIFAR-10 was paused; distill with the "
-        f"samples).",
+        f"thread, with other work on the machine; distill with the samples).",
         "",
         f"Commands: {', '.join(f'`{command}`' for command in dict.fromkeys(row['command'] for row in rows))}",
     ]

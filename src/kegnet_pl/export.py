@@ -29,7 +29,7 @@ from kegnet_pl.reporting.tables import explain_difference
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError, first_line
-from kegnet_pl.runtime.safe_files import exists, printable, read_bytes, read_json
+from kegnet_pl.runtime.safe_files import exists, is_inside, printable, read_bytes, read_json
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import build_source, describe_mixture
 
@@ -84,7 +84,8 @@ def export_run(
         raise UserError(f"Expected `method` to be one of {', '.join(one.method for one in rows)}, but got {method!r}.")
     folders = stages.networks.get(row.method, {})
     folder = next((folders[name] for name in ("student", "compression", "teacher") if name in folders), None)
-    if folder is None or not all(isinstance(stages.config.get(group), dict) for group in ("data", "compression")):
+    groups = [stages.config.get(group) for group in ("data", "compression")]
+    if folder is None or not all(isinstance(group, dict) for group in groups) or "classes" not in stages.config["data"]:
         raise UserError(
             f"Expected the stages of {row.method} in {run / STAGES}, but the file is damaged. Run the command of "
             f"the run again."
@@ -94,7 +95,14 @@ def export_run(
             f"Expected {row.method} of {display_path(run)} in the store, but its folder was deleted. Run its command "
             f"again: {row.command}"
         )
-    out = run / "export" if out is None else out
+    files_of_stage = [folder / f"network.{suffix}" for suffix in ("json", "safetensors")]
+    out, own_folder = (run / "export", [run / "export"]) if out is None else (out, [])
+    for path, inside in [*((path, folder) for path in files_of_stage), *((path, run) for path in own_folder)]:
+        if not is_inside(path, inside):
+            raise UserError(
+                f"Expected {display_path(path)} inside {display_path(inside)}, but it is a link that leaves that "
+                f"folder. Copy its target into the folder{', or choose --out FOLDER' if path == out else ''}."
+            )
     card = out / "README.md"
     if os.path.lexists(card) and b"library_name: kegnet_pl" not in read_bytes(card, out):
         raise UserError(

@@ -60,6 +60,8 @@ def _list(root: Path, options: argparse.Namespace) -> int:
     for entry in entries:
         if entry.reason:
             print(f"{entry.folder.name}: {entry.reason}")  # noqa: T201
+        if entry.target:
+            print(f"{entry.folder.name} is a link to {entry.target}")  # noqa: T201
     return 0
 
 
@@ -84,9 +86,10 @@ def _gc(root: Path, options: argparse.Namespace) -> int:
     wanted: dict[State, bool] = {"unfinished": options.unfinished, "damaged": options.damaged}
     states = [state for state, chosen in wanted.items() if chosen]
     if all(condition is None for condition in conditions) and not options.unreachable and not states:
-        raise UserError(
-            "Expected at least one of --older-than, --larger, --max-size, --unreachable, --unfinished and --damaged, "
-            "but got none: all stages would be removed."
+        options.refuse(
+            "Expected at least one condition, but got none: all stages would be removed. Conditions: --older-than AGE, "
+            "--larger SIZE, --max-size SIZE, --unreachable, --unfinished, --damaged (see --help). Example: python -m "
+            "kegnet_pl.store gc --unreachable --older-than 30d lists stages; add --yes to remove them."
         )
     runs = _find_runs(options)
     if options.unreachable and not find_users(root, runs):
@@ -110,6 +113,8 @@ def _gc(root: Path, options: argparse.Namespace) -> int:
         return 0
     status = 0
     for entry, done in remove(root, gone):
+        if done and entry.target:
+            print(f"{entry.folder.name}: the link was removed; its folder {entry.target} is left.")  # noqa: T201
         if not done:
             status = 1
             print(f"{entry.folder.name} was not removed: a process is building it, or it cannot be deleted.")  # noqa: T201
@@ -152,6 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.add_argument("--unfinished", action="store_true", help="interrupted stages instead of finished ones")
     gc.add_argument("--damaged", action="store_true", help="stages that are damaged or were set aside")
     gc.add_argument("--yes", action="store_true", help="remove the listed folders")
+    gc.set_defaults(refuse=gc.error)
     options = parser.parse_args(arguments)
     try:
         if not options.store.is_dir():

@@ -5,6 +5,7 @@ import re
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import kegnet_pl
 from kegnet_pl.api.checkpoints import save_network
+from kegnet_pl.pipeline.store import Store
 from kegnet_pl.runtime import distributed, environment
 from kegnet_pl.runtime.environment import choose_ranks
 from kegnet_pl.runtime.errors import ConfigError, explain_memory
@@ -249,18 +251,26 @@ def test_what_cannot_work_is_refused_first(refused: Refused, tmp_path: Path, arg
 @pytest.mark.parametrize(
     "error",
     [
-        MemoryError(),
+        MemoryError("std::bad_alloc"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
         OSError(12, "Cannot allocate memory"),
         ImportError("libtorch.so: failed to map segment from shared object"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     ],
 )
-def test_too_little_memory_is_a_sentence(error: Exception) -> None:
+def test_too_little_memory_is_a_sentence(error: Exception, tmp_path: Path) -> None:
     wrapped = ValueError("Expected a network that takes samples")
     wrapped.__cause__ = error
     for one in (error, wrapped):
         assert "Expected enough memory" in str(explain_memory(one))
+    build = mock.Mock(side_effect=error)
+    with pytest.raises(type(error)) as caught:
+        Store(tmp_path).get("generators", {}, [], build)
+    assert "memory for the stage generators, but" in str(explain_memory(caught.value))
+    assert "lower generator.batch_size, or set generator.parallel=sequential" in str(explain_memory(caught.value))
     assert explain_memory(RuntimeError("view size is not compatible")) is None
 
 

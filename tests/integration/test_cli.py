@@ -15,8 +15,10 @@ import pytest
 import torch
 import yaml
 
+import kegnet_pl
 from kegnet_pl.networks import LeNet5
 from kegnet_pl.pipeline import cli
+from kegnet_pl.pipeline.inventory import find_users
 from tests.integration.conftest import FAST, Command, Refused, Start, go
 
 
@@ -63,6 +65,7 @@ def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_WAIT", "GOMP"))}
     done = subprocess.run([sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == count
+    assert re.match(rf"kegnet_pl {re.escape(kegnet_pl.__version__)} \(python .*, torch .*\)\n", done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,8 @@ def test_threads_that_wait_soon_give_their_core_away_unless_told_otherwise(given
     ],
 )
 def test_a_typo_lists_what_exists(refused: Refused, typo: str, answer: str) -> None:
-    assert answer in refused(typo)
+    said = refused(typo)
+    assert answer in said and "HYDRA_FULL_ERROR" not in said, "our hint stands alone"
 
 
 @pytest.mark.parametrize(
@@ -152,10 +156,12 @@ def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path:
         (["data=shuttle", "teacher=mlp", "generator=dense", "compression=option1", "data.root=here"], "shuttle.trn"),
         (["store=/proc/nowhere"], "Expected to write to the store /proc/nowhere"),
         (["trainer.precision=16-mixed"], "bf16-mixed on a CPU"),
+        (["seed=0,1"], "add --multirun to your command line"),
     ],
 )  # fmt: skip
-def test_bad_input_gets_a_clear_line(refused: Refused, arguments: list[str], answer: str) -> None:
+def test_bad_input_gets_a_clear_line(refused: Refused, arguments: list[str], answer: str, tmp_path: Path) -> None:
     assert answer in refused(*arguments)
+    assert not (tmp_path / "outputs" / "runs").exists(), "a refused command leaves no folder of a run"
 
 
 def test_a_failed_command_prints_one_line(command: Command) -> None:
@@ -172,6 +178,12 @@ def test_old_and_new_spellings_are_one_configuration(command: Command) -> None:
 def test_default_run_shows_everything(command: Command, tmp_path: Path) -> None:
     done = command(FAST, "logger=[wandb,tensorboard]", draw=True)
     text = done.stdout
+    assert re.match(
+        r"kegnet_pl [\d.]+: data digits, teacher lenet5, student ratio8, sources normal, kegnet, kegnet \+ procedural, "
+        r"seed 0, device cpu\n\[1/7\] teacher: started\n",
+        text,
+    )
+    assert "[3/7] generators: started" in text and "[7/7] evaluation: finished in" in text
     for word in ("teacher", "T+Normal", "T+KegNet", "accuracy", "ratio", "MACs", "seconds"):
         assert word in text
     # A log file gets lines, not a bar that is drawn again and again.
@@ -234,7 +246,7 @@ def test_two_processes_through_the_command_line(command: Command, tmp_path: Path
     with contextlib.chdir(tmp_path):
         go(tmp_path, *given, "student.epochs=1")
     done = command(FAST, *given, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    assert "generators: found" in done.stdout and done.stdout.count("student (kegnet): finished") == 1
+    assert "generators: found" in done.stdout and done.stdout.count("student (KegNet): finished") == 1
     (results,) = tmp_path.glob("outputs/runs/*/results.json")
     assert len(json.loads(results.read_text())) == 3
 
@@ -269,7 +281,10 @@ def test_a_run_that_is_stopped_keeps_finished_stages_and_says_how_to_go_on(
     os.kill(running.process.pid, number)
     err = running.finish(code, timeout=60).stderr
     assert "run the same command again" in err and "Traceback" not in err
-    assert [path.name.split("-")[0] for path in sorted(begun.glob("[!.]*"))] == ["compression", "teacher"]
+    finished = sorted(path.name for path in begun.glob("[!.]*"))
+    assert [name.split("-")[0] for name in finished] == ["compression", "teacher"]
+    (used,) = find_users(begun, [tmp_path / "outputs" / "runs"]).values()
+    assert sorted(used) == finished, "the stages of a stopped run have a user"
 
 
 def test_ctrl_c_while_an_object_is_deleted_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +306,6 @@ def test_ctrl_c_while_an_object_is_deleted_is_not_lost(monkeypatch: pytest.Monke
 def test_two_commands_at_once_build_every_stage_once(start: Start, tmp_path: Path) -> None:
     running = [start(FAST, "sources=[kegnet]", "teacher.epochs=5") for _ in range(2)]
     texts = [one.finish().stdout for one in running]
-    for stage in ("teacher", "generators", "student (kegnet)"):
+    for stage in ("teacher", "generators", "student (KegNet)"):
         assert sum(f"{stage}: finished" in text for text in texts) == 1, texts
     assert len(list(tmp_path.glob("outputs/runs/*/results.json"))) == 2

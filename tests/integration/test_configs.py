@@ -2,11 +2,13 @@
 
 import importlib.resources
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_module
 
 from kegnet_pl.data import RealDataModule
@@ -49,7 +51,7 @@ NEEDED = {
 SINCE = (
     "compression.method", "compression.fold", "compression.by", "compression.round_to", "compression.batch_size",
     "latency.", "agreement.", "objective", "quantization.", "teacher.output", "teacher.pretrained", "preset",
-    "verify_store", "generator.processes",
+    "verify_store", "trial", "generator.processes",
 )  # fmt: skip
 """Settings that are not in the snapshot of any preset: they are younger."""
 NEW = (
@@ -303,3 +305,11 @@ def test_presets_for_other_networks_are_for_every_generator(preset: str, generat
     )  # fmt: skip
     build(config["generator"]["network"])
     build(config["generator"]["decoder"])
+
+
+def test_the_examples_of_the_help_compose() -> None:
+    header = yaml.safe_load((ROOT / "hydra" / "default.yaml").read_text())["help"]["header"].replace("\\\n", "")
+    commands = [shlex.split(line) for line in header.splitlines() if "python -m kegnet_pl teacher=" in line]
+    configs = [configure(*arguments[3:]) for arguments in commands]
+    assert [config["data"]["classes"] for config in configs] == [10, 1000]
+    assert all(config["data"]["name"] == "none" for config in configs)

@@ -77,7 +77,7 @@ def test_two_machines_share_a_run_that_is_killed_and_continued(
     machines = [start(*RUN, *MACHINES, environment=environment | slurm(number, port)) for number in range(2)]
     first, second = (machine.finish().stdout for machine in machines)
     assert "teacher: found" in first and "generators: each of 2 processes trains its own (1, 1)" in first
-    assert "generators: resumed after epoch" in first and "student (kegnet): finished" in first
+    assert "generators: resumed after epoch" in first and "student (KegNet): finished" in first
     assert second == "", "one machine speaks"
     folders = list((tmp_path / "outputs/runs").iterdir())
     assert len(folders) == 2, "one folder for each start"

@@ -161,6 +161,16 @@ def test_own_network(command: Command, tmp_path: Path) -> None:
     assert "x smaller" in done.stdout
 
 
+def test_the_page_for_an_own_network_begins_with_a_command() -> None:
+    line = PAGES["docs/how_to/own_network.md"].split("```sh\n")[1].split("```")[0].replace("\\\n", " ")
+    config = configure(*shlex.split(line)[3:])
+    assert (config["teacher"]["path"], config["data"]["name"], config["data"]["test"]) == (
+        "net.py",
+        "files",
+        "test.npz",
+    )
+
+
 def test_the_example_of_a_plan() -> None:
     import yaml
 

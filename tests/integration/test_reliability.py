@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import long_sweep
 from reproduction import reliability
 from reproduction.paths import ROOT
 from tests.integration.conftest import FORKS
@@ -51,3 +52,10 @@ def test_other_content_without_a_word_is_silent(trials: reliability.Trials, tmp_
 def test_the_page_is_that_of_the_stored_record() -> None:
     record = json.loads((ROOT / "results" / "reliability.json").read_text())
     assert (ROOT / "results" / "RELIABILITY.md").read_text() == reliability.render(record)
+
+
+def test_the_figures_of_long_sweeps_are_those_of_the_record() -> None:
+    record = json.loads((ROOT / "results" / "long_sweep.json").read_text())
+    first, *_, last = record["points"]
+    assert last["job"] >= 200 and last["open files"] == first["open files"]
+    assert long_sweep.describe(record) in (ROOT / "docs" / "reliability.md").read_text()

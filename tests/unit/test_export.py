@@ -1,6 +1,8 @@
 """Files that run without the package."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from kegnet_pl.api import export
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.export import export_network
 from kegnet_pl.api.trust import UntrustedCodeError
-from kegnet_pl.export import _copy_own_file, main
+from kegnet_pl.export import _copy_own_file, export_run, main
 from kegnet_pl.networks import MLP, LeNet5
 from kegnet_pl.networks.foreign import from_file
 from kegnet_pl.runtime.errors import UserError
+from tests.unit.reporting.rows import TEACHER, student, write_run
 
 
 class _Dictionary(nn.Module):
@@ -183,3 +186,79 @@ def test_the_python_file_of_a_network_travels_with_it(tmp_path: Path) -> None:
     assert torch.equal(again.weight, network.weight)
     with pytest.raises(FileNotFoundError, match=r'load_network\(folder, "model"\)'):
         kegnet_pl.load_network(moved)
+
+
+STAGE = "student-0123456789abcdef"
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Path:
+    """Return the folder of a stranger's run; its student is in a store beside it, and ``mine`` has private files."""
+    stage, run = tmp_path / "store" / STAGE, tmp_path / "runs" / "run"
+    stage.mkdir(parents=True)
+    recipe = {"_target_": "kegnet_pl.networks.MLP", "features": 6, "classes": 3, "width": 8, "blocks": 1}
+    save_network(MLP(6, 3, width=8, blocks=1), stage, "network", recipe)
+    write_run(run, [dataclasses.replace(TEACHER, fingerprint="f" * 16), student(0.5)])
+    config = {"data": {"input_shape": [6], "classes": 3}, "compression": {"name": "option1"}}
+    networks = {"T+KegNet": {"student": f"../../store/{STAGE}"}}
+    (run / "stages.json").write_text(json.dumps({"config": config, "networks": networks}))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "file").write_text("private")
+    (mine / "net.py").write_text("raise SystemExit('executed')")
+    save_network(MLP(6, 3, width=8, blocks=1), mine, "network", recipe)
+    return run
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_links_in_the_folder_of_an_export_are_replaced(stranger: Path, tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine", stranger / "export"
+    out.mkdir()
+    for name in ("model.ts", "model.json", "model.safetensors", ".model.json.draft", ".README.md.draft"):
+        (out / name).symlink_to(mine / "file")
+    before = _contents(mine)
+    export_run(stranger, formats=["torchscript", "safetensors"])
+    assert _contents(mine) == before
+    assert not any(path.is_symlink() for path in out.iterdir() if not path.name.endswith(".draft"))
+    assert kegnet_pl.load_network(out, "model")(torch.zeros(1, 6)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("place", "target", "expected"),
+    [
+        (f"store/{STAGE}/network.safetensors", "network.safetensors", "is a link that leaves that folder"),
+        (f"store/{STAGE}/network.json", "network.json", "is a link that leaves that folder"),
+        ("runs/run/export", ".", "is a link that leaves that folder. Copy its target into the folder, or choose --out"),
+        ("runs/run/export/README.md", "file", "a link that leaves"),
+        ("runs/run/stages.json", "file", "a link that leaves"),
+        ("runs/run/results.json", "file", "a link that leaves"),
+    ],
+)
+def test_links_that_leave_a_strangers_folder_are_not_followed(
+    stranger: Path, tmp_path: Path, place: str, target: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, link = tmp_path / "mine", tmp_path / place
+    before = _contents(mine)
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(mine / target)
+    assert main([str(stranger), "--format", "safetensors"]) == 1
+    error = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert error.startswith("Error: Expected ") and expected in error and "private" not in error
+    assert _contents(mine) == before
+
+
+@pytest.mark.parametrize("path", ["net.py", "../../mine/net.py", "{mine}/net.py"])
+def test_a_strangers_recipe_reads_and_runs_no_file(
+    stranger: Path, tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage, mine = tmp_path / "store" / STAGE, tmp_path / "mine"
+    (stage / "net.py").symlink_to(mine / "net.py")
+    target = "kegnet_pl.networks.foreign.from_file"
+    recipe = {"_target_": target, "path": path.format(mine=mine), "factory": "make"}
+    (stage / "network.json").write_text(json.dumps({"network": recipe}))
+    assert main([str(stranger), "--format", "safetensors"]) == 1
+    assert "--trust" in capsys.readouterr().err and not (stranger / "export" / "net.py").exists()

@@ -422,3 +422,7 @@ def test_the_user_can_repair_wrong_settings() -> None:
 def test_files_without_a_reader_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"data=files for the file in `data\.{name}`, but got data=none"):
         configure("data=none", "data.input_shape=[6]", "data.classes=3", f"+data.{name}=x.npz", "teacher.weights=w")
+    with pytest.raises(
+        ConfigError, match=rf"got data=mnist, .* Set data=files data\.{name}=x\.npz, with data\.input_sh"
+    ):
+        configure("data=mnist", f"+data.{name}=x.npz")

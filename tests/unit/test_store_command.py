@@ -138,7 +138,6 @@ def test_gc_removes_damaged_stages_and_leftovers(stages: dict[str, Stage], tmp_p
     ("arguments", "message"),
     [
         (["list", "none"], "Expected a store at none"),
-        (["gc", "store"], "Expected at least one of --older-than"),
         (["gc", "store", "--unreachable", "--runs", "store"], "Expected runs that use the store in store"),
         (["list", "store", "--runs", "none"], "there is no none"),
     ],
@@ -157,3 +156,58 @@ def test_values_that_cannot_be_read(
     with pytest.raises(SystemExit):
         main(["gc", "store", *option])
     assert f"but got {option[1]!r}" in capsys.readouterr().err
+
+
+def test_gc_without_a_condition_is_refused_with_an_example(
+    stages: dict[str, Stage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = _left(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["gc", "store", "--yes"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and _left(tmp_path) == before
+    assert "Expected at least one condition, but got none" in said and "gc --unreachable --older-than 30d" in said
+
+
+def test_links_are_followed_and_only_the_link_is_removed(
+    stages: dict[str, Stage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    targets = {name: disk / stages[name].folder.name for name in ("student", "old")}
+    for name, target in targets.items():
+        stages[name].folder.rename(target)
+        stages[name].folder.symlink_to(target)
+    (tmp_path / "store" / "teacher-0123456789abcdef").symlink_to("/nowhere")
+    (tmp_path / "store" / "teacher-1123456789abcdef").symlink_to(tmp_path)
+    assert main(["list", "store"]) == 0
+    out = capsys.readouterr().out
+    row = next(line.split() for line in out.splitlines() if stages["student"].fingerprint in line)
+    assert row[2:5] == ["finished", row[3], "kB"] and float(row[3]) > 20 and row[-1] == "outputs/runs/today"
+    assert f"{targets['old'].name} is a link to {targets['old']}" in out
+    assert "teacher-0123456789abcdef: manifest.json: " in out and "is a link to /nowhere" in out
+    assert main(["check", "store"]) == 1
+    assert "4 stages are intact, 2 damaged" in capsys.readouterr().out
+    (targets["student"] / "weights.bin").write_bytes(bytes(20_001))
+    assert main(["check", "store"]) == 1
+    assert "3 stages are intact, 3 damaged" in capsys.readouterr().out
+    assert main(["gc", "store", "--max-size", "0", "--yes"]) == 0
+    assert stages["old"].folder.is_symlink(), "a link takes no space"
+    assert main(["gc", "store", "--older-than", "0m", "--yes"]) == 0
+    assert (
+        f"{targets['old'].name}: the link was removed; its folder {targets['old']} is left." in capsys.readouterr().out
+    )
+    assert not os.path.lexists(stages["old"].folder) and (targets["old"] / "weights.bin").exists()
+    assert main(["gc", "store", "--damaged", "--yes"]) == 0
+    assert _left(tmp_path) == {".student-0123456789abcdef.building"} and (disk / targets["student"].name).is_dir()
+
+
+def test_gc_says_what_it_cannot_delete(
+    stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "store" / ".teacher-0123456789abcdef.damaged").mkdir()
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # as of another user's folder
+    for _ in range(2):
+        assert main(["gc", "store", "--damaged", "--yes"]) == 1
+        assert "was not removed" in capsys.readouterr().out
+        assert (tmp_path / "store" / ".teacher-0123456789abcdef.discarded").is_dir()

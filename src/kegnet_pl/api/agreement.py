@@ -17,7 +17,7 @@ from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.settings import Outputs
-from kegnet_pl.sources import SyntheticSource, build_source
+from kegnet_pl.sources import SyntheticSource, build_source, check_finite
 
 OF_IMAGES = "waves", "procedural", "fields"
 """Default sources for images and signals. No other source has waves, so they seldom train a student."""
@@ -239,7 +239,9 @@ def default_sources(input_shape: Sequence[int]) -> tuple[str, ...]:
 
 def draw(source: SyntheticSource, samples: int, seed: int) -> Tensor:
     """Return the samples by which networks are compared: ``(samples, *input_shape)``, on the CPU."""
-    return source.sample(samples, derive_seed(seed, "agreement")).cpu()
+    x = source.sample(samples, derive_seed(seed, "agreement")).cpu()
+    check_finite(source, x)
+    return x
 
 
 def compare(

@@ -15,7 +15,7 @@ from kegnet_pl.api.trust import read_recipe
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import describe_structure, restore_structure
 from kegnet_pl.networks import Answers, ValueRange, answers_of, value_range_of
-from kegnet_pl.networks.execution import first_weight
+from kegnet_pl.networks.execution import check_values, first_weight
 from kegnet_pl.networks.foreign import executed_file
 from kegnet_pl.networks.handling import move, set_mode
 from kegnet_pl.networks.validation import lazy_input_of, materialise
@@ -28,6 +28,9 @@ from kegnet_pl.runtime.secrets import conceal
 _STRUCTURE = ("ranks", "folded", "split", "kept")
 """Keys of ``NAME.json`` that :func:`restore_structure` takes."""
 
+_LONGEST_NAME = 200
+"""Greatest length of the name of a network in bytes; file systems allow 255, with the suffix."""
+
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 """Names of data types in safetensors files."""
 
@@ -36,7 +39,11 @@ def save_network(network: nn.Module, folder: str | Path, name: str, recipe: Mapp
     """Write ``NAME.safetensors`` and ``NAME.json``.
 
     ``recipe`` holds ``_target_`` and arguments of the uncompressed network.
+
+    Raises:
+        ValueError: If a weight is on the meta device.
     """
+    check_values(network)
     # safetensors refuses tensors that share memory, such as tied weights, so they are copied.
     state = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
     # Unlike safetensors.torch.save_file, atomic_write raises an OSError for a full disk.
@@ -78,14 +85,20 @@ def load_network(
             from the manifest.
         UntrustedCodeError: If it names other code.
     """
-    if Path(name).name != name:
-        raise FileNotFoundError(f"Expected a name without folders for files in {folder}, but got {printable(name)}.")
-    recipe = Path(folder) / f"{name}.json"
-    if not recipe.is_file():
+    if not isinstance(name, str) or not name or Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME:
+        raise FileNotFoundError(
+            f"Expected a name of 1 to {_LONGEST_NAME} bytes without folders for files in {printable(folder, 300)}, but "
+            f'got {printable(repr(name), 100)}. Names are "network", or such as "generator_0".'
+        )
+    folder = to_folder(folder)
+    recipe = folder / f"{name}.json"
+    if not exists(recipe):
         remedy = "Give the folder of a finished stage, such as the one that a run prints as `student`."
-        if (recipe.parent / "model.json").is_file():
+        if exists(recipe.parent / "model.json"):
             remedy = 'An export has another name: load_network(folder, "model").'
-        raise FileNotFoundError(f"Expected {recipe.name} in {recipe.parent}, but there is none. {remedy}")
+        raise FileNotFoundError(
+            f"Expected {recipe.name} in {printable(recipe.parent, 300)}, but there is none. {remedy}"
+        )
     try:
         check_parts(Path(folder), (recipe.name, f"{name}.safetensors"))
     except DamagedError as error:
@@ -143,6 +156,17 @@ def load_network(
             f"The file is damaged."
         ) from error
     return set_mode(network, training=False)
+
+
+def to_folder(folder: str | Path) -> Path:
+    """Return the path of a folder of networks.
+
+    Raises:
+        FileNotFoundError: If it is no path.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise FileNotFoundError(f"Expected the folder of a finished stage, but got {printable(repr(folder), 100)}.")
+    return Path(folder)
 
 
 def _with_full_path(recipe: Any, folder: Path) -> Any:

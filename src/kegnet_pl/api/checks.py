@@ -195,7 +195,7 @@ def _suggest_range(scale: float) -> str:
     """Return a sentence on the value range whose pixels have this standard deviation, if one is near."""
     for low, high in ((0, 1), (-1, 1), (0, 255)):
         if 0.5 < scale / (PIXEL_STD * (high - low)) < 2:
-            return f" If the network takes pixels, set data.value_range=[{low},{high}]."
+            return f" If the network takes pixels, set 'data.value_range=[{low},{high}]'."
     return ""
 
 
@@ -203,13 +203,14 @@ TRY_PRUNING = "Pruning often agrees more: pip install 'kegnet_pl[pruning]'."
 """Advice if a factorised network agrees too little and pruning was not tried."""
 
 
-def describe_comparison(method: str, compared: Mapping[str, float | str | None]) -> str:
+def describe_comparison(method: str, compared: Mapping[str, float | str | None], held_out: int) -> str:
     """Return a line on the methods of compression that were compared, see :class:`Compressed`."""
     parts = [
         f"{name} {f'failed ({one})' if isinstance(one, str) else 'unknown' if one is None else f'{one:.1%}'}"
         for name, one in compared.items()
     ]
-    return f"Compression by {method}. Agreement on held-out synthetic samples: {', '.join(parts)}."
+    number = f"{held_out:,} " if held_out else ""  # stages of older versions lack it
+    return f"Compression by {method}. Agreement on {number}held-out synthetic samples: {', '.join(parts)}."
 
 
 def describe_agreement(agreement: float | None) -> str | None:

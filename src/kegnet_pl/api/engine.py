@@ -29,7 +29,7 @@ from kegnet_pl.networks.execution import first_weight, teacher_for
 from kegnet_pl.networks.handling import copy_network, frozen_copy, move, set_mode
 from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
-from kegnet_pl.sources import SyntheticSource, select_samples
+from kegnet_pl.sources import SyntheticSource, check_finite, select_samples
 from kegnet_pl.training import FeatureDistillation, GeneratorModule, StudentModule
 from kegnet_pl.training.fit import Fit, Metrics
 from kegnet_pl.training.generator_module import should_vectorize, vectorization_error
@@ -60,7 +60,7 @@ def fit_compression(
         calibration = None if source is None else _calibrate(network, shape, source, samples, oversampling, seed)
         with progress:
             compressed = plan.apply(network, shape, calibration, progress.move_to)
-    return compressed
+    return compressed if calibration is None else replace(compressed, held_out=len(calibration.held_out))
 
 
 def _calibrate(
@@ -86,8 +86,7 @@ def _calibrate(
                 f"method `sample`."
             )
         x = x.detach().to(weight)
-        if not bool(x.isfinite().all()):
-            raise ValueError("Expected `source` to return finite samples, but got NaN or infinite ones.")
+        check_finite(source, x)
         return x if oversampling == 1 else select_samples(x, network, count, seed)
 
     held_out = -(-samples // 4 // source.multiple) * source.multiple

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.networks import Answers, OutputKey, as_classifier
 from kegnet_pl.networks.answers import Outputs
-from kegnet_pl.networks.execution import eval_mode, first_weight
+from kegnet_pl.networks.execution import check_values, eval_mode, first_weight
 from kegnet_pl.networks.handling import frozen_copy
 from kegnet_pl.networks.validation import samples_for_trial
 from kegnet_pl.runtime.errors import UserError, first_line
@@ -145,6 +145,7 @@ def export_network(
         raise UserError(f"Expected `batch_size` of at least 1, but got {batch_size}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    check_values(network)
     plain = frozen_copy(network)
     if not returns_tensor(plain, input_shape):
         plain = as_classifier(plain, input_shape, outputs, output_key)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kegnet_pl.api.export import export_network, import_onnx, quiet_exporters
 from kegnet_pl.networks import Answers, OutputKey
 from kegnet_pl.networks.answers import Outputs
-from kegnet_pl.networks.execution import chunk_size
+from kegnet_pl.networks.execution import check_values, chunk_size
 from kegnet_pl.networks.handling import copy_network, move
 from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.atomic_files import atomic_write
@@ -135,6 +135,7 @@ def quantize(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        check_values(network)
         plain = move(copy_network(network), torch.float32)
         (exported,) = export_network(
             plain, folder, input_shape, ["onnx"], batch_size=batch_size, outputs=outputs, output_key=output_key

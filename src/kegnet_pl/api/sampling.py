@@ -12,17 +12,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from kegnet_pl.api.checkpoints import damaged_stage, load_network
+from kegnet_pl.api.checkpoints import damaged_stage, load_network, to_folder
 from kegnet_pl.api.checks import check_counts
 from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes
 from kegnet_pl.networks.handling import frozen_copy, move
-from kegnet_pl.networks.validation import FORWARD_ERRORS, materialise, to_shape
+from kegnet_pl.networks.validation import FORWARD_ERRORS, check_module, materialise, to_shape
 from kegnet_pl.reporting.classes import shown_classes
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import WeightsError, first_line
 from kegnet_pl.runtime.manifests import DamagedError, read_manifest
-from kegnet_pl.runtime.safe_files import printable
+from kegnet_pl.runtime.safe_files import exists, printable
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.settings import Outputs
 from kegnet_pl.sources import GeneratorSource, SyntheticSource
@@ -192,8 +192,8 @@ class SyntheticDataset(TensorDataset):
         output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
 
     Raises:
-        ValueError: If ``samples`` is out of range, or the teacher does not accept the samples or does not return
-            logits.
+        ValueError: If ``samples`` is out of range, the teacher does not accept the samples or does not return
+            logits, or some samples or logits are NaN or infinite.
 
     It warns if the teacher returns the same logits for all samples.
     """
@@ -209,7 +209,8 @@ class SyntheticDataset(TensorDataset):
         outputs: Outputs = "auto",
         output_key: OutputKey = None,
     ) -> None:
-        check_counts(samples=(samples, 1))
+        check_counts(samples=(samples, 1), seed=(seed, 0))
+        check_module(teacher, "teacher")
         if not isinstance(source, SyntheticSource):
             raise ValueError(
                 f"Expected `source` to be a SyntheticSource, such as kegnet_pl.sources.Procedural(shape), but got "
@@ -267,10 +268,12 @@ def load_generators(
         ValueError: If the generators have another teacher, or the network another number of classes (weights are not
             compared).
     """
-    folder = Path(folder)
+    folder = to_folder(folder)
     manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        raise FileNotFoundError(f"Expected a folder of finished generators, but got {folder} without manifest.json.")
+    if not exists(manifest):
+        raise FileNotFoundError(
+            f"Expected a folder of finished generators, but got {printable(folder, 300)} without manifest.json."
+        )
     content = _read_manifest(folder)
     if content["stage"] != "generators":
         raise FileNotFoundError(f"Expected a folder of generators, but {folder} holds {printable(content['stage'])}.")
@@ -286,7 +289,7 @@ def load_generators(
         ) from error
     names = sorted(metrics, key=int)
     if not isinstance(teacher, nn.Module):
-        _check_teacher(Path(teacher), fingerprint)
+        _check_teacher(to_folder(teacher), fingerprint)
         teacher = load_network(teacher, logits=True, trust=trust)
     teacher = as_classifier(teacher, shape, name="teacher")
     classes = count_classes(teacher, shape, "teacher")
@@ -323,7 +326,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check_teacher(folder: Path, fingerprint: str) -> None:
     manifest = folder / "manifest.json"
-    actual = _read_manifest(folder)["fingerprint"] if manifest.is_file() else None
+    actual = _read_manifest(folder)["fingerprint"] if exists(manifest) else None
     if actual not in (None, fingerprint):  # without a manifest, load_network raises the error
         raise ValueError(
             f"Expected the teacher of these generators, teacher-{fingerprint}, but {folder} holds {actual}. Use the "

@@ -160,7 +160,7 @@ def compress(
     if classifier is not network:
         restore_answers(compressed.network)
     if compressed.compared:
-        bar.console.print(describe_comparison(compressed.method, compressed.compared))
+        bar.console.print(describe_comparison(compressed.method, compressed.compared, compressed.held_out))
     sentence = describe_agreement(compressed.agreement)
     if sentence is not None:
         warnings.warn(sentence if has_library() else f"{sentence} {TRY_PRUNING}", stacklevel=2)

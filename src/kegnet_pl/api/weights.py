@@ -202,7 +202,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             if key in state and not is_lazy(value) and state[key].shape != value.shape
         ] or [first_line(RuntimeError(str(error).partition("\n")[2].strip() or str(error)))]
     problems = [
-        f"{title}: {', '.join(items[:8])}{f' and {len(items) - 8} more' if len(items) > 8 else ''}"
+        f"{title}: {', '.join(items[:3])}{f' and {len(items) - 3} more' if len(items) > 3 else ''}"
         for title, items in (("missing", missing), ("unknown", unknown), ("other shapes", shapes))
         if items
     ]

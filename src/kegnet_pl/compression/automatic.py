@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from kegnet_pl.compression.activations import Calibration
+from kegnet_pl.compression.allocation import TargetError
 from kegnet_pl.compression.choice import WhenLarger
 from kegnet_pl.compression.plan import CompressionPlan
 from kegnet_pl.compression.pruning import PruningPlan
@@ -80,6 +81,7 @@ class AutomaticPlan:
             raise ValueError("Expected samples to compare methods of compression, but got none. Use fit='function'.")
         found: dict[str, Compressed] = {}
         compared: dict[str, float | str | None] = {}
+        out_of_reach: dict[str, TargetError] = {}
         for index, (name, plan) in enumerate(self.plans.items()):
 
             def move_to(share: float, done: int = index) -> None:
@@ -92,6 +94,9 @@ class AutomaticPlan:
                 if len(self.plans) == 1:
                     raise
                 compared[name] = first_line(error)
+                out_of_reach |= {name: error} if isinstance(error, TargetError) else {}
+        if len(out_of_reach) == len(self.plans):
+            raise _join(out_of_reach)
         if not found:
             reasons = {str(reason): name for name, reason in reversed(compared.items())}  # the first name of a reason
             same = len(reasons) == 1
@@ -103,6 +108,17 @@ class AutomaticPlan:
             if (one.agreement or 0.0) > (found[chosen].agreement or 0.0) + MARGIN:
                 chosen = name
         return replace(found[chosen], method=chosen, compared=compared if len(self.plans) > 1 else {})
+
+
+def _join(errors: Mapping[str, TargetError]) -> TargetError:
+    """Return one error for a target that no method reaches; ``errors``: name of the method -> its error."""
+    best = max(errors.values(), key=lambda error: error.most)
+    limits = "; ".join(f"{name} {error.most:.2f}" for name, error in errors.items())
+    reason = (
+        f"The largest of each method: {limits}. Set it to {best.most:g} or less (on the command line: "
+        f"compression.target={best.most:g})."
+    )
+    return TargetError(best.most, best.target, best.by, reason)
 
 
 def plans_to_compare(

@@ -5,6 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from kegnet_pl.compression.activations import LayerMoments
-from kegnet_pl.compression.allocation import BudgetError, allocate_ranks, takes_one_rank
+from kegnet_pl.compression.allocation import BudgetError, TargetError, allocate_ranks, takes_one_rank
 from kegnet_pl.compression.costs import Cost, CostName, LatencyCost, MacCost, ParameterCost, observe_shapes
 from kegnet_pl.compression.report import ModelSize, count_parameters
 from kegnet_pl.compression.rules import Candidate
@@ -48,7 +49,7 @@ def check_target(target: float | None, by: CostName, round_to: int, batch_size: 
     Raises:
         ValueError: If one is out of range.
     """
-    number = isinstance(target, int | float) and not isinstance(target, bool)
+    number = isinstance(target, Real) and not isinstance(target, bool)  # also of numpy
     if target is not None and not (number and target > 1 and math.isfinite(target)):
         raise ValueError(f"Expected `target` to be a compression ratio above 1, but got {target!r}.")
     if by not in get_args(CostName):
@@ -98,11 +99,8 @@ def search_speed(
         return min(reached, key=lambda pair: pair[0])[1]
     speedup, chosen = max(found, key=lambda pair: pair[0])
     if speedup < _ALMOST * target:
-        raise BudgetError(
-            1 / speedup,
-            1 / target,
-            f"Expected a `target` by latency of at most {speedup:.2f}, the speed-up of the fastest network that was "
-            f"measured, but got {target}. {remedy}",
+        raise TargetError(
+            speedup, target, "latency", f"The fastest network that was measured has this speed-up. {remedy}"
         )
     return chosen
 
@@ -181,11 +179,9 @@ class RankChoice:
             if not isinstance(cost, LatencyCost):
                 unseen = [name for name in layers if name not in called]
                 without = f" Layers without gradients or a batch cannot be used: {', '.join(unseen)}." if unseen else ""
-                most = math.floor(100 * cost.total / max(rest + error.smallest, 1e-9 * cost.total)) / 100
-                raise ValueError(
-                    f"Expected a `target` within reach, at most {most:.2f} by {self.by}, but {self.target} leaves too "
-                    f"little for the layers.{without} Name more layers in `rules`, or lower the target."
-                ) from error
+                most = cost.total / max(rest + error.smallest, 1e-9 * cost.total)
+                reason = f"Layers have at least one rank.{without} Name more layers in `rules`, or lower the target."
+                raise TargetError(most, self.target, self.by, reason) from error
             budget = error.smallest
         if isinstance(cost, LatencyCost):
             smaller = {c.name for c in candidates if c.name in given and not self.enlarges(cost, c, given[c.name])}
@@ -251,10 +247,8 @@ class RankChoice:
         if bound < self.target:
             if not free:
                 raise ValueError(_NO_CANDIDATES.format(self.target))
-            raise ValueError(
-                f"Expected `target` of at most {math.floor(100 * bound) / 100:.2f}, the ratio with every rank 'target' "
-                f"at 1, but got {self.target}. Name more layers in `rules`, or lower the target."
-            )
+            reason = "Every rank 'target' is then 1. Name more layers in `rules`, or lower the target."
+            raise TargetError(bound, self.target, self.by, reason)
         reached = bisect.bisect_right(shares, -self.target, key=lambda share: -ratio(at(share)))
         chosen = at(shares[reached - 1])
         return (

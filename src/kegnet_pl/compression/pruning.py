@@ -1,6 +1,5 @@
 """Structured pruning: channels, units and attention heads are removed from all layers that share them."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -8,7 +7,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
-from kegnet_pl.compression.allocation import BudgetError
+from kegnet_pl.compression.allocation import BudgetError, TargetError
 from kegnet_pl.compression.choice import check_target, search_speed
 from kegnet_pl.compression.costs import CostName, shortest_times
 from kegnet_pl.compression.cut import CUTTABLE, cut
@@ -169,12 +168,7 @@ class PruningPlan:
         most = self._ratio(network, keep(network, groups, alive), before, input_shape)
         if all(bool(mask.all()) for mask in alive):
             raise BudgetError(1.0, 1 / self.target, self._nothing_to_remove())
-        raise BudgetError(
-            1 / most,
-            1 / self.target,
-            f"Expected a `target` of at most {math.floor(100 * most) / 100:.2f} by {self.by}, but got {self.target}. "
-            f"Every layer keeps some channels. Lower the target.",
-        )
+        raise TargetError(most, self.target, self.by, "Every layer keeps some channels. Lower the target.")
 
     def _nothing_to_remove(self) -> str:
         return (

@@ -28,7 +28,7 @@ from kegnet_pl.compression.activations import (
     takes_batches,
     to_rows,
 )
-from kegnet_pl.compression.allocation import square_root, weighted_inputs
+from kegnet_pl.compression.allocation import metric_root, weighted_inputs
 from kegnet_pl.compression.cut import cut
 from kegnet_pl.compression.tucker import (
     LARGE,
@@ -87,8 +87,8 @@ class _Regression:
 
     @functools.cached_property
     def metric_root(self) -> Tensor:
-        """The symmetric square root of the metric."""
-        return square_root(self.metric, damping=0.0)
+        """A square root of the metric."""
+        return metric_root(self.metric)
 
 
 def choose_positions(values: Tensor, rng: torch.Generator) -> Tensor:

@@ -173,6 +173,7 @@ class Compressed:
             the original gives one class to all.
         method: ``"tucker"`` or ``"pruning"``; ``"tucker, three layers"`` if that form was compared and chosen.
         compared: Methods that were compared (:class:`AutomaticPlan`): name -> agreement, or the reason of a failure.
+        held_out: Number of held-out samples; 0 without a calibration.
     """
 
     network: nn.Module
@@ -181,6 +182,7 @@ class Compressed:
     agreement: float | None = None
     method: str = "tucker"
     compared: Mapping[str, float | str | None] = field(default_factory=dict)
+    held_out: int = 0
 
     def __repr__(self) -> str:
         before, after = self.report.parameters_before, self.report.parameters_after

@@ -12,6 +12,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from kegnet_pl.data.loading import TensorLoader
+from kegnet_pl.runtime.errors import override
 from kegnet_pl.runtime.seeds import stream
 
 
@@ -155,7 +156,7 @@ class RealDataModule(LightningDataModule):
             if tuple(split.x.shape[1:]) != self.input_shape:
                 raise ValueError(
                     f"Expected samples of shape {self.input_shape} in data set {self.name!r}, but got "
-                    f"{tuple(split.x.shape[1:])}. Set data.input_shape to the shape of the samples."
+                    f"{tuple(split.x.shape[1:])}. Set {override('data.input_shape', split.x.shape[1:])}."
                 )
             if split.x.dtype != torch.float32 or not bool(split.x.isfinite().all()):
                 raise ValueError(

@@ -15,7 +15,7 @@ from kegnet_pl.networks.execution import chunk_size, prefer_channels_last
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import concatenate, work_shared
 from kegnet_pl.runtime.seeds import derive_seed
-from kegnet_pl.sources import SyntheticSource
+from kegnet_pl.sources import SyntheticSource, check_finite
 
 
 class SyntheticDataModule(LightningDataModule):
@@ -42,7 +42,7 @@ class SyntheticDataModule(LightningDataModule):
         as_classifier: Called with the teacher and the shape of the first samples; returns a network of logits.
 
     Raises:
-        ValueError: If a count is out of range.
+        ValueError: If a count is out of range. :meth:`setup` raises it for samples or logits that are not finite.
     """
 
     def __init__(
@@ -136,13 +136,13 @@ class SyntheticDataModule(LightningDataModule):
     def _draw_and_label(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         with self.costs.measure("drawing"):
             x = self.source.sample(count, seed).to(self.device)
-            self._synchronize()
+            check_finite(self.source, x)  # waits for the GPU, so that its seconds count here
         with self.costs.measure("labelling"):
             if not self.splits:  # only once, as it calls the network
                 self.teacher.network = self.as_classifier(self.teacher.network, x.shape[1:])
                 prefer_channels_last(self.teacher, x.shape[1:])
             logits = self.label(x)
-            self._synchronize()
+            check_finite(self.source, x, logits)
         candidates = self.source.candidates
         self.costs.samples_made += 0 if self.source.needs_data else count * candidates
         self.costs.teacher_forwards += count * (1 + candidates) if candidates > 1 else count
@@ -156,10 +156,6 @@ class SyntheticDataModule(LightningDataModule):
         drawn = self._draw(self.samples, derive_seed(self.seed, "train", epoch))
         self.costs.seconds["student_training"] -= time.perf_counter() - start
         return drawn
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # otherwise the seconds would count at the next wait for the GPU
 
     def _loader(self, part: str, **options: Any) -> TensorLoader:
         return TensorLoader(

@@ -226,10 +226,8 @@ def check_training_answers(network: nn.Module, input_shape: Sequence[int], name:
         )
 
 
-def explain_answers(network: nn.Module) -> str | None:
-    """Return a sentence that says how the output of a network is read; None for plain logits."""
-    answers = answers_of(network)
-    if answers is None:
-        return None
+def explain_answers(network: nn.Module) -> str:
+    """Return a sentence that says how the output of a network is read."""
+    answers = answers_of(network) or Answers("logits")
     place = "" if answers.key is None else f" at {answers.key!r}"
     return f"The output of {type(network).__name__}{place} is read as {answers.outputs.replace('_', '-')}."

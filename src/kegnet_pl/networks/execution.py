@@ -45,6 +45,23 @@ def first_weight(network: nn.Module) -> Tensor:
     return next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
 
 
+def check_values(network: nn.Module, name: str = "network") -> None:
+    """Check that no weight or buffer of a network is on the meta device, where it has no values.
+
+    Raises:
+        ValueError: If one is.
+    """
+    values = [*network.named_parameters(), *network.named_buffers()]
+    empty = [key for key, value in values if value.is_meta]
+    if empty:
+        raise ValueError(
+            f"Expected the {name} {type(network).__name__} to have values in all weights, but {len(empty)} of "
+            f"{len(values)} weights and buffers are on the meta device: {', '.join(empty[:4])}"
+            f"{', ...' if len(empty) > 4 else ''}. Load its state dict with load_state_dict(..., assign=True), or "
+            f"build it outside of torch.device('meta'). to_empty() is not enough: it leaves random values."
+        )
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Return float16 and bfloat16 tensors as float32, and wider ones unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

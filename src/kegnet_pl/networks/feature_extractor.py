@@ -24,7 +24,7 @@ def match_layers(network: nn.Module, patterns: Sequence[str] | None) -> tuple[st
         if not names:
             raise ValueError(
                 "Expected batch-norm layers, but got none. Name other layers in `feature_distillation_layers`, or on "
-                "the command line in student.feature_distillation.layers=[...]."
+                "the command line in 'student.feature_distillation.layers=[...]'."
             )
         return names
     all_names = [name for name, _ in network.named_modules() if name]
@@ -92,7 +92,7 @@ class FeatureExtractor(nn.Module):
             raise ValueError(
                 f"Expected a network that calls the layers for feature distillation, but it skips "
                 f"{', '.join(missing)} (an auxiliary head for training?). Name other layers in "
-                f"`feature_distillation_layers`, or on the command line in student.feature_distillation.layers=[...]."
+                f"`feature_distillation_layers`, or on the command line in 'student.feature_distillation.layers=[...]'."
             )
         return output, [self._select(name, value) for name in self.layers for value, _ in values[name]]
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.runtime.errors import ConfigError, first_line
+from kegnet_pl.runtime.errors import ConfigError, first_line, no_exit
 
 _RECIPE = "_kegnet_recipe"
 
@@ -205,7 +205,7 @@ def from_file(path: str, factory: str | None = None, **options: Any) -> nn.Modul
         options: Arguments of the factory.
 
     Raises:
-        ConfigError: If there is no such file or factory, or it returns no module.
+        ConfigError: If there is no such file or factory, it returns no module, or it ends the program.
     """
     file = Path(path).resolve()
     if not file.is_file():
@@ -230,7 +230,8 @@ def from_file(path: str, factory: str | None = None, **options: Any) -> nn.Modul
     sys.modules[name] = module  # as an import does, for dataclasses and copies
     sys.path.insert(0, str(file.parent))
     try:
-        spec.loader.exec_module(module)
+        with no_exit(file.name):
+            spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(file.parent))
     make = getattr(module, factory, None)
@@ -242,7 +243,8 @@ def from_file(path: str, factory: str | None = None, **options: Any) -> nn.Modul
             f"Expected `teacher.factory` to be a class or function of {file.name} ({', '.join(names) or 'it has none'})"
             f", but got {factory!r}."
         )
-    network = make(**options)
+    with no_exit(f"{factory} of {file.name}"):
+        network = make(**options)
     if not isinstance(network, nn.Module):
         raise ConfigError(f"Expected {factory} of {file.name} to return a torch.nn.Module, but got {network!r}.")
     return _remember(network, "from_file", path=str(file), factory=factory, **options)

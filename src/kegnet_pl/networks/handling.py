@@ -13,51 +13,75 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from kegnet_pl.networks.hooks import find_calls
+from kegnet_pl.networks.hooks import FORWARD_HOOKS, find_calls, foreign_hooks
 from kegnet_pl.runtime.errors import first_line
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_OWN = ("kegnet_pl.", "torch.")
-"""Packages whose hooks are part of what a network computes (weight_norm, pruning, :class:`Answers`)."""
+_MODES = ("mode", "training", "is_training", "train_mode")
+"""Names of the argument of ``train`` in classes of users."""
 
-_FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 
 def set_mode(network: Module, training: bool) -> Module:
     """Set a network to training or evaluation mode, and return it.
 
-    A method ``train`` without a mode argument, such as one that trains the network, is not called.
+    A method ``train`` or ``eval`` of a user's class is called only if it has the arguments of torch's: it may keep some
+    layers in another mode. Otherwise the mode of each module is set here. This is also done if such a method fails, or
+    leaves the network in training mode where it should not be.
     """
-    if not training and type(network).eval is not nn.Module.eval and _takes(network.eval):
-        network.eval()
+    if not training and type(network).eval is not nn.Module.eval and _are_modes(network, "eval"):
+        _call(network.eval)
     else:
         _set_mode(network, training)
+    if network.training and not training:
+        for module in network.modules():
+            module.training = False
     return network
 
 
 def _set_mode(module: nn.Module, training: bool) -> None:
-    if type(module).train is not nn.Module.train and _takes(module.train, training):
-        module.train(training)
+    own = type(module).train is not nn.Module.train and _are_modes(module, "train")
+    if own and _call(module.train, training):
         return
     module.training = training
     for child in module.children():
         _set_mode(child, training)
 
 
-def _takes(method: Any, *arguments: bool) -> bool:
-    """Return True if a method takes these arguments, the first as a mode."""
+def _call(method: Any, *arguments: bool) -> bool:
+    """Call a user's method; return False if it fails."""
     try:
-        signature = inspect.signature(method)
-        signature.bind(*arguments)
+        method(*arguments)
+    except Exception:  # any, as it is the user's code
+        return False
+    return True
+
+
+def _are_modes(module: nn.Module, name: str) -> bool:
+    """Return True if a method, and ``train`` of all layers, which it may call, have the arguments of torch's."""
+    return _is_mode(module, name) and all(_is_mode(layer, "train") for layer in module.modules())
+
+
+def _is_mode(module: nn.Module, name: str) -> bool:
+    """Return True if a method ``train`` has one argument, which is a mode, or a method ``eval`` none."""
+    if getattr(type(module), name, None) is getattr(nn.Module, name):
+        return True
+    if not inspect.isroutine(inspect.getattr_static(module, name, None)):  # such as a property
+        return False
+    try:
+        signature = inspect.signature(getattr(module, name))
+        signature.bind(*([True] if name == "train" else []))
     except (TypeError, ValueError):
         return False
-    if not arguments:
+    if name == "eval":
         return True
     first = next(iter(signature.parameters.values()))
-    named = first.name == "mode" or first.kind is inspect.Parameter.VAR_POSITIONAL
-    return named or isinstance(first.default, bool) or first.annotation in (bool, "bool")
+    if first.kind is inspect.Parameter.VAR_POSITIONAL:
+        return first.name == "args"
+    is_flag = isinstance(first.default, bool) or first.annotation in (bool, "bool")
+    return first.name == "mode" or (is_flag and first.name in _MODES)
 
 
 def move(network: Module, *place: Any, **options: Any) -> Module:
@@ -118,7 +142,7 @@ def copy_network(network: Module) -> Module:
     for module in copied.modules():
         for name in _BACKWARD_HOOKS:
             getattr(module, name, {}).clear()
-        for values in (vars(module), *(getattr(module, name, {}) for name in _FORWARD_HOOKS)):
+        for values in (vars(module), *(getattr(module, name, {}) for name in FORWARD_HOOKS)):
             for key, value in list(values.items()):
                 values[key] = _rebind(value, copies)
     return copied
@@ -230,23 +254,38 @@ def _fails(value: Any, memo: dict[int, Any]) -> bool:
     return False
 
 
-def foreign_hooks(network: nn.Module) -> list[str]:
-    """Return the names of the forward hooks of a network that neither torch, this package nor its own class added."""
-    inside = {id(module) for module in network.modules()}
-    found = []
-    for name, module in network.named_modules():
-        for hook in (hook for kind in _FORWARD_HOOKS for hook in getattr(module, kind, {}).values()):
-            function = getattr(hook, "func", hook)  # of a functools.partial
-            owner = getattr(function, "__self__", None)
-            code = getattr(function, "__module__", None) or type(function).__module__
-            if id(owner) not in inside and not f"{code}.".startswith(_OWN):
-                title = getattr(function, "__qualname__", type(function).__qualname__)
-                found.append(f"{title} of {name}" if name else title)
-    return found
+def check_begun(network: nn.Module, name: str) -> None:
+    """Check that the class of a network has initialised its base class, and that its layers are registered.
+
+    Raises:
+        ValueError: If torch finds no weights for one of these reasons.
+    """
+    try:
+        if next(network.parameters(), None) is not None:
+            return
+    except AttributeError as error:
+        raise ValueError(
+            f"Expected the {name} {type(network).__name__} to be initialised, but torch finds no parameters in it "
+            f"({first_line(error)}). Call super().__init__() first in its __init__."
+        ) from error
+    for key, value in vars(network).items():
+        hidden = list(value.values()) if isinstance(value, dict) else value
+        if isinstance(hidden, list | tuple) and any(isinstance(one, nn.Module) for one in hidden) and key[0] != "_":
+            raise ValueError(
+                f"Expected the {name} {type(network).__name__} to have weights, but its layers are in a "
+                f"{type(value).__name__} of Python, `{key}`, where torch does not find them. Use nn.ModuleList or "
+                f"nn.ModuleDict."
+            )
 
 
 def warn_of_hooks(network: nn.Module, stacklevel: int = 3) -> None:
-    """Warn that copies of a network keep the forward hooks of its user."""
+    """Warn that copies of a network keep the forward hooks of its user.
+
+    Raises:
+        ValueError: If it is no initialised network, see :func:`check_begun`.
+    """
+    if isinstance(network, nn.Module):
+        check_begun(network, "network")
     found = foreign_hooks(network) if isinstance(network, nn.Module) else []
     if found:
         warnings.warn(

@@ -11,6 +11,12 @@ from torch.utils.hooks import RemovableHandle
 
 Hook = TypeVar("Hook")
 
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""Attributes of a module with its forward hooks."""
+
+_OWN = ("kegnet_pl.", "torch.")
+"""Packages whose hooks are part of what a network computes (weight_norm, pruning, :class:`Answers`)."""
+
 
 class _Stop(BaseException):
     """Ends a forward pass; not an Exception, so that no network catches it."""
@@ -169,3 +175,18 @@ def find_calls(modules: Mapping[str, nn.Module], call: Callable[[], object]) -> 
         for handle in handles:
             handle.remove()
     return called
+
+
+def foreign_hooks(network: nn.Module) -> list[str]:
+    """Return the names of the forward hooks of a network that neither torch, this package nor its own class added."""
+    inside = {id(module) for module in network.modules()}
+    found = []
+    for name, module in network.named_modules():
+        for hook in (hook for kind in FORWARD_HOOKS for hook in getattr(module, kind, {}).values()):
+            function = getattr(hook, "func", hook)  # of a functools.partial
+            owner = getattr(function, "__self__", None)
+            code = getattr(function, "__module__", None) or type(function).__module__
+            if id(owner) not in inside and not f"{code}.".startswith(_OWN):
+                title = getattr(function, "__qualname__", type(function).__qualname__)
+                found.append(f"{title} of {name}" if name else title)
+    return found

@@ -1,7 +1,7 @@
 """Checks of networks from users: classifiers, students, generators and decoders, by a trial forward pass."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kegnet_pl.networks.execution import eval_mode, first_weight
-from kegnet_pl.networks.handling import copy_network, freeze, move, set_mode, unfreeze_frozen
+from kegnet_pl.networks.execution import check_values, eval_mode, first_weight
+from kegnet_pl.networks.handling import check_begun, copy_network, freeze, move, set_mode, unfreeze_frozen
 from kegnet_pl.runtime.errors import first_line
 
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -61,6 +61,7 @@ def materialise(network: nn.Module, input_shape: Sequence[int], name: str = "net
     Raises:
         ValueError: If it does not accept such samples.
     """
+    check_values(network, name)
     if not any(map(is_lazy, itertools.chain(network.parameters(), network.buffers()))):
         return
     weight = first_weight(network)
@@ -88,7 +89,14 @@ def check_module(network: nn.Module, name: str) -> None:
             f"load its state dict."
         )
     if not isinstance(network, nn.Module):
-        raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {network!r}.")
+        hint, received = "Give the network.", repr(network)[:200]
+        if isinstance(network, type):
+            hint, received = "Give an instance of the class.", f"the class {network.__name__}"
+        elif isinstance(network, Mapping):
+            hint, received = "Build the network and call its load_state_dict.", f"a {type(network).__name__}"
+        raise ValueError(f"Expected the {name} to be a torch.nn.Module, but got {received}. {hint}")
+    check_begun(network, name)
+    check_values(network, name)
 
 
 def call_trial(network: nn.Module, called: str, x: Tensor) -> Any:
@@ -158,7 +166,7 @@ def check_gradient(network: nn.Module, input_shape: Sequence[int], name: str = "
     raise ValueError(
         f"Expected the {name} {type(network).__name__} to pass gradients from its logits to its input, which "
         f"generators need, but got none: {reason}. Change its forward (decorators, detach, rounding), or train "
-        f"students on samples that need no generators (sources=[procedural], kegnet_pl.sources.Procedural)."
+        f"students on samples that need no generators ('sources=[procedural]', kegnet_pl.sources.Procedural)."
     )
 
 

@@ -17,10 +17,13 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+import kegnet_pl
 from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.configuration import as_written, conceal_hydra_files, to_plain
+from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
+from kegnet_pl.runtime import held
 from kegnet_pl.runtime.environment import choose_ranks, global_rank, launched
 from kegnet_pl.runtime.errors import ConfigError, UserError, explain_full, explain_lost, explain_memory
 from kegnet_pl.runtime.secrets import conceal
@@ -41,6 +44,7 @@ _entered = False
 def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
     global _entered
     _entered = True
+    held.release()
     os.chdir(HydraConfig.get().runtime.cwd)  # relative paths start there, also with hydra.job.chdir=true
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -54,15 +58,16 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             raise
         _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
     except Exception as caught:
-        explained = explain_memory(caught) or explain_full(caught) or explain_lost(caught)
-        known = caught if isinstance(caught, UserError) else explained
+        explained = explain_full(caught) or explain_lost(caught)
+        known = explain_memory(caught) or (caught if isinstance(caught, UserError) else explained)
         error = known or caught
         # Our own checks say what to do, and a traceback would hide it.
         checked = isinstance(error, ValueError | FileNotFoundError) and re.match(r"(By \w+: )?Expected ", str(error))
         expected = bool(checked) or isinstance(error, UserError)
         if global_rank() == 0:
             with suppress(OSError):  # the folder of the run may be full
-                sweep.record_failure(folder, error, expected)
+                if not (expected and sweep.discard_refused(folder)):
+                    sweep.record_failure(folder, error, expected)
         if sweep.in_sweep():
             return math.nan  # sweepers need a number; the end of the sweep lists failed jobs
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
@@ -88,6 +93,8 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
         raise ConfigError(sweep.ONE_PROCESS)
     if settings.objective == "accuracy" and sweep.searches():
         raise ConfigError(sweep.NO_ACCURACY)
+    if not sweep.in_sweep() and global_rank() == 0:
+        print(_introduce(settings), flush=True)  # noqa: T201  # torch is not imported yet
     from kegnet_pl.pipeline.gpus import one_gpu
     from kegnet_pl.pipeline.run import run
 
@@ -98,6 +105,18 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
         elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and global_rank() == 0:
             _explain_trial(settings)
         return run(as_written(cfg), folder, settings=settings, job=job, gpu=gpu)
+
+
+def _introduce(settings: "RunSettings") -> str:
+    """Return the first line of a run: version, data, networks, sources, seed and device."""
+    student, trainer = settings.student.network, settings.trainer
+    smaller = settings.compression.name if student is None else student["_target_"].rpartition(".")[2]
+    sources = ", ".join(" + ".join(mixture) for mixture in settings.sources) or "none"
+    devices = f"{trainer.processes} x {trainer.accelerator}" if trainer.processes > 1 else trainer.accelerator
+    return (
+        f"kegnet_pl {kegnet_pl.__version__}: data {settings.data.name}, teacher {settings.teacher.name}, student "
+        f"{smaller}, sources {sources}, seed {settings.seed}, device {devices}"
+    )
 
 
 def _names_experiment() -> bool:
@@ -152,7 +171,12 @@ def _explain_trial(settings: "RunSettings") -> None:
     """Print that a run as short as the demo is a trial, if the teacher is the user's own."""
     generator = settings.generator
     short = generator.epochs * generator.steps_per_epoch <= _TRIAL_STEPS
-    if settings.teacher.is_given and short and any("kegnet" in mixture for mixture in settings.sources):
+    if (
+        settings.teacher.is_given
+        and short
+        and not settings.trial
+        and any("kegnet" in mixture for mixture in settings.sources)
+    ):
         print(  # noqa: T201
             f"This is a trial: generators train for {generator.epochs} epochs of {generator.steps_per_epoch} steps. "
             f"preset=auto without experiment=... chooses a preset for your own network: experiment=custom/batch_norm, "
@@ -196,6 +220,11 @@ def main() -> None:
     # networks then take far longer (benchmarks/waiting.py). Read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if "--version" in sys.argv[1:]:
+        found = versions()
+        others = ", ".join(f"{name} {version}" for name, version in found.items() if name != "kegnet_pl")
+        print(f"kegnet_pl {found['kegnet_pl']} ({others})")  # noqa: T201
+        return
     if {"--help", "-h", "--cfg", "-c", "--info", "-i"} & {argument.split("=")[0] for argument in sys.argv[1:]}:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # kegnet_pl --help | head
     try:
@@ -203,16 +232,22 @@ def main() -> None:
         sys.argv[1:] = accept_old_spellings(expand_card(sys.argv[1:]))
     except ConfigError as error:
         _leave(f"Error: {error}", code=1)
+    held.hold()  # Hydra's message about a wrong argument, where there is a hint of our own
     try:
         _run()
     except KeyboardInterrupt:
+        held.release()
         _leave("Stopped before the run began.", code=130)
     except SystemExit as stop:
+        hints = []
         if stop.code == 1 and not _entered and (sweep.started is None or not any(sweep.started.glob("*/.hydra"))):
-            for hint in suggest(sys.argv[1:]):
-                print(f"\n{hint}", file=sys.stderr)  # noqa: T201
+            hints = list(suggest(sys.argv[1:]))
+        held.release(show=not hints or "HYDRA_FULL_ERROR" in os.environ)
+        for hint in hints:
+            print(f"\nError: {hint}", file=sys.stderr)  # noqa: T201
         raise
     finally:
+        held.release()
         failed = False
         if sweep.started is not None:
             from kegnet_pl.reporting.sweep import finish_sweep

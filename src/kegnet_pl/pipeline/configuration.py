@@ -20,7 +20,8 @@ _HYDRA_FILES = ("config.yaml", "overrides.yaml", "hydra.yaml")
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
     """Resolve a composed configuration into plain dicts, lists and scalars.
 
-    Values of environment variables are remembered as secrets, see :mod:`kegnet_pl.runtime.secrets`.
+    Values of environment variables are remembered as secrets, see :mod:`kegnet_pl.runtime.secrets`. ``~/`` at the begin
+    of a path is the home folder.
 
     Raises:
         ConfigError: If a value is missing or cannot be resolved.
@@ -34,7 +35,16 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"Expected every setting to resolve, but got: {first_line(error)}") from error
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+    return {str(key): _in_home(value) for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def _in_home(value: Any) -> Any:
+    """Return plain values in which paths that begin with ``~/`` begin with the home folder, as in a shell."""
+    if isinstance(value, str) and value.startswith("~/"):
+        return str(Path(value).expanduser())
+    if isinstance(value, dict):
+        return {key: _in_home(one) for key, one in value.items()}
+    return [_in_home(one) for one in value] if isinstance(value, list) else value
 
 
 def as_written(cfg: DictConfig) -> dict[str, Any]:

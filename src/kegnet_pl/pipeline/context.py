@@ -19,16 +19,17 @@ from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.pipeline.objects import build, code_of, own_code
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
 from kegnet_pl.pipeline.trainer import TrainerFactory, join_processes
+from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.devices import find_device
-from kegnet_pl.runtime.distributed import barrier, exchange, in_turn
+from kegnet_pl.runtime.distributed import barrier, exchange, in_turn, rank
 from kegnet_pl.runtime.environment import launched, local_rank
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.memory import keep_freed_memory
 from kegnet_pl.runtime.secrets import conceal
 from kegnet_pl.settings import RunSettings, TrainerSettings
 from kegnet_pl.training.fit import quiet_lightning
-from kegnet_pl.training.progress import make_console
+from kegnet_pl.training.progress import StageProgress, make_console
 
 QUANTIZED = "network.onnx"
 """File of a quantised network in the folder of its stage."""
@@ -49,7 +50,9 @@ class RunContext:
         console: Prints messages and progress.
         device: Device of sampling and evaluation.
         data: Real data; None where there is none.
-        folder: Folder of the run's results, that of rank 0.
+        folder: Folder of the run, that of rank 0. Its ``stages.json`` names the stages as soon as they are finished, so
+            that the store knows the user of each, also of a run that is stopped.
+        titles: Titles of the stages that print progress, in order.
     """
 
     settings: RunSettings
@@ -60,7 +63,17 @@ class RunContext:
     device: torch.device
     data: RealDataModule | None
     folder: Path
+    titles: Sequence[str] = ()
+    _finished: dict[str, dict[str, Path]] = field(default_factory=dict, repr=False)
     _networks: dict[tuple[Path, str], nn.Module] = field(default_factory=dict, repr=False)
+
+    def progress(self, title: str) -> StageProgress:
+        """Return the progress of a stage, with its number among the stages of the run."""
+        return StageProgress(self.label(title), self.console)
+
+    def label(self, title: str) -> str:
+        """Return the title of a stage with its number, such as ``[3/6] generators``."""
+        return f"[{self.titles.index(title) + 1}/{len(self.titles)}] {title}" if title in self.titles else title
 
     @property
     def seed(self) -> int:
@@ -132,9 +145,14 @@ class RunContext:
         except BaseException:
             loggers.finish(None)
             raise
+        if rank() == 0:
+            self._finished[finished.folder.name] = {stage: finished.folder}
+            StageFolders(conceal(dict(self.config)), self._finished).write(self.folder)
         loggers.finish(finished, parents)
         if finished.found and title is not None:
-            self.console.print(f"{title}: found ({finished.fingerprint}), {finished.seconds:.1f} s when it was made")
+            self.console.print(
+                f"{self.label(title)}: found ({finished.fingerprint}), {finished.seconds:.1f} s when it was made"
+            )
         return finished
 
 
@@ -145,11 +163,19 @@ def open_context(
     job: int | None = None,
     gpu: int | None = None,
     *,
+    titles: Sequence[str] = (),
     needs_data: bool = False,
 ) -> RunContext:
     """Return the context of a run; see :func:`kegnet_pl.pipeline.run.run`.
 
-    ``needs_data`` is True if a source needs the real training data.
+    Args:
+        settings: Settings of the run.
+        config: The same as a plain configuration.
+        run_folder: Folder of the run.
+        job: Number of the job, see :func:`kegnet_pl.pipeline.run.run`.
+        gpu: Index of the reserved GPU.
+        titles: Titles of the stages that print progress, in order.
+        needs_data: True if a source needs the real training data.
     """
     quiet_lightning()
     if settings.trainer.accelerator == "cpu":
@@ -179,6 +205,7 @@ def open_context(
         device,
         _open_data(settings, needs_data, console.print),
         run_folder,
+        titles,
     )
 
 

@@ -1,6 +1,7 @@
 """Inventory of a store: its stages with sizes and users, and the choice of stages to remove."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Literal
 
 from kegnet_pl.pipeline.publication import BUILDING, DAMAGED, DISCARDED, REPLACED, check_stage, discard
 from kegnet_pl.runtime.locks import locked
-from kegnet_pl.runtime.manifests import DamagedError, Verify, read_manifest
+from kegnet_pl.runtime.manifests import MANIFEST, DamagedError, Verify, read_manifest
 
 State = Literal["finished", "unfinished", "damaged", "leftover"]
 """State of a folder: a finished stage; an interrupted one; a damaged one, also if set aside; remains of a kill."""
@@ -41,6 +42,7 @@ class Entry:
         parents: Names of the folders of the stages that it read.
         reason: Description of the damage.
         runs: Folders of the runs that use it.
+        target: Folder that it leads to, if it is a link; size, change and state are those of that folder.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class Entry:
     parents: tuple[str, ...] = ()
     reason: str = ""
     runs: tuple[str, ...] = ()
+    target: str = ""
 
     @property
     def name(self) -> str:
@@ -61,6 +64,8 @@ class Entry:
 
 def read_store(root: Path, runs: Iterable[Path] = (), verify: Verify = "never") -> list[Entry]:
     """Return the folders of a store, in the order of their names; other folders and files are ignored.
+
+    A link that has the name of a stage is followed.
 
     Args:
         root: Folder of the store.
@@ -80,7 +85,8 @@ def read_store(root: Path, runs: Iterable[Path] = (), verify: Verify = "never") 
 
 def _read(path: Path, verify: Verify) -> Entry | None:
     match = _FOLDER.fullmatch(path.name)
-    if match is None or path.is_symlink() or not path.is_dir() or bool(match[1]) != bool(match[4]):
+    linked = path.is_symlink()
+    if match is None or not (linked or path.is_dir()) or bool(match[1]) != bool(match[4]):
         return None
     _, stage, fingerprint, ending = match.groups()
     if ending is not None and ending not in _STATES:
@@ -94,12 +100,13 @@ def _read(path: Path, verify: Verify) -> Entry | None:
     except (DamagedError, TypeError, ValueError) as error:
         if state == "finished":
             state, reason = "damaged", str(error)
-    size, changed = 0, path.stat().st_mtime
-    for file in path.rglob("*"):
+    size, changed = 0, path.lstat().st_mtime
+    for file in path.rglob("*") if not linked or (path / MANIFEST).is_file() else ():  # else it may be any folder
         stat = file.lstat()
         size += stat.st_size if not file.is_dir() else 0
         changed = max(changed, stat.st_mtime)
-    return Entry(path, stage, fingerprint, state, size, changed, parents, reason)
+    target = os.path.realpath(path) if linked else ""
+    return Entry(path, stage, fingerprint, state, size, changed, parents, reason, target=target)
 
 
 def find_users(root: Path, runs: Iterable[Path]) -> dict[str, set[str]]:
@@ -108,10 +115,10 @@ def find_users(root: Path, runs: Iterable[Path]) -> dict[str, set[str]]:
     for file in (file for folder in runs for file in sorted(folder.rglob("stages.json"))):
         try:
             networks = json.loads(file.read_text())["networks"]
-            paths = [(file.parent / path).resolve() for stages in networks.values() for path in stages.values()]
+            paths = [file.parent / path for stages in networks.values() for path in stages.values()]
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
-        names = {path.name for path in paths if path.parent == root.resolve()}
+        names = {path.name for path in paths if path.parent.resolve() == root.resolve()}  # the stage may be a link
         if names:
             found[str(file.parent)] = names
     return found
@@ -146,7 +153,8 @@ def choose(
         older_than: Minimum age in seconds since the last change.
         larger_than: Minimum size of a folder in bytes.
         unreachable: True for only those that no run uses.
-        max_size: Maximum size of the store in bytes; the oldest folders are chosen until the rest fits.
+        max_size: Maximum size of the store in bytes, without linked folders; the oldest folders are chosen until the
+            rest fits.
     """
     now = time.time()
     found = sorted(
@@ -162,8 +170,8 @@ def choose(
     )
     if max_size is None:
         return found
-    left, gone = sum(entry.bytes for entry in entries), []
-    for entry in found:
+    left, gone = sum(entry.bytes for entry in entries if not entry.target), []
+    for entry in (entry for entry in found if not entry.target):
         if left <= max_size:
             break
         left -= entry.bytes
@@ -172,13 +180,15 @@ def choose(
 
 
 def remove(root: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bool]]:
-    """Delete folders of a store; yield each with True, or with False if it is in use or cannot be deleted."""
+    """Delete folders of a store; yield each with True, or with False if it is in use or cannot be deleted.
+
+    Of a link, only the link is deleted.
+    """
     (root / ".locks").mkdir(exist_ok=True)
     for entry in entries:
         try:
             with locked(root / ".locks" / f"{entry.name}.lock", None):
-                discard(entry.folder)
+                done = discard(entry.folder)
         except BlockingIOError:
-            yield entry, False
-        else:
-            yield entry, not entry.folder.exists()
+            done = False
+        yield entry, done

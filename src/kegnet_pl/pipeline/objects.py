@@ -8,12 +8,14 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from torch import nn
 
 import kegnet_pl
 from kegnet_pl.compression import AutomaticPlan, CompressionPlan, Plan, PruningPlan, Rule, plans_to_compare
 from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.networks import ValueRange
-from kegnet_pl.runtime.errors import ConfigError
+from kegnet_pl.networks.handling import check_begun
+from kegnet_pl.runtime.errors import ConfigError, no_exit
 from kegnet_pl.settings import CompressionSettings, DataSettings, ObjectiveTerm, RunSettings, Settings
 from kegnet_pl.sources import find_source_class
 
@@ -27,11 +29,13 @@ def build(specification: Settings | Mapping[str, Any], **arguments: Any) -> Any:
     """Instantiate a ``_target_`` of the configuration.
 
     Raises:
-        ConfigError: If it does not exist or does not accept its arguments.
+        ConfigError: If it does not exist, does not accept its arguments, or ends the program.
+        ValueError: If it is a module without parameters, as it does not initialise its base class.
     """
     content = plain(specification)
     try:
-        return instantiate(content, **arguments, _convert_="all")
+        with no_exit(f"`{content.get('_target_')}`"):
+            made = instantiate(content, **arguments, _convert_="all")
     except InstantiationException as error:
         reason = error.__cause__ or error
         if isinstance(reason, ConfigError):
@@ -39,6 +43,9 @@ def build(specification: Settings | Mapping[str, Any], **arguments: Any) -> Any:
         raise ConfigError(
             f"Expected to build `{content.get('_target_')}` from the settings, but got: {reason}"
         ) from error
+    if isinstance(made, nn.Module):
+        check_begun(made, "module")
+    return made
 
 
 def build_objective(terms: Mapping[str, ObjectiveTerm]) -> GeneratorObjective:

@@ -3,7 +3,7 @@
 import functools
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,22 @@ from kegnet_pl.pipeline.stages.agreement import describe_agreements
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.teacher_card import FILE_NAME, write_card
 from kegnet_pl.pipeline.warnings import (
+    is_worse,
     warn_of_agreement,
     warn_of_compression,
     warn_of_quantization,
+    warn_of_student,
     warn_of_training,
 )
 from kegnet_pl.reporting.agreement import explain_agreement
-from kegnet_pl.reporting.results import Row, explain_ceilings, find_last, write_results
+from kegnet_pl.reporting.results import TRIAL, Row, explain_validity, find_last, list_warnings, write_results
 from kegnet_pl.reporting.run_page import StageFolders, write_run_page
 from kegnet_pl.reporting.run_parts import read_compression_report
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.tables import (
     describe_results,
     explain_losses,
+    explain_names,
     explain_quantization,
     explain_speed,
     format_accuracy,
@@ -102,7 +105,7 @@ def describe_networks(
     agreements = describe_agreements(
         context, [(one.agreement, _sources_of(one, compression_source)) for one in compared]
     )
-    return [
+    rows = [
         _describe(context, teacher, teacher, None, None, latency),
         *(
             _describe(
@@ -112,6 +115,11 @@ def describe_networks(
             for one, agreement in zip(compared, agreements, strict=True)
         ),
     ]  # fmt: skip
+    last = find_last(rows)
+    return [
+        replace(row, warnings=_warn(context.settings, network, row, last))
+        for row, network in zip(rows, (teacher, *compared), strict=True)
+    ]
 
 
 def _sources_of(network: Network, compression_source: SourceInfo | None) -> list[SourceInfo]:
@@ -159,7 +167,6 @@ def _describe(
         macs=own["macs"],
         teacher_macs=size.macs,
         agreement=agreement,
-        warnings=[*network.warnings, *_warn(settings, network, agreement)],
         latency=None if latency is None else latency.describe("teacher" if is_teacher else "student"),
         samples=made.manifest["config"]["student"]["samples"] if trained else None,
         label_entropy=made.metrics["label_entropy"] if trained else None,
@@ -173,17 +180,30 @@ def _describe(
     )
 
 
-def _warn(settings: RunSettings, network: Network, agreement: dict[str, Any] | None) -> list[str]:
-    """Return the warnings about a network; a student's do not repeat those of its compression."""
-    made, of_agreement = network.stage, warn_of_agreement(agreement, settings.data.classes)
+def _warn(settings: RunSettings, network: Network, row: Row, last: Row) -> list[str]:
+    """Return the warnings about a network; a student's do not repeat those of its compression.
+
+    Args:
+        settings: Settings of the run.
+        network: The network.
+        row: Its row of results, without warnings.
+        last: The row that is the result of the run.
+    """
+    made, found = network.stage, [*([TRIAL] if settings.trial else []), *network.warnings]
+    classes = settings.data.classes
     if network.quantization is not None:
-        return warn_of_quantization(network.quantization) + of_agreement
+        return found + warn_of_quantization(network.quantization) + warn_of_agreement(row.agreement, classes)
     if made.name == "compression":
-        return warn_of_compression(settings, made) + of_agreement
+        recovered = last.samples is not None and is_worse(last.agreement, last.accuracy, last.teacher_accuracy) is False
+        found += warn_of_compression(settings, made, recovered=recovered)
+        return found + warn_of_agreement(row.agreement, classes)
     if made.name == "student":
         generators = next((stage for stage in network.stages if stage.name == "generators"), None)
-        return warn_of_training(settings, made, generators) + of_agreement
-    return []
+        found += warn_of_training(
+            settings, made, generators, mixed=network.source is not None and len(network.source.shares) > 1
+        )
+        return found + warn_of_student(row.agreement, row.accuracy, row.teacher_accuracy, classes)
+    return found
 
 
 def write_outputs(
@@ -209,7 +229,7 @@ def write_outputs(
     context.loggers.finish(None, done=True)
     if brief:
         accuracies = ", ".join(f"{row.method} {format_accuracy(row)}" for row in rows)
-        context.console.print(" ".join([f"results: {accuracies}", *explain_ceilings(rows)]), soft_wrap=True)
+        context.console.print(" ".join([f"results: {accuracies}", *explain_validity(rows)]), soft_wrap=True)
         return
     _print_tables(context, rows, networks)
     _print_paths(context, networks, find_last(rows).method, generators, page)
@@ -219,12 +239,12 @@ def write_teacher_card(context: RunContext, stage: Stage, folder: Path) -> None:
     """Write the card of a run's teacher, with which another run takes the same network."""
     teacher, network = context.settings.teacher, context.network(stage)
     answers = answers_of(network)
-    weights = teacher.weights or (None if teacher.is_given else str(stage.folder / "network.safetensors"))
+    trained = Path(context.settings.store, stage.folder.name, "network.safetensors")
     write_card(
         folder,
         teacher.model_dump(by_alias=True),
         context.settings.data.model_dump(by_alias=True),
-        None if weights is None else Path(weights),
+        teacher.weights or (None if teacher.is_given else str(trained)),
         "logits" if answers is None else answers.outputs,
     )
 
@@ -241,12 +261,13 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     context.console.print(make_results_table(rows))
     batch_norm = bool(norm_layers(context.network(networks[0].stages[0])))
     for line in [
+        *explain_validity(rows),
+        *explain_names(rows),
         *explain_agreement(rows),
         *explain_speed(rows),
         *explain_quantization(rows),
-        *explain_ceilings(rows),
         *explain_losses(rows, context.settings.student.norm, batch_norm),
-        *(f"Warning about {row.method}: {sentence}" for row in rows for sentence in row.warnings or []),
+        *(f"Warning about {method}: {sentence}" for method, sentence in list_warnings(rows)),
     ]:
         say(line)
     spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}

@@ -124,9 +124,9 @@ def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], 
         check_generator(generator, decoder, input_shape, classes)
     except ValueError as error:
         raise ConfigError(
-            f"{error} generator=image makes images (data.input_shape=[channels,height,width]), generator=dense rows of "
-            f"features, generator=conv signals and volumes; generator=custom takes your own generator.network and "
-            f"generator.decoder."
+            f"{error} generator=image makes images ('data.input_shape=[channels,height,width]'), generator=dense "
+            f"rows of features, generator=conv signals and volumes; generator=custom takes your own generator.network "
+            f"and generator.decoder."
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The preset of a run with the user's own network (``preset=auto``): by its inputs, batch norm, size and device."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ _GENERATORS, _PART = 0.7, 0.5
 """Greatest shares of the budget: for the generators; for the compression, or for each student."""
 
 _LEAST_SAMPLES = {"student.samples": 1000, "compression.samples": 200}
+
+_FLOOR = 60.0
+"""Seconds below which an estimate says nothing: start, measurements and report of a run take as long."""
 
 _FITTING = 3.0
 """Forward passes of the teacher for each sample and layer of a compression by function (measured for small CNNs)."""
@@ -216,11 +220,14 @@ def describe_choice(
 ) -> str:
     """Return the line that a run prints about its preset."""
     parameters = sum(value.numel() for value in network.parameters())
-    more = " ".join(overrides)
+    more = shlex.join(overrides)
+    total = sum(seconds.values())
     parts = ", ".join(f"{name} {_about(value)}" for name, value in seconds.items())
+    time = "About a minute or less" if total < _FLOOR else f"About {_about(total)}"
+    detail = "" if total < _FLOOR else f" ({parts})"
     return (
         f"preset=auto: experiment={preset.name}{f' {more}' if more else ''} ({preset.reason}, {parameters:,} "
-        f"parameters, {device.type}). About {_about(sum(seconds.values()))} on this machine ({parts})."
+        f"parameters, {device.type}). {time} on this machine{detail}."
     )
 
 

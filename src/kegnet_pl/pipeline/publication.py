@@ -20,6 +20,7 @@ from kegnet_pl.runtime.manifests import (
     read_manifest,
     seal,
 )
+from kegnet_pl.runtime.safe_files import printable
 
 KEYS = {"metrics", "seconds", "costs", "peak_memory", "config", "files"}
 """Required keys of a manifest."""
@@ -47,7 +48,7 @@ def check_stage(folder: Path, stage: str, key: str, verify: Verify = "auto") -> 
         raise DamagedError(f"keys are missing in {MANIFEST}")
     found = manifest.get("stage", stage), manifest.get("fingerprint", key)
     if found != (stage, key):
-        raise DamagedError(f"{MANIFEST} belongs to {found[0]}-{found[1]}")
+        raise DamagedError(f"{MANIFEST} belongs to {printable('-'.join(found), 100)}")
     check_files(folder, manifest, verify=verify)
     return manifest
 
@@ -105,30 +106,46 @@ def clean(final: Path) -> None:
     with suppress(OSError):
         (final / UNFINISHED[1]).unlink(missing_ok=True)
     discard(hidden(final, REPLACED))
-    discard(hidden(final, DISCARDED))
+    for left in final.parent.glob(f".{final.name}.*{DISCARDED}"):
+        discard(left)
 
 
-def discard(folder: Path) -> None:
-    """Delete a hidden folder; it is renamed first, so that a kill leaves no part of it under its name."""
-    name = folder.name.removeprefix(".").rsplit(".", 1)[0]
-    away = hidden(folder.with_name(name), DISCARDED)
+def discard(folder: Path) -> bool:
+    """Delete a folder, or a link to one; return False if something of it is left.
+
+    It is renamed first, so that a kill leaves no part of it under its name. What cannot be deleted, such as a folder of
+    another user, keeps the new name: the old one is free.
+    """
+    away = folder
     with suppress(OSError):
-        shutil.rmtree(away, ignore_errors=True)
-        if folder.exists() and folder != away:
+        if os.path.lexists(folder) and not folder.name.endswith(f".{DISCARDED}"):
+            away = _free(folder.with_name(folder.name.removeprefix(".").split(".", 1)[0]), DISCARDED)
             folder.rename(away)
-            shutil.rmtree(away, ignore_errors=True)
+        if away.is_symlink():
+            away.unlink()
+    shutil.rmtree(away, ignore_errors=True)
+    return not os.path.lexists(away) and not os.path.lexists(folder)
 
 
 def set_aside(final: Path) -> Path:
-    """Rename a damaged stage to a hidden folder, which replaces an older one if possible; return that folder."""
-    away = hidden(final, DAMAGED)
-    discard(away)
-    number = 2
-    while os.path.lexists(away):  # it may belong to another user
-        away = hidden(final, f"{number}.{DAMAGED}")
-        number += 1
+    """Rename a damaged stage to a hidden folder, which replaces an older one if possible; return that folder.
+
+    Raises:
+        PermissionError: If this user may not rename it.
+    """
+    discard(hidden(final, DAMAGED))
+    away = _free(final, DAMAGED)
     final.rename(away)
     return away
+
+
+def _free(final: Path, ending: str) -> Path:
+    """Return a hidden folder of a stage that does not exist; its name has a number if others are there."""
+    number, folder = 1, hidden(final, ending)
+    while os.path.lexists(folder):
+        number += 1
+        folder = hidden(final, f"{number}.{ending}")
+    return folder
 
 
 def _flush(path: Path) -> None:

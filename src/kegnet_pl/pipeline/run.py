@@ -17,7 +17,7 @@ from kegnet_pl.pipeline.stages.quantization import (
     quantization_stage,
     quantize_networks,
 )
-from kegnet_pl.pipeline.stages.student import describe_student_source, student_stage
+from kegnet_pl.pipeline.stages.student import describe_student_source, student_stage, student_title
 from kegnet_pl.pipeline.stages.teacher import teacher_stage
 from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.runtime.distributed import rank
@@ -59,7 +59,9 @@ def run(
     calibration = describe_quantization_source(settings, generators=needs_generators)
     others = [info for info in (compression_source, calibration) if info is not None]
     needs_data = any(source.needs_data for source in (*sources, *others))
-    context = open_context(settings, config, folder, job, gpu, needs_data=needs_data)
+    trained = [*(["generators"] if needs_generators else []), *map(student_title, sources)]
+    titles = ["teacher", "compression", *trained, "evaluation"]
+    context = open_context(settings, config, folder, job, gpu, titles=titles, needs_data=needs_data)
     check_before(context, sources, others)
 
     teacher = teacher_stage(context)
@@ -80,15 +82,17 @@ def run(
         parents = [teacher, initial, *([parent] if parent is not None else [])]
         networks.append(Network(f"{letter}+{source.title}", [*parents, student], source))
 
-    quantized = quantize_networks(context, networks, calibration, generators)
-    for network in (*networks, *quantized):
-        network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
-    compared = [*networks[1:], *quantized]
-    agreements = agreement_stages(context, teacher, [network.stages[-1] for network in compared])
-    for network, agreement in zip(compared, agreements, strict=True):
-        network.agreement = agreement
-    latency = measure_stage_latency(context, teacher, initial)
-    in_onnx = measure_quantized_latency(context, teacher, [network.stages[-1] for network in quantized])
+    with context.progress("evaluation") as bar:
+        quantized = quantize_networks(context, networks, calibration, generators)
+        for number, network in enumerate((*networks, *quantized)):
+            network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
+            bar.move_to((number + 1) / (len(networks) + len(quantized) + 2))
+        compared = [*networks[1:], *quantized]
+        agreements = agreement_stages(context, teacher, [network.stages[-1] for network in compared])
+        for network, agreement in zip(compared, agreements, strict=True):
+            network.agreement = agreement
+        latency = measure_stage_latency(context, teacher, initial)
+        in_onnx = measure_quantized_latency(context, teacher, [network.stages[-1] for network in quantized])
     rows = describe_networks(context, networks, quantized, compression_source, latency, in_onnx)
     if rank() == 0:
         write_outputs(context, rows, [*networks, *quantized], context.folder, brief=job is not None)

@@ -26,9 +26,9 @@ from kegnet_pl.pipeline.publication import (
 )
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import barrier, distributed, rank, share_decision, shared_decision
-from kegnet_pl.runtime.errors import FULL, StoreError
+from kegnet_pl.runtime.errors import FULL, StoreError, named_stage
 from kegnet_pl.runtime.locks import group_modes, locked
-from kegnet_pl.runtime.manifests import DamagedError, Verify
+from kegnet_pl.runtime.manifests import DamagedError, UnreadableError, Verify
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
 from kegnet_pl.runtime.secrets import conceal
 from kegnet_pl.settings import Resume
@@ -210,6 +210,11 @@ class Store:
         Raises:
             StoreError: If it is missing or damaged under ``resume="require"``.
         """
+        if final.is_symlink() and not final.exists():
+            raise StoreError(
+                f"Expected a folder at {final}, but it is a link to {os.path.realpath(final)}, which does not exist. "
+                f"Mount the disk of that folder, or delete the link."
+            )
         if not final.is_dir():
             if self.resume != "require":
                 return None
@@ -220,15 +225,24 @@ class Store:
         try:
             return self._load(stage, key, final, found=True, verify=self.verify)
         except StoreError as error:
-            if self.resume == "require":
+            if self.resume == "require" or isinstance(error.__cause__, UnreadableError):
                 raise
             if replace:
-                away = set_aside(final)
+                away = self._set_aside(final, error)
                 self.notify(
                     f"Warning: the stage {final.name} is damaged ({error.__cause__}). It is set aside as {away.name} "
                     f"and built again."
                 )
             return None
+
+    def _set_aside(self, final: Path, damage: StoreError) -> Path:
+        try:
+            return set_aside(final)
+        except PermissionError as error:  # such as a folder of another user in a folder with the sticky bit
+            raise StoreError(
+                f"Expected to rename the damaged stage {final} ({damage.__cause__}), but got: {error.strerror}. Ask "
+                f"{_owner(final)} to delete that folder, or choose another store with store=FOLDER."
+            ) from error
 
     def _build(
         self, stage: str, key: str, config: Mapping[str, Any], parents: Sequence[Stage], build: Build, final: Path
@@ -242,7 +256,7 @@ class Store:
         costs_file = building / "costs.json"
         costs = StageCosts.load(costs_file, self.notify)
         reset_peak_memory()
-        with costs.recorded(costs_file):
+        with costs.recorded(costs_file), named_stage(stage):
             metrics = build(building, costs)
         finish(
             building,
@@ -268,9 +282,22 @@ class Store:
     def _load(self, stage: str, key: str, final: Path, *, found: bool, verify: Verify) -> Stage:
         try:
             manifest = check_stage(final, stage, key, verify)
+        except UnreadableError as error:
+            raise StoreError(
+                f"Expected to read the stage {final}, but got: {error}. It may be intact and is left as it is. Ask "
+                f"{_owner(final)} for permission to read it, or choose another store with store=FOLDER."
+            ) from error
         except DamagedError as error:
             raise StoreError(
                 f"Expected a complete stage in {final}, but it is damaged ({error}). Run the command with resume=auto "
                 f"to build it again, or copy that folder again."
             ) from error
         return Stage(stage, key, final, manifest, found)
+
+
+def _owner(folder: Path) -> str:
+    """Return the name of the user that a folder belongs to."""
+    try:
+        return folder.owner()
+    except (KeyError, OSError):  # the user is not known on this machine
+        return "its owner"

@@ -5,6 +5,7 @@ import importlib.resources
 import importlib.util
 import itertools
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,19 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    for argument in arguments:
+        if argument.endswith((".yaml", ".yml")) and "=" not in argument:
+            yield (
+                f"Expected settings as KEY=VALUE, but got the file {argument}. Put it into a folder, such as "
+                f"myconf/experiment/NAME.yaml, and run: python -m kegnet_pl --config-dir myconf experiment=NAME"
+            )
     overrides = [text for text in arguments if re.match(r"[\w.@/]+=", text) and not text.startswith("hydra.")]
     unreadable = [override for override in overrides if not _is_readable(override)]
     for override in unreadable:
         key, _, value = override.partition("=")
+        if value.startswith("(") and _is_readable(f"{key}=[{value[1:-1]}]"):
+            yield f"Hydra writes a list in square brackets. Use {shlex.quote(f'{key}=[{value[1:-1]}]')}."
+            continue
         yield (
             f"Hydra cannot read the value of {key} as it is. Quote it twice, for the shell and for Hydra: "
             f"\"{key}='{value}'\""
@@ -156,7 +166,7 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
         if searches and not _finds_optuna():
             hint = "hydra/sweeper=optuna is a plugin of its own: pip install '.[optuna]'"
         if hint is None and key not in groups and key not in ("hydra/launcher", "hydra/sweeper"):
-            hint = _setting_hint(cfg, key, groups)
+            hint = _setting_hint(cfg, override, groups, chosen)
         if hint is not None:
             yield hint
 
@@ -205,8 +215,18 @@ def _option_hint(group: str, value: str, options: list[str]) -> str | None:
     return f"There is no {group}={value}.{hint}\nThere are: {', '.join(sorted(set(options)))}"
 
 
-def _setting_hint(cfg: DictConfig, key: str, groups: Mapping[str, Sequence[str]]) -> str | None:
-    """Return a hint to a dotted key that does not exist; None if it does. ``groups``: name -> options."""
+def _setting_hint(
+    cfg: DictConfig, override: str, groups: Mapping[str, Sequence[str]], chosen: Sequence[str]
+) -> str | None:
+    """Return a hint to an override whose key does not exist; None if it does.
+
+    Args:
+        cfg: The configuration.
+        override: The override.
+        groups: Name of a group -> its options.
+        chosen: Overrides that choose an option of a group.
+    """
+    key = override.partition("=")[0]
     node: Any = OmegaConf.to_container(cfg)
     found, rest = [], key.split(".")
     while rest and isinstance(node, dict) and rest[0] in node:
@@ -223,7 +243,11 @@ def _setting_hint(cfg: DictConfig, key: str, groups: Mapping[str, Sequence[str]]
         names = f"`{parent}` has no parts: set {parent}=..."
     having = [option for option in groups.get(parent, ()) if _has_setting(parent, option, rest[0])]
     if having:
-        return f"{key!r} belongs to {' or '.join(f'{parent}={one}' for one in having)}. Add that option.\n{names}"
+        other = next((text for text in chosen if text.startswith(f"{parent}=")), None)
+        belongs = f"{key!r} belongs to {' or '.join(f'{parent}={one}' for one in having)}"
+        belongs += "" if other is None else f", but the command has {other}"
+        commands = " or ".join(shlex.join([f"{parent}={one}", override]) for one in having)
+        return f"{belongs}. Use {commands}.\n{names}"
     close = difflib.get_close_matches(rest[0], list(node) if isinstance(node, dict) else [], n=1)
     hint = f" Did you mean {'.'.join([*found, *close, *rest[1:]])}?" if close else ""
     return f"{key!r} does not exist.{hint}\n{names}"

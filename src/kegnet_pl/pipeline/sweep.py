@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kegnet_pl.runtime import held
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import FAILURE
 from kegnet_pl.runtime.secrets import conceal
@@ -31,6 +33,9 @@ NAME_VARIABLE = "KEGNET_SWEEP"
 
 started: Path | None = None
 """Folder of the sweep that this process has started."""
+
+_made: list[Path] = []
+"""Folders that this process has made for its run, the outermost first."""
 
 ONE_PROCESS = (
     "Expected one process per job in a sweep (-m), but got several: the processes of one job would start the whole "
@@ -58,6 +63,7 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Store the folder of the sweep, and set its name, which is the same for the same overrides."""
         global started
+        held.release()
         processes = [OmegaConf.select(config, f"trainer.{name}") for name in ("devices", "num_nodes")]
         if any(isinstance(number, int) and number > 1 for number in processes):
             sys.exit(f"\nError: {ONE_PROCESS}")
@@ -77,6 +83,7 @@ class SweepCallback(Callback):
 def _make_folder(config: DictConfig, key: str) -> None:
     try:
         folder = Path(OmegaConf.select(config, key, throw_on_missing=True)).absolute()
+        _made[:] = [path for path in (*reversed(folder.parents), folder) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -132,6 +139,22 @@ def _as_written(overrides: Any) -> list[str]:
 def jobs_share_the_terminal() -> bool:
     """Return True if other jobs may write to the terminal at the same time."""
     return not str(HydraConfig.get().launcher["_target_"]).endswith(".BasicLauncher")
+
+
+def discard_refused(folder: Path) -> bool:
+    """Delete the folder of a run that was refused before its first stage; return False if there is more in it.
+
+    Only folders that this process has made are deleted, and only if they hold nothing but Hydra's record of settings. A
+    folder that the command names (``hydra.run.dir``) stays, with the reason of the failure.
+    """
+    named = any(text.startswith("hydra.run.dir=") for text in HydraConfig.get().overrides.hydra)
+    if in_sweep() or named or folder not in _made or [path.name for path in folder.iterdir()] != [".hydra"]:
+        return False
+    shutil.rmtree(folder / ".hydra")
+    for path in reversed(_made):
+        with suppress(OSError):  # other runs are in it
+            path.rmdir()
+    return True
 
 
 def record_failure(folder: Path, error: Exception, expected: bool) -> None:

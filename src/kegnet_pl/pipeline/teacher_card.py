@@ -1,5 +1,6 @@
 """Teacher cards: YAML files that describe a trained network and its inputs, for ``teacher_card=FILE``."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def write_card(
-    folder: Path, teacher: Mapping[str, Any], data: Mapping[str, Any], weights: Path | None, outputs: str
+    folder: Path, teacher: Mapping[str, Any], data: Mapping[str, Any], weights: str | None, outputs: str
 ) -> None:
     """Write the card of a run's teacher.
 
@@ -100,11 +101,13 @@ def write_card(
         outputs: Type of its output, as it was given or found.
     """
     card: dict[str, Any] = {"teacher": "custom", "name": teacher["name"]}
-    card["network"] = _complete(teacher["network"])
+    card["network"] = dict(teacher["network"])
+    if isinstance(card["network"].get("path"), str):
+        card["network"]["path"] = _portable(card["network"]["path"], folder)
     if weights is None:
         card["pretrained"] = True
     else:
-        card["weights"] = str(weights.resolve())
+        card["weights"] = _portable(weights, folder)
     card |= {"outputs": outputs, "output_key": teacher.get("output_key")}
     card |= {name: data.get(name) for name in _DATA}
     kept = conceal({key: value for key, value in card.items() if value is not None and key not in _PATHS})
@@ -112,11 +115,12 @@ def write_card(
     atomic_write(folder / FILE_NAME, _HEAD + yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=120))
 
 
-def _complete(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a network, with the absolute path of an existing file or folder."""
-    path = network.get("path")
-    found = isinstance(path, str) and Path(path).exists()
-    return {**network, **({"path": str(Path(str(path)).resolve())} if found else {})}
+def _portable(path: str, folder: Path) -> str:
+    """Return a path relative to the card's folder if both are below the working directory, else as it was given."""
+    here, place = Path.cwd().resolve(), folder.resolve()
+    file = Path(os.path.realpath(Path(path).parent), Path(path).name)
+    below = file.exists() and file.is_relative_to(here) and place.is_relative_to(here)
+    return os.path.relpath(file, place) if below else path
 
 
 def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

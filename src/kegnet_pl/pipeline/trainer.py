@@ -152,6 +152,7 @@ class ResumableFit:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's
             trainer.strategy.checkpoint_io = files
         run_fit(trainer, module, data, files.find(best, self.trainers.loggers.notify))
+        self.costs.keep(files=True)  # a later attempt writes none of them again
         metrics, kept = dict(last.metrics), trainer.current_epoch
         if isinstance(module, TrainingModule):
             module.means = last.means

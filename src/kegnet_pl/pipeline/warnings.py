@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from kegnet_pl.api.checks import describe_agreement
+from kegnet_pl.api.checks import LOW_AGREEMENT, describe_agreement
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.reporting.agreement import join, name_classes
 from kegnet_pl.reporting.tables import explain_difference
+from kegnet_pl.runtime.errors import override
 from kegnet_pl.settings import RunSettings
 
 _CONVINCED = 0.5
@@ -14,31 +15,41 @@ _CONVINCED = 0.5
 _ABOVE_CHANCE = 0.1
 """Margin over chance (1 / classes); a share below it counts as chance."""
 
+_LOSS = 0.03
+"""Accuracy that a network may lose before it counts as worse than its teacher, as in results/NETWORKS.md."""
 
-def warn_of_compression(settings: RunSettings, compression: Stage) -> list[str]:
-    """Return a warning if a compressed network agrees little with the teacher on held-out samples."""
-    if settings.student.network is not None or settings.compression.fit == "weights":
+
+def warn_of_compression(settings: RunSettings, compression: Stage, *, recovered: bool = False) -> list[str]:
+    """Return a warning if a compressed network agrees little with the teacher on held-out samples.
+
+    There is none if the student that was trained from it has recovered.
+    """
+    if settings.student.network is not None or settings.compression.fit == "weights" or recovered:
         return []
     sentence = describe_agreement(compression.metrics.get("agreement"))
     return [] if sentence is None else [sentence]
 
 
-def warn_of_training(settings: RunSettings, student: Stage, generators: Stage | None) -> list[str]:
+def warn_of_training(
+    settings: RunSettings, student: Stage, generators: Stage | None, *, mixed: bool = False
+) -> list[str]:
     """Return warnings about a student's samples and its training.
 
     Args:
         settings: Settings of the run.
         student: Stage of the student.
         generators: Stage of the generators, if its source needs them.
+        mixed: True if its source is a mixture.
     """
     classes, metrics = settings.data.classes, student.metrics
     found = [] if generators is None else _warn_of_generators(generators.metrics, classes)
     count, labels = metrics.get("unreached_classes", 0), metrics.get("unreached", [])
     if count:
+        mixture = override("sources", [{"kegnet": 0.5, "procedural": 0.5}])
         found.append(
             f"The teacher gives {name_classes(labels, count)} to none of the training samples, "
-            f"so the student learns little about {'them' if count > 1 else 'it'}. Use another source, or a mixture "
-            f"(sources=[{{kegnet: 0.5, procedural: 0.5}}])."
+            f"so the student learns little about {'them' if count > 1 else 'it'}. Use "
+            f"{'other sources' if mixed else f'another source, or a mixture ({mixture})'}."
         )
     share = metrics.get("train/accuracy")
     if share is not None and share < _chance(classes):
@@ -57,6 +68,39 @@ def warn_of_agreement(agreement: dict[str, Any] | None, classes: int) -> list[st
     return [
         f"The network gives the teacher's class to only {mean:.0%} of synthetic samples of other sources than its "
         f"own; chance is {1 / classes:.0%}. Test it on your data before you use it."
+    ]
+
+
+def is_worse(agreement: dict[str, Any] | None, accuracy: float | None, teacher_accuracy: float | None) -> bool | None:
+    """Return True if a network is worse than its teacher: by test accuracy, else by agreement; None if not known."""
+    if accuracy is not None and teacher_accuracy is not None:
+        return accuracy < teacher_accuracy - _LOSS
+    if (
+        agreement is None
+        or agreement["mean"] is None
+        or all(one["same_class"] for one in agreement["sources"].values())
+    ):
+        return None
+    return bool(agreement["mean"] < LOW_AGREEMENT)
+
+
+def warn_of_student(
+    agreement: dict[str, Any] | None, accuracy: float | None, teacher_accuracy: float | None, classes: int
+) -> list[str]:
+    """Return a warning if a trained student is worse than its teacher."""
+    by_chance = warn_of_agreement(agreement, classes)
+    if by_chance or not is_worse(agreement, accuracy, teacher_accuracy):
+        return by_chance
+    remedy = "Train longer (student.epochs), use other sources, or a larger student."
+    if accuracy is not None and teacher_accuracy is not None:
+        return [
+            f"The student's accuracy is {100 * (teacher_accuracy - accuracy):.1f} points below the teacher's. {remedy}"
+        ]
+    assert agreement is not None
+    return [
+        f"The student gives the teacher's class to only {agreement['mean']:.0%} of synthetic samples of other sources "
+        f"than its own. Below {LOW_AGREEMENT:.0%} some networks lost more than 3 points of accuracy, others none "
+        f"(results/estimates.md). {remedy} Or measure the accuracy (data=files data.test=FILE)."
     ]
 
 
@@ -80,5 +124,5 @@ def _warn_of_generators(metrics: dict[str, Any], classes: int) -> list[str]:
     named = join([f"{index} ({share:.0%})" for index, share in weak.items()])
     return [
         f"The teacher gives the intended class to few samples of generator{'s' * (len(weak) > 1)} {named}. Train "
-        f"longer (generator.epochs), change generator.optimizer.lr, or use procedural samples (sources=[procedural])."
+        f"longer (generator.epochs), change generator.optimizer.lr, or use procedural samples ('sources=[procedural]')."
     ]

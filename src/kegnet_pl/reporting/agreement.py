@@ -5,6 +5,14 @@ from collections.abc import Sequence
 from kegnet_pl.reporting.estimates import describe_estimate
 from kegnet_pl.reporting.results import Row, find_last
 
+_OTHER = (
+    "An agreement that the compression prints is another number: of the untrained network, with held-out samples of "
+    "its own source, over all classes together."
+)
+
+_FEW = 1_000
+"""Samples below which their number is given beside an agreement: an error of a point or more is then likely."""
+
 
 def explain_agreement(rows: Sequence[Row]) -> list[str]:
     """Return sentences on the agreement of the students of one run; the first row is the teacher's."""
@@ -15,6 +23,7 @@ def explain_agreement(rows: Sequence[Row]) -> list[str]:
     return [
         f"Agreement is not accuracy: it is the share of synthetic samples to which a network and its teacher give the "
         f"same class, mean over the teacher's classes and over {describe_sources(last)}.",
+        *([_OTHER] if last.compression_source is not None else []),
         *describe_agreement(last),
         *warn_of_samples(last),
     ]
@@ -76,6 +85,7 @@ def join(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), *names[-1:]])
 
 
-def format_agreement(value: float | None) -> str:
-    """Return an agreement in percent, as text; empty if it was not measured."""
-    return "" if value is None else f"{100 * value:.1f} %"
+def format_agreement(value: float | None, samples: int) -> str:
+    """Return an agreement in percent, as text, with the number of samples if they are few; empty if not measured."""
+    few = f" of {samples}" if samples < _FEW else ""
+    return "" if value is None else f"{100 * value:.1f} %{few}"

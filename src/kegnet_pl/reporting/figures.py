@@ -21,7 +21,7 @@ from kegnet_pl.reporting.style import (
     percent_axis,
     short_number,
 )
-from kegnet_pl.runtime.safe_files import exists, printable, read_bytes
+from kegnet_pl.runtime.safe_files import LARGEST, exists, printable, read_bytes
 
 _MOST_CURVES = 1_000
 _MOST_EPOCHS = 20_000
@@ -41,8 +41,11 @@ _COST_NAMES = {
 }
 
 
-def read_curves(logs: Path) -> dict[str, Curve]:
-    """Read the metrics of a fit from the folder of a CSV logger; a resumed fit has several versions."""
+def read_curves(logs: Path, left_out: list[str] | None = None) -> dict[str, Curve]:
+    """Read the metrics of a fit from the folder of a CSV logger; a resumed fit has several versions.
+
+    Values that are not numbers from -1e100 to 1e100 are left out; their names are added to ``left_out``.
+    """
     curves: dict[str, dict[float, float]] = {}
     files = {int(path.name[8:]): path / "metrics.csv" for path in logs.glob("version_*") if path.name[8:].isdigit()}
     for _, file in sorted(files.items()):
@@ -50,8 +53,20 @@ def read_curves(logs: Path) -> dict[str, Curve]:
         for line in csv.DictReader(lines):
             for name, value in line.items():
                 if value and line.get("epoch") and name not in ("epoch", "step"):
-                    curves.setdefault(printable(name, 60), {})[float(line["epoch"]) + 1] = float(value)
+                    point = _number(line["epoch"]), _number(value)
+                    if point[0] is not None and point[1] is not None:
+                        curves.setdefault(printable(name, 60), {})[point[0] + 1] = point[1]
+                    elif left_out is not None:
+                        left_out.append(printable(name, 60))
     return {name: sorted(values.items())[:_MOST_EPOCHS] for name, values in list(curves.items())[:_MOST_CURVES]}
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if abs(value) <= LARGEST else None
 
 
 def split_curves(curves: Mapping[str, Curve], name: str) -> dict[str, dict[str, Curve]]:

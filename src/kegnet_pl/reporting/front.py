@@ -1,5 +1,6 @@
 """The plot of accuracy against size on disk and against speed, with the Pareto front of all networks."""
 
+import math
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -7,12 +8,18 @@ from itertools import groupby
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from kegnet_pl.reporting.style import COLOURS, distinct_colors, legend_columns, new_figure, percent_axis
 from kegnet_pl.reporting.summary import Point
 
 _LABEL_WIDTH = 90
-_LABEL = {"size": "size on disk, MB", "speed": "speed-up for a batch of {}"}
+_LABEL = {"size": "size on disk in MB, smaller to the right", "speed": "speed-up for a batch of {}"}
+
+_STEPS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(step / 10 for step in range(10, 100, 5)))
+"""Multiples of a power of ten at which a logarithmic axis has ticks, from few to many."""
+
+_FEWEST_TICKS = 4
 
 
 def draw_front(points: Sequence[Point], narrow: bool = False) -> Figure:
@@ -91,13 +98,27 @@ def _draw(axis: Axes, points: Sequence[Point], quantity: str, colors: dict[str |
         marker = "s" if point.row.quantization is not None else "o" if trained else "x"
         color = colors[point.row.student]
         axis.errorbar(
-            value, point.mean, yerr=point.sd or 0.0, color=color, marker=marker, markersize=6, linestyle="none",
+            value, point.mean, yerr=point.sd, color=color, marker=marker, markersize=6, linestyle="none",
             capsize=2.5, label=_name(point), zorder=2,
         )  # fmt: skip
     axis.set_xlabel(_LABEL[quantity].format(batch))
     axis.set_ylabel("test accuracy")
     percent_axis(axis)
-    if quantity == "size":
+    axis.margins(x=0.08, y=0.08)
+    if quantity == "size" and values:
         axis.set_xscale("log")
+        axis.set_xticks(choose_ticks(*sorted(axis.get_xlim())), minor=False)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
+        axis.xaxis.set_minor_locator(NullLocator())
+
+
+def choose_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers within a range of a logarithmic axis: at least four, if the range is not tiny."""
+    found: list[float] = []
+    for steps in _STEPS:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        found = [float(f"{step * 10.0**power:g}") for power in powers for step in steps]
+        found = [value for value in found if low <= value <= high]
+        if len(found) >= _FEWEST_TICKS:
+            break
+    return found

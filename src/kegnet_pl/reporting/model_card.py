@@ -84,6 +84,7 @@ def write_model_card(
         std=data.get("std"),
         value_range=data.get("value_range"),
         agreement=metrics.get("agreement"),
+        held_out=f"{metrics['held_out']:,} " if "held_out" in metrics else "",  # stages of older versions lack it
         agreement_text=[*describe_agreement(row), *warn_of_samples(row)],
         compression=_COMPRESSIONS.get(str(metrics.get("method", plan.get("method", "tucker"))))
         if row.method.startswith("T")

@@ -10,6 +10,12 @@ from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.sources.base import REAL_DATA
 from kegnet_pl.sources.registry import find_builtin, join_priors
 
+TRIAL = (
+    "These numbers have no meaning: the run only shows that everything works, with next to no training (debug=fast). "
+    "Run the command without debug=fast for results."
+)
+"""Warning about every network of a run with ``trial=true``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -92,10 +98,33 @@ class Row:
         return None if self.agreement is None else self.agreement["mean"]
 
     @property
+    def seconds_from_teacher(self) -> float:
+        """Seconds of all stages between the teacher and this network; those of the teacher itself for a teacher."""
+        stages = {
+            name: seconds for name, seconds in self.stage_seconds.items() if name not in ("teacher", "evaluation")
+        }
+        return self.seconds if self.method == "teacher" else sum(stages.values())
+
+    @property
+    def agreement_samples(self) -> int:
+        """Number of samples behind the mean agreement; 0 if it was not measured."""
+        agreement = self.agreement or {"over": []}
+        return sum(agreement["sources"][name]["samples"] for name in agreement["over"])
+
+    @property
     def speedups(self) -> dict[int, float]:
         """Time of the teacher divided by that of the network, by batch size; empty if it was not measured."""
         batches = {} if self.latency is None else self.latency["batches"]
         return {int(size): float(values["speedup"]) for size, values in batches.items()}
+
+
+def list_warnings(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """Return the methods of each warning and its sentence, without the one about the run (:func:`explain_trial`)."""
+    methods: dict[str, list[str]] = {}
+    for row in rows:
+        for sentence in row.warnings or []:
+            methods.setdefault(sentence, []).append(row.method)
+    return [(", ".join(names), sentence) for sentence, names in methods.items() if sentence != TRIAL]
 
 
 def find_last(rows: Sequence[Row]) -> Row:
@@ -103,8 +132,19 @@ def find_last(rows: Sequence[Row]) -> Row:
     return next(row for row in reversed(rows) if row.quantization is None and not row.is_ceiling)
 
 
+def explain_validity(rows: Iterable[Row]) -> list[str]:
+    """Return sentences on numbers without meaning and on ceilings: every table, plot and page of them has these."""
+    rows = list(rows)
+    return explain_trial(rows) + explain_ceilings(rows)
+
+
+def explain_trial(rows: Iterable[Row]) -> list[str]:
+    """Return a sentence if the numbers of a row have no meaning."""
+    return [TRIAL] if any(TRIAL in (row.warnings or []) for row in rows) else []
+
+
 def explain_ceilings(rows: Iterable[Row]) -> list[str]:
-    """Return a sentence for each method that is a ceiling: every table, plot and page of it has them."""
+    """Return a sentence for each method that is a ceiling."""
     methods = {row.method: REAL_DATA in row.source_prior for row in rows if row.is_ceiling}
     return [
         f"{method} is not a data-free result: it was {'trained' if trained else 'calibrated'} on real data, as a "

@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from kegnet_pl.reporting import figures
-from kegnet_pl.reporting.agreement import explain_agreement
+from kegnet_pl.reporting.agreement import explain_agreement, format_agreement
 from kegnet_pl.reporting.front import can_draw_front, draw_front
 from kegnet_pl.reporting.html import draw, write_page
-from kegnet_pl.reporting.results import Row, find_last
+from kegnet_pl.reporting.results import Row, find_last, list_warnings
 from kegnet_pl.reporting.run_parts import make_parts
 from kegnet_pl.reporting.run_story import write_story
 from kegnet_pl.reporting.runs import FinishedRun
@@ -133,6 +133,7 @@ def write_run_page(run: FinishedRun) -> Path:
         [(key, name) for key, name in sections.items() if name],
         rows=rows,
         format_size=format_size,
+        format_agreement=format_agreement,
         best=best,
         last=find_last(rows).method,
         agreements=agreements,
@@ -141,6 +142,7 @@ def write_run_page(run: FinishedRun) -> Path:
         facts=_facts(rows),
         test_set=first.test_set,
         notes=notes,
+        warnings=list_warnings(rows),
         **parts,
     )
 
@@ -154,7 +156,10 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     ]
     if last.accuracy is None and last.mean_agreement is not None:
         facts.append(
-            (f"{100 * last.mean_agreement:.1f} %", "agreement with the teacher on synthetic samples (not accuracy)")
+            (
+                format_agreement(last.mean_agreement, last.agreement_samples),
+                "agreement with the teacher on synthetic samples (not accuracy)",
+            )
         )
     facts.append((f"{last.compression_ratio:.2f}x", "fewer parameters"))
     if last.macs:

@@ -72,7 +72,9 @@ def make_parts(stages: "StageFolders", rows: Sequence[Row]) -> tuple[dict[str, A
     for name, (make, keys) in makers.items():
         parts |= dict.fromkeys(keys)
         try:
-            parts |= make(stages, rows)
+            made = make(stages, rows)
+            left_out += made.pop("left_out", [])
+            parts |= made
         except _DAMAGED as error:
             reason = str(error) if isinstance(error, UserError) else f"its files are damaged: {first_line(error)}"
             left_out.append(f"Left out ({name}): {printable(reason)}")
@@ -89,27 +91,40 @@ def _layers(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:  # n
 
 
 def _student_curves(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:
-    students = {}
+    students: dict[str, dict[str, figures.Curve]] = {}
+    skipped: list[str] = []
     for row in rows:
         folder = stages.networks.get(row.method, {}).get("student")
         if folder is None or row.source is None or not is_inside(folder / "logs" / row.source["name"], folder):
             continue
-        curves = figures.read_curves(folder / "logs" / row.source["name"])
+        curves = figures.read_curves(folder / "logs" / row.source["name"], skipped)
         if curves:
             students[row.method] = curves
-    return {"student_curves": draw("losses of the students", figures.draw_student_curves, students, looks_of(rows))}
+    picture = draw("losses of the students", figures.draw_student_curves, students, looks_of(rows))
+    return {"student_curves": picture, "left_out": _explain_skipped("students", skipped)}
 
 
 def _generator_curves(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:  # noqa: ARG001
     folder = stages.find("generators")
     generators: dict[str, dict[str, figures.Curve]] = {}
+    skipped: list[str] = []
     for logs in sorted((folder / "logs").glob("*")) if folder is not None else ():
         if folder is not None and is_inside(logs, folder):
-            for name, curves in figures.split_curves(figures.read_curves(logs), logs.name).items():
+            for name, curves in figures.split_curves(figures.read_curves(logs, skipped), logs.name).items():
                 figures.join_curves(generators.setdefault(name, {}), curves)
     names = sorted(generators, key=lambda name: (len(name), name))[:_MOST_GENERATORS]
     generators = {name: generators[name] for name in names}
-    return {"generator_curves": draw("losses of the generators", figures.draw_generator_curves, generators)}
+    picture = draw("losses of the generators", figures.draw_generator_curves, generators)
+    return {"generator_curves": picture, "left_out": _explain_skipped("generators", skipped)}
+
+
+def _explain_skipped(networks: str, names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    some = ", ".join(sorted(set(names))[:4])
+    return [
+        f"Left out (curves of {networks}): {len(names):,} values that are NaN, above 1e100 or no number, in {some}."
+    ]
 
 
 def _samples(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:  # noqa: ARG001

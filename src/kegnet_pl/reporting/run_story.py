@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kegnet_pl.reporting.agreement import describe_agreement, warn_of_samples
-from kegnet_pl.reporting.results import Row, explain_ceilings, find_last
+from kegnet_pl.reporting.results import Row, explain_ceilings, explain_trial, find_last
 from kegnet_pl.sources.registry import PRIORS
 
 
@@ -33,7 +33,7 @@ def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     if teacher.accuracy is None:
         text.append("There was no test data: accuracy was not measured.")
         text += [*describe_agreement(last), *warn_of_samples(last)]
-    return text + explain_ceilings(rows)
+    return [*explain_trial(rows), *text, *explain_ceilings(rows)]
 
 
 def find_main_student(rows: Sequence[Row]) -> Row | None:

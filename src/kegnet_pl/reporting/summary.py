@@ -71,6 +71,11 @@ class Point:
         return statistics.mean(found) if len(found) == len(self.rows) else None
 
     @property
+    def agreement_samples(self) -> int:
+        """Number of samples behind the mean agreement."""
+        return sum(row.agreement_samples for row in self.rows)
+
+    @property
     def sd(self) -> float | None:
         """Standard deviation of the accuracy over seeds; None of a single one."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
@@ -175,7 +180,7 @@ def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
         "recipe": [point.recipe for point in points],
         "settings": [point.settings for point in points],
         "accuracy": [format_mean(point) for point in points],
-        "agreement": [format_agreement(point.agreement) for point in points],
+        "agreement": [format_agreement(point.agreement, point.agreement_samples) for point in points],
         "seeds": [str(len(point.rows)) for point in points],
         "ratio": [f"{point.average('compression_ratio'):.2f}x" for point in points],
         "MB": [format_size(point.size) for point in points],

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -17,7 +18,7 @@ from rich.table import Table
 from kegnet_pl.reporting.agreement import format_agreement
 from kegnet_pl.reporting.front import can_draw_front, draw_front
 from kegnet_pl.reporting.html import draw, link_to, write_page
-from kegnet_pl.reporting.results import explain_ceilings
+from kegnet_pl.reporting.results import TRIAL, explain_ceilings, explain_trial, explain_validity
 from kegnet_pl.reporting.run_page import PAGE
 from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
 from kegnet_pl.reporting.style import house_style
@@ -41,6 +42,7 @@ from kegnet_pl.training.progress import make_console
 
 _MOST_POINTS = 1_000
 _MOST_DATASETS = 20
+_MOST_WARNINGS = 30
 
 
 def finish_sweep(folder: Path) -> bool:
@@ -90,7 +92,7 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
     console.print()
     console.print(f"{len(finished)} of {len(runs)} runs finished, {describe(runs)}", soft_wrap=True)
     console.print(make_summary_table(points))
-    for line in explain_ceilings(point.row for point in points):
+    for line in [*explain_validity(point.row for point in points), *explain_warnings(runs)]:
         console.print(line, soft_wrap=True)
     print_failures(runs, console)
     for path in files:
@@ -168,6 +170,7 @@ def write_sweep_page(runs: Sequence[FinishedRun], points: Sequence[Point], out: 
         front=draw(
             "accuracy against size on disk, and against speed", draw_front, drawn if can_draw_front(drawn) else []
         ),
+        warnings=explain_warnings(runs),
         columns=make_columns(points),
         numbers=NUMBERS,
         keys=varied(runs),
@@ -221,7 +224,28 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         text.append(
             f"The page has no plots: a plot has at most {_MOST_POINTS:,} networks and {_MOST_DATASETS} data sets."
         )
-    return text + explain_ceilings(point.row for point in points)
+    rows = [point.row for point in points]
+    return [*explain_trial(rows), *text, *explain_ceilings(rows)]
+
+
+def explain_warnings(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return the warnings of all runs, each with its networks and the number of runs.
+
+    Texts that differ only in numbers are one warning; the first text is shown.
+    """
+    found: dict[str, tuple[str, dict[str, None], set[int]]] = {}
+    for index, run in enumerate(runs):
+        for method, text in ((row.method, text) for row in run.rows for text in row.warnings or [] if text != TRIAL):
+            _, methods, members = found.setdefault(re.sub(r"\d+(?:[.,]\d+)*", "#", text), (text, {}, set()))
+            methods[method] = None
+            members.add(index)
+    total = sum(bool(run.rows) for run in runs)
+    lines = [
+        f"Warning about {', '.join(methods)} ({len(members)} of {total} runs): {text}"
+        for text, methods, members in found.values()
+    ]
+    more = [f"{len(lines) - _MOST_WARNINGS:,} more warnings are in the pages of the runs."]
+    return lines[:_MOST_WARNINGS] + (more if len(lines) > _MOST_WARNINGS else [])
 
 
 def can_be_drawn(points: Sequence[Point]) -> bool:
@@ -238,7 +262,7 @@ def _describe_agreement(dataset: str, points: Sequence[Point]) -> list[str]:
     where = "" if dataset == "none" else f" on {dataset}"
     return [
         f"Accuracy was not measured{where}. The student that agrees most with its teacher is {_name(best)}: "
-        f"{format_agreement(best.agreement)} of synthetic samples. This is not accuracy."
+        f"{format_agreement(best.agreement, best.agreement_samples)} of synthetic samples. This is not accuracy."
     ]
 
 

@@ -50,17 +50,26 @@ def make_results_table(rows: Sequence[Row]) -> Table:
             row.method,
             row.prior,
             Text(format_accuracy(row), style="bold green" if row is best else ""),
-            *([format_agreement(row.mean_agreement)] if agrees else []),
+            *([format_agreement(row.mean_agreement, row.agreement_samples)] if agrees else []),
             f"{row.parameters:,}",
             f"{row.compression_ratio:.2f}x",
             format_size(row.size),
             f"{row.macs:,}",
             *([", ".join(f"{value:.2f}x" for value in row.speedups.values())] if speed else []),
-            f"{row.seconds:.1f}",
+            f"{row.seconds_from_teacher:.1f}",
             end_section=row.method == "teacher" or row is last,
             style="dim italic" if row.is_ceiling else "",
         )
     return table
+
+
+def explain_names(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence on the names of the networks and on the seconds of one run."""
+    letter = "S" if any(row.method.startswith("S") for row in rows) else "T"
+    names = f"{letter}: {'the compressed network' if letter == 'T' else 'the student'} before training"
+    trained = any(row.method.startswith(f"{letter}+") for row in rows)
+    more = f"; {letter}+NAME: {letter} trained on samples of NAME" if trained else ""
+    return [f"{names}{more}. Seconds: all stages from the teacher to the network."]
 
 
 def explain_speed(rows: Sequence[Row]) -> list[str]:

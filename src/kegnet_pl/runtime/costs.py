@@ -52,21 +52,26 @@ class StageCosts:
         try:
             yield
         finally:
-            self.keep()
+            self.keep(files=True)
             self._file = None
 
     def leave_to_others(self, names: Collection[str]) -> None:
         """Do not record the files of networks that other processes train; see :func:`describe_attempt`."""
         self._others = names
 
-    def keep(self) -> None:
-        """Update the file of :meth:`recorded`; outside that context, do nothing."""
+    def keep(self, files: bool = False) -> None:
+        """Update the file of :meth:`recorded`; outside that context, do nothing.
+
+        Args:
+            files: True to record all files that were written so far. Otherwise they are recorded from time to time, as
+                reading them takes at most 2 % of the time.
+        """
         if self._file is None:
             return
         now = time.perf_counter()
         self.total += now - self._since
         self._since = now
-        if now >= self._next_look:  # at most 2 % of the time
+        if files or now >= self._next_look:
             self._files = describe_attempt(self._file.parent, self._others)
             self._next_look = now + 50 * (time.perf_counter() - now)
         content = {name: value for name, value in vars(self).items() if not name.startswith("_")}

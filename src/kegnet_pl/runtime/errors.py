@@ -2,7 +2,9 @@
 
 import errno
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 FAILURE = "failure.json"
@@ -51,6 +53,24 @@ class DivergedError(UserError):
     """Training has diverged to NaN or infinite values."""
 
 
+@contextmanager
+def no_exit(name: str) -> Iterator[None]:
+    """Turn ``sys.exit`` of a user's code into an error: the run would end as if it had succeeded.
+
+    Raises:
+        ConfigError: If the code calls it.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if type(error) is not SystemExit:  # Lightning's, of a signal
+            raise
+        raise ConfigError(
+            f"Expected {name} to return, but it ended the program with sys.exit({error.code!r}). Put what a script "
+            f'runs, such as argparse, below `if __name__ == "__main__":`.'
+        ) from error
+
+
 class StoreError(UserError):
     """The store cannot be read or written, or a required stage is missing."""
 
@@ -61,9 +81,36 @@ class OutOfMemoryError(UserError):
 
 _NO_MEMORY = (
     "not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "std::bad_alloc",
-    "bad allocation", "can't start new thread", "failed to map segment",
+    "bad allocation", "alloc_failed", "unable to allocate", "can't start new thread", "failed to map segment",
 )  # fmt: skip
 """Parts of the messages of torch, Python and the loader where an allocation has failed."""
+
+
+_IN_STAGE = "In the stage "
+
+_LESS_MEMORY = {
+    "teacher": "lower teacher.batch_size",
+    "compression": "lower compression.samples, compression.oversampling or compression.batch_size",
+    "generators": "lower generator.batch_size, or set generator.parallel=sequential",
+    "student": "lower student.batch_size, student.samples or student.oversampling",
+    "evaluation": "lower the batch_size of teacher and student",
+    "agreement": "lower agreement.samples",
+    "latency": "lower latency.batch_sizes",
+    "quantization": "lower quantization.samples",
+}
+"""Stage -> settings that need less memory."""
+
+_LESS = "lower student.samples, student.oversampling, compression.samples, or the batch_size of the groups"
+
+
+@contextmanager
+def named_stage(stage: str) -> Iterator[None]:
+    """Add the name of a stage to exceptions, for :func:`explain_memory` and for tracebacks."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{_IN_STAGE}{stage}.")
+        raise
 
 
 def explain_memory(error: BaseException) -> OutOfMemoryError | None:
@@ -78,10 +125,13 @@ def explain_memory(error: BaseException) -> OutOfMemoryError | None:
             part in str(one).lower() for part in _NO_MEMORY
         )
         if failed or isinstance(one, MemoryError):
+            notes = (note for one in chain for note in getattr(one, "__notes__", ()))
+            note = next((note for note in notes if str(note).startswith(_IN_STAGE)), "")
+            stage = note.removeprefix(_IN_STAGE).rstrip(".")
             return OutOfMemoryError(
-                f"Expected enough memory, but an allocation failed ({message}). Finished stages are kept. Free memory "
-                f"or raise its limit (ulimit -v); or lower student.samples, student.oversampling, "
-                f"compression.samples, or the batch_size of teacher, generator and student."
+                f"Expected enough memory{f' for the stage {stage}' if stage else ''}, but an allocation failed "
+                f"({message}). Free memory or raise its limit (ulimit -v); or {_LESS_MEMORY.get(stage, _LESS)}. "
+                f"Finished stages and checkpoints are kept; run the command again to continue."
             )
     return None
 
@@ -98,6 +148,19 @@ def explain_lost(error: BaseException) -> UserError | None:
         "Expected the other processes of the run to continue, but one of them has stopped; its own message says why. "
         "Finished stages are in the store; run the command again to continue."
     )
+
+
+def override(name: str, value: Any) -> str:
+    """Return ``name=value`` of the command line in Hydra's grammar, quoted for a shell."""
+    return shlex.quote(f"{name}={_literal(value)}")
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}:{_literal(one)}' for name, one in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_literal, value))}]"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 class SettingsMismatchError(ValueError):
@@ -119,5 +182,5 @@ class SettingsMismatchError(ValueError):
 
     def for_command_line(self, group: str) -> str:
         """Return the message for the command line, with the group of the settings, such as ``student``."""
-        overrides = " ".join(f"{group}.{name}={value}" for name, value in self.remedy.items())
+        overrides = " ".join(override(f"{group}.{name}", value) for name, value in self.remedy.items())
         return f"{self.message} Set {overrides}."

@@ -1,5 +1,6 @@
 """Manifests of finished stages: every file with its size and SHA-256, and the manifest with a hash of its own."""
 
+import errno
 import hashlib
 import json
 import re
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from kegnet_pl.runtime.safe_files import RefusedFileError, read_bytes
+from kegnet_pl.runtime.safe_files import RefusedFileError, printable, read_bytes
 
 MANIFEST = "manifest.json"
 """File in the folder of a finished stage."""
@@ -21,6 +22,12 @@ Verify = Literal["auto", "always", "never"]
 SEAL = "sha256"
 """Key of a hash: of a file, or of all other keys of the content of a JSON file."""
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "stage": str, "fingerprint": str, "seconds": (int, float),
+    **dict.fromkeys(("config", "costs", "files", "metrics", "parents", "peak_memory", "versions"), dict),
+}  # fmt: skip
+"""Types of the values of a manifest."""
+
 _STAGE_FOLDER = re.compile(r"([a-z]+)-([0-9a-f]{16})")
 _MANY = 10_000
 
@@ -28,8 +35,21 @@ _known: dict[tuple[int, int, int, int], str] = {}
 """Device, inode, size and time of change of a file -> SHA-256, as this process has seen it."""
 
 
+_NOT_NOW = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+"""Errors of reading that concern this user or this moment, not the file."""
+
+
 class DamagedError(ValueError):
     """A finished stage is damaged; the message is the reason."""
+
+
+class UnreadableError(DamagedError):
+    """A finished stage cannot be read by this user, or at this moment; it may be intact."""
+
+
+def _failure(name: str, error: OSError) -> DamagedError:
+    kind = UnreadableError if error.errno in _NOT_NOW else DamagedError
+    return kind(f"{name}: {error.strerror or error}")
 
 
 def file_digest(path: Path, *, again: bool = False) -> str:
@@ -78,22 +98,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: If it is missing, damaged, or belongs to another stage.
+        UnreadableError: If this user may not read it.
     """
     try:
         content = json.loads(read_bytes(folder / MANIFEST, None))
     except (RefusedFileError, ValueError, RecursionError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise _failure(MANIFEST, error.__cause__) from error
         raise DamagedError(f"{MANIFEST}: {error}") from error
     if not isinstance(content, dict):
         raise DamagedError(f"{MANIFEST}: it is not an object")
-    files = content.get("files", {})
-    if not isinstance(files, dict):
-        raise DamagedError(f"{MANIFEST}: `files` is not an object")
-    new = SEAL in content or any(isinstance(entry, dict) for entry in files.values())
+    for key, kind in _TYPES.items():
+        if key in content and (not isinstance(content[key], kind) or content[key] is True or content[key] is False):
+            raise DamagedError(f"{MANIFEST}: `{key}` has another type")
+    new = SEAL in content or any(isinstance(entry, dict) for entry in content.get("files", {}).values())
     if new and not is_sealed(content):
         raise DamagedError(f"{MANIFEST} was changed")
     named = _STAGE_FOLDER.fullmatch(folder.name)
     if named and "stage" in content and (content["stage"], content.get("fingerprint")) != named.groups():
-        raise DamagedError(f"{MANIFEST} belongs to {content['stage']}-{content.get('fingerprint')}")
+        raise DamagedError(f"{MANIFEST} belongs to {printable(content['stage'], 60)}-{content.get('fingerprint')}")
     return content
 
 
@@ -107,12 +130,12 @@ def check_files(
     """
     files = manifest.get("files", {})
     for name in files if names is None else names:
-        entry = files.get(name)
+        entry, path = files.get(name), folder / name
+        name = printable(name, 200)
         if entry is None:
             if SEAL in manifest:
                 raise DamagedError(f"{MANIFEST} does not name {name}")
             continue
-        path = folder / name
         size = entry.get("bytes") if isinstance(entry, dict) else entry
         try:
             if not path.resolve().is_relative_to(folder.resolve()):
@@ -123,7 +146,11 @@ def check_files(
             if compared and file_digest(path, again=verify == "always") != entry.get(SEAL):
                 raise DamagedError(f"{name} was changed: its SHA-256 differs from the manifest")
         except OSError as error:
-            raise DamagedError(f"{name}: {error.strerror or error}") from error
+            raise _failure(name, error) from error
+        except ValueError as error:
+            if isinstance(error, DamagedError):
+                raise
+            raise DamagedError(f"{name}: {error}") from error  # no name of a file
 
 
 def check_parts(folder: Path, names: Iterable[str]) -> None:

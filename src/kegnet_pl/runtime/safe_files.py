@@ -14,6 +14,9 @@ from kegnet_pl.runtime.errors import UserError, first_line
 MOST_BYTES = 64 * 2**20
 """Greatest size of a file that is read."""
 
+LARGEST = 1e100
+"""Greatest number that is read; sums and plots of greater ones overflow."""
+
 _MOST_DIGITS = 24
 _MOST_TEXT = 4_000
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -70,7 +73,7 @@ def read_bytes(path: Path, folder: Path | None, most: int = MOST_BYTES) -> bytes
 
 
 def read_json(path: Path, folder: Path | None, most: int = MOST_BYTES) -> Any:
-    """Return the content of a JSON file; numbers are finite and have at most 24 digits. See :func:`read_bytes`.
+    """Return the content of a JSON file; numbers are at most 1e100 and have at most 24 digits. See :func:`read_bytes`.
 
     Raises:
         RefusedFileError: If it cannot be read, or is not such a JSON file.
@@ -144,4 +147,6 @@ def _number(text: str) -> float:
     value = float(text)
     if value - value != 0:  # infinite, or NaN
         raise ValueError(f"{text[:20]}, which is not a finite number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{text[:20]}, which is too large")
     return value

@@ -1,6 +1,7 @@
 """Settings of the real data and of the sources of samples."""
 
 import math
+import shlex
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -29,11 +30,14 @@ def _check_shape(shape: list[int]) -> list[int]:
 
 
 def _check_files(settings: "DataSettings") -> Iterator[str]:
-    given = [name for name in ("train", "val", "test") if (settings.model_extra or {}).get(name) is not None]
-    if settings.target is None and given:
+    given = settings.model_extra or {}
+    names = [name for name in ("train", "val", "test") if given.get(name) is not None]
+    ours = settings.target is None or settings.target.startswith("kegnet_pl.data.")
+    if ours and settings.target != "kegnet_pl.data.FilesDataModule" and names:
+        files = shlex.join(f"data.{name}={given[name]}" for name in names)
         yield (
-            f"Expected data=files for the file in `data.{given[0]}`, but got data=none, which reads no file. Set "
-            f"data=files data.{given[0]}=FILE."
+            f"Expected data=files for the file in `data.{names[0]}`, but got data={settings.name}, which reads no such "
+            f"file. Set data=files {files}, with data.input_shape and data.classes."
         )
 
 

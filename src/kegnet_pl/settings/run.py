@@ -133,7 +133,7 @@ def _check_objective(run: "RunSettings") -> Iterator[str]:
     if run.objective == "agreement_and_speed" and not run.latency.batch_sizes:
         yield (
             "Expected `latency.batch_sizes` with at least one size for objective=agreement_and_speed, but got none. "
-            "Set latency.batch_sizes=[1,64]."
+            "Set 'latency.batch_sizes=[1,64]'."
         )
 
 
@@ -188,6 +188,9 @@ class RunSettings(Settings):
     keeps the default experiment."""
     recipe: str = Field(default="strict", json_schema_extra=explained("a name"))
     """Name of the recipe in tables; it decides nothing."""
+    trial: bool = False
+    """True, as set by debug=fast: the run only shows that everything works; all results get a warning that they have
+    no meaning. It decides nothing else."""
     sources: Mixtures
     """Sources of samples, one student for each: names of sources, or mixtures of them with shares."""
     source: dict[str, Object] = _objects("source")

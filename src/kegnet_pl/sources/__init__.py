@@ -1,6 +1,6 @@
 """Sources of samples: generators, noise, procedural samples, real data, mixtures, and those of other packages."""
 
-from kegnet_pl.sources.base import REAL_DATA, Prior, SyntheticSource
+from kegnet_pl.sources.base import REAL_DATA, Prior, SyntheticSource, check_finite
 from kegnet_pl.sources.images import Blobs, Leaves, Procedural, ProceduralImages, Strokes, Waves
 from kegnet_pl.sources.kegnet import GeneratorSource, sample_labels_and_noise
 from kegnet_pl.sources.mixture import MixtureSource
@@ -40,6 +40,7 @@ __all__ = [
     "UniformNoise",
     "Waves",
     "build_source",
+    "check_finite",
     "describe_mixture",
     "describe_source",
     "find_source_class",

@@ -46,3 +46,25 @@ class SyntheticSource(nn.Module, ABC):
     @abstractmethod
     def sample(self, n: int, seed: int) -> Tensor:
         """Return ``n`` samples ``(n, *input_shape)``, on the source's device; the same seed gives the same samples."""
+
+
+def check_finite(source: SyntheticSource, samples: Tensor, logits: Tensor | None = None) -> None:
+    """Check that samples of a source are finite, or the teacher's logits ``(N, C)`` for them.
+
+    Raises:
+        ValueError: If some are not; the message counts them.
+    """
+    rows = samples if logits is None else logits
+    count = len(rows) - int(rows.flatten(1).isfinite().all(dim=1).sum())
+    if not count:
+        return
+    title, share = getattr(source, "title", type(source).__name__), f"{count:,} of {len(rows):,}"
+    if logits is None:
+        raise ValueError(
+            f"Expected finite samples, but {share} of the source {title} have NaN or infinite values. Check its method "
+            f"`sample`, or use another source."
+        )
+    raise ValueError(
+        f"Expected finite logits, but the teacher returns NaN or infinite ones for {share} samples of the source "
+        f"{title}. Check the weights of the teacher and the range of the samples, or use another source."
+    )

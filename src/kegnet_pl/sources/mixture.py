@@ -87,7 +87,7 @@ def refuse_real_data(priors: Mapping[str, str | None]) -> None:
     if real and len(priors) > 1:
         raise ValueError(
             f"Expected a mixture without real data, as a ceiling is of real data alone, but got {', '.join(priors)}. "
-            f"Use {real[0]} as a source of its own: sources=[{real[0]},...]."
+            f"Use {real[0]} as a source of its own: 'sources=[{real[0]},...]'."
         )
 
 

@@ -109,7 +109,7 @@ class CorrelatedNoise(SyntheticSource):
         if len(self.input_shape) != 1:
             raise ValueError(
                 f"Expected samples of shape (features,) for the source correlated, but got {self.input_shape}. Use "
-                f"sources=[procedural]."
+                f"'sources=[procedural]'."
             )
         if not 0 <= power <= 1:
             raise ValueError(f"Expected `power` from 0 to 1, but got {power}.")
@@ -142,5 +142,6 @@ def _first_jacobian(teacher: nn.Module, features: int) -> Tensor:
                 return jacobian.double().cpu()
     raise ValueError(
         f"Expected a teacher with a dense layer that responds to the features, for the source correlated, but "
-        f"{type(teacher).__name__} has none with a finite, non-zero Jacobian at the input 0. Use sources=[procedural]."
+        f"{type(teacher).__name__} has none with a finite, non-zero Jacobian at the input 0. Use "
+        f"'sources=[procedural]'."
     )

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.distributed import rank
-from kegnet_pl.runtime.errors import StoreError
+from kegnet_pl.runtime.errors import StoreError, explain_memory
 from kegnet_pl.runtime.manifests import DamagedError
 
 RESUME, BEST = "resume.ckpt", "best.ckpt"
@@ -133,6 +133,8 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged files raise many kinds
+        if explain_memory(error) is not None:  # the file may be intact
+            raise
         if signed and isinstance(error, pickle.UnpicklingError):
             raise StoreError(
                 f"Expected tensors and plain values in {path}, but a callback keeps other objects in its state, which "

@@ -15,6 +15,9 @@ from kegnet_pl.runtime.distributed import rank
 _LINE_SECONDS = 10.0
 """Seconds between two lines without a terminal."""
 
+_LINE_WIDTH = 79
+"""Longest line of progress without a terminal."""
+
 _BAR_SECONDS = 0.1
 """Seconds between two updates of a bar, which cost as much as a step of a small network."""
 
@@ -107,7 +110,7 @@ class StageProgress(Callback):
             self._bar.stop()
         elif kind is None:
             seconds = time.monotonic() - self._start
-            self.console.print(f"{self.title}: finished in {_clock(seconds)}  {self._losses}")
+            self._print_line(f"{self.title}: finished in {_clock(seconds)}")
 
     def _move_bar(self) -> None:
         if self._bar is not None:
@@ -169,8 +172,16 @@ class StageProgress(Callback):
 
     def _line(self) -> None:
         gained = self._done - (self._first or 0.0)
-        text = f"{self.title}: {self._done:4.0%}  {self._losses}"
+        text = f"{self.title}: {self._done:4.0%}"
         if gained > 0:
             left = (time.monotonic() - self._start) * (1 - self._done) / gained
             text += f"  about {_clock(left)} left"
-        self.console.print(text)
+        self._print_line(text)
+
+    def _print_line(self, text: str) -> None:
+        """Print a line of a log file, with as many of the losses as it has room for."""
+        for part in filter(None, self._losses.split("  ")):
+            if len(text) + 2 + len(part) > _LINE_WIDTH:
+                break
+            text += f"  {part}"
+        self.console.print(text, soft_wrap=True)

@@ -2,12 +2,17 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import kegnet_pl
+from kegnet_pl.api.checkpoints import save_network
+from kegnet_pl.api.export import export_network
 from kegnet_pl.networks import MLP
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings, Settings, StudentSettings
 
@@ -56,3 +61,69 @@ def test_global_random_state_is_left_alone() -> None:
         teacher, 4, count=1, epochs=1, steps_per_epoch=1, batch_size=4, progress=False, device="cpu"
     )
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def _on_meta(kind: str) -> nn.Module:
+    network = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    if kind == "all":
+        return network.to("meta")
+    if kind == "layer":
+        network[3].to("meta")
+    else:
+        network[1].running_mean = torch.empty(16, device="meta")
+    return network
+
+
+@pytest.mark.parametrize(("kind", "names"), [("all", "9 of 9"), ("layer", "2 of 9"), ("buffer", "1 of 9")])
+def test_networks_without_values_are_refused(kind: str, names: str, tmp_path: Path) -> None:
+    network, good, source = _on_meta(kind), MLP(8, 3), kegnet_pl.NoiseSource("normal", (8,))
+    x, options = torch.randn(6, 8), {"device": "cpu"}
+    data = kegnet_pl.SyntheticDataset(source, good, 8, device="cpu")
+    calls: list[Callable[[], Any]] = [
+        lambda: kegnet_pl.train_generators(network, (8,), **options),
+        lambda: kegnet_pl.SyntheticDataset(source, network, 8, **options),
+        lambda: kegnet_pl.compress(network, (8,)),
+        lambda: kegnet_pl.compress(network, (8,), target=2, method="pruning"),
+        lambda: kegnet_pl.distill(network, data, **options),
+        lambda: kegnet_pl.measure_agreement(network, good, (8,)),
+        lambda: kegnet_pl.measure_agreement(good, network, (8,)),
+        lambda: kegnet_pl.measure_accuracy(network, kegnet_pl.Split(x, torch.arange(6) % 3)),
+        lambda: kegnet_pl.quantize(network, tmp_path / "a.onnx", (8,)),
+        lambda: export_network(network, tmp_path, (8,)),
+        lambda: save_network(network, tmp_path, "network", {}),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"{names}.*meta device.*assign=True.*to_empty\(\) is not enough"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"teacher": MLP(8, 3).state_dict()},
+            r"Module, but got a OrderedDict\. Build the network and call its load_state",
+        ),
+        ({"teacher": [MLP(8, 3)]}, r"Module, but got \[MLP\("),
+        ({"teacher": MLP}, r"Module, but got the class MLP\. Give an instance"),
+        ({"device": None}, "'auto', 'cpu', 'cuda' or 'cuda:1', but got None"),
+        ({"device": "meta"}, "to compute on this machine, but got 'meta'"),
+        ({"seed": None}, "`seed` to be a whole number of at least 0, but got None"),
+        ({"seed": "0"}, "`seed` to be a whole number of at least 0, but got '0'"),
+    ],
+)
+def test_arguments_of_other_kinds_are_named(options: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"teacher": MLP(8, 3), "device": "cpu", "seed": 0} | options
+    teacher = given.pop("teacher")
+    with pytest.raises(ValueError, match=message):
+        kegnet_pl.train_generators(teacher, (8,), **given)
+    with pytest.raises(ValueError, match=message):
+        kegnet_pl.SyntheticDataset(kegnet_pl.NoiseSource("normal", (8,)), teacher, 8, **given)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    source = kegnet_pl.NoiseSource("normal", (8,))
+    kegnet_pl.SyntheticDataset(source, MLP(8, 3), np.int64(8), seed=np.int64(3), device="cpu")
+    small = kegnet_pl.compress(MLP(8, 3), (8,), target=np.float32(1.5), method="tucker", fit="weights", progress=False)
+    assert small.report.parameters_before > small.report.parameters_after

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kegnet_pl.api.checkpoints import load_network, save_network
+from kegnet_pl.api.sampling import load_generators
 from kegnet_pl.compression import CompressionPlan, Rule, factorise
 from kegnet_pl.networks import MLP, ResNet14
 from kegnet_pl.runtime.errors import WeightsError
@@ -109,6 +111,22 @@ def test_no_network(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"generator_3\.json in .*folder of a finished stage") as caught:
         load_network(tmp_path, "generator_3")
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [None, "", "x" * 5000, "ä" * 150, "../network", "a/b", "/etc/passwd", "..", "a\0b", 3])
+def test_names_that_are_none(tmp_path: Path, name: Any) -> None:
+    save_network(_mlp(), tmp_path, "network", RECIPE)
+    with pytest.raises(FileNotFoundError, match=r"^Expected ") as caught:
+        load_network(tmp_path, name)
+    assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("folder", [None, 3, "x" * 5000, "a\0b", "\ud800"])
+def test_folders_that_are_none(folder: Any) -> None:
+    for load in (load_network, lambda folder: load_generators(folder, _mlp())):
+        with pytest.raises(FileNotFoundError, match=r"^Expected ") as caught:
+            load(folder)
+        assert len(str(caught.value)) < 800
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, -1])

@@ -41,7 +41,7 @@ def test_another_scale_is_named(deviation: float, suggestion: str | None) -> Non
     (sentence,) = [one for one in explain_inputs(Net(deviation), X) if "norm" in one]
     ratio = re.search(r"samples have (\S+) times the standard deviation of its training data", sentence)
     assert ratio is not None and float(ratio[1]) == pytest.approx(1 / deviation, rel=0.1)
-    found = f"If the network takes pixels, set data.value_range={suggestion}." if suggestion else None
+    found = f"If the network takes pixels, set 'data.value_range={suggestion}'." if suggestion else None
     assert (found in sentence) if found else ("takes pixels" not in sentence)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import kegnet_pl
 from kegnet_pl.api.checks import describe_comparison
 from kegnet_pl.compression import AutomaticPlan, Calibration, Compressed, CompressionPlan, CompressionReport, Rule
+from kegnet_pl.compression.allocation import TargetError
 from kegnet_pl.compression.automatic import MARGIN, THREE_LAYERS, plans_to_compare
 
 SHAPE = (6,)
@@ -19,7 +20,7 @@ SHAPE = (6,)
 class _Fixed:
     """A plan whose network has a given agreement, or that fails."""
 
-    def __init__(self, result: float | str | None) -> None:
+    def __init__(self, result: float | str | Exception | None) -> None:
         self.result = result
 
     def apply(
@@ -30,12 +31,14 @@ class _Fixed:
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> Compressed:
         on_progress(0.5)
+        if isinstance(self.result, Exception):
+            raise self.result
         if isinstance(self.result, str):
             raise ValueError(self.result)
         return Compressed(network, CompressionReport((), 2, 1, 2, 1), (), self.result)
 
 
-def _apply(**results: float | str | None) -> tuple[Compressed, list[float]]:
+def _apply(**results: float | str | Exception | None) -> tuple[Compressed, list[float]]:
     shares: list[float] = []
     samples = Calibration(torch.zeros(1, 6), torch.zeros(1, 6))
     plans = {name: _Fixed(result) for name, result in results.items()}
@@ -61,14 +64,20 @@ def test_the_network_that_agrees_more_is_chosen(results: dict[str, float | str |
     middles = [(index + 0.5) / len(results) for index in range(len(results))]
     assert (found.method, found.compared, shares) == (chosen, results, middles)
     assert not isinstance(results[chosen], str) and found.agreement == results[chosen]
-    said = describe_comparison(found.method, found.compared)
-    assert said.startswith(f"Compression by {chosen}. Agreement on held-out synthetic samples: pruning ")
+    said = describe_comparison(found.method, found.compared, 1_250)
+    assert said.startswith(f"Compression by {chosen}. Agreement on 1,250 held-out synthetic samples: pruning ")
     assert ("failed (Expected" in said) == any(isinstance(result, str) for result in results.values())
 
 
 def test_all_reasons_of_a_failure_are_given() -> None:
     with pytest.raises(ValueError, match=r"^By pruning: Expected less. By tucker: Expected more.$"):
         _apply(pruning="Expected less.", tucker="Expected more.")
+    with pytest.raises(TargetError) as error:
+        _apply(pruning=TargetError(27.808, 60.0, "parameters", "Why."), tucker=TargetError(9, 60.0, "parameters", "."))
+    assert str(error.value) == (
+        "Expected a `target` of at most 27.80 by parameters, but got 60.0. The largest of each method: pruning 27.80; "
+        "tucker 9.00. Set it to 27.8 or less (on the command line: compression.target=27.8)."
+    )
     with pytest.raises(ValueError, match=r"^Expected samples.$"):
         _apply(pruning="Expected samples.", tucker="Expected samples.")
     with pytest.raises(ValueError, match=r"^Expected `plans` to hold at least one"):

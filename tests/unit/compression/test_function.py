@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from kegnet_pl.compression import (
     CompressionPlan,
     Rule,
     allocate_ranks,
+    allocation,
     factorise,
     measure_layers,
     reconstruction,
@@ -241,7 +243,7 @@ def test_a_target_out_of_reach_is_named() -> None:
     fields = RandomFields((1, 32, 32))
     calibration = Calibration(fields.sample(20, 0), fields.sample(10, 1))
     with pytest.raises(
-        ValueError, match=r"within reach, at most .* by parameters, but 1000\.0 leaves too little .*lower the target"
+        ValueError, match=r"at most .* by parameters, but got 1000\.0\. Layers have at least .*lower the target"
     ):
         CompressionPlan([Rule("*", "target")], 1000.0).apply(LeNet5(), (1, 32, 32), calibration)
 
@@ -486,3 +488,19 @@ def test_frozen_layers_stay_frozen_unless_all_are() -> None:
     assert frozen == {"conv1"}
     small = plan.apply(network.requires_grad_(False), SHAPE).network
     assert all(value.requires_grad for value in small.parameters())
+
+
+@pytest.mark.parametrize("samples", [40, 3_000])
+def test_the_roots_of_a_large_metric_agree(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of Cholesky gives the errors of the symmetric one, also for a singular metric in single precision."""
+    torch.manual_seed(0)
+    rows, outputs = torch.randn(samples, 1_001), torch.randn(60, 1_001, dtype=torch.float64)
+    metric, outputs = (rows.T @ rows).double() / samples, outputs.T @ outputs / 60
+    layer = nn.Linear(3, 1_001, bias=False)
+    moments = LayerMoments(1, 1, None, outputs, metric)
+    fast, root = truncation_losses(layer, moments)[1], allocation.metric_root(metric)
+    torch.testing.assert_close(root.T @ root, metric, rtol=1e-5, atol=2e-5)
+    assert float(root.tril(-1).abs().max()) == 0, "it is triangular"
+    monkeypatch.setattr(allocation, "_LARGE_METRIC", 2_000)
+    slow = truncation_losses(layer, moments)[1]
+    assert np.abs(fast - slow).max() < 1e-4 * slow.max()

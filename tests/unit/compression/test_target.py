@@ -162,9 +162,9 @@ def test_weights_without_signal_do_not_break_the_search() -> None:
 def test_an_unreachable_target_is_refused_and_the_message_names_one_within_reach(width: int) -> None:
     network = nn.Sequential(nn.Linear(width, width), nn.Linear(width, 10))
     plan = CompressionPlan([Rule("*", "target")], target=1000.0)
-    with pytest.raises(ValueError, match=r"`target` of at most .* but got 1000\.0\. Name more layers") as error:
+    with pytest.raises(ValueError, match=r"`target` of at most .* but got 1000\.0\. Every rank") as error:
         plan.apply(network, (width,))
-    found = re.search(r"at most (\S+),", str(error.value))
+    found = re.search(r"at most (\S+) by", str(error.value))
     assert found is not None
     report = CompressionPlan([Rule("*", "target")], float(found[1])).apply(network, (width,)).report
 

@@ -50,6 +50,26 @@ def _data(source: Any = None, teacher: nn.Module | None = None, **options: Any) 
     return data
 
 
+class _Partly(nn.Module):
+    """A network whose logits are NaN where the first feature is positive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x[:, :1] > 0, torch.nan, x[:, :3])
+
+
+def test_samples_and_logits_that_are_not_finite_are_counted() -> None:
+    class Broken(NoiseSource):
+        def sample(self, n: int, seed: int) -> Tensor:
+            x = super().sample(n, seed)
+            x[3, 2], x[5, 1] = torch.inf, torch.nan
+            return x
+
+    with pytest.raises(ValueError, match=r"2 of 40 of the source Noise have NaN or infinite values\. Check its"):
+        _data(Broken("normal", (8,)))
+    with pytest.raises(ValueError, match=r"NaN or infinite ones for \d+ of 40 samples of the source Noise\. Check"):
+        _data(NoiseSource("normal", (8,)), _Partly())
+
+
 def test_labels_are_one_hot_and_uniform_and_noise_is_normal() -> None:
     z, y = sample_labels_and_noise(30_000, 5, 7, torch.Generator().manual_seed(0))
     assert z.shape == (30_000, 7)

@@ -92,7 +92,7 @@ def test_every_answer_becomes_logits(change: Any, outputs: str) -> None:
 def test_a_network_that_returns_logits_is_returned_itself(change: Any) -> None:
     network = Network(change)
     assert as_classifier(network, (5,)) is network
-    assert explain_answers(network) is None
+    assert explain_answers(network) == "The output of Network is read as logits."
 
 
 @pytest.mark.parametrize("squeeze", [False, True])

@@ -10,10 +10,12 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+import kegnet_pl
 from kegnet_pl.api.checkpoints import load_network, save_network
 from kegnet_pl.compression import CompressionPlan, Rule
-from kegnet_pl.networks import as_classifier, count_classes, explain_answers
+from kegnet_pl.networks import answers_of, as_classifier, count_classes, explain_answers
 from kegnet_pl.networks.foreign import from_file, from_huggingface, from_timm, from_torchvision, recipe_of
+from kegnet_pl.pipeline.objects import build
 from kegnet_pl.runtime.errors import ConfigError
 
 FILE = """
@@ -66,7 +68,8 @@ def test_networks_of_libraries_are_compressed_and_rebuilt(name: str, tmp_path: P
     network.eval()
     classifier = as_classifier(network, shape)
     assert count_classes(classifier, shape) == classes
-    assert (explain_answers(classifier) is not None) == (name == "huggingface")
+    assert explain_answers(classifier).endswith("is read as logits.")
+    assert (answers_of(classifier) is not None) == (name == "huggingface")
     small = CompressionPlan([Rule("*", "target")], 1.2, fold=True).apply(classifier, shape).network.eval()
     save_network(small, tmp_path, "network", recipe_of(small, {}))
     x = torch.randn(2, *shape)
@@ -195,3 +198,55 @@ def test_a_program_of_one_batch_size_is_refused(programs: Path) -> None:
 def test_other_files_are_no_programs(programs: Path, name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_file(str(programs / name), **options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import sys\ndef make(): ...\nsys.exit(0)\n", "def make():\n    raise SystemExit(0)\n",
+     "import argparse\nargparse.ArgumentParser().parse_args(['--unknown'])\ndef make(): ...\n"],
+)  # fmt: skip
+def test_a_script_that_ends_the_program_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "script.py").write_text(text)
+    with pytest.raises(ConfigError, match=r"script\.py to return, but it ended the program with sys\.exit\([02]\)"):
+        from_file(str(tmp_path / "script.py"), "make")
+    target = {"_target_": "kegnet_pl.networks.foreign.from_file", "path": str(tmp_path / "script.py")}
+    with pytest.raises(ConfigError, match="below `if __name__"):
+        build({**target, "factory": "make"})
+    with pytest.raises(ConfigError, match=r"`sys\.exit` to return"):
+        build({"_target_": "sys.exit"})
+
+
+class Forgetful(nn.Module):
+    def __init__(self) -> None:
+        self.classes = 3
+
+
+def test_a_module_that_forgets_its_base_class_is_named() -> None:
+    with pytest.raises(ValueError, match=r"module Forgetful to be initialised.*Call super\(\)\.__init__\(\) first"):
+        build({"_target_": f"{__name__}.Forgetful"})
+    with pytest.raises(ValueError, match=r"network Forgetful to be initialised"):
+        kegnet_pl.train_generators(Forgetful(), (8,), device="cpu")
+    with pytest.raises(ValueError, match=r"network Forgetful to be initialised"):
+        kegnet_pl.compress(Forgetful(), (8,))
+
+
+class Listed(nn.Module):
+    def __init__(self, kind: str = "list") -> None:
+        super().__init__()
+        layer = nn.Linear(8, 3)
+        self.layers: Any = {"list": [layer], "dict": {"a": layer}}[kind]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = (self.layers["a"] if isinstance(self.layers, dict) else self.layers[0])(x)
+        return out
+
+
+@pytest.mark.parametrize("kind", ["list", "dict"])
+def test_layers_in_a_list_of_python_are_named(kind: str) -> None:
+    message = rf"Listed to have weights, but its layers are in a {kind} of Python, `layers`.*Use nn\.ModuleList"
+    with pytest.raises(ValueError, match=message):
+        build({"_target_": f"{__name__}.Listed", "kind": kind})
+    with pytest.raises(ValueError, match=message):
+        kegnet_pl.train_generators(Listed(kind), (8,), device="cpu")
+    with pytest.raises(ValueError, match=message):
+        kegnet_pl.measure_agreement(Listed(kind), nn.Linear(8, 3), (8,))

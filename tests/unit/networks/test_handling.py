@@ -77,6 +77,62 @@ def test_a_train_that_is_no_mode_is_not_called() -> None:
     assert not network[0][3][0].training, "its own train keeps it"
 
 
+def _odd(kind: str) -> Any:
+    """Return a method ``train`` whose arguments are not those of torch's."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("is not called")
+
+    methods: dict[str, Any] = {
+        "loader": lambda self, *loader: fail(), "verbose": lambda self, verbose: fail(),
+        "flag": lambda self, verbose=True: fail(), "epochs": lambda self, epochs=1: fail(),
+        "keyword": lambda self, *, mode=True: fail(), "property": property(fail), "text": "full",
+    }  # fmt: skip
+    return methods[kind]
+
+
+@pytest.mark.parametrize("kind", ["loader", "verbose", "flag", "epochs", "keyword", "property", "text"])
+def test_an_odd_train_is_not_called_by_its_parents_either(kind: str) -> None:
+    odd = type("Odd", (nn.Sequential,), {"train": _odd(kind)})
+    network = _Silent(nn.Linear(3, 3), odd(*_layers()))
+    for training in (False, True):
+        set_mode(network, training)
+        assert {module.training for module in network.modules()} == {training}
+
+
+def test_a_train_that_passes_its_arguments_on_is_called() -> None:
+    class Passes(nn.Sequential):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            super().train(*args, **kwargs)
+            self[0].training = False
+            return self
+
+    class Keeps(nn.Sequential):
+        def train(self, training: bool = True) -> Any:
+            return super().train(training and False)
+
+    network = set_mode(nn.Sequential(Passes(*_layers()), Keeps(*_layers())), training=True)
+    assert not network[0][0].training and network[0][1].training and not network[1].training
+
+
+def test_an_eval_that_evaluates_or_fails_still_ends_in_evaluation_mode() -> None:
+    class Evaluates(nn.Sequential):
+        def eval(self) -> Any:
+            return {"accuracy": 1.0}
+
+    class Fails(nn.Sequential):
+        def eval(self) -> Any:
+            return self.loader
+
+        def train(self, mode: bool = True) -> Any:
+            return self.loader
+
+    for kind in (Evaluates, Fails):
+        network = set_mode(kind(*_layers()), training=True)
+        assert all(module.training for module in network.modules())
+        assert not any(module.training for module in set_mode(network, training=False).modules())
+
+
 class _Keeps(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         self.seen = {"last": [(super().forward(x),)]}

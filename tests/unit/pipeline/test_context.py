@@ -11,6 +11,7 @@ import torch
 
 from kegnet_pl.networks import LeNet5
 from kegnet_pl.pipeline.context import RunContext, open_context, training_fingerprint
+from kegnet_pl.pipeline.inventory import find_users
 from kegnet_pl.pipeline.stages.generators import generators_stage
 from kegnet_pl.pipeline.store import Store
 from kegnet_pl.runtime.costs import StageCosts
@@ -31,6 +32,7 @@ def test_starting_a_logger_is_no_time_of_a_stage(tmp_path: Path) -> None:
 
     stage = context.get_or_build("teacher", {}, [], make, title=None)
     assert 0.05 < stage.seconds < 0.4
+    assert find_users(tmp_path, [tmp_path]) == {str(tmp_path): {stage.folder.name}}, "before the run has finished"
 
 
 @pytest.mark.parametrize(

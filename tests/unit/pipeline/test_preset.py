@@ -87,8 +87,12 @@ def test_the_estimate_names_the_stages() -> None:
     assert all(value > 0 for value in seconds.values())
     chosen = choose_preset(network, (1, 32, 32), same_layers=True)
     line = describe_choice(chosen, network, CPU, ["sources=[normal]"], {"generators": 3600.0, "Normal": 7200.0})
-    expected = "preset=auto: experiment=custom/image sources=[normal] (images, no batch norm, 61,706 parameters, cpu). "
+    expected = (
+        "preset=auto: experiment=custom/image 'sources=[normal]' (images, no batch norm, 61,706 parameters, cpu). "
+    )
     assert line == f"{expected}About 3.0 h on this machine (generators 60 min, Normal 2.0 h)."
+    short = describe_choice(chosen, network, CPU, [], {"generators": 3.0, "Normal": 50.0})
+    assert short.endswith("cpu). About a minute or less on this machine."), "start and report are not in the estimate"
 
 
 def test_a_network_that_does_not_fit_is_left_to_the_stage_of_the_teacher() -> None:

@@ -16,12 +16,14 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from kegnet_pl.api.checkpoints import save_network
+from kegnet_pl.api.sampling import load_generators
 from kegnet_pl.pipeline import publication
 from kegnet_pl.pipeline import store as store_module
+from kegnet_pl.pipeline.inventory import read_store
 from kegnet_pl.pipeline.provenance import git_state, versions
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
 from kegnet_pl.runtime.costs import StageCosts
-from kegnet_pl.runtime.errors import StoreError
+from kegnet_pl.runtime.errors import StoreError, UserError
 
 CONFIG = {"lr": 0.1, "network": {"width": 3, "depth": 2}}
 
@@ -314,6 +316,32 @@ def test_damaged_manifest(tmp_path: Path, content: str | None) -> None:
     assert _get(tmp_path, Builder()).found
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": None}, {"metrics": [["a", 1]]}, {"seconds": "3"}, {"seconds": True}, {"costs": []}, {"config": 1},
+        {"parents": ["x"]}, {"stage": 3}, {"fingerprint": None}, {"peak_memory": "1"}, {"files": ["done.txt"]},
+        {"files": {"done.txt": "8"}}, {"files": {"done.txt": {"bytes": 8}}}, {"files": {"../x": 1}},
+        {"files": {"a\0b": 1}}, {"files": {"x" * 5000: 1}}, {"stage": "x" * 5000}, 100_000,
+    ],
+    ids=lambda change: str(change)[:40],
+)  # fmt: skip
+def test_an_unsealed_manifest_of_other_types_is_damaged(tmp_path: Path, change: Any) -> None:
+    path = _get(tmp_path, Builder()).folder / "manifest.json"
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"}
+    content["files"] = {name: entry["bytes"] for name, entry in content["files"].items()}
+    path.write_text(json.dumps(content))
+    assert _get(tmp_path, Builder(), resume="require").seconds >= 0, "as of an earlier version"
+    path.write_text("[" * change + "]" * change if isinstance(change, int) else json.dumps(content | change))
+    with pytest.raises(StoreError, match="is damaged") as caught:
+        _get(tmp_path, Builder(), resume="require")
+    assert len(str(caught.value)) < 800
+    assert read_store(tmp_path)[0].state == "damaged"
+    with pytest.raises((UserError, FileNotFoundError), match=r"^Expected "):
+        load_generators(path.parent, nn.Linear(2, 2))
+    assert not _get(tmp_path, Builder(), notify=lambda _: None).found
+
+
 def _build_folders(folder: Path, costs: StageCosts) -> dict[str, Any]:
     (folder / "logs" / "version_0").mkdir(parents=True, exist_ok=True)
     (folder / "logs" / "version_0" / "metrics.csv").write_text("epoch,loss\n0,0.25\n")
@@ -427,3 +455,80 @@ def test_other_ranks_build_what_rank_0_decided(tmp_path: Path, monkeypatch: pyte
     made.folder.with_name(f".{made.folder.name}.building").mkdir()
     Store(tmp_path).get("teacher", CONFIG, [], build, collective=True)
     assert build.calls == 1, "every rank trains, though the stage may be there by now"
+
+
+def _unreadable(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+    """Let files of a name fail to open, as those of another user do; permissions do not bind root."""
+    real, opened = os.open, Path.open
+
+    def refuse(path: Any) -> None:
+        if Path(str(path)).name == name:
+            raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(os, "open", lambda path, *rest, **more: (refuse(path), real(path, *rest, **more))[1])
+    monkeypatch.setattr(Path, "open", lambda path, *rest, **more: (refuse(path), opened(path, *rest, **more))[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("manifest.json", errno.EACCES), ("done.txt", errno.EACCES), ("done.txt", errno.EMFILE)]
+)
+def test_a_stage_that_cannot_be_read_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    made = _get(tmp_path, Builder())
+    with monkeypatch.context() as patch:
+        _unreadable(patch, name, code)
+        with pytest.raises(StoreError, match=rf"{name}: {os.strerror(code)}\. It may be intact.* permission to read"):
+            _get(tmp_path, Builder(), verify="always")
+    assert _visible(tmp_path) == [made.folder.name] and not list(tmp_path.glob(".teacher*"))
+    assert _get(tmp_path, Builder()) == made
+
+
+def test_a_damaged_stage_of_another_user_is_replaced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files cannot be deleted; damage after damage gets a free name, and no run builds twice."""
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    for count in range(1, 4):
+        folder = _get(tmp_path, Builder(), notify=lambda _: None).folder
+        aside = {path.name for path in tmp_path.glob(".teacher*")}
+        assert len(aside) == count - 1
+        assert _get(tmp_path, Builder()).found
+        assert {path.name for path in tmp_path.glob(".teacher*")} == aside, "a second run changes no name"
+        (folder / "done.txt").unlink()
+    monkeypatch.undo()
+    (tmp_path / _visible(tmp_path)[0]).joinpath("done.txt").write_text("finished")
+    _get(tmp_path, Builder(), resume="never")
+    assert [path.name for path in tmp_path.glob(".teacher*")] == [f".{folder.name}.damaged"]
+
+
+def test_a_damaged_stage_that_cannot_be_renamed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, build = _get(tmp_path, Builder()), Builder()
+    (made.folder / "done.txt").unlink()
+
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path), None, str(target))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(
+        StoreError, match=r"rename the damaged stage .*done\.txt.*Operation not permitted.*store=FOLDER"
+    ):
+        _get(tmp_path, build)
+    assert build.calls == 0
+
+
+def test_a_linked_stage_is_used_and_a_link_to_nowhere_refused(tmp_path: Path) -> None:
+    made = _get(tmp_path / "store", Builder())
+    elsewhere = tmp_path / "disk" / made.folder.name
+    elsewhere.parent.mkdir()
+    made.folder.rename(elsewhere)
+    made.folder.symlink_to(elsewhere)
+    assert _get(tmp_path / "store", Builder()) == made
+    elsewhere.rename(tmp_path / "unmounted")
+    for resume in ("auto", "require"):
+        build = Builder()
+        with pytest.raises(StoreError, match=rf"a link to {elsewhere}, which does not exist\. Mount"):
+            _get(tmp_path / "store", build, resume=resume)
+        assert build.calls == 0
+    (tmp_path / "unmounted").rename(elsewhere)
+    (elsewhere / "done.txt").write_text("damaged")
+    assert not _get(tmp_path / "store", Builder(), notify=lambda _: None).found
+    assert not made.folder.is_symlink() and (elsewhere / "done.txt").read_text() == "damaged"

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from kegnet_pl.pipeline import suggestions
+from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.suggestions import RENAMED, accept_old_spellings, refuse_old_names, rename, suggest
 from kegnet_pl.runtime.errors import ConfigError
 
@@ -95,6 +97,18 @@ def test_a_typo_lists_what_exists(typo: str, answer: str) -> None:
     assert answer in hint
 
 
+def test_a_file_in_place_of_settings_is_named() -> None:
+    (hint,) = suggest(["data=digits", "mine.yaml"])
+    assert "got the file mine.yaml" in hint and "--config-dir myconf experiment=NAME" in hint
+
+
+def test_paths_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    given = {"store": "~/store", "data": {"files": ["~/a.npz", "b~/c", "~", "~me/x"]}, "seed": 1}
+    expected = {"store": "/home/me/store", "data": {"files": ["/home/me/a.npz", "b~/c", "~", "~me/x"]}, "seed": 1}
+    assert to_plain(OmegaConf.create(given)) == expected
+
+
 def test_options_of_the_user_are_known(tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "mynet.yaml").write_text("defaults: [custom, _self_]\n")
@@ -132,6 +146,15 @@ def test_settings_of_chosen_groups_exist() -> None:
 
 def test_the_option_that_has_a_setting_is_named() -> None:
     (hint,) = suggest(["data.test=x.npz"])
-    assert hint.startswith("'data.test' belongs to data=files. Add that option.")
+    assert hint.startswith("'data.test' belongs to data=files. Use data=files data.test=x.npz.")
+    (hint,) = suggest(["data=mnist", "data.test=my x.npz"])
+    assert hint.startswith("'data.test' belongs to data=files, but the command has data=mnist. Use data=files 'data.te")
     (hint,) = suggest(["teacher.arch=resnet18"])
-    assert hint.startswith("'teacher.arch' belongs to teacher=timm or teacher=torchvision. Add that option.")
+    assert hint.startswith(
+        "'teacher.arch' belongs to teacher=timm or teacher=torchvision. Use teacher=timm teacher.arch=resnet18 or"
+    )
+
+
+def test_a_tuple_is_written_as_a_list() -> None:
+    (hint,) = suggest(["data.input_shape=(3,32,32)"])
+    assert hint == "Hydra writes a list in square brackets. Use 'data.input_shape=[3,32,32]'."

@@ -84,7 +84,7 @@ def test_a_written_card_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "net.py").touch()
     network = {"_target_": "kegnet_pl.networks.foreign.from_file", "path": str(tmp_path / "net.py"), "factory": "make"}
     data = {"input_shape": [2, 9], "classes": 3, "mean": None, "std": None, "batch_size": 4}
-    write_card(tmp_path, {"name": "mine", "network": network, "output_key": 0}, data, Path("w.pt"), "sigmoid")
+    write_card(tmp_path, {"name": "mine", "network": network, "output_key": 0}, data, "w.pt", "sigmoid")
     config = configure(*expand_card([f"teacher_card={tmp_path / 'teacher_card.yaml'}"]))
     assert config["teacher"]["network"] == network
     assert (config["teacher"]["name"], config["teacher"]["outputs"], config["teacher"]["output_key"]) == (
@@ -92,4 +92,24 @@ def test_a_written_card_is_read_again(tmp_path: Path) -> None:
         "sigmoid",
         0,
     )
-    assert config["teacher"]["weights"] == str(Path("w.pt").resolve()) and config["data"]["input_shape"] == [2, 9]
+    assert config["teacher"]["weights"] == "w.pt" and config["data"]["input_shape"] == [2, 9]
+
+
+def test_a_written_card_can_travel_with_its_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are relative to the card below the working directory; others stay as they were given."""
+    project, run, moved = tmp_path / "project", tmp_path / "project" / "outputs" / "run", tmp_path / "moved"
+    run.mkdir(parents=True)
+    for file in ("project/net.py", "project/w.pt", "other.pt"):
+        (tmp_path / file).touch()
+    monkeypatch.chdir(project)
+    network = {"_target_": "kegnet_pl.networks.foreign.from_file", "path": str(project / "net.py")}
+    data = {"input_shape": [2, 9], "classes": 3}
+    write_card(run, {"name": "mine", "network": network}, data, "w.pt", "logits")
+    assert str(tmp_path) not in (run / "teacher_card.yaml").read_text()
+    project.rename(moved)
+    card = read_card(moved / "outputs" / "run" / "teacher_card.yaml")
+    assert (card["weights"], card["network"]["path"]) == (str(moved / "w.pt"), str(moved / "net.py"))
+    monkeypatch.chdir(moved)
+    for given in ("../other.pt", str(tmp_path / "other.pt"), "no.pt"):
+        write_card(moved / "outputs" / "run", {"name": "mine", "network": network}, data, given, "logits")
+        assert f"weights: {given}\n" in (moved / "outputs" / "run" / "teacher_card.yaml").read_text()

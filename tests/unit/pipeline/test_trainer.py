@@ -335,3 +335,14 @@ def test_curves_of_a_resumed_fit_lack_no_epoch(tmp_path: Path, names: list[str] 
     assert len(whole["train/loss" if names is None else "generator_0/train/loss"]) == 4
     assert curves(tmp_path / "parts", _Kill(1), _Kill(2)) == whole
     assert curves(tmp_path / "end", _Kill(3)) == whole
+
+
+def test_a_checkpoint_that_memory_is_too_small_for_is_not_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "resume.ckpt"
+    torch.save({"epoch": 1, "state_dict": {}}, path)
+    assert read_checkpoint(path)["epoch"] == 1
+    monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(MemoryError("std::bad_alloc")))
+    with pytest.raises(MemoryError):
+        read_checkpoint(path)

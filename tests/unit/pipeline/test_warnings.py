@@ -8,9 +8,11 @@ import pytest
 
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.warnings import (
+    is_worse,
     warn_of_agreement,
     warn_of_compression,
     warn_of_quantization,
+    warn_of_student,
     warn_of_training,
 )
 from kegnet_pl.settings import RunSettings
@@ -52,7 +54,9 @@ def test_generators_that_do_not_convince_the_teacher_are_named() -> None:
 def test_classes_without_samples_are_named(count: int, labels: list[int], said: str) -> None:
     stage = _stage("student", **GOOD | {"unreached_classes": count, "unreached": labels})
     (line,) = warn_of_training(SETTINGS, stage, None)
-    assert re.search(said, line)
+    assert re.search(said, line) and "or a mixture ('sources=[{kegnet:0.5,procedural:0.5}]')." in line
+    (line,) = warn_of_training(SETTINGS, stage, None, mixed=True)
+    assert re.search(said, line) and line.endswith(". Use other sources.")
 
 
 def test_a_student_that_learns_nothing_is_named() -> None:
@@ -83,3 +87,26 @@ def test_int8_that_differs_is_a_warning() -> None:
     assert warn_of_quantization(None) == warn_of_quantization({"agreement": 0.99}) == []
     assert warn_of_quantization({"agreement": 0.5})[0].startswith("it gives the same class as in float32 to only 50.0%")
     assert "one class to all samples" in warn_of_quantization({"agreement": None})[0]
+
+
+def _agreement(mean: float, *, same_class: bool = False) -> dict[str, Any]:
+    return {"mean": mean, "sources": {"waves": {"same_class": same_class}}}
+
+
+def test_a_student_that_is_worse_than_its_teacher_is_a_warning() -> None:
+    assert warn_of_student(_agreement(0.95), None, None, 10) == []
+    (line,) = warn_of_student(_agreement(0.8), None, None, 10)
+    assert line.startswith("The student gives the teacher's class to only 80% of synthetic samples of other sources")
+    assert warn_of_student(_agreement(0.8), 0.88, 0.9, 10) == [], "the accuracy is known, and as good as the teacher's"
+    (line,) = warn_of_student(_agreement(0.95), 0.5, 0.9, 10)
+    assert line.startswith("The student's accuracy is 40.0 points below the teacher's.")
+    (line,) = warn_of_student(_agreement(0.12), 0.5, 0.9, 10)
+    assert line.startswith("The network gives the teacher's class to only 12%"), "one sentence, the stronger"
+    assert warn_of_student(None, None, None, 10) == []
+
+
+def test_the_warning_about_t_is_left_out_where_the_student_recovered() -> None:
+    stage = _stage("compression", agreement=0.5)
+    assert warn_of_compression(SETTINGS, stage, recovered=True) == [] != warn_of_compression(SETTINGS, stage)
+    assert is_worse(_agreement(0.95), None, None) is False and is_worse(_agreement(0.5), None, None) is True
+    assert is_worse(_agreement(1.0, same_class=True), None, None) is None, "one class for all samples tells nothing"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kegnet_pl.reporting import estimates
-from kegnet_pl.reporting.agreement import explain_agreement
+from kegnet_pl.reporting.agreement import explain_agreement, format_agreement
 from kegnet_pl.reporting.estimates import (
     Known,
     check,
@@ -50,6 +50,15 @@ def test_agreement_is_called_no_accuracy_and_the_worst_class_is_named() -> None:
         "puts in this class."
     )
     assert explain_agreement([TEACHER, student(0.8)]) == []
+    by_function = student(0.8, agreement=_agreement(), compression_source={"prior": "procedural"})
+    assert explain_agreement([TEACHER, by_function])[1].startswith("An agreement that the compression prints is anot")
+
+
+def test_few_samples_stand_beside_their_agreement() -> None:
+    assert format_agreement(1.0, 200) == "100.0 % of 200" and format_agreement(1.0, 2000) == "100.0 %"
+    assert format_agreement(None, 0) == ""
+    row = _rows()[1]
+    assert row.agreement_samples == 100 and student(0.8).agreement_samples == 0, "of waves alone"
 
 
 def test_unreached_classes_and_a_teacher_of_one_class_are_warned_of() -> None:
@@ -81,7 +90,7 @@ def test_the_table_of_a_sweep_has_the_mean_over_seeds() -> None:
         FinishedRun(Path(str(seed)), rows=(TEACHER, student(0.8, seed=seed, agreement=_agreement(mean=mean))))
         for seed, mean in ((0, 0.8), (1, 0.9))
     ]
-    assert make_columns(summarize(runs))["agreement"] == ["", "85.0 %"]
+    assert make_columns(summarize(runs))["agreement"] == ["", "85.0 % of 200"]
     assert "agreement" not in make_columns(summarize([FinishedRun(Path(), rows=(TEACHER, student(0.8)))]))
 
 

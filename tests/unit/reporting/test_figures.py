@@ -8,6 +8,8 @@ import torch
 from kegnet_pl.compression import CompressionReport, LayerReport
 from kegnet_pl.reporting import figures
 from kegnet_pl.reporting.classes import ClassCounts
+from kegnet_pl.reporting.run_page import StageFolders
+from kegnet_pl.reporting.run_parts import make_parts
 from kegnet_pl.reporting.style import looks_of, short_number
 from kegnet_pl.sources import GeneratorSource, RealSource
 from tests.unit.reporting.rows import TEACHER, student
@@ -21,6 +23,21 @@ def test_curves_of_a_resumed_fit_go_on(tmp_path: Path) -> None:
         (tmp_path / f"version_{version}" / "metrics.csv").write_text(text)
     assert figures.read_curves(tmp_path) == {"a": [(1, 1.5), (2, 1.25), (3, 1.0)], "b": [(1, 7)]}
     assert figures.read_curves(tmp_path / "nowhere") == {}
+
+
+def test_values_that_cannot_be_drawn_are_left_out_by_name(tmp_path: Path) -> None:
+    logs = tmp_path / "logs" / "kegnet" / "version_0"
+    logs.mkdir(parents=True)
+    values = ["0.5", "nan", "inf", "1e308", "-1e308", "what", "1e-320", "-1e99"]
+    lines = [f"{epoch},9,{value}\n" for epoch, value in enumerate(values)]
+    (logs / "metrics.csv").write_text("epoch,step,train/loss\n" + "".join(lines) + "1e400,9,1\n")
+    left_out: list[str] = []
+    curves = figures.read_curves(logs.parent, left_out)
+    assert curves == {"train/loss": [(1, 0.5), (7, 1e-320), (8, -1e99)]} and left_out == 6 * ["train/loss"]
+    stages = StageFolders({}, {"T+KegNet": {"student": tmp_path}})
+    parts, notes = make_parts(stages, [TEACHER, student(0.5)])
+    assert parts["student_curves"] is not None
+    assert notes == ["Left out (curves of students): 6 values that are NaN, above 1e100 or no number, in train/loss."]
 
 
 @pytest.mark.parametrize("together", [True, False])

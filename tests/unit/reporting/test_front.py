@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kegnet_pl.reporting.front import can_draw_front, draw_front, find_front
+from kegnet_pl.reporting.front import can_draw_front, choose_ticks, draw_front, find_front
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.summary import Point, summarize
@@ -61,3 +61,12 @@ def test_rows_without_speed_or_size_are_left_out(narrow: bool) -> None:
     assert not can_draw_front(_points(TEACHER, student(0.5)))
     assert not can_draw_front(_points(ROWS[0]))
     assert can_draw_front(_points(*ROWS[:2]))
+
+
+def test_the_size_has_several_round_ticks_in_any_range() -> None:
+    assert choose_ticks(0.9, 11_000) == [1, 10, 100, 1_000, 10_000]
+    assert choose_ticks(0.05, 0.3) == [0.05, 0.07, 0.1, 0.15, 0.2, 0.3]
+    assert choose_ticks(1.05, 3.1) == [1.5, 2, 2.5, 3]
+    size = draw_front(_points(*ROWS[:2])).axes[0]
+    assert len(size.get_xticks()) >= 4 and len(size.get_xticks(minor=True)) == 0
+    assert not any(container.has_yerr for container in size.containers), "one seed has no standard deviation"

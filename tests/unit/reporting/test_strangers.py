@@ -13,7 +13,8 @@ import pytest
 
 from kegnet_pl.report import main
 from kegnet_pl.reporting.run_page import StageFolders
-from kegnet_pl.reporting.runs import read_runs
+from kegnet_pl.reporting.runs import FinishedRun, read_runs
+from kegnet_pl.reporting.sweep import explain_warnings
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.runtime.safe_files import RefusedFileError, printable, read_bytes, read_json, read_png
@@ -93,6 +94,8 @@ def test_devices_and_large_files_are_refused(tmp_path: Path) -> None:
 CHANGES: list[tuple[Any, str]] = [
     ({"accuracy": float("nan")}, "not a finite number"),
     ({"accuracy": 1e999}, "not a finite number"),
+    ({"seconds": 1e308}, "1e\\+308, which is too large"),
+    ({"seconds": -1.0}, "seconds is -1.0, which is out of range"),
     ({"parameters": 10**30}, "31 digits"),
     ({"parameters": 0}, "parameters is 0, which is out of range"),
     ({"accuracy": "high"}, "accuracy is high, not number or null"),
@@ -233,3 +236,26 @@ def test_an_atomic_write_follows_no_link(tmp_path: Path) -> None:
     target.symlink_to(victim)
     atomic_write(target, "new")
     assert victim.read_text() == "kept" and target.read_text() == "new" and not target.is_symlink()
+
+
+def test_warnings_of_all_runs_are_grouped_and_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(3):
+        texts = [f"The agreement is {index}.5 %.", "<script>x</script> [red]y[/red] \x1b[2J"][: 2 if index else 1]
+        rows = [dataclasses.replace(row, fingerprint=f"{index}{row.fingerprint[1:]}", seed=index) for row in ROWS]
+        write_run(tmp_path / f"run{index}", [rows[0], dataclasses.replace(rows[1], warnings=texts)], [f"seed={index}"])
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    said, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
+    assert "Warning about T+KegNet (3 of 3 runs): The agreement is 0.5 %." in re.sub(r"\s+", " ", said)
+    assert "(2 of 3 runs): <script>x</script> [red]y[/red] \\x1b[2J" in re.sub(r"\s+", " ", said)
+    assert said.count("The agreement is") == 1 and "\x1b" not in said
+    assert "(2 of 3 runs): &lt;script&gt;x&lt;/script&gt; [red]y[/red]" in page and "<script>x" not in page
+    many = [dataclasses.replace(ROWS[1], warnings=[40 * "a" + "b" * i for i in range(40)])]
+    lines = explain_warnings([FinishedRun(tmp_path, rows=(*many,))])
+    assert len(lines) == 31 and lines[-1] == "10 more warnings are in the pages of the runs."
+
+
+def test_tiny_numbers_are_drawn(tmp_path: Path) -> None:
+    rows = [ROWS[0], dataclasses.replace(ROWS[1], accuracy=5e-324, compression_ratio=5e-324, seconds=1e100)]
+    write_run(tmp_path / "run", rows)
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "out" / "tradeoff.png").exists()

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from kegnet_pl.reporting.results import explain_ceilings, find_last
+from kegnet_pl.reporting.results import TRIAL, explain_ceilings, explain_validity, find_last, list_warnings
 from kegnet_pl.reporting.run_story import write_story
-from kegnet_pl.reporting.tables import explain_losses, explain_quantization, explain_speed, find_best
+from kegnet_pl.reporting.tables import explain_losses, explain_names, explain_quantization, explain_speed, find_best
 from tests.unit.reporting.rows import TEACHER, quantized, student
 
 
@@ -90,3 +90,28 @@ def test_the_speed_is_that_of_float32() -> None:
     rows = [dataclasses.replace(TEACHER, latency=latency), slow]
     small = dataclasses.replace(quantized(slow), latency=latency | {"batches": fast})
     assert explain_speed([*rows, small]) == explain_speed(rows) and "slower than its teacher" in explain_speed(rows)[1]
+
+
+def test_a_trial_is_marked_once_in_every_text() -> None:
+    rows = [dataclasses.replace(TEACHER, warnings=[TRIAL]), student(0.7, warnings=[TRIAL, "It is slow."])]
+    assert explain_validity(rows) == [TRIAL] == write_story(rows, {})[:1]
+    assert list_warnings(rows) == [("T+KegNet", "It is slow.")]
+    assert TRIAL not in [*explain_validity([TEACHER, student(0.7)]), *write_story([TEACHER, student(0.7)], {})]
+
+
+def test_a_warning_about_several_networks_is_one() -> None:
+    rows = [TEACHER, student(0.7, warnings=["a", "b"]), student(0.6, method="T+Normal", warnings=["b"])]
+    assert list_warnings(rows) == [("T+KegNet", "a"), ("T+KegNet, T+Normal", "b")]
+
+
+def test_names_and_seconds_are_explained() -> None:
+    small = student(0.8, method="T", stage_seconds={"teacher": 3.0, "compression": 2.0, "evaluation": 9.0})
+    trained = student(0.8, stage_seconds={"teacher": 3.0, "compression": 2.0, "generators": 4.0, "student": 1.0})
+    assert [row.seconds_from_teacher for row in (TEACHER, small, trained)] == [3.0, 2.0, 7.0]
+    ends = ". Seconds: all stages from the teacher to the network."
+    assert explain_names([TEACHER, small]) == [f"T: the compressed network before training{ends}"]
+    assert explain_names([TEACHER, small, trained]) == [
+        f"T: the compressed network before training; T+NAME: T trained on samples of NAME{ends}"
+    ]
+    other = student(0.8, method="S")
+    assert explain_names([TEACHER, other]) == [f"S: the student before training{ends}"]

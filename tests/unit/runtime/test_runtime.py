@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import math
 import os
 import resource
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from kegnet_pl.runtime import memory
 from kegnet_pl.runtime.costs import KINDS, StageCosts, add_up
 from kegnet_pl.runtime.devices import find_device
-from kegnet_pl.runtime.errors import explain_full, explain_lost
+from kegnet_pl.runtime.errors import SettingsMismatchError, explain_full, explain_lost, override
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
 from kegnet_pl.runtime.seeds import derive_seed, stream
 
@@ -105,6 +106,22 @@ def test_costs_an_interrupted_attempt_leaves_its_costs(tmp_path: Path) -> None:
         time.sleep(0.02)
     assert StageCosts.load(file).total >= costs.total + 0.02
     assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_costs_files_of_a_finished_fit_are_recorded_even_if_the_last_look_was_a_moment_ago(
+    tmp_path: Path, at_end: bool
+) -> None:
+    said: list[str] = []
+    with StageCosts().recorded(tmp_path / "costs.json"):
+        costs = StageCosts()
+        costs._file, costs._next_look = tmp_path / "costs.json", math.inf
+        (tmp_path / "sheets").mkdir()
+        (tmp_path / "sheets" / "epoch_0003.png").write_bytes(b"picture")
+        costs.keep(files=at_end)
+        (tmp_path / "sheets" / "epoch_0003.png").unlink()
+        StageCosts.load(tmp_path / "costs.json", said.append)
+    assert ["is missing" in line for line in said] == [True] * at_end
 
 
 @pytest.mark.parametrize("damage", ["flip", "delete", "grow", "torn", "columns"])
@@ -250,3 +267,12 @@ def test_memory_freed_memory_is_kept() -> None:
 
     assert faults("given back") > 100_000
     assert faults("kept") < 10_000
+
+
+def test_overrides_are_those_of_hydra_and_quoted_for_a_shell() -> None:
+    assert override("data.input_shape", torch.Size([3, 32, 32])) == "'data.input_shape=[3,32,32]'"
+    assert override("sources", [{"kegnet": 0.5}, "real"]) == "'sources=[{kegnet:0.5},real]'"
+    error = SettingsMismatchError("Expected less.", {"layers": None, "norm": "batch", "reconstruct": False})
+    assert error.for_command_line("student") == (
+        "Expected less. Set student.layers=null student.norm=batch student.reconstruct=false."
+    )

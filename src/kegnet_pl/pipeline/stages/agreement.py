@@ -107,5 +107,5 @@ def check_agreement_sources(settings: RunSettings) -> None:
         if info.needs_generators or info.is_ceiling:
             raise ConfigError(
                 f"Expected `agreement.sources` without generators and without real data, but got {name}. Use "
-                f"agreement.sources=[procedural,fields,normal]."
+                f"'agreement.sources=[procedural,fields,normal]'."
             )

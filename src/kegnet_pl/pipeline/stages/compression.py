@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kegnet_pl.api.checkpoints import save_network
-from kegnet_pl.api.checks import describe_agreement, describe_comparison
+from kegnet_pl.api.checks import describe_comparison
 from kegnet_pl.api.engine import fit_compression
 from kegnet_pl.benchmark import describe_machine
 from kegnet_pl.compression import Compressed, measure_size
@@ -22,7 +22,6 @@ from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import RunSettings
 from kegnet_pl.sources import SourceInfo, build_source, describe_mixture
-from kegnet_pl.training.progress import StageProgress
 
 
 def compression_stage(context: RunContext, teacher: Stage) -> Stage:
@@ -50,18 +49,16 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
                 compressed = _compress(context, teacher, folder)
                 network = compressed.network
                 found = {} if compressed.agreement is None else {"agreement": compressed.agreement}
+                found |= {"held_out": compressed.held_out} if compressed.held_out else {}
                 if plan.method == "auto":
                     found |= {"method": compressed.method, "compared": dict(compressed.compared)}
             size = measure_size(network, context.input_shape)
         return {"parameters": size.parameters, "macs": size.macs, **found}
 
     stage = context.get_or_build("compression", settings, [teacher], make, title="compression")
-    by_function = other is None and plan.fit == "function"
     if "compared" in stage.metrics:
-        context.console.print(describe_comparison(stage.metrics["method"], stage.metrics["compared"]))
-    sentence = describe_agreement(stage.metrics.get("agreement")) if by_function else None
-    if sentence is not None:
-        context.console.print(sentence)
+        found = stage.metrics
+        context.console.print(describe_comparison(found["method"], found["compared"], found.get("held_out", 0)))
     return stage
 
 
@@ -97,7 +94,7 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
             plan.source, source_definitions(context.settings, plan.source), input_shape=context.input_shape,
             teacher=network, device=context.device,
         )  # fmt: skip
-    progress = StageProgress("compression", context.console)
+    progress = context.progress("compression")
     compressed = fit_compression(
         network, context.input_shape, make_plan(plan), progress, source, plan.samples, plan.oversampling, context.seed,
     )  # fmt: skip

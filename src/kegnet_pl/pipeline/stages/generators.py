@@ -53,7 +53,7 @@ def generators_stage(context: RunContext, teacher: Stage) -> Stage:
 
         if processes > 1:
             context.console.print(_describe(generator.count, processes, spread))
-        progress = StageProgress("generators", context.console)
+        progress = context.progress("generators")
         fit = ResumableFit(context.trainers, folder, "generators", costs, "generator_training")
         if spread:
             generators = _fit_share(task, fit, progress, make_callbacks, context.device)

@@ -29,10 +29,14 @@ from kegnet_pl.sources import (
     build_source,
     describe_mixture,
 )
-from kegnet_pl.training.progress import StageProgress
 
 _OFF = {"reconstruct": False, "oversampling": 1, "mixing": 0.0}
 """Values of settings that change nothing; stages of earlier versions lack these settings."""
+
+
+def student_title(source: SourceInfo) -> str:
+    """Return the title of the stage of a student."""
+    return f"student ({source.title})"
 
 
 def student_stage(
@@ -54,7 +58,7 @@ def student_stage(
         **training_fingerprint(context.settings),
         **({"data": context.data_fingerprint(*real)} if real else {}),
     }
-    title = f"student ({source.name})"
+    title = student_title(source)
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:
         network = context.network(teacher)
@@ -69,7 +73,7 @@ def student_stage(
         fit = ResumableFit(context.trainers, folder, "student", costs, "student_training", selection)
         module, metrics = fit_student(
             load_network(initial.folder, logits=True, trust=trust), data, student, build(student.optimizer), fit,
-            StageProgress(title, context.console), name=source.name,
+            context.progress(title), name=source.name,
         )  # fmt: skip
         costs.teacher_forwards += module.teacher_forwards
         if rank() == 0:

@@ -23,7 +23,6 @@ from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.training import TeacherModule
-from kegnet_pl.training.progress import StageProgress
 
 
 def teacher_stage(context: RunContext) -> Stage:
@@ -52,7 +51,7 @@ def _train_teacher(context: RunContext) -> Stage:
         selection = Selection(best, teacher.patience, teacher.min_epochs)
         fit = ResumableFit(context.trainers, folder, "teacher", costs, "teacher_training", selection)
         module = TeacherModule(network, build(teacher.optimizer), seed=context.seed)
-        with StageProgress("teacher", context.console) as progress:
+        with context.progress("teacher") as progress:
             metrics = fit(module, context.data, name="teacher", epochs=teacher.epochs, callbacks=[progress])
         if rank() == 0:
             save_network(network, folder, "network", recipe_of(network, teacher.network))
@@ -96,11 +95,8 @@ def _build_teacher(context: RunContext, weights: Path | None = None) -> nn.Modul
         check()
         load_weights(network, weights)
     network = check()
-    sentence = explain_answers(network)
-    if sentence is not None:
-        context.console.print(
-            f"{sentence} If this is wrong, set teacher.outputs to logits, probabilities, log_probabilities or sigmoid."
-        )
+    if teacher.is_given or answers_of(network) is not None:
+        context.console.print(f"teacher: {explain_answers(network)} If this is wrong, set teacher.outputs.")
     return network
 
 
