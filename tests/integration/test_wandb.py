@@ -235,7 +235,8 @@ def test_the_dashboard_shows_what_is_logged(runs: list[OfflineRun]) -> None:
     counters = {
         f"{name}/{key}" for name in ("generators", "student/normal", "student/kegnet") for key in ("epoch", "step")
     }
-    assert unseen == {"method", "parameters", "report"} | seconds | counters
+    # W&B logs Lightning's own step metric with objects, whose steps are not those of a fit.
+    assert unseen == {"method", "parameters", "report", "trainer/global_step"} | seconds | counters
 
 
 def test_a_workspace_survives_saving_and_loading() -> None:
