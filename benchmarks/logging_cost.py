@@ -65,9 +65,11 @@ def run_once(overrides: list[str], loggers: str) -> dict[str, dict[str, float]]:
     from kegnet_pl.pipeline.loggers import Loggers
     from kegnet_pl.pipeline.run import run
     from kegnet_pl.pipeline.sample_monitor import SampleMonitor
+    from kegnet_pl.pipeline.wandb_runs import WandbCurves
 
     clock = Clock()
-    clock.watch(Loggers, "make", "show", "finish")
+    clock.watch(Loggers, "make", "show", "finish_stage", "finish")
+    clock.watch(WandbCurves, "log_metrics")
     clock.watch(SampleMonitor, "on_train_epoch_end")
     for logger in (CSVLogger, TensorBoardLogger, WandbLogger):
         clock.watch(logger, *({"log_metrics", "log_hyperparams", "save", "finalize"} & set(vars(logger))))

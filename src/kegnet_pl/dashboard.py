@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line with arguments, or those of this process; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kegnet_pl.dashboard",
-        description="Save a W&B workspace with the sections generators, samples, students and sweep.",
+        description="Save a W&B workspace with the sections result, teacher, generators, samples, students and sweep.",
     )
     parser.add_argument(
         "--project",
@@ -50,7 +50,7 @@ def save(project: str, entity: str | None = None, generators: int = 10) -> Any:
     Raises:
         UserError: If wandb-workspaces is not installed, there is no key, or W&B does not answer.
     """
-    from kegnet_pl.pipeline.loggers import has_wandb_key
+    from kegnet_pl.pipeline.wandb_runs import has_wandb_key
     from kegnet_pl.reporting.workspace import make_workspace
 
     try:

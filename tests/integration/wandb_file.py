@@ -26,6 +26,7 @@ class OfflineRun:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
 
@@ -89,6 +90,8 @@ def _read(path: Path) -> OfflineRun:
         elif kind == "summary":
             for item in record.summary.update:
                 _nest(run.summary, item)
+        elif kind == "metric" and record.metric.name:
+            run.axes[record.metric.name] = record.metric.step_metric
         elif kind == "artifact" and not record.artifact.name.startswith("run-"):  # those are tables
             run.artifacts[record.artifact.name] = record.artifact
         elif kind == "exit":

@@ -29,7 +29,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(internal, "upsert_view2", upsert)
     monkeypatch.setattr(wandb, "Api", Api)
     monkeypatch.setattr("wandb_workspaces.workspaces.interface.get_app_url", lambda api: "https://server")
-    monkeypatch.setattr("kegnet_pl.pipeline.loggers.has_wandb_key", lambda: True)
+    monkeypatch.setattr("kegnet_pl.pipeline.wandb_runs.has_wandb_key", lambda: True)
     return saved
 
 
@@ -54,7 +54,7 @@ def test_saves_to_a_team(server: list[Any]) -> None:
 
 
 def test_without_a_key_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("kegnet_pl.pipeline.loggers.has_wandb_key", lambda: False)
+    monkeypatch.setattr("kegnet_pl.pipeline.wandb_runs.has_wandb_key", lambda: False)
     assert main([]) == 1
     assert "Error: Expected a W&B key, but got none. Run wandb login" in capsys.readouterr().err
 

@@ -18,6 +18,7 @@ from kegnet_pl.data import RealDataModule
 from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.pipeline.objects import build, code_of, own_code
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
+from kegnet_pl.pipeline.trackers import RunInfo
 from kegnet_pl.pipeline.trainer import TrainerFactory, join_processes
 from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.runtime.costs import StageCosts
@@ -124,7 +125,7 @@ class RunContext:
         title: str | None,
         collective: bool = False,
     ) -> Stage:
-        """Find a stage in the store, or build it (see :meth:`Store.get`); then close its loggers.
+        """Find a stage in the store, or build it (see :meth:`Store.get`); then log it.
 
         ``title`` is the name of the stage on the terminal; None prints nothing where the stage was found.
         """
@@ -140,15 +141,11 @@ class RunContext:
             finally:
                 costs.total -= loggers.waited - waited
 
-        try:
-            finished = self.store.get(stage, settings, parents, make_without_waiting, collective=collective)
-        except BaseException:
-            loggers.finish(None)
-            raise
+        finished = self.store.get(stage, settings, parents, make_without_waiting, collective=collective)
         if rank() == 0:
             self._finished[finished.folder.name] = {stage: finished.folder}
             StageFolders(conceal(dict(self.config)), self._finished).write(self.folder)
-        loggers.finish(finished, parents)
+        loggers.finish_stage(finished, parents)
         if finished.found and title is not None:
             self.console.print(
                 f"{self.label(title)}: found ({finished.fingerprint}), {finished.seconds:.1f} s when it was made"
@@ -285,12 +282,14 @@ def _make_loggers(
     name, student = settings.data.name, student_name(settings)
     pipeline = f"{name}-{run_fingerprint(settings)}"
     sweep = [settings.sweep] if settings.sweep else []
-    return Loggers(
-        settings.logger or _ALWAYS_LOGGED,
-        run_folder,
-        group=settings.sweep or pipeline,
+    info = RunInfo(
+        folder=run_folder,
+        pipeline=pipeline,
         label=f"{name} {student}, seed {settings.seed}",
         tags=[*dict.fromkeys([name, settings.teacher.name, student, settings.recipe]), f"seed {settings.seed}", *sweep],
         hyperparameters={**conceal(config), "pipeline": pipeline},
         notify=notify,
+        sweep=settings.sweep,
+        kept=Path(settings.store) / ".trackers",
     )
+    return Loggers(settings.logger or _ALWAYS_LOGGED, info)

@@ -16,6 +16,7 @@ from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.pipeline.stages.agreement import describe_agreements
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.teacher_card import FILE_NAME, write_card
+from kegnet_pl.pipeline.trackers import TENSORBOARD
 from kegnet_pl.pipeline.warnings import (
     is_worse,
     warn_of_agreement,
@@ -25,7 +26,7 @@ from kegnet_pl.pipeline.warnings import (
     warn_of_training,
 )
 from kegnet_pl.reporting.agreement import explain_agreement
-from kegnet_pl.reporting.results import TRIAL, Row, explain_validity, find_last, list_warnings, write_results
+from kegnet_pl.reporting.results import TRIAL, Row, explain_validity, find_last, list_warnings, summarize, write_results
 from kegnet_pl.reporting.run_page import StageFolders, write_run_page
 from kegnet_pl.reporting.run_parts import read_compression_report
 from kegnet_pl.reporting.runs import FinishedRun
@@ -206,13 +207,12 @@ def _warn(settings: RunSettings, network: Network, row: Row, last: Row) -> list[
     return found
 
 
-def write_outputs(
-    context: RunContext, rows: Sequence[Row], networks: Sequence[Network], folder: Path, *, brief: bool
-) -> None:
-    """Write results and report to the folder of a run, and print the tables; if brief, one line.
+def write_outputs(context: RunContext, rows: Sequence[Row], networks: Sequence[Network], *, brief: bool) -> None:
+    """Write results and report to the folder of the run and to loggers, and print the tables; if brief, one line.
 
     Rows are in the order of networks.
     """
+    folder = context.folder
     write_results(rows, folder / "results.json")
     generators = next((stage for one in networks for stage in one.stages if stage.name == "generators"), None)
     sheet = generators.folder / "samples.png" if generators is not None else None
@@ -225,8 +225,8 @@ def write_outputs(
     StageFolders(conceal(dict(context.config)), folders).write(folder)
     page = write_run_page(FinishedRun(folder, rows=tuple(rows)))
     write_teacher_card(context, networks[0].stages[0], folder)
-    context.loggers.show("report", folder, lambda: report_objects(rows, page, sheet))
-    context.loggers.finish(None, done=True)
+    context.loggers.show("report", "report", folder, lambda: report_objects(rows, page, sheet))
+    context.loggers.finish(summarize(rows))
     if brief:
         accuracies = ", ".join(f"{row.method} {format_accuracy(row)}" for row in rows)
         context.console.print(" ".join([f"results: {accuracies}", *explain_validity(rows)]), soft_wrap=True)
@@ -294,7 +294,7 @@ def _print_paths(
     if generators is not None:
         lines.insert(2, f"generators    {display_path(generators.folder)}  (kegnet_pl.load_generators reads them)")
         lines.insert(4, f"sample sheet  {display_path(folder / 'samples.png')}")
-    if "tensorboard" in context.settings.logger:
-        lines.append(f"TensorBoard   tensorboard --logdir {display_path(context.store.root)}")
+    if (folder / TENSORBOARD).is_dir():
+        lines.append(f"TensorBoard   tensorboard --logdir {display_path(folder / TENSORBOARD)}")
     context.console.print("\n".join(lines), soft_wrap=True)
     print_sync_command(folder, "wandb/offline-run-*", context.console)

@@ -1,10 +1,10 @@
 """The run: teacher -> generators -> synthetic data -> students -> report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kegnet_pl.pipeline.context import open_context
+from kegnet_pl.pipeline.context import RunContext, open_context
 from kegnet_pl.pipeline.outputs import Network, describe_networks, write_outputs
 from kegnet_pl.pipeline.preflight import check_before, check_inputs, check_sources, check_teacher_and_student
 from kegnet_pl.pipeline.stages.agreement import agreement_stages, check_agreement_sources
@@ -23,6 +23,7 @@ from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.settings import RunSettings
+from kegnet_pl.sources import SourceInfo
 
 
 def run(
@@ -63,7 +64,21 @@ def run(
     titles = ["teacher", "compression", *trained, "evaluation"]
     context = open_context(settings, config, folder, job, gpu, titles=titles, needs_data=needs_data)
     check_before(context, sources, others)
+    with context.loggers.running():
+        rows = _run_stages(context, sources, compression_source, calibration, brief=job is not None)
+    return find_objective(find_last(rows), settings.objective)
 
+
+def _run_stages(
+    context: RunContext,
+    sources: Sequence[SourceInfo],
+    compression_source: SourceInfo | None,
+    calibration: SourceInfo | None,
+    *,
+    brief: bool,
+) -> list[Row]:
+    """Run the stages, write the outputs, and return the rows of results."""
+    settings, needs_generators = context.settings, any(source.needs_generators for source in sources)
     teacher = teacher_stage(context)
     input_warnings = check_inputs(context, context.network(teacher), generators=needs_generators)
     initial = compression_stage(context, teacher)
@@ -95,8 +110,8 @@ def run(
         in_onnx = measure_quantized_latency(context, teacher, [network.stages[-1] for network in quantized])
     rows = describe_networks(context, networks, quantized, compression_source, latency, in_onnx)
     if rank() == 0:
-        write_outputs(context, rows, [*networks, *quantized], context.folder, brief=job is not None)
-    return find_objective(find_last(rows), settings.objective)
+        write_outputs(context, rows, [*networks, *quantized], brief=brief)
+    return rows
 
 
 def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None:

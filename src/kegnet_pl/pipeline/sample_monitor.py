@@ -13,6 +13,7 @@ from kegnet_pl.api.sampling import class_confidence
 from kegnet_pl.networks import FrozenModule, StackedModule
 from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.networks.handling import move
+from kegnet_pl.pipeline.trackers import Namespaced
 from kegnet_pl.reporting.classes import shown_classes
 from kegnet_pl.reporting.images import grid, sheet_rows, write_grid
 from kegnet_pl.reporting.wandb import histogram, picture_of
@@ -141,9 +142,10 @@ def log_sheet(
     Returns:
         Objects that the logger takes as metrics, by name without prefix.
     """
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(f"{prefix}samples/sheet", grid(rows)[..., :3], step, dataformats="HWC")
-        logger.experiment.add_histogram(f"{prefix}samples/entropies", entropies, step)
-    if isinstance(logger, WandbLogger):
+    base = logger.base if isinstance(logger, Namespaced) else logger
+    if isinstance(base, TensorBoardLogger):
+        base.experiment.add_image(f"{prefix}samples/sheet", grid(rows)[..., :3], step, dataformats="HWC")
+        base.experiment.add_histogram(f"{prefix}samples/entropies", entropies, step)
+    if isinstance(base, WandbLogger):
         return {"samples/sheet": picture_of(grid(rows)), "samples/entropies": histogram(entropies)}
     return {}

@@ -132,6 +132,33 @@ def find_last(rows: Sequence[Row]) -> Row:
     return next(row for row in reversed(rows) if row.quantization is None and not row.is_ceiling)
 
 
+def summarize(rows: Sequence[Row]) -> dict[str, float | str]:
+    """Return what trackers compare of a run: the result, and ``METHOD/accuracy`` and so on of every network.
+
+    ``speedup`` is that of the largest batch size, ``seconds`` the time to make the network (a student without its
+    teacher). What was not measured is left out.
+    """
+    result = find_last(rows)
+    named = {f"{row.method}/{name}": value for row in rows for name, value in _numbers(row).items()}
+    return {"method": result.method, **_numbers(result), **named}
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    speedups = row.speedups
+    without = ("evaluation", *(["teacher"] if row.student is not None else []))
+    numbers = {
+        "accuracy": row.accuracy,
+        "agreement": row.mean_agreement,
+        "compression_ratio": row.compression_ratio,
+        "parameters": row.parameters,
+        "macs": row.macs,
+        "speedup": speedups[max(speedups)] if speedups else None,
+        **{f"speedup_batch_{size}": speedup for size, speedup in speedups.items()},
+        "seconds": sum(spent for name, spent in row.stage_seconds.items() if name not in without),
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
 def explain_validity(rows: Iterable[Row]) -> list[str]:
     """Return sentences on numbers without meaning and on ceilings: every table, plot and page of them has these."""
     rows = list(rows)

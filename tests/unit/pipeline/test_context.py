@@ -20,7 +20,7 @@ from tests.integration.conftest import configure
 
 
 def test_starting_a_logger_is_no_time_of_a_stage(tmp_path: Path) -> None:
-    loggers = SimpleNamespace(waited=0.0, finish=lambda *_, **__: None)
+    loggers = SimpleNamespace(waited=0.0, finish_stage=lambda *_: None)
     unused: Any = None
     trainers: Any = SimpleNamespace(loggers=loggers)
     context = RunContext(unused, {}, Store(tmp_path), trainers, unused, torch.device("cpu"), None, tmp_path)

@@ -13,16 +13,21 @@ import pytorch_lightning.loggers
 import wandb
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from kegnet_pl.pipeline.loggers import Loggers, _record_artifact, has_wandb_key
+from kegnet_pl.pipeline.kept_runs import KeptRun
+from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.pipeline.store import Stage
-from kegnet_pl.runtime.errors import UserError
+from kegnet_pl.pipeline.trackers import Namespaced, RunInfo, read_metrics
+from kegnet_pl.pipeline.wandb_artifacts import record_artifact
+from kegnet_pl.pipeline.wandb_runs import has_wandb_key
+from kegnet_pl.runtime.errors import ConfigError, UserError
 
 CSV = {"_target_": "pytorch_lightning.loggers.CSVLogger"}
 TENSORBOARD = {"_target_": "pytorch_lightning.loggers.TensorBoardLogger"}
 WANDB = {"_target_": "pytorch_lightning.loggers.WandbLogger", "project": "kegnet_pl", "entity": None, "tags": []}
+STAGES = WANDB | {"runs": "stages"}
 
 
 def _end_wandb() -> None:
@@ -45,16 +50,20 @@ def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     _end_wandb()
 
 
-def _loggers(specifications: dict[str, Any], folder: Path, told: list[str] | None = None) -> Loggers:
-    return Loggers(
-        specifications,
+def _loggers(
+    specifications: dict[str, Any], folder: Path, told: list[str] | None = None, sweep: str | None = None
+) -> Loggers:
+    info = RunInfo(
         folder / "run",
-        group="digits-0123",
+        pipeline="digits-0123",
         label="digits option1, seed 3",
         tags=["digits", "option1"],
         hyperparameters={"seed": 3, "student": {"epochs": 8}},
         notify=(told if told is not None else []).append,
+        sweep=sweep,
+        kept=folder / "store" / ".trackers",
     )
+    return Loggers(specifications, info)
 
 
 def _make(specifications: dict[str, Any], folder: Path, stage: str = "student", name: str = "kegnet") -> list[Logger]:
@@ -81,6 +90,7 @@ def _group(*overrides: str) -> dict[str, Any]:
         (["logger=csv"], ["csv"]),
         (["logger=tensorboard"], ["csv", "tensorboard"]),
         (["logger=wandb"], ["csv", "wandb"]),
+        (["logger=mlflow"], ["csv", "mlflow"]),
         (["logger=[wandb,tensorboard]"], ["csv", "wandb", "tensorboard"]),
     ],
     ids=str,
@@ -108,16 +118,51 @@ def test_fits_of_a_stage_have_files_of_their_own(tmp_path: Path) -> None:
     assert found == {("stage", "logs", "generator_0"), ("stage", "logs", "generator_1")}
 
 
-def test_tensorboard_starts_with_settings(tmp_path: Path) -> None:
-    (logger,) = _make({"tensorboard": TENSORBOARD}, tmp_path)
-    assert isinstance(logger, TensorBoardLogger)
-    logger.log_metrics({"train/loss": 0.5}, step=0)
-    logger.save()
-    logger.finalize("success")
-    (events,) = (tmp_path / "stage" / "logs" / "kegnet").rglob("events.out.tfevents.*")
-    assert events.stat().st_size > 0
-    (settings,) = (tmp_path / "stage").rglob("hparams.yaml")
-    assert "epochs: 8" in settings.read_text()
+def _write_curve(folder: Path, losses: list[float]) -> None:
+    """Write what a CSV logger leaves of a fit, one file per attempt."""
+    for number, loss in enumerate(losses):
+        file = folder / f"version_{number}" / "metrics.csv"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"epoch,step,train/loss,val/accuracy\n{number},{10 * number},{loss},\n")
+
+
+def test_metrics_of_all_attempts_are_read(tmp_path: Path) -> None:
+    _write_curve(tmp_path, [0.5, 0.25])
+    (tmp_path / "version_1" / "metrics.csv").open("a").write("1,10,,0.75\n")
+    assert read_metrics(tmp_path) == {
+        0: {"epoch": 0, "train/loss": 0.5},
+        10: {"epoch": 1, "train/loss": 0.25, "val/accuracy": 0.75},
+    }
+    assert read_metrics(tmp_path / "nothing") == {}
+
+
+def test_tensorboard_has_a_run_per_fit_and_the_result(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _write_curve(tmp_path / "teacher" / "logs" / "teacher", [0.5, 0.25])
+    for attempt in range(2):
+        loggers = _loggers({"tensorboard": TENSORBOARD}, tmp_path)
+        with loggers.running():
+            loggers.finish_stage(_stage(tmp_path / "teacher", "teacher"), [])
+            (logger,) = loggers.make("student", "kegnet", tmp_path / "stage")
+            assert isinstance(logger, TensorBoardLogger)
+            assert loggers.make("evaluation", "T+KegNet", tmp_path / "stage") == [], "a chart of one point"
+            logger.log_metrics({"train/loss": 0.1 + attempt}, step=7)
+            logger.finalize("success")
+            loggers.finish({"accuracy": 0.9, "method": "T+KegNet", "T+KegNet/accuracy": 0.9})
+    scalars = {}
+    for name in ("teacher", "student/kegnet", "result"):
+        events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / name)).Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars[name, tag] = [(event.step, round(event.value, 3)) for event in events.Scalars(tag)]
+        if name == "result":
+            assert "_hparams_/session_start_info" in events.summary_metadata
+    assert scalars == {
+        ("teacher", "epoch"): [(0, 0), (10, 1)],
+        ("teacher", "train/loss"): [(0, 0.5), (10, 0.25)],
+        ("student/kegnet", "train/loss"): [(7, 1.1)],
+        ("result", "accuracy"): [(0, 0.9)],
+    }
 
 
 class Recorder(Logger):
@@ -147,13 +192,20 @@ class Recorder(Logger):
         pass
 
 
+class Sized(Recorder):
+    """Needs an argument."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size=size)
+
+
 @pytest.fixture
 def wandb_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Return what the W&B logger would be made with."""
 
     def make(**specification: Any) -> Recorder:
         monkeypatch.setattr(pytorch_lightning.loggers, "WandbLogger", Recorder)
-        (logger,) = _make({"wandb": WANDB | specification}, tmp_path)
+        (logger,) = _make({"wandb": STAGES | specification}, tmp_path)
         assert isinstance(logger, Recorder)
         return logger
 
@@ -222,7 +274,7 @@ def test_online_without_a_key_says_what_to_do(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("WANDB_MODE", "online")
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=r"wandb login.*kept offline if there is no key"):
-        _loggers({"wandb": WANDB}, tmp_path, []).make("student", "kegnet", tmp_path / "stage")
+        _loggers({"wandb": STAGES}, tmp_path, []).make("student", "kegnet", tmp_path / "stage")
 
 
 def test_wandb_is_asked_for_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -246,13 +298,13 @@ def test_other_loggers_get_their_own_arguments_alone(tmp_path: Path) -> None:
 def test_every_stage_has_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "run").mkdir()
-    loggers = _loggers({"wandb": WANDB}, tmp_path)
+    loggers = _loggers({"wandb": STAGES}, tmp_path)
     seen = []
     for stage in ("teacher", "student"):
         (logger,) = loggers.make(stage, stage, tmp_path / stage)
         logger.log_metrics({"train/loss": 0.5}, step=0)
         seen.append(logger.experiment)
-        loggers.finish(_stage(tmp_path / stage, stage))
+        loggers.finish_stage(_stage(tmp_path / stage, stage), [])
         with pytest.raises(Exception, match="finished"):
             seen[-1].log({"train/loss": 0.5})
     assert seen[0].id != seen[1].id
@@ -260,20 +312,20 @@ def test_every_stage_has_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pyt
 
 def test_fits_of_one_stage_share_a_run_and_their_metrics_have_their_names(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    loggers = _loggers({"wandb": WANDB}, tmp_path)
+    loggers = _loggers({"wandb": STAGES}, tmp_path)
     pair = [loggers.make("generators", "generators", tmp_path)[0] for _ in range(2)]
     for value, logger in enumerate(pair):
         logger.log_metrics({f"generator_{value}/train/loss": float(value)}, step=10)
-    first, second = (logger.experiment for logger in pair)
+    first, second = (logger.experiment for logger in pair if isinstance(logger, WandbLogger))
     assert first is second and first.name == "generators · digits option1, seed 3"
     assert (first.summary["generator_0/train/loss"], first.summary["generator_1/train/loss"]) == (0, 1)
-    loggers.finish(_stage(tmp_path / "stage", "generators"))
+    loggers.finish_stage(_stage(tmp_path / "stage", "generators"), [])
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
 
 
 def test_a_stage_that_was_broken_off_goes_on_with_its_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    loggers, ids = _loggers({"wandb": WANDB}, tmp_path), []
+    loggers, ids = _loggers({"wandb": STAGES}, tmp_path), []
     for _ in range(2):
         (logger,) = loggers.make("student", "kegnet", tmp_path / "stage")
         ids.append(logger.experiment.id)
@@ -289,13 +341,13 @@ def test_a_server_that_does_not_answer_makes_runs_offline(tmp_path: Path, monkey
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     (tmp_path / "run").mkdir()
     told: list[str] = []
-    quick = WANDB | {"settings": {"_target_": "wandb.Settings", "silent": True, "init_timeout": 2}}
+    quick = STAGES | {"settings": {"_target_": "wandb.Settings", "silent": True, "init_timeout": 2}}
     loggers = _loggers({"wandb": quick}, tmp_path, told)
     for stage in ("teacher", "student"):
         (logger,) = loggers.make(stage, stage, tmp_path / stage)
         logger.log_metrics({"train/loss": 0.5}, step=0)
         assert logger.experiment.offline
-        loggers.finish(_stage(tmp_path / stage, stage))
+        loggers.finish_stage(_stage(tmp_path / stage, stage), [])
     assert len(told) == 1, "asked once"
     assert 1 < loggers.waited < 20, "which the stage's seconds leave out"
     assert "W&B does not answer" in told[0] and "wandb sync" in told[0]
@@ -307,40 +359,43 @@ class _Online:
 
     def __init__(self, offline: bool) -> None:
         self.offline = offline
-        self.used: list[str] = []
+        self.used: list[Any] = []
         self.logged: list[Any] = []
 
-    def use_artifact(self, name: str) -> None:
+    def use_artifact(self, artifact: Any) -> None:
         assert not self.offline, "the client refuses it"
-        self.used.append(name)
+        self.used.append(artifact)
 
     def log_artifact(self, artifact: Any) -> None:
         self.logged.append(artifact)
 
 
-@pytest.mark.parametrize("offline", [False, True])
-def test_artifacts_have_their_lineage(tmp_path: Path, offline: bool) -> None:
+@pytest.mark.parametrize(("offline", "used"), [(False, False), (False, True), (True, True)])
+def test_artifacts_have_their_lineage(tmp_path: Path, offline: bool, used: bool) -> None:
     stage, parents = _stage(tmp_path / "stage"), [_stage(tmp_path / name, name) for name in ("teacher", "evaluation")]
     run = _Online(offline)
-    _record_artifact(run, stage, parents)
-    (artifact,) = run.logged
-    assert (artifact.name, artifact.type) == ("student-0123", "student")
+    record_artifact(run, stage, parents, used=used)
+    (artifact,) = run.used if used and not offline else run.logged
+    assert (artifact.name, artifact.type) == ("student-0123", "model")
     assert artifact.metadata["parents"] == {"teacher": "teacher-0123"}
     assert list(artifact.manifest.entries) == ["network.safetensors"]
     assert artifact.manifest.entries["network.safetensors"].local_path == str(stage.folder / "network.safetensors")
-    assert run.used == ([] if offline else ["teacher-0123:latest"])
+    assert len(run.used) + len(run.logged) == 1
 
 
 def test_objects_are_made_only_where_wandb_takes_them(tmp_path: Path) -> None:
     def make() -> dict[str, Any]:
         raise AssertionError("nobody takes it")
 
-    _loggers({"csv": CSV}, tmp_path).show("student", tmp_path, make)
+    _loggers({"csv": CSV}, tmp_path).show("student", "kegnet", tmp_path, make)
 
 
 def test_nothing_to_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    _loggers({"csv": CSV}, tmp_path).finish(_stage(tmp_path / "stage"))
+    loggers = _loggers({"csv": CSV}, tmp_path)
+    with loggers.running():
+        loggers.finish_stage(_stage(tmp_path / "stage"), [])
+        loggers.finish({})
     assert "wandb" not in sys.modules, "W&B was imported to close it"
 
 
@@ -357,13 +412,14 @@ def test_without_a_home_wandb_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_users_mode_group_and_identifier_of_wandb_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"MODE": "offline", "RUN_GROUP": "mine", "RUN_ID": "abc"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    loggers = _loggers({"wandb": WANDB}, tmp_path)
     runs = []
-    for stage in ("teacher", "student"):
-        (logger,) = loggers.make(stage, stage, tmp_path / stage)
-        runs.append((logger.experiment.id, logger.experiment.group, logger.experiment.offline))
-        loggers.finish(None)
-    assert runs == [("abc-teacher", "mine", True), ("abc-student", "mine", True)]
+    for specification, sweep in ((STAGES, None), (WANDB, None), (WANDB, "sweep")):
+        loggers = _loggers({"wandb": specification}, tmp_path, sweep=sweep)
+        with loggers.running():
+            (logger,) = loggers.make("teacher", "teacher", tmp_path / "teacher")
+            assert isinstance(logger, WandbLogger | Namespaced)
+            runs.append((logger.experiment.id, logger.experiment.group, logger.experiment.offline))
+    assert runs == [("abc-teacher", "mine", True), ("abc", "mine", True), ("abc-digits-0123", "mine", True)]
     assert os.environ["WANDB_MODE"] == "offline"
 
 
@@ -379,7 +435,7 @@ class Kept(DummyLogger):
 def test_curves_of_other_processes_reach_the_loggers_of_rank_0(tmp_path: Path) -> None:
     loggers = _loggers({"csv": CSV, "kept": {"_target_": f"{__name__}.Kept"}}, tmp_path)
     files = loggers.of_files()
-    assert list(files.specifications) == ["csv"]
+    assert [tracker.key for tracker in files._trackers] == ["csv"]
     for epoch in range(2):  # another process, and its second attempt
         (logger,) = files.make("generators", "generators", tmp_path, files="generator_1")
         logger.log_metrics({"generator_1/train/loss": 2.0 - epoch, "epoch": epoch}, 10 * epoch)
@@ -389,3 +445,62 @@ def test_curves_of_other_processes_reach_the_loggers_of_rank_0(tmp_path: Path) -
         ({"generator_1/train/loss": 2.0, "epoch": 0.0}, 0),
         ({"generator_1/train/loss": 1.0, "epoch": 1.0}, 10),
     ]
+
+
+def test_a_sweep_agent_has_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MODE": "offline", "SWEEP_ID": "s1", "RUN_ID": "abc"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    with pytest.raises(ConfigError, match=r"Set logger.wandb.runs=pipeline"):
+        _loggers({"wandb": STAGES}, tmp_path)
+    loggers = _loggers({"wandb": WANDB}, tmp_path)
+    with loggers.running():
+        made = [loggers.make(stage, stage, tmp_path / stage)[0] for stage in ("teacher", "generators")]
+        assert {logger.experiment.id for logger in made if isinstance(logger, Namespaced)} == {"abc"}
+
+
+@pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        (WANDB | {"runs": "each"}, r"`logger.mine.runs` to be pipeline or stages, but got 'each'"),
+        (WANDB | {"nots": "x"}, r"in `logger.mine`, but got nots\. Remove it"),
+        (TENSORBOARD | {"max_queu": 3}, r"in `logger.mine`, but got max_queu\. Remove it"),
+        (CSV | {"flush": 3}, r"`logger.mine` to be built from its settings, but got: .*'flush'"),
+        ({"_target_": "nowhere.Logger"}, r"`logger.mine._target_` to be a Lightning logger, but nowhere.Logger"),
+        (
+            {"_target_": "tests.unit.pipeline.test_loggers.Sized", "colour": "x"},
+            r"arguments of tests.unit.pipeline.test_loggers.Sized, but got: missing a required argument: 'size'",
+        ),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_is_an_error_before_anything_trains(
+    tmp_path: Path, specification: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message), _loggers({"mine": specification}, tmp_path).running():
+        raise AssertionError("something trains")
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=rf"Expected the package {name} for its logger.*pip install"):
+        _loggers({name: _group(f"logger={name}")[name]}, tmp_path)
+
+
+def test_an_interrupted_run_is_continued_by_one_process_only(tmp_path: Path) -> None:
+    path = tmp_path / "store" / "p.wandb.json"
+    first = KeptRun(path)
+    identifier = first.start()
+    assert (first.begin("teacher"), first.begin("teacher")) == (True, False)
+    at_the_same_time = KeptRun(path)
+    assert at_the_same_time.start() != identifier
+    at_the_same_time.close(success=True)
+    first.close(success=False)
+    second = KeptRun(path)
+    assert second.start() == identifier
+    assert (second.begin("teacher"), second.begin("generators")) == (False, True)
+    second.close(success=True)
+    third = KeptRun(path)
+    assert third.start() != identifier and third.begin("teacher")
+    third.close(success=True)
+    assert not list(path.parent.iterdir())

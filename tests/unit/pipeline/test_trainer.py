@@ -17,6 +17,7 @@ from torch import nn
 
 from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.pipeline.loggers import Loggers
+from kegnet_pl.pipeline.trackers import RunInfo
 from kegnet_pl.pipeline.trainer import ResumableFit, Selection, TrainerFactory
 from kegnet_pl.reporting.figures import read_curves
 from kegnet_pl.runtime.costs import StageCosts
@@ -100,7 +101,8 @@ def _trainers(folder: Path, specifications: Any) -> TrainerFactory:
     def make_callbacks(checkpoints: Path) -> list[Callback]:
         return [make_checkpoint(checkpoints)]
 
-    loggers = Loggers(specifications, folder, group="g", label="l", tags=[], hyperparameters={}, notify=print)
+    info = RunInfo(folder, pipeline="p", label="l", tags=[], hyperparameters={}, notify=print)
+    loggers = Loggers(specifications, info)
     return TrainerFactory(make_trainer, make_callbacks, loggers)
 
 

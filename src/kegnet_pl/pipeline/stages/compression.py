@@ -101,5 +101,5 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
     compressed.network.cpu()
     save_network(compressed.network, folder, "network", recipe_of(network, context.settings.teacher.network))
     atomic_write(folder / "compression.json", json.dumps(compressed.report.to_dict(), indent=2))
-    context.loggers.show("compression", folder, lambda: {"layers": compression_table(compressed.report)})
+    context.loggers.show("compression", "compression", folder, lambda: {"layers": compression_table(compressed.report)})
     return compressed

@@ -34,7 +34,7 @@ def evaluation_stage(context: RunContext, stage: Stage, name: str, teacher: Stag
         for logger in context.loggers.make("evaluation", name, folder):
             logger.log_metrics(metrics, step=0)
             logger.save()
-        context.loggers.show("evaluation", folder, lambda: class_tables(answers))
+        context.loggers.show("evaluation", name, folder, lambda: class_tables(answers))
         return {
             "test/accuracy": accuracy,
             "test_set": data.test_set,

@@ -80,7 +80,7 @@ def student_stage(
             recipe = json.loads((initial.folder / "network.json").read_text())
             save_network(module.network, folder, "network", recipe["network"])
         entropies = data.label_entropies()
-        context.loggers.show("student", folder, lambda: {"labels/entropies": histogram(entropies)})
+        context.loggers.show("student", source.name, folder, lambda: {"labels/entropies": histogram(entropies)})
         unreached = data.unreached_classes()
         return metrics | {
             "label_entropy": float(entropies.mean()), "label_information": data.label_information(),
