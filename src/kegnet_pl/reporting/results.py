@@ -145,7 +145,6 @@ def summarize(rows: Sequence[Row]) -> dict[str, float | str]:
 
 def _numbers(row: Row) -> dict[str, float]:
     speedups = row.speedups
-    without = ("evaluation", *(["teacher"] if row.student is not None else []))
     numbers = {
         "accuracy": row.accuracy,
         "agreement": row.mean_agreement,
@@ -154,7 +153,7 @@ def _numbers(row: Row) -> dict[str, float]:
         "macs": row.macs,
         "speedup": speedups[max(speedups)] if speedups else None,
         **{f"speedup_batch_{size}": speedup for size, speedup in speedups.items()},
-        "seconds": sum(spent for name, spent in row.stage_seconds.items() if name not in without),
+        "seconds": row.seconds_from_teacher,
     }
     return {name: value for name, value in numbers.items() if value is not None}
 
