@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-all lint format types check settings docs build bench notebooks reproduce reproduce-smoke clean
+.PHONY: help install demo test test-all lint format types check settings docs build lock audit bench notebooks reproduce reproduce-smoke clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -54,6 +54,13 @@ build: $(READY) ## Build the wheel and the source distribution, and check them: 
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
+
+lock: $(READY) ## Write the installed versions of all dependencies: constraints.txt
+	$(BIN)/python -m reproduction.dependencies lock > constraints.new
+	mv constraints.new constraints.txt
+
+audit: $(READY) ## List the licences of the dependencies, and known vulnerabilities where pip-audit is installed
+	$(BIN)/python -m reproduction.dependencies audit
 
 notebooks: $(READY) ## Run the notebooks again, and keep what they show
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

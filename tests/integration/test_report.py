@@ -45,7 +45,7 @@ def _read(path: Path) -> tuple[str, _Page]:
     page = _Page(text)
     assert page.open == []
     assert all(address.startswith(("data:image/png", "#")) for address in page.asked if not address.endswith(".html"))
-    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"|<metadata>.*?</metadata>', "", text, flags=re.S)
+    assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"|<metadata>.*?</metadata>', "", text, flags=re.S)
     for address in page.asked:
         if address.startswith("#") and len(address) < 12:
             assert address[1:] in page.ids, address
@@ -79,6 +79,13 @@ def test_the_page_of_a_run_shows_everything_and_needs_nothing(finished: Path) ->
     confusion = re.findall(r'<td style="--v:[\d.]+">(\d*)</td>', text)
     assert len(confusion) == 100 and sum(int(count or 0) for count in confusion) == 539
     assert "decoder" in text and "noise_dim: " in text
+    student = json.loads((finished / "run" / "stages.json").read_text())["networks"][rows[-1]["method"]]["student"]
+    assert f"kegnet_pl.load_network(&#34;{(finished / 'run' / student).resolve()}&#34;)" in text
+    assert (
+        len(re.findall('<pre class="copy">', text)) == 2 and ", the worst of" in text and " MB of the teacher" in text
+    )
+    assert re.search(r"<td>commit of kegnet_pl</td><td>[0-9a-f]{40}", text) or "commit of" not in text
+    assert "T+NAME: T trained on samples of NAME" in text
     assert "The teacher does not recognise all of them" in text, "after four steps"
     assert "the teacher takes them for it" not in text
 
@@ -154,7 +161,7 @@ def test_damaged_stages_are_left_out_with_a_sentence(finished: Path, tmp_path: P
     (next((tmp_path / "store").glob("compression-*")) / "compression.json").write_text("{}")
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     text, page = _read(tmp_path / "run" / "report.html")
-    assert secret not in text and "<script" not in text
+    assert secret not in text and text.count("<script") == 1 and "script-src 'sha256-" in text
     assert {"results", "costs", "settings"} <= set(page.ids) and not {"samples", "classes", "layers"} & set(page.ids)
     for part in ("layers", "samples", "classes"):
         assert f"Left out ({part}): " in text

@@ -34,6 +34,11 @@ def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
     page = (folder / "report.html").read_text()
     assert all(f'<a href="{job}/report.html">{job}</a>' in page for job in range(4))
+    assert (
+        '<table class="sortable">' in page
+        and '<th class="n">accuracy: T+KegNet</th>' in page
+        and "Pareto front" in page
+    )
     assert all((folder / str(job) / "report.html").exists() for job in range(4))
     assert "4 of 4 runs finished, varied: compression, seed; digits: 539 test samples; epoch kept: last" in done.stdout
     assert re.search(

@@ -126,3 +126,17 @@ def test_the_library_loads_no_command_line_and_no_plots() -> None:
     loaded = set(json.loads(done.stdout))
     assert "kegnet_pl.api.generators" in loaded
     assert loaded.isdisjoint({"hydra", "kegnet_pl.pipeline", "matplotlib"})
+
+
+def test_no_module_imports_what_few_commands_need_when_it_is_imported() -> None:
+    """Functions import pandas, scikit-learn and TensorBoard, which load slowly, and matplotlib, except in reports."""
+    rare = {"pandas", "sklearn", "tensorboard"}
+    found = [
+        f"{path.relative_to(SOURCE)}: {name}"
+        for path in SOURCE.rglob("*.py")
+        for node in _parse(path).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([one.name for one in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        if name.split(".")[0] in rare | (set() if path.parent.name == "reporting" else {"matplotlib"})
+    ]
+    assert not found, "\n".join(found)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
 from torchvision.transforms.v2 import functional as vision
 
 from kegnet_pl.data.base import RealDataModule, Split, hold_out, stratified_folds
@@ -39,6 +38,8 @@ class DigitsDataModule(RealDataModule):
 
     def read(self) -> dict[str, Split]:
         """Read, resize, normalise and split the digits; the split does not depend on the seed."""
+        from sklearn.datasets import load_digits  # slow to import, and only these digits need it
+
         bunch = load_digits()
         images = torch.from_numpy(bunch.images).float()[:, None] / 16
         images = vision.resize(images, [32, 32], interpolation=vision.InterpolationMode.BILINEAR, antialias=True)

@@ -65,6 +65,15 @@ class ClassCounts:
             confused=tuple((pair // count, pair % count, int(wrong[pair])) for pair in pairs if wrong[pair]),
         )
 
+    def find_weakest(self) -> tuple[int, float] | None:
+        """Return the class with the lowest accuracy, and this accuracy; None without test samples."""
+        known = self.worst or tuple(zip(self.labels, self.samples, self.right, strict=True))
+        return min(
+            ((label, right / samples) for label, samples, right in known if samples),
+            key=lambda one: one[1],
+            default=None,
+        )
+
     def to_metrics(self) -> dict[str, Any]:
         """Return the counts for a manifest: ``confusion``, or ``by_class`` for more than 50 classes."""
         if self.confusion is not None:

@@ -27,7 +27,7 @@ _MOST_CURVES = 1_000
 _MOST_EPOCHS = 20_000
 
 Curve = list[tuple[float, float]]
-"""Epoch, from 1, and value."""
+"""Number of optimizer steps, and value."""
 
 _COST_NAMES = {
     "teacher_training": "training the teacher",
@@ -52,8 +52,8 @@ def read_curves(logs: Path, left_out: list[str] | None = None) -> dict[str, Curv
         lines = read_bytes(file, logs).decode().splitlines() if exists(file) else []
         for line in csv.DictReader(lines):
             for name, value in line.items():
-                if value and line.get("epoch") and name not in ("epoch", "step"):
-                    point = _number(line["epoch"]), _number(value)
+                if value and line.get("epoch") and name not in ("epoch", "step"):  # without an epoch: an evaluation
+                    point = _number(line.get("step", "")), _number(value)
                     if point[0] is not None and point[1] is not None:
                         curves.setdefault(printable(name, 60), {})[point[0] + 1] = point[1]
                     elif left_out is not None:
@@ -145,8 +145,9 @@ def _draw_panels(
                     linestyle="--" if network in dashed else "-",
                 )  # fmt: skip
         axis.set_title(title)
-        axis.set_xlabel("epoch")
+        axis.set_xlabel("optimizer step")
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axis.xaxis.set_major_formatter(lambda value, _: short_number(value))
         if name.endswith(("accuracy", "confidence")):
             percent_axis(axis)
     for axis in free:

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from kegnet_pl.reporting.style import COLOURS, distinct_colors, legend_columns, new_figure, percent_axis
-from kegnet_pl.reporting.summary import Point
+from kegnet_pl.reporting.style import COLOURS, distinct_colors, legend_columns, new_figure, percent_axis, shift
+from kegnet_pl.reporting.summary import Point, make_columns, name_point
 
 _LABEL_WIDTH = 90
 _LABEL = {"size": "size on disk in MB, smaller to the right", "speed": "speed-up for a batch of {}"}
@@ -35,7 +35,9 @@ def draw_front(points: Sequence[Point], narrow: bool = False) -> Figure:
     count = max(len(groups), 1)
     names = list(dict.fromkeys(point.row.student for point in shown))
     colors = dict(zip(names, distinct_colors([None if name else COLOURS["teacher"] for name in names]), strict=True))
-    figure = new_figure((6.6 if narrow else 3.9) * count, narrow)
+    labels = list(dict.fromkeys(map(name_point, shown)))
+    lines = -(-(len(labels) + 1) // legend_columns(labels, narrow)) if labels else 0
+    figure = new_figure((6.2 if narrow else 3.4) * count + 0.2 * lines, narrow)
     panels = figure.subplots(*((2 * count, 1) if narrow else (count, 2)), squeeze=False).reshape(count, 2)
     for row, members in enumerate(groups):
         for axis, quantity in zip(panels[row], ("size", "speed"), strict=True):
@@ -67,40 +69,65 @@ def find_front(values: Sequence[tuple[float, float]]) -> list[int]:
     return front[::-1]
 
 
+def make_front_columns(points: Sequence[Point]) -> dict[str, list[str]]:
+    """Return the table of the networks on a Pareto front: those of :func:`make_columns`, and the fronts of each."""
+    shown = [point for point in points if point.accuracies and point.size is not None and not point.row.is_ceiling]
+    fronts: dict[int, list[str]] = {}
+    for _, group in groupby(sorted(shown, key=_dataset), key=_dataset):
+        members = list(group)
+        for quantity in ("size", "speed"):
+            values = _measure(members, quantity, _largest_batch(members))
+            for point, _ in _front_of(values, quantity):
+                fronts.setdefault(id(point), []).append(quantity)
+    found = [point for point in shown if id(point) in fronts]
+    return make_columns(found) | {"front": [", ".join(fronts[id(point)]) for point in found]}
+
+
+def _largest_batch(points: Sequence[Point]) -> int:
+    return max((max(row.speedups, default=0) for point in points for row in point.rows), default=0)
+
+
+def _measure(points: Sequence[Point], quantity: str, batch: int) -> list[tuple[Point, float]]:
+    """Return points with their mean size in MB or speed-up, without those for which it is not known."""
+    if quantity == "size":
+        return [(point, (point.size or 0.0) / 1e6) for point in points]
+    found = [(point, [row.speedups[batch] for row in point.rows if batch in row.speedups]) for point in points]
+    return [(point, statistics.mean(speedups)) for point, speedups in found if speedups]
+
+
+def _front_of(values: Sequence[tuple[Point, float]], quantity: str) -> list[tuple[Point, float]]:
+    sign = -1 if quantity == "size" else 1
+    return [values[index] for index in find_front([(sign * value, point.mean) for point, value in values])]
+
+
 def _dataset(point: Point) -> str:
     return point.row.dataset
 
 
-def _name(point: Point) -> str:
-    """Return the name of a point in the legend: its compression, its method and further settings."""
-    return " ".join(part for part in (point.row.student, point.row.method, point.settings) if part)
-
-
 def _draw(axis: Axes, points: Sequence[Point], quantity: str, colors: dict[str | None, str]) -> None:
-    batch = max((max(row.speedups, default=0) for point in points for row in point.rows), default=0)
-    if quantity == "size":
-        values = [(point, (point.size or 0.0) / 1e6) for point in points]
-    else:
-        found = [(point, [row.speedups[batch] for row in point.rows if batch in row.speedups]) for point in points]
-        values = [(point, statistics.mean(speedups)) for point, speedups in found if speedups]
-    sign = -1 if quantity == "size" else 1
-    front = find_front([(sign * value, point.mean) for point, value in values])
+    batch = _largest_batch(points)
+    values = _measure(points, quantity, batch)
+    front = _front_of(values, quantity)
     axis.plot(
-        [values[index][1] for index in front],
-        [values[index][0].mean for index in front],
+        [value for _, value in front],
+        [point.mean for point, _ in front],
         color="grey",
         linewidth=1.0,
         label="Pareto front",
         zorder=1,
     )
+    several = any(point.sd for point, _ in values)
     for point, value in values:
+        members = [other for other, _ in values if other.row.student == point.row.student]
         trained = point.row.source is not None or point.row.student is None
         marker = "s" if point.row.quantization is not None else "o" if trained else "x"
         color = colors[point.row.student]
+        beside = shift(axis, [(value, point.mean, point.sd)], members.index(point), len(members))
         axis.errorbar(
             value, point.mean, yerr=point.sd, color=color, marker=marker, markersize=6, linestyle="none",
-            capsize=2.5, label=_name(point), zorder=2,
+            capsize=2.5, label=name_point(point), zorder=2, transform=beside if several else axis.transData,
         )  # fmt: skip
+    axis.autoscale_view()
     axis.set_xlabel(_LABEL[quantity].format(batch))
     axis.set_ylabel("test accuracy")
     percent_axis(axis)

@@ -1,6 +1,7 @@
 """Rendering of templates: HTML pages that are one file, with pictures."""
 
 import base64
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,11 @@ _ENVIRONMENT.filters["percent"] = lambda value: "not measured" if value is None 
 _ENVIRONMENT.filters["markdown"] = lambda value: _escape_markdown(printable(value))
 
 
+_SCRIPT = _ENVIRONMENT.get_template("page.js").render()
+_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+"""Hash of the only script that a browser may run in a page, whatever texts from files are in it."""
+
+
 def _escape_markdown(text: str) -> str:
     """Return a text in which no character marks up Markdown or HTML."""
     for char, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
@@ -47,7 +53,8 @@ def write_page(template: str, path: Path, title: str, sections: Sequence[tuple[s
         sections: Identifiers and names of the sections that its head links to.
         values: Values of the template.
     """
-    text = render(template, title=title, sections=sections, version=__version__, **values)
+    page = {"title": title, "sections": sections, "version": __version__, "script": Markup(_SCRIPT), "hash": _HASH}
+    text = render(template, **page, **values)
     text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)  # a number and its unit stay on one line
     atomic_write(path, text)
     return path

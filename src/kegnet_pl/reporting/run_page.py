@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from kegnet_pl.reporting import figures
 from kegnet_pl.reporting.agreement import explain_agreement, format_agreement
+from kegnet_pl.reporting.classes import ClassCounts
 from kegnet_pl.reporting.front import can_draw_front, draw_front
 from kegnet_pl.reporting.html import draw, write_page
 from kegnet_pl.reporting.results import Row, find_last, list_warnings
@@ -20,8 +21,15 @@ from kegnet_pl.reporting.run_parts import make_parts
 from kegnet_pl.reporting.run_story import write_story
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.summary import summarize
-from kegnet_pl.reporting.tables import explain_quantization, find_best, format_size
-from kegnet_pl.reporting.tradeoff import draw_tradeoff
+from kegnet_pl.reporting.tables import (
+    describe_results,
+    explain_names,
+    explain_quantization,
+    explain_speed,
+    find_best,
+    format_size,
+)
+from kegnet_pl.reporting.tradeoff import draw_accuracy, draw_bars
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.runtime.safe_files import printable, read_json
@@ -103,10 +111,11 @@ def write_run_page(run: FinishedRun) -> Path:
     stages = StageFolders.read(run.folder) or StageFolders({}, {})
     rows, best = run.rows, find_best(run.rows)
     of_stages, left_out = make_parts(stages, rows)
-    notes = [*explain_quantization(rows), *left_out]
+    notes = [*explain_names(rows), *explain_speed(rows), *explain_quantization(rows), *left_out]
     points = summarize([run] if best else [])
+    agreeing = [] if best else [point for point in summarize([run]) if point.agreement is not None]
     parts = {
-        "tradeoff": draw("accuracy against size", draw_tradeoff, points),
+        "tradeoff": draw("accuracy", draw_accuracy, points) or draw("agreement", draw_bars, agreeing),
         "front": draw(
             "accuracy against size on disk, and against speed", draw_front, points if can_draw_front(points) else []
         ),
@@ -139,15 +148,17 @@ def write_run_page(run: FinishedRun) -> Path:
         agreements=agreements,
         agreement_text=explain_agreement(rows),
         story=write_story(rows, stages.config),
-        facts=_facts(rows),
-        test_set=first.test_set,
+        facts=_facts(rows, parts["classes"]),
+        machine=_machine(rows),
+        batch_sizes=list(find_last(rows).speedups),
+        description=describe_results(rows),
         notes=notes,
         warnings=list_warnings(rows),
         **parts,
     )
 
 
-def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _facts(rows: Sequence[Row], classes: ClassCounts | None = None) -> list[tuple[str, str]]:
     last, teacher = find_last(rows), rows[0]
     facts = [
         (f"{100 * row.accuracy:.2f} %", f"accuracy of {name}")
@@ -161,15 +172,34 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
                 "agreement with the teacher on synthetic samples (not accuracy)",
             )
         )
+    weakest = classes and classes.find_weakest()
+    worst = last.agreement["worst"] if last.agreement is not None and last.accuracy is None else None
+    if weakest:
+        facts.append((f"{100 * weakest[1]:.1f} %", f"accuracy of class {weakest[0]}, the worst of {last.method}"))
+    elif worst:
+        facts.append((f"{100 * worst['agreement']:.0f} %", f"agreement on class {worst['label']}, the worst"))
     facts.append((f"{last.compression_ratio:.2f}x", "fewer parameters"))
+    if last.size and teacher.size:
+        facts.append(
+            (f"{format_size(last.size)} MB", f"file of weights; {format_size(teacher.size)} MB of the teacher")
+        )
     if last.macs:
         facts.append((f"{teacher.macs / last.macs:.2f}x", "fewer multiply-accumulates"))
-    speedups = last.speedups
-    if speedups:
-        size = max(speedups)
-        facts.append((f"{speedups[size]:.2f}x", f"the teacher's speed, for batches of {size}"))
+    for size, speedup in last.speedups.items():
+        assert last.latency is not None
+        ms = f"{last.latency['batches'][str(size)]['ms']:.3g} ms"
+        facts.append((ms, f"for a batch of {size}: {speedup:.2f}x the teacher's speed"))
     facts.append((figures.clock(sum(_spent(rows).values())), "in all, in this run or before"))
     return facts
+
+
+def _machine(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return device, threads and versions of a run; the device is known if the latency was measured."""
+    latency = next((row.latency for row in rows if row.latency is not None), None)
+    found = [] if latency is None else [("device", str(latency["device"]))]
+    if latency is not None and latency["threads"] is not None:
+        found.append(("threads of PyTorch", str(latency["threads"])))
+    return [*found, *rows[0].versions.items()]
 
 
 def _spent(rows: Sequence[Row]) -> dict[str, float]:

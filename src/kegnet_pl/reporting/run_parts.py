@@ -13,6 +13,7 @@ from kegnet_pl.reporting.classes import MOST_CLASSES, ClassCounts, shown_classes
 from kegnet_pl.reporting.html import draw, embed
 from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.reporting.style import looks_of
+from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError, first_line
 from kegnet_pl.runtime.safe_files import exists, is_inside, printable, read_json
 
@@ -34,6 +35,7 @@ _WALK = dict[str, int | Annotated[list[_Share], Field(max_length=100)]]
 _WALKS = TypeAdapter(Annotated[list[_WALK], Field(max_length=50)])
 _COUNTS = TypeAdapter(list[Annotated[int, Field(ge=0)]])
 _REPORT = TypeAdapter(CompressionReport)
+_COMMIT = TypeAdapter(Annotated[str, Field(pattern="^[0-9a-f]{7,64}$")] | None)
 
 
 def read_metrics(stage: Path) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def make_parts(stages: "StageFolders", rows: Sequence[Row]) -> tuple[dict[str, A
         "classes": (_classes, ("classes",)),
         "agreement by class": (_class_agreements, ("class_agreements",)),
         "configuration": (_config, ("config",)),
+        "origin": (_origin, ("commit", "finished", "load_line")),
     }
     parts: dict[str, Any] = {}
     left_out = []
@@ -95,6 +98,8 @@ def _student_curves(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, An
     skipped: list[str] = []
     for row in rows:
         folder = stages.networks.get(row.method, {}).get("student")
+        if row.quantization is not None:  # not trained after its network in float32
+            continue
         if folder is None or row.source is None or not is_inside(folder / "logs" / row.source["name"], folder):
             continue
         curves = figures.read_curves(folder / "logs" / row.source["name"], skipped)
@@ -189,6 +194,23 @@ def _class_agreements(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, 
 
         lines = sorted(sorted(lines, key=share)[:MOST_CLASSES])
     return {"class_agreements": pairs, "class_lines": lines}
+
+
+def _origin(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:
+    """Return commit and time of the last network's stage, and the line that loads the network."""
+    folders = stages.networks.get(find_last(rows).method, {})
+    folder = next((folders[name] for name in ("student", "compression", "initial") if name in folders), None)
+    if folder is None or not exists(folder / "manifest.json"):
+        return {}
+    made = read_json(folder / "manifest.json", folder)
+    git = made.get("git") or {}
+    commit = _COMMIT.validate_python(git.get("commit"))
+    if commit and git.get("dirty"):
+        commit += ", with changes that are not committed"
+    place = printable(display_path(folder), _MOST_TEXT)
+    found = exists(folder / "network.json")
+    line = f'network = kegnet_pl.load_network("{place}")' if found else None
+    return {"commit": commit, "finished": printable(str(made.get("finished", "")), 40), "load_line": line}
 
 
 def _config(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:  # noqa: ARG001

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from kegnet_pl.reporting.results import Row
 
@@ -30,6 +31,9 @@ _MARKERS = {marker for marker in Line2D.markers if isinstance(marker, str)}
 
 _NEAR = 0.26
 """Colours at a smaller distance in RGB, each in [0, 1], are hard to distinguish."""
+
+_STEP = 5.0
+"""Distance in points between error bars at the same place."""
 
 INK, MUTED, GRID = "#1b1f24", "#5b6473", "#d9dde3"
 """Text; less important text; lines behind the data. A dark page inverts these, see :func:`to_svg`."""
@@ -132,7 +136,7 @@ def new_figure(height: float, narrow: bool) -> Figure:
     """Return an empty figure of a height in inches: for a screen, or a narrow one for a phone."""
     # Panels below each other need more space for titles.
     layout = ConstrainedLayoutEngine(h_pad=0.12) if narrow else ConstrainedLayoutEngine()
-    return Figure(figsize=(4.6 if narrow else 9.2, height), layout=layout)
+    return Figure(figsize=(4.6 if narrow else 12.4, height), layout=layout)
 
 
 def to_svg(figure: Figure, title: str, salt: str = "") -> str:
@@ -154,6 +158,17 @@ def to_svg(figure: Figure, title: str, salt: str = "") -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 style="width:100%;max-width:\2pt;height:auto"', svg, count=1)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()
+
+
+def shift(axis: Axes, points: Sequence[tuple[float, float, float | None]], index: int, count: int) -> Transform:
+    """Return the transform that draws series ``index`` of ``count`` beside the others: error bars stay visible.
+
+    ``points`` (x, mean, standard deviation) get space on the axis, which matplotlib computes without the shift alone.
+    """
+    spread = [(x, mean + sign * (sd or 0.0)) for x, mean, sd in points for sign in (-1, 1)]
+    axis.update_datalim(spread)
+    points_beside = _STEP * (index - (count - 1) / 2)
+    return axis.transData + ScaledTranslation(points_beside / 72, 0, axis.figure.dpi_scale_trans)
 
 
 def percent_axis(axis: Axes) -> None:

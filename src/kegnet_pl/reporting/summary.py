@@ -170,6 +170,11 @@ def format_speedup(point: Point) -> str:
     return f"{statistics.mean(values):.2f}x at {size}"
 
 
+def name_point(point: Point) -> str:
+    """Return the name of a point: its student, its method and further settings."""
+    return " ".join(part for part in (point.row.student, point.row.method, point.settings) if part)
+
+
 def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
     """Return the table of means: heading -> a cell for each point. Columns in which nothing differs are left out."""
     columns = {
@@ -186,7 +191,7 @@ def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
         "MB": [format_size(point.size) for point in points],
         "MACs": [f"{point.average('macs'):,.0f}" for point in points],
         "speed-up": [format_speedup(point) for point in points],
-        "seconds": [f"{point.average('seconds'):.1f}" for point in points],
+        "seconds": [f"{point.average('seconds_from_teacher'):.1f}" for point in points],
     }
     wanted = {
         "data": len(set(columns["data"])) > 1,

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kegnet_pl.reporting.agreement import format_agreement
-from kegnet_pl.reporting.front import can_draw_front, draw_front
+from kegnet_pl.reporting.front import can_draw_front, draw_front, make_front_columns
 from kegnet_pl.reporting.html import draw, link_to, write_page
-from kegnet_pl.reporting.results import TRIAL, explain_ceilings, explain_trial, explain_validity
+from kegnet_pl.reporting.results import TRIAL, explain_ceilings, explain_trial, explain_validity, find_last
 from kegnet_pl.reporting.run_page import PAGE
 from kegnet_pl.reporting.runs import FinishedRun, find_runs, varied
 from kegnet_pl.reporting.style import house_style
@@ -29,10 +29,11 @@ from kegnet_pl.reporting.summary import (
     format_mean,
     is_measured,
     make_columns,
+    name_point,
     summarize,
 )
-from kegnet_pl.reporting.tables import number_columns
-from kegnet_pl.reporting.tradeoff import draw_tradeoff
+from kegnet_pl.reporting.tables import explain_names, format_accuracy, number_columns
+from kegnet_pl.reporting.tradeoff import draw_accuracy
 from kegnet_pl.reporting.wandb import print_sync_command
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
@@ -43,6 +44,7 @@ from kegnet_pl.training.progress import make_console
 _MOST_POINTS = 1_000
 _MOST_DATASETS = 20
 _MOST_WARNINGS = 30
+_MOST_METHODS = 12
 
 
 def finish_sweep(folder: Path) -> bool:
@@ -83,7 +85,7 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
     files = write_tables(runs, out)
     if is_measured(points) and can_be_drawn(points):
         files.append(out / "tradeoff.png")
-        _save(draw_tradeoff, points, files[-1])
+        _save(draw_accuracy, points, files[-1])
     if can_draw_front(points) and can_be_drawn(points):
         files.append(out / "front.png")
         _save(draw_front, points, files[-1])
@@ -92,7 +94,8 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
     console.print()
     console.print(f"{len(finished)} of {len(runs)} runs finished, {describe(runs)}", soft_wrap=True)
     console.print(make_summary_table(points))
-    for line in [*explain_validity(point.row for point in points), *explain_warnings(runs)]:
+    rows = [point.row for point in points]
+    for line in [*explain_validity(rows), *explain_names(rows), *explain_warnings(runs)]:
         console.print(line, soft_wrap=True)
     print_failures(runs, console)
     for path in files:
@@ -166,18 +169,40 @@ def write_sweep_page(runs: Sequence[FinishedRun], points: Sequence[Point], out: 
         f"{len([run for run in runs if run.rows])} runs on {datasets}",
         [("results", "Results"), ("jobs", "Runs"), ("settings", "Settings")],
         story=describe_sweep(runs, points),
-        tradeoff=draw("accuracy against size, and against work", draw_tradeoff, drawn if is_measured(drawn) else []),
+        tradeoff=draw("accuracy against size, and against work", draw_accuracy, drawn if is_measured(drawn) else []),
         front=draw(
             "accuracy against size on disk, and against speed", draw_front, drawn if can_draw_front(drawn) else []
         ),
         warnings=explain_warnings(runs),
+        names=explain_names(rows),
         columns=make_columns(points),
+        front_columns=make_front_columns(points) if can_draw_front(points) else {},
         numbers=NUMBERS,
         keys=varied(runs),
+        job_columns=_make_job_columns(runs),
         jobs=jobs,
         commands=dict.fromkeys(row.command for row in rows),
         versions=rows[0].versions,
     )
+
+
+def _make_job_columns(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
+    """Return the results of runs: heading -> a cell for each run. Columns without a number are left out.
+
+    Accuracies are of the first methods; the other numbers are of the last network in float32.
+    """
+    methods = list(dict.fromkeys(row.method for run in runs for row in run.rows))[:_MOST_METHODS]
+    columns: dict[str, list[str]] = {f"accuracy: {method}": [] for method in methods}
+    more = ("agreement", "ratio", "MB", "MACs", "speed-up", "seconds")
+    columns |= {heading: [] for heading in more}
+    for run in runs:
+        accuracies = {row.method: format_accuracy(row) for row in run.rows if row.accuracy is not None}
+        for method in methods:
+            columns[f"accuracy: {method}"].append(accuracies.get(method, ""))
+        cells = make_columns([Point("", (find_last(run.rows),))]) if run.rows else {}
+        for heading in more:
+            columns[heading].append(cells.get(heading, [""])[0])
+    return {heading: cells for heading, cells in columns.items() if any(cells)}
 
 
 def describe(runs: Sequence[FinishedRun]) -> str:
@@ -209,12 +234,12 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         best = max(students, key=lambda point: point.mean)
         smallest = max(students, key=lambda point: point.average("compression_ratio"))
         sentence = (
-            f"On {dataset} the teacher is right on {format_mean(teachers[0])}. The best student is {_name(best)}: "
+            f"On {dataset} the teacher is right on {format_mean(teachers[0])}. The best student is {name_point(best)}: "
             f"{format_mean(best)} with {best.average('compression_ratio'):.2f} times fewer parameters"
         )
         if smallest is not best:
             ratio = f"{smallest.average('compression_ratio'):.2f} times fewer"
-            sentence += f"; the smallest, {_name(smallest)} ({ratio}), {format_mean(smallest)}"
+            sentence += f"; the smallest, {name_point(smallest)} ({ratio}), {format_mean(smallest)}"
         text.append(f"{sentence}.")
         same = [point for point in measured if _network(point) == _network(best)]
         better = [f"{point.row.method} {format_mean(point)}" for point in same if point.mean > best.mean]
@@ -261,14 +286,10 @@ def _describe_agreement(dataset: str, points: Sequence[Point]) -> list[str]:
     best = agreements[max(agreements)]
     where = "" if dataset == "none" else f" on {dataset}"
     return [
-        f"Accuracy was not measured{where}. The student that agrees most with its teacher is {_name(best)}: "
+        f"Accuracy was not measured{where}. The student that agrees most with its teacher is {name_point(best)}: "
         f"{format_agreement(best.agreement, best.agreement_samples)} of synthetic samples. This is not accuracy."
     ]
 
 
 def _network(point: Point) -> tuple[str, str | None]:
     return point.row.teacher, point.row.student
-
-
-def _name(point: Point) -> str:
-    return " ".join(part for part in (point.row.student, point.row.method, point.settings) if part)

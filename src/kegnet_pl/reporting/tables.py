@@ -65,11 +65,14 @@ def make_results_table(rows: Sequence[Row]) -> Table:
 
 def explain_names(rows: Sequence[Row]) -> list[str]:
     """Return a sentence on the names of the networks and on the seconds of one run."""
-    letter = "S" if any(row.method.startswith("S") for row in rows) else "T"
-    names = f"{letter}: {'the compressed network' if letter == 'T' else 'the student'} before training"
-    trained = any(row.method.startswith(f"{letter}+") for row in rows)
-    more = f"; {letter}+NAME: {letter} trained on samples of NAME" if trained else ""
-    return [f"{names}{more}. Seconds: all stages from the teacher to the network."]
+    names = []
+    for letter, network in (("T", "the compressed network"), ("S", "the student")):
+        methods = {row.method for row in rows if row.method.startswith(letter) and row.method != "teacher"}
+        if methods:
+            names.append(f"{letter}: {network} before training")
+        if any(method.startswith(f"{letter}+") for method in methods):
+            names.append(f"{letter}+NAME: {letter} trained on samples of NAME")
+    return [". ".join([*(["; ".join(names)] if names else []), "Seconds: all stages from the teacher to the network."])]
 
 
 def explain_speed(rows: Sequence[Row]) -> list[str]:

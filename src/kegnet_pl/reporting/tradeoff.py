@@ -11,17 +11,24 @@ from matplotlib.ticker import MaxNLocator
 
 from kegnet_pl.reporting.style import (
     COLOURS,
+    MUTED,
     distinct_colors,
     legend_columns,
     marker_of,
     name_of,
     new_figure,
     percent_axis,
+    shift,
     short_number,
 )
-from kegnet_pl.reporting.summary import Point
+from kegnet_pl.reporting.summary import Point, format_mean, name_point
 
 _LABEL_WIDTH = 90
+_MOST_BARS = 40
+
+_ONE_SIZE = 1.02
+"""Quotient of compression ratios below which they are one ratio; with another seed, ratios differ slightly."""
+
 _UNTRAINED = "untrained"
 
 
@@ -31,6 +38,56 @@ class _Series(NamedTuple):
     source: str
     recipe: str
     settings: str
+
+
+def draw_accuracy(points: Sequence[Point], narrow: bool = False) -> Figure:
+    """Draw accuracy against size; where all students of a data set have one compression ratio, draw bars instead."""
+    measured = [point for point in points if point.accuracies and point.row.quantization is None]
+    ratios: dict[str, list[float]] = {}
+    for point in (point for point in measured if point.row.method != "teacher"):
+        ratios.setdefault(point.row.dataset, []).append(point.average("compression_ratio"))
+    one_size = all(max(found) < _ONE_SIZE * min(found) for found in ratios.values())
+    draw = draw_bars if one_size and len(measured) <= _MOST_BARS else draw_tradeoff
+    return draw(measured, narrow)
+
+
+def draw_bars(points: Sequence[Point], narrow: bool = False) -> Figure:
+    """Draw a bar for the mean accuracy of each network, and its standard deviation; a panel for each data set.
+
+    A dashed line is the teacher. Bars of ceilings are outlined. Without any accuracy, bars are agreements.
+    """
+    accuracy = any(point.accuracies for point in points)
+    shown = [point for point in points if (point.accuracies if accuracy else point.agreement is not None)]
+    colors = _series_colors(shown)
+    datasets = [[*group] for _, group in groupby(shown, key=lambda point: point.row.dataset)]
+    heights = [0.9 + (0.44 if narrow else 0.3) * len(members) for members in datasets]
+    figure = new_figure(sum(heights), narrow)
+    panels = figure.subplots(len(datasets), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, members in zip(panels, datasets, strict=True):
+        end = max(point.mean + (point.sd or 0.0) if accuracy else point.agreement or 0.0 for point in members)
+        for index, point in enumerate(members):
+            teacher = point.row.method == "teacher"
+            color = COLOURS["teacher"] if teacher else colors[_series(point)]
+            value = point.mean if accuracy else point.agreement or 0.0
+            axis.barh(
+                index, value, height=0.62, xerr=point.sd if accuracy else None, capsize=2.5, ecolor=MUTED,
+                facecolor="none" if point.row.is_ceiling else color, edgecolor=color,
+            )  # fmt: skip
+            text = format_mean(point) if accuracy else f"{100 * value:.1f} %"
+            axis.annotate(text, (end, index), (6, 0), textcoords="offset points", va="center", color=MUTED)
+            if teacher and accuracy:
+                axis.axvline(point.mean, color=color, linestyle="--", linewidth=1.2)
+        names = [name_of(point.row, name_point(point)) for point in members]
+        axis.set_yticks(range(len(members)), [textwrap.fill(name, 24 if narrow else 64) for name in names])
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1.3 if narrow else 1.12)
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axis.grid(axis="y", visible=False)
+        dataset = "" if members[0].row.dataset == "none" else f"{members[0].row.dataset}: "
+        measure = "test accuracy" if accuracy else "agreement with the teacher on synthetic samples (not accuracy)"
+        axis.set_title(f"{dataset}{measure}")
+    return figure
 
 
 def draw_tradeoff(points: Sequence[Point], narrow: bool = False) -> Figure:
@@ -77,17 +134,22 @@ def _draw_panel(axis: Axes, points: Sequence[Point], size: str, colors: Mapping[
         if one_size:  # only the teacher's size can be compared with the student's
             axis.plot(teacher.average(size), teacher.mean, color=COLOURS["teacher"], marker="s", zorder=2)
     students = sorted((point for point in points if point.row.method != "teacher"), key=_order)
-    sources = [series.source for series in dict.fromkeys(map(_series, students))]
+    every = list(dict.fromkeys(map(_series, students)))
+    sources = [series.source for series in every]
+    several = any(point.sd for point in students)
     for series, group in groupby(students, key=_series):
         line = sorted(group, key=lambda point: point.average(size))
         source = line[0].row.source
         title = _UNTRAINED if source is None else source["title"]
         recipe = series.recipe if sources.count(series.source) > 1 else ""
         ceiling, informed = line[0].row.is_ceiling, line[0].row.source_prior not in ("", "none")
+        places = [(point.average(size), point.mean, point.sd) for point in line]
+        place = shift(axis, places, every.index(series), len(every)) if several else axis.transData
         axis.errorbar(
             [point.average(size) for point in line],
             [point.mean for point in line],
-            yerr=[point.sd or 0.0 for point in line],
+            yerr=[point.sd or 0.0 for point in line] if several else None,
+            transform=place,
             color=colors[series],
             marker=marker_of(source),
             markersize=6,
@@ -98,6 +160,7 @@ def _draw_panel(axis: Axes, points: Sequence[Point], size: str, colors: Mapping[
             label=name_of(line[0].row, " ".join(part for part in (title, recipe, series.settings) if part)),
             zorder=3 if informed else 2,
         )
+    axis.autoscale_view()
     axis.xaxis.set_major_locator(MaxNLocator(5))
     if size == "macs":
         axis.xaxis.set_major_formatter(lambda value, _: short_number(value))

@@ -59,3 +59,11 @@ def test_tables_and_pictures_of_many_classes() -> None:
     right = class_tables(torch.eye(60, dtype=torch.int64))
     assert len(right["confusion"].data) == 1
     assert len(class_tables(torch.ones(3, 3, dtype=torch.int64))["confusion"].data) == 9
+
+
+def test_the_weakest_class_is_found_among_few_and_among_many() -> None:
+    assert ClassCounts.of(torch.tensor([[9, 1, 0], [1, 1, 0], [0, 0, 0]])).find_weakest() == (1, 0.5)
+    many = torch.diag(torch.full((60,), 4))
+    many[31, 31], many[31, 2] = 1, 3
+    assert ClassCounts.of(many).find_weakest() == (31, 0.25)
+    assert ClassCounts.of(torch.zeros(2, 2, dtype=torch.int64)).find_weakest() is None

@@ -21,7 +21,7 @@ def test_curves_of_a_resumed_fit_go_on(tmp_path: Path) -> None:
     ):
         (tmp_path / f"version_{version}").mkdir()
         (tmp_path / f"version_{version}" / "metrics.csv").write_text(text)
-    assert figures.read_curves(tmp_path) == {"a": [(1, 1.5), (2, 1.25), (3, 1.0)], "b": [(1, 7)]}
+    assert figures.read_curves(tmp_path) == {"a": [(11, 1.5), (21, 1.25), (31, 1.0)], "b": [(11, 7)]}
     assert figures.read_curves(tmp_path / "nowhere") == {}
 
 
@@ -29,8 +29,8 @@ def test_values_that_cannot_be_drawn_are_left_out_by_name(tmp_path: Path) -> Non
     logs = tmp_path / "logs" / "kegnet" / "version_0"
     logs.mkdir(parents=True)
     values = ["0.5", "nan", "inf", "1e308", "-1e308", "what", "1e-320", "-1e99"]
-    lines = [f"{epoch},9,{value}\n" for epoch, value in enumerate(values)]
-    (logs / "metrics.csv").write_text("epoch,step,train/loss\n" + "".join(lines) + "1e400,9,1\n")
+    lines = [f"{epoch},{epoch},{value}\n" for epoch, value in enumerate(values)]
+    (logs / "metrics.csv").write_text("epoch,step,train/loss\n" + "".join(lines) + "9,1e400,1\n")
     left_out: list[str] = []
     curves = figures.read_curves(logs.parent, left_out)
     assert curves == {"train/loss": [(1, 0.5), (7, 1e-320), (8, -1e99)]} and left_out == 6 * ["train/loss"]
@@ -52,7 +52,7 @@ def test_curves_of_several_generators_are_found(tmp_path: Path, together: bool) 
         (folder / "metrics.csv").write_text(f"epoch,step,{header}\n0,9,{values}\n")
     curves = figures.split_curves(figures.read_curves(tmp_path), "generators")
     assert curves == {
-        f"generator_{index}": {"train/loss": [(1, index + 0.5)], "samples/confidence": [(1, index + 0.25)]}
+        f"generator_{index}": {"train/loss": [(10, index + 0.5)], "samples/confidence": [(10, index + 0.25)]}
         for index in range(2)
     }
 
@@ -78,6 +78,7 @@ def test_curves_of_every_generator_and_every_term() -> None:
     ]  # fmt: skip
     for axis in figure.axes:
         assert len(axis.lines) == 2 and list(axis.lines[0].get_ydata()) == [2.0, 1.0]
+        assert axis.get_xlabel() == "optimizer step"
 
 
 def test_validation_accuracy_is_drawn_where_there_is_one() -> None:

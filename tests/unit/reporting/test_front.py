@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kegnet_pl.reporting.front import can_draw_front, choose_ticks, draw_front, find_front
+from kegnet_pl.reporting.front import can_draw_front, choose_ticks, draw_front, find_front, make_front_columns
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.summary import Point, summarize
@@ -70,3 +70,8 @@ def test_the_size_has_several_round_ticks_in_any_range() -> None:
     size = draw_front(_points(*ROWS[:2])).axes[0]
     assert len(size.get_xticks()) >= 4 and len(size.get_xticks(minor=True)) == 0
     assert not any(container.has_yerr for container in size.containers), "one seed has no standard deviation"
+
+
+def test_the_table_has_the_networks_of_the_fronts() -> None:
+    columns = make_front_columns(_points(*ROWS))
+    assert columns["network"] == ["teacher", "teacher int8"] and columns["front"] == ["size, speed", "size, speed"]

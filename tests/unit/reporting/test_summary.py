@@ -1,6 +1,7 @@
 """Means over seeds, and the picture of them."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.style import house_style, to_svg
 from kegnet_pl.reporting.summary import Point, make_columns, summarize
 from kegnet_pl.reporting.sweep import describe_sweep
-from kegnet_pl.reporting.tradeoff import draw_tradeoff
+from kegnet_pl.reporting.tradeoff import draw_accuracy, draw_bars, draw_tradeoff
 from kegnet_pl.sources import RealSource
 from tests.unit.reporting.rows import TEACHER, quantized, student
 
@@ -175,3 +176,39 @@ def test_the_column_of_sizes_is_there_where_they_are_known() -> None:
     points = summarize([FinishedRun(HERE, {}, (TEACHER, kegnet, quantized(kegnet)))])
     assert make_columns(points)["MB"] == ["", "1.23", "0.0003"]
     assert "MB" not in make_columns(summarize([FinishedRun(HERE, {}, (TEACHER, student(0.7)))]))
+
+
+def test_one_ratio_is_drawn_as_bars_with_their_spread() -> None:
+    runs = [
+        FinishedRun(HERE, {"compression": "option1"}, run.rows) for run in _runs() if run.rows[1].student == "option1"
+    ]
+    (axis,) = draw_accuracy(summarize(runs)).axes
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([0.91, 0.75])
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["teacher", "option1 T+KegNet"]
+    assert len(draw_accuracy(summarize(_runs())).axes) == 2, "two ratios: accuracy and size, accuracy and work"
+
+
+def test_without_accuracy_bars_are_agreements() -> None:
+    agreement = {"over": ["waves"], "mean": 0.5, "worst": None, "sources": {"waves": {"samples": 10}}}
+    points = summarize([FinishedRun(HERE, {}, (TEACHER, student(None, agreement=agreement)))])
+    points = [point for point in points if point.agreement is not None]
+    (axis,) = draw_bars(points).axes
+    assert [bar.get_width() for bar in axis.patches] == [0.5] and "not accuracy" in axis.title.get_text()
+
+
+def test_error_bars_at_one_ratio_do_not_hide_each_other() -> None:
+    runs = [
+        FinishedRun(HERE, {"seed": str(seed)}, (
+            dataclasses.replace(TEACHER, seed=seed, fingerprint=f"t{seed}"),
+            *(student(0.5 + 0.1 * seed, seed=seed, method=method) for method in ("T", "T+KegNet", "T+Normal")),
+        ))
+        for seed in (0, 1)
+    ]  # fmt: skip
+    figure = draw_tradeoff(summarize(runs))
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    places = [bars.get_transform().transform((2.0, 0.55)) for *_, (bars,) in (c.lines for c in axis.containers)]
+    xs = sorted(x for x, _ in places)
+    assert len(xs) == 3 and min(b - a for a, b in itertools.pairwise(xs)) > 5
+    low, high = axis.get_ylim()
+    assert low < 0.55 - 0.1 / 2**0.5 and high > 0.55 + 0.1 / 2**0.5, "the whole bars are visible"
