@@ -400,7 +400,7 @@ def test_a_student_answers_as_its_teacher_does(answer: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: kegnet_pl.train_generators(_lenet(), (3, 32, 32), **TINY), r"take samples of shape \(3, 32, 32\)"),
+        (lambda: kegnet_pl.train_generators(_lenet(), (3, 32, 32), **TINY), r"accept samples of shape \(3, 32, 32\)"),
         (lambda: kegnet_pl.train_generators(nn.Flatten(0), SHAPE, **TINY), "one row of logits for each of 16 samples"),
         (lambda: kegnet_pl.train_generators(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (1, 2, 2, 4, 4), **TINY),
          r"`make_generator` for samples of shape \(1, 2, 2, 4, 4\)"),
@@ -447,10 +447,10 @@ def test_a_student_answers_as_its_teacher_does(answer: nn.Module) -> None:
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, precision="16-mixed", device="cpu", **TINY), "on a CPU"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, device="gpu", **TINY), "'cuda:1', but got 'gpu'"),
         (lambda: kegnet_pl.train_generators("model.pt", SHAPE, **TINY), r"a torch\.nn\.Module, but got 'model\.pt'"),
-        (lambda: kegnet_pl.compress(_lenet(), (3, 32, 32), 2.0), r"take samples of shape \(3, 32, 32\), but it failed"),
+        (lambda: kegnet_pl.compress(_lenet(), (3, 32, 32), 2.0), r"samples of shape \(3, 32, 32\), but it failed"),
         (lambda: kegnet_pl.distill(_lenet(), TensorDataset(torch.zeros(4, *SHAPE))), "SyntheticDataset"),
-        (lambda: kegnet_pl.compress(nn.Embedding(9, 4), (5,), 2.0), "it takes integer token ids"),
-        (lambda: _dataset(LeNet5(3)), r"teacher LeNet5 to take samples of shape \(1, 32, 32\), but it failed"),
+        (lambda: kegnet_pl.compress(nn.Embedding(9, 4), (5,), 2.0), "it accepts integer token ids"),
+        (lambda: _dataset(LeNet5(3)), r"teacher LeNet5 to accept samples of shape \(1, 32, 32\), but it failed"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, parallel="both", **TINY), "sequential.*got 'both'"),
         (lambda: kegnet_pl.load_generators("nowhere", _lenet()), r"got nowhere without manifest\.json"),
     ],

@@ -180,7 +180,9 @@ def test_processes_that_a_launcher_starts_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setenv("LOCAL_RANK", "1")
     choose_ranks(2)  # as Lightning sets them for the processes that it starts
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(ConfigError, match=r"started once for trainer\.devices=2.* but got RANK=1 from a launcher"):
+    with pytest.raises(
+        ConfigError, match=r"one start of the command for trainer\.devices=2.* but got RANK=1 from a launcher"
+    ):
         choose_ranks(2)
 
 

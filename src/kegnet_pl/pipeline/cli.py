@@ -177,7 +177,7 @@ def _explain_trial(settings: "RunSettings") -> None:
 def _stop(cfg: DictConfig, folder: Path, code: int) -> None:
     offline = f" W&B runs so far: wandb sync {folder}/wandb/offline-run-*" if (folder / "wandb").is_dir() else ""
     _leave(
-        f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to continue this "
+        f"Stopped. Finished stages are in {cfg.store}. Run the same command again (resume=auto) to continue this "
         f"run.{offline}",
         code,
     )

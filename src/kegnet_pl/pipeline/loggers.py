@@ -77,13 +77,13 @@ class Loggers:
             import wandb  # noqa: F401
         except ImportError as error:
             raise UserError(
-                "Expected the package wandb for its logger, but it is missing: pip install wandb"
+                "Expected the package wandb for logger=wandb, but it is not installed. Run: pip install wandb"
             ) from error
         try:
             Path.home()
         except RuntimeError as error:
             raise UserError(
-                "Expected a home folder for the logger wandb, which keeps its settings there, but this user has none "
+                "Expected a home folder for the logger wandb, which keeps its settings there, but this user has none, "
                 "and HOME is not set. Set HOME to a writable folder, or remove logger=wandb."
             ) from error
 
@@ -153,13 +153,13 @@ class Loggers:
             _ = logger.experiment
         except UsageError as error:
             raise UserError(
-                f"Expected a W&B run to start, but got: {error} Or set neither WANDB_MODE nor logger.wandb.offline: "
-                f"runs are kept offline if there is no key."
+                f"Expected a W&B run to start, but got: {error} Or unset WANDB_MODE and logger.wandb.offline: without "
+                f"a key, runs are stored offline."
             ) from error
         except (CommError, AuthenticationError) as error:
             self._unreachable = True
             self.notify(
-                f"W&B does not answer ({first_line(error)}): runs are kept offline in "
+                f"W&B does not respond ({first_line(error)}). Runs are stored offline in "
                 f"{self.run_folder}/wandb; later: wandb sync FOLDER/wandb/offline-run-*"
             )
             (folder / _RUN_FILE).unlink(missing_ok=True)  # the client reserves the identifier of the failed run

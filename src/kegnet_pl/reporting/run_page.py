@@ -74,8 +74,8 @@ class StageFolders:
             }
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"Expected `config` and `networks`, with folders by name, in {printable(path)}, but got something "
-                f"else. The file is damaged: run its command again."
+                f"Expected `config` and `networks`, with folders by name, in {printable(path)}, but got other content. "
+                f"The file is damaged. Run its command again."
             ) from error
         for folders in networks.values():
             for stage, folder in folders.items():
@@ -168,7 +168,7 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     if speedups:
         size = max(speedups)
         facts.append((f"{speedups[size]:.2f}x", f"the teacher's speed, for batches of {size}"))
-    facts.append((figures.clock(sum(_spent(rows).values())), "in all, in this run or before"))
+    facts.append((figures.clock(sum(_spent(rows).values())), "total, in this run or before"))
     return facts
 
 

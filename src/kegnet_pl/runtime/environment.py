@@ -45,7 +45,7 @@ def choose_ranks(processes: int) -> None:
     several = any(os.environ[name] not in ("", "1") for name in sizes)
     if started and several and "NODE_RANK" not in os.environ:
         raise ConfigError(
-            f"Expected a command that is started once for trainer.devices={processes}, since it starts its own "
+            f"Expected one start of the command for trainer.devices={processes}, since it starts its own "
             f"processes, but got {started[0]}={os.environ[started[0]]} from a launcher with several tasks (torchrun, "
             f"srun). Start the command once (srun --ntasks=1), or set trainer.devices=1 for independent runs."
         )

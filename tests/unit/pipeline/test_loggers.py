@@ -220,7 +220,7 @@ def test_wandb_mode_is_the_users_decision(monkeypatch: pytest.MonkeyPatch, mode:
 def test_online_without_a_key_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match=r"wandb login.*kept offline if there is no key"):
+    with pytest.raises(UserError, match=r"wandb login.*without a key, runs are stored offline"):
         _loggers({"wandb": WANDB}, tmp_path, []).make("student", "kegnet", tmp_path / "stage")
 
 
@@ -297,7 +297,7 @@ def test_a_server_that_does_not_answer_makes_runs_offline(tmp_path: Path, monkey
         loggers.finish(_stage(tmp_path / stage, stage))
     assert len(told) == 1, "asked once"
     assert 1 < loggers.waited < 20, "which the stage's seconds leave out"
-    assert "W&B does not answer" in told[0] and "wandb sync" in told[0]
+    assert "W&B does not respond" in told[0] and "wandb sync" in told[0]
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
 
 
