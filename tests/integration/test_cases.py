@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import kegnet_pl
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.pipeline.store import Store
+from kegnet_pl.runtime import distributed, environment
 from kegnet_pl.runtime.environment import choose_ranks
 from kegnet_pl.runtime.errors import ConfigError, explain_memory
 from tests.integration.conftest import FAST, Command, Refused, Start
@@ -173,17 +174,60 @@ def test_a_process_of_a_job_step_runs_alone_in_the_users_folder(
     assert "results" in done.stdout
 
 
-def test_processes_that_a_launcher_starts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    choose_ranks(2)  # as Lightning sets them for the processes that it starts
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(
-        ConfigError, match=r"one start of the command for trainer\.devices=2.* but got RANK=1 from a launcher"
-    ):
-        choose_ranks(2)
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "1", "RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1", "WORLD_SIZE": "4",
+    "LOCAL_WORLD_SIZE": "2",
+}  # fmt: skip
+SRUN = {
+    "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_NTASKS_PER_NODE": "2",
+}  # fmt: skip
+BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "job"}
+"""Of the script of a job, which srun has not started."""
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "machines", "started"),
+    [
+        (TORCHRUN, 2, 2, 4),
+        (SRUN, 2, 2, 4),
+        (SRUN | {"SLURM_JOB_NAME": "bash"}, 2, 2, 4),
+        (BATCH, 2, 1, 1),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}, 2, 1, 1),  # Lightning has started this process
+        (TORCHRUN, 1, 1, 1),  # independent runs
+    ],
+)
+def test_processes_that_a_launcher_starts_are_those_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], devices: int, machines: int, started: int
+) -> None:
+    rank = distributed.rank()
+    monkeypatch.setattr(environment.os, "environ", dict(given))
+    try:
+        choose_ranks(devices, machines)
+        assert environment.launched() == started
+        assert distributed.rank() == (2 if started > 1 else rank)
+        if given is BATCH:
+            assert environment.os.environ["SLURM_JOB_NAME"] == "bash", "Lightning starts the processes"
+    finally:
+        vars(distributed.rank_zero_only)["rank"] = rank
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "machines", "said"),
+    [
+        (TORCHRUN, 4, 1, "trainer.devices=4 processes on each of trainer.num_nodes=1 machines, but it has started 4"),
+        (SRUN, 2, 1, "it has started 4 processes, 2 on a machine"),
+        ({}, 2, 2, "neither has started this one. Use torchrun --nnodes=2 --nproc-per-node=2, or srun --nodes=2"),
+        (BATCH, 2, 2, "neither has started this one"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, 2, 1, "got RANK=1 from another launcher"),
+    ],
+)
+def test_other_numbers_of_processes_are_refused(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], devices: int, machines: int, said: str
+) -> None:
+    monkeypatch.setattr(environment.os, "environ", dict(given))
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        choose_ranks(devices, machines)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def _problems(changes: dict[str, Any]) -> list[str]:
         ["debug=fast"],
         ["~experiment"],
         ["trainer=ddp"],
+        ["trainer=ddp", "trainer.num_nodes=4", "generator.processes=spread"],
         ["trainer=gpu", "trainer.precision=bf16-mixed"],
         ["data=none", "data.input_shape=[5]", "data.classes=2", "teacher=mlp", "compression=option1", "generator=dense",
          "teacher.weights=teacher.pt"],
@@ -173,8 +174,7 @@ def test_choices(value: Any) -> None:
         ("compression.rules", ["*", [{"layers": "*"}], [{"layers": "*", "rank": 1, "more": 2}], [None]],
          "to be a list of {layers: ..., rank: ...}"),
         ("compression.target", [1, 0.5, "4", True], "to be a number above 1 or null, but got"),
-        ("trainer.num_nodes", [0, 2, "1", None], "to be 1, but got"),
-        ("trainer.num_nodes", [2], "trainer=ddp trainer.devices=N"),
+        ("trainer.num_nodes", [0, "1", None], "to be a whole number of at least 1, but got"),
         ("callbacks", [["csv"], None], "to be objects by name, but got"),
         ("logger", [["csv"]], "to be objects by name, but got"),
         ("callbacks.resume", [None, {"dirpath": "x"}], "to be an object with `_target_`, but got"),
@@ -253,11 +253,27 @@ def test_rules_across_settings_allow(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("part", ["teacher", "generator", "student"])
 def test_processes_divide_batches(part: str) -> None:
-    sizes = {f"{name}.batch_size": 24 for name in ("teacher", "generator", "student")} | {"trainer.devices": 8}
+    sizes = {f"{name}.batch_size": 24 for name in ("teacher", "generator", "student")}
+    sizes |= {"trainer.devices": 4, "trainer.num_nodes": 2}
     RunSettings.from_config(_config(sizes))
     said = _problems(sizes | {f"{part}.batch_size": 20})
-    expected = f"Expected `{part}.batch_size` to be a multiple of the 8 processes (trainer.devices), but got 20."
+    expected = (
+        f"Expected `{part}.batch_size` to be a multiple of the 8 processes (trainer.devices x trainer.num_nodes), but "
+        f"got 20."
+    )
     assert said == [expected]
+
+
+@pytest.mark.parametrize(
+    ("processes", "how", "spread"), [(4, "auto", True), (7, "auto", False), (7, "spread", True), (4, "shared", False)]
+)
+def test_generators_that_are_spread_have_whole_batches(processes: int, how: str, spread: bool) -> None:
+    sizes = {"generator.batch_size": 27, "teacher.batch_size": 28, "student.batch_size": 28}
+    changes = sizes | {"trainer.devices": processes, "generator.processes": how}
+    if spread:
+        RunSettings.from_config(_config(changes))
+    else:
+        assert "`generator.batch_size` to be a multiple" in _problems(changes)[0]
 
 
 @pytest.mark.parametrize("name", sorted(LIGHTNING))

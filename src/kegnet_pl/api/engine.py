@@ -10,6 +10,7 @@ from torch import nn
 
 from kegnet_pl.api.checks import check_counts
 from kegnet_pl.api.sampling import Generators
+from kegnet_pl.api.spread import Pair, receive_pairs
 from kegnet_pl.compression import (
     Calibration,
     Compressed,
@@ -143,8 +144,11 @@ class GeneratorTask:
             cuda_graphs=settings.cuda_graphs,
         )
 
-    def choose_parallel(self) -> tuple["GeneratorTask", str | None]:
+    def choose_parallel(self, count: int | None = None) -> tuple["GeneratorTask", str | None]:
         """Decide how generators are trained.
+
+        Args:
+            count: Number of generators that a process trains; None for all.
 
         Returns:
             The task with ``parallel`` set to ``"vmap"`` or ``"sequential"``; and the reason why torch cannot vectorise
@@ -154,7 +158,7 @@ class GeneratorTask:
             ValueError: If ``parallel="vmap"`` is set and torch cannot vectorise the networks.
         """
         settings, obstacle = self.settings, None
-        vectorize = should_vectorize(settings.parallel, settings.count, self.device, self.input_shape)
+        vectorize = should_vectorize(settings.parallel, count or settings.count, self.device, self.input_shape)
         if vectorize:
             obstacle = vectorization_error(
                 lambda: self.make_module([self.make_pair(0), self.make_pair(1)], 0), *self.clipping
@@ -172,16 +176,26 @@ MakeCallbacks = Callable[[Sequence[str], nn.Module], Sequence[Callback]]
 """Takes the names of the generators of a fit and one network of their structure, returns the callbacks of the fit."""
 
 
-def fit_generators(task: GeneratorTask, fit: Fit, progress: StageProgress, make_callbacks: MakeCallbacks) -> Generators:
+def fit_generators(
+    task: GeneratorTask,
+    fit: Fit,
+    progress: StageProgress,
+    make_callbacks: MakeCallbacks,
+    share: Sequence[int] | None = None,
+) -> Generators:
     """Train the generators of a task, as one batch of networks or one after another.
 
     :meth:`GeneratorTask.choose_parallel` must have set ``parallel`` of the task. Metrics of the generators are empty on
     other ranks than 0.
+
+    ``share`` are the indices of the generators that this process trains; it receives the others from the other
+    processes of the run, which train them at the same time. None: it trains all.
     """
     count = task.settings.count
-    groups = [list(range(count))] if task.settings.parallel == "vmap" else [[index] for index in range(count)]
-    trained: list[tuple[nn.Module, nn.Module]] = []
-    metrics: list[Metrics] = []
+    own = list(range(count)) if share is None else list(share)
+    groups = [own] if own and task.settings.parallel == "vmap" else [[index] for index in own]
+    trained: dict[int, Pair] = {}
+    metrics: dict[int, Metrics] = {}
     with progress:
         for number, indices in enumerate(groups):
             names = [f"generator_{index}" for index in indices]
@@ -196,11 +210,14 @@ def fit_generators(task: GeneratorTask, fit: Fit, progress: StageProgress, make_
                     if isinstance(fitted, StackedModule):
                         fitted.take(index, network)
                     set_mode(move(network, "cpu"), training=False)
-            trained += pairs
-            metrics += module.means or [{} for _ in pairs]
-    generators, decoders = zip(*trained, strict=True)
-    classes = int(generators[0].classes)
-    return Generators(generators, decoders, frozen_copy(task.teacher), task.input_shape, classes, task.device, metrics)
+            trained |= zip(indices, pairs, strict=True)
+            metrics |= zip(indices, module.means or [{} for _ in pairs], strict=True)
+        if share is not None:
+            progress.console.print(f"{progress.title}: waiting for those of the other processes")
+            receive_pairs(task.make_pair, trained, metrics)
+    generators, decoders = zip(*(trained[index] for index in range(count)), strict=True)
+    classes, means = int(generators[0].classes), [metrics[index] for index in range(count)]
+    return Generators(generators, decoders, frozen_copy(task.teacher), task.input_shape, classes, task.device, means)
 
 
 def fit_student(

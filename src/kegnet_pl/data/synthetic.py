@@ -13,6 +13,7 @@ from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.networks import FrozenModule
 from kegnet_pl.networks.execution import chunk_size, prefer_channels_last
 from kegnet_pl.runtime.costs import StageCosts
+from kegnet_pl.runtime.distributed import concatenate, work_shared
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.sources import SyntheticSource, check_finite
 
@@ -36,6 +37,8 @@ class SyntheticDataModule(LightningDataModule):
         seed: Seed of the draw and of the order.
         device: Device of the student's training, which labels and stores the samples.
         costs: Costs of a stage, to which drawing and labelling are added; between steps, they are no training.
+        share: True if the processes of the run, all of which call :meth:`setup`, draw and label a share each; each gets
+            all samples. False: each process draws and labels all.
         as_classifier: Called with the teacher and the shape of the first samples; returns a network of logits.
 
     Raises:
@@ -56,6 +59,7 @@ class SyntheticDataModule(LightningDataModule):
         seed: int = 0,
         device: torch.device | str = "cpu",
         costs: StageCosts | None = None,
+        share: bool = False,
         as_classifier: Callable[[nn.Module, Sequence[int]], nn.Module] = lambda network, _: network,
     ) -> None:
         super().__init__()
@@ -78,13 +82,15 @@ class SyntheticDataModule(LightningDataModule):
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
         self.real_validation = real_validation
         self.costs = costs or StageCosts()
+        self.share = share
         self.as_classifier = as_classifier
 
     @torch.no_grad()
     def label(self, x: Tensor) -> Tensor:
         """Return the teacher's logits ``(N, C)`` for samples ``(N, *input_shape)``, on the module's device."""
-        size = chunk_size(x.shape[1:], self.device)
-        return torch.cat([self.teacher(piece.to(self.device)) for piece in x.split(size)])
+        pieces = x.split(chunk_size(x.shape[1:], self.device))
+        lengths = [len(piece) for piece in pieces]
+        return concatenate(lambda index: self.teacher(pieces[index].to(self.device)), lengths, self.device)
 
     def label_entropies(self) -> Tensor:
         """Return the entropy of the teacher's label of every training sample ``(N,)``, in nats; 0 is certain."""
@@ -114,7 +120,7 @@ class SyntheticDataModule(LightningDataModule):
         return x[torch.linspace(0, len(x) - 1, min(n, len(x)), device=x.device).round().long()]
 
     def setup(self, stage: str | None = None) -> None:
-        """Draw and label once; every process draws the same and trains on its share."""
+        """Draw and label once; every process gets the same samples and trains on its share of each batch."""
         if self.splits:
             return
         for part, count in (("train", self.samples), ("val", self.validation_samples)):
@@ -124,6 +130,10 @@ class SyntheticDataModule(LightningDataModule):
             self.splits["val"] = (self.real_validation.x.to(self.device), self.real_validation.y.to(self.device))
 
     def _draw(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        with work_shared(self.share):
+            return self._draw_and_label(count, seed)
+
+    def _draw_and_label(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         with self.costs.measure("drawing"):
             x = self.source.sample(count, seed).to(self.device)
             check_finite(self.source, x)  # waits for the GPU, so that its seconds count here

@@ -24,8 +24,8 @@ from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.runtime import held
-from kegnet_pl.runtime.environment import choose_ranks, local_rank
-from kegnet_pl.runtime.errors import ConfigError, UserError, explain_full, explain_memory
+from kegnet_pl.runtime.environment import choose_ranks, global_rank, launched
+from kegnet_pl.runtime.errors import ConfigError, UserError, explain_full, explain_lost, explain_memory
 from kegnet_pl.runtime.secrets import conceal
 
 if TYPE_CHECKING:
@@ -58,12 +58,13 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             raise
         _stop(cfg, folder, code=143)  # Lightning leaves with 0, as if all had been done
     except Exception as caught:
-        known = explain_memory(caught) or (caught if isinstance(caught, UserError) else explain_full(caught))
+        explained = explain_full(caught) or explain_lost(caught)
+        known = explain_memory(caught) or (caught if isinstance(caught, UserError) else explained)
         error = known or caught
         # Our own checks say what to do, and a traceback would hide it.
         checked = isinstance(error, ValueError | FileNotFoundError) and re.match(r"(By \w+: )?Expected ", str(error))
         expected = bool(checked) or isinstance(error, UserError)
-        if local_rank() == 0:
+        if global_rank() == 0:
             with suppress(OSError):  # the folder of the run may be full
                 if not (expected and sweep.discard_refused(folder)):
                     sweep.record_failure(folder, error, expected)
@@ -71,8 +72,15 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             return math.nan  # sweepers need a number; the end of the sweep lists failed jobs
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
             raise
-        _leave(f"Error: {conceal(str(error))}", code=1)
+        _leave(f"Error: {conceal(str(error))}" if _speaks() else "", code=1)
     return None
+
+
+def _speaks() -> bool:
+    """Return True if this process prints its error: rank 0, or any other one after all have met."""
+    from kegnet_pl.runtime.distributed import distributed
+
+    return global_rank() == 0 or launched() == 1 or distributed()
 
 
 def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
@@ -80,22 +88,22 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
 
     settings = RunSettings.from_config(to_plain(cfg))
     conceal_hydra_files(folder)
-    choose_ranks(settings.trainer.devices)
-    if sweep.in_sweep() and settings.trainer.devices > 1:
+    choose_ranks(settings.trainer.devices, settings.trainer.num_nodes)
+    if sweep.in_sweep() and settings.trainer.processes > 1:
         raise ConfigError(sweep.ONE_PROCESS)
     if settings.objective == "accuracy" and sweep.searches():
         raise ConfigError(sweep.NO_ACCURACY)
-    if not sweep.in_sweep() and local_rank() == 0:
+    if not sweep.in_sweep() and global_rank() == 0:
         print(_introduce(settings), flush=True)  # noqa: T201  # torch is not imported yet
-    if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
-        cfg, settings = _apply_preset(cfg, settings, folder)
-    elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and local_rank() == 0:
-        _explain_trial(settings)
     from kegnet_pl.pipeline.gpus import one_gpu
     from kegnet_pl.pipeline.run import run
 
     job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
     with one_gpu(settings.trainer) as gpu:
+        if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
+            cfg, settings = _apply_preset(cfg, settings, folder, gpu)
+        elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and global_rank() == 0:
+            _explain_trial(settings)
         return run(as_written(cfg), folder, settings=settings, job=job, gpu=gpu)
 
 
@@ -104,7 +112,7 @@ def _introduce(settings: "RunSettings") -> str:
     student, trainer = settings.student.network, settings.trainer
     smaller = settings.compression.name if student is None else student["_target_"].rpartition(".")[2]
     sources = ", ".join(" + ".join(mixture) for mixture in settings.sources) or "none"
-    devices = f"{trainer.devices} x {trainer.accelerator}" if trainer.devices > 1 else trainer.accelerator
+    devices = f"{trainer.processes} x {trainer.accelerator}" if trainer.processes > 1 else trainer.accelerator
     return (
         f"kegnet_pl {kegnet_pl.__version__}: data {settings.data.name}, teacher {settings.teacher.name}, student "
         f"{smaller}, sources {sources}, seed {settings.seed}, device {devices}"
@@ -116,7 +124,9 @@ def _names_experiment() -> bool:
     return any(override.startswith("experiment=") for override in HydraConfig.get().overrides.task)
 
 
-def _apply_preset(cfg: DictConfig, settings: "RunSettings", folder: Path) -> tuple[DictConfig, "RunSettings"]:
+def _apply_preset(
+    cfg: DictConfig, settings: "RunSettings", folder: Path, gpu: int | None
+) -> tuple[DictConfig, "RunSettings"]:
     """Compose the configuration again with the preset for the teacher, and print what was chosen."""
     from kegnet_pl.pipeline.context import find_run_device
     from kegnet_pl.pipeline.preset import (
@@ -141,13 +151,13 @@ def _apply_preset(cfg: DictConfig, settings: "RunSettings", folder: Path) -> tup
         return cfg, RunSettings.from_config(to_plain(cfg))
 
     same_layers = settings.student.network is None
-    device = find_run_device(settings.trainer, None)
+    device = find_run_device(settings.trainer, gpu)
     preset = choose_preset(network, settings.data.input_shape, same_layers)
     overrides = [*choose_compression(settings, given), *without_given(preset.overrides, given)]
     _, settings = compose_again(overrides)
     overrides = [*overrides, *without_given(fit_to_budget(settings, network, device), given)]
     cfg, settings = compose_again(overrides)
-    if local_rank() == 0:
+    if global_rank() == 0:
         seconds = estimate_seconds(settings, network, device)
         print(describe_choice(preset, network, device, overrides, seconds))  # noqa: T201
         with open_dict(cfg):
@@ -176,6 +186,8 @@ def _explain_trial(settings: "RunSettings") -> None:
 
 def _stop(cfg: DictConfig, folder: Path, code: int) -> None:
     offline = f" W&B runs so far: wandb sync {folder}/wandb/offline-run-*" if (folder / "wandb").is_dir() else ""
+    if launched() > 1 and global_rank() > 0:
+        sys.exit(code)
     _leave(
         f"Stopped. Finished stages are in {cfg.store}. Run the same command again (resume=auto) to continue this "
         f"run.{offline}",
@@ -188,7 +200,8 @@ def _leave(message: str, code: int) -> None:
         sys.stdout.flush()
     except OSError:  # the stream is full or closed; Python would flush it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"\n{message}", file=sys.stderr)  # noqa: T201
+    if message:
+        print(f"\n{message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 

@@ -1,7 +1,9 @@
 """The context of a run: its settings, its store, its loggers, its data."""
 
 import functools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,12 @@ from kegnet_pl.data import RealDataModule
 from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.pipeline.objects import build, code_of, own_code
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
-from kegnet_pl.pipeline.trainer import TrainerFactory
+from kegnet_pl.pipeline.trainer import TrainerFactory, join_processes
 from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.devices import find_device
-from kegnet_pl.runtime.distributed import rank
-from kegnet_pl.runtime.environment import local_rank
+from kegnet_pl.runtime.distributed import barrier, exchange, in_turn, rank
+from kegnet_pl.runtime.environment import launched, local_rank
 from kegnet_pl.runtime.errors import ConfigError
 from kegnet_pl.runtime.memory import keep_freed_memory
 from kegnet_pl.runtime.secrets import conceal
@@ -48,8 +50,8 @@ class RunContext:
         console: Prints messages and progress.
         device: Device of sampling and evaluation.
         data: Real data; None where there is none.
-        folder: Folder of the run. Its ``stages.json`` names the stages as soon as they are finished, so that the store
-            knows the user of each, also of a run that is stopped.
+        folder: Folder of the run, that of rank 0. Its ``stages.json`` names the stages as soon as they are finished, so
+            that the store knows the user of each, also of a run that is stopped.
         titles: Titles of the stages that print progress, in order.
     """
 
@@ -129,6 +131,9 @@ class RunContext:
         loggers = self.loggers
 
         def make_without_waiting(folder: Path, costs: StageCosts) -> Mapping[str, Any]:
+            if collective and self.settings.trainer.processes > 1:
+                join_processes(self.trainers.make_trainer)
+                barrier()  # until rank 0 has prepared the folder
             waited = loggers.waited
             try:
                 return make(folder, costs)
@@ -176,25 +181,42 @@ def open_context(
     if settings.trainer.accelerator == "cpu":
         keep_freed_memory()
     console = make_console(job)
+    make_trainer = functools.partial(build, settings.trainer, **({} if gpu is None else {"devices": [gpu]}))
+    if settings.trainer.processes > 1 and launched() > 1:
+        join_processes(make_trainer)
+        run_folder = _share_folder(run_folder)
     trainers = TrainerFactory(
-        make_trainer=functools.partial(build, settings.trainer, **({} if gpu is None else {"devices": [gpu]})),
+        make_trainer=make_trainer,
         make_callbacks=lambda folder: [
             build(callback, **({"dirpath": str(folder)} if name == "resume" else {}))
             for name, callback in settings.callbacks.items()
         ],
         loggers=_make_loggers(settings, config, run_folder, console.print),
     )
+    device = find_run_device(settings.trainer, gpu)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # torch allocates and measures memory on it, and not on the first GPU
     return RunContext(
         settings,
         config,
         Store(settings.store, settings.resume, console.print, settings.verify_store),
         trainers,
         console,
-        find_run_device(settings.trainer, gpu),
+        device,
         _open_data(settings, needs_data, console.print),
         run_folder,
         titles,
     )
+
+
+def _share_folder(folder: Path) -> Path:
+    """Return the folder of rank 0, and remove the one that Hydra has made for another process."""
+    first = exchange(folder.absolute())[0]
+    if folder.absolute() != first:
+        shutil.rmtree(folder / ".hydra", ignore_errors=True)
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+    return first
 
 
 def find_run_device(trainer: TrainerSettings, gpu: int | None) -> torch.device:
@@ -224,7 +246,8 @@ def _open_data(settings: RunSettings, needs_data: bool, notify: Callable[[str], 
         return None
     data: RealDataModule = build(settings.data)
     try:
-        data.prepare_data()
+        with in_turn():  # the first process of a machine downloads what is missing
+            data.prepare_data()
     except FileNotFoundError as error:
         needed = needs_data or not settings.teacher.is_given or settings.student.selection == "real"
         if needed or not data.may_be_missing:
@@ -243,7 +266,7 @@ def student_name(settings: RunSettings) -> str:
 def training_fingerprint(settings: RunSettings) -> dict[str, Any]:
     """Return the settings of the trainer and of callbacks that change a result."""
     callbacks = {name: callback for name, callback in settings.callbacks.items() if name != "resume"}
-    processes, trainer = settings.trainer.devices, settings.trainer.fingerprint()
+    processes, trainer = settings.trainer.processes, settings.trainer.fingerprint()
     return {"processes": processes, "trainer": trainer, "callbacks": callbacks | code_of(callbacks)}
 
 

@@ -1,5 +1,6 @@
 """Loggers of a stage, from the ``logger`` group of the configuration; one Weights & Biases run per stage."""
 
+import csv
 import json
 import os
 import secrets
@@ -7,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ from kegnet_pl.runtime.secrets import conceal
 
 _RUN_FILE = "wandb.json"
 """File with the identifier of a stage's W&B run, which a resumed stage continues."""
+
+_OF_FILES = (CSVLogger.__name__, TensorBoardLogger.__name__)
+"""Loggers that write to files in the folder of the stage."""
+
+_CURVES = "metrics.csv"
+"""File of a CSV logger."""
 
 _OFFLINE = {"offline": True, "mode": "offline"}
 
@@ -91,22 +98,40 @@ class Loggers:
     def _wandb_keys(self) -> list[str]:
         return [key for key, s in self.specifications.items() if s["_target_"].endswith(f".{WandbLogger.__name__}")]
 
-    def make(self, stage: str, name: str, folder: Path) -> list[Logger]:
+    def of_files(self) -> "Loggers":
+        """Return the loggers that write to files of their own: several processes can use them at once."""
+        kept = {key: s for key, s in self.specifications.items() if _target(s) in _OF_FILES}
+        return replace(self, specifications=kept)
+
+    def pass_on(self, stage: str, folder: Path, names: Sequence[str]) -> None:
+        """Give the curves of networks that other processes have trained to the loggers that only rank 0 has."""
+        others = {key: s for key, s in self.specifications.items() if _target(s) not in _OF_FILES}
+        if rank() != 0 or not others:
+            return
+        loggers = replace(self, specifications=others).make(stage, stage, folder)
+        for path in (path for name in names for path in sorted(folder.glob(f"logs/{name}/*/{_CURVES}"))):
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    metrics = {key: float(value) for key, value in row.items() if value and key != "step"}
+                    for logger in loggers:
+                        logger.log_metrics(metrics, int(row["step"]))
+
+    def make(self, stage: str, name: str, folder: Path, files: str | None = None) -> list[Logger]:
         """Make the loggers of one fit, one for each specification.
 
         Args:
             stage: Name of the stage, the W&B job type.
-            name: Name of the fit, or of the stage where its fits are logged together; the folder of csv files.
+            name: Name of the fit, or of the stage where its fits are logged together.
             folder: Folder of the stage, for csv and TensorBoard files.
+            files: Name of the folder of csv and TensorBoard files; None for ``name``.
         """
         loggers: list[Logger] = []
         for key, specification in self.specifications.items():
-            target = specification["_target_"].rsplit(".", 1)[-1]
+            target = _target(specification)
             if target == WandbLogger.__name__:
                 loggers.append(self._make_wandb(key, specification, stage, name, folder))
                 continue
-            writes_files = target in (CSVLogger.__name__, TensorBoardLogger.__name__)
-            options = {"save_dir": str(folder), "name": f"logs/{name}"} if writes_files else {}
+            options = {"save_dir": str(folder), "name": f"logs/{files or name}"} if target in _OF_FILES else {}
             loggers.append(_build(specification, **options))
             if target != CSVLogger.__name__:  # the manifest has them already
                 loggers[-1].log_hyperparams(dict(self.hyperparameters))
@@ -204,6 +229,11 @@ class Loggers:
                 if self.specifications[key].get("artifacts", True) and stage.name in ARTIFACTS:
                     _record_artifact(run, stage, parents)
             run.finish(exit_code=0 if stage is not None or done else 1)
+
+
+def _target(specification: Mapping[str, Any]) -> str:
+    """Return the name of the class of a logger."""
+    return str(specification["_target_"]).rsplit(".", 1)[-1]
 
 
 def _build(specification: Mapping[str, Any], **options: Any) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,9 @@ KEYS = {"metrics", "seconds", "costs", "peak_memory", "config", "files"}
 
 BUILDING, DAMAGED, REPLACED, DISCARDED = "building", "damaged", "old", "discarded"
 """Endings of hidden folders: unfinished; damaged; replaced under ``resume=never``; to be deleted."""
+
+_VISIBLE_SECONDS = 60
+"""Time until a new file is visible on all machines: NFS may keep the absence of a file for a minute."""
 
 
 def hidden(final: Path, ending: str = BUILDING) -> Path:
@@ -66,6 +70,13 @@ def publish(final: Path) -> None:
     hidden(final).rename(final)
     _flush(final.parent)
     clean(final)
+
+
+def wait_for(final: Path) -> None:
+    """Wait until a stage that another process has published is visible: on a network file system it may be late."""
+    end = time.monotonic() + _VISIBLE_SECONDS
+    while not (final / MANIFEST).exists() and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def repair(final: Path, stage: str, key: str) -> None:

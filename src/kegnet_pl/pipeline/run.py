@@ -95,7 +95,7 @@ def run(
         in_onnx = measure_quantized_latency(context, teacher, [network.stages[-1] for network in quantized])
     rows = describe_networks(context, networks, quantized, compression_source, latency, in_onnx)
     if rank() == 0:
-        write_outputs(context, rows, [*networks, *quantized], folder, brief=job is not None)
+        write_outputs(context, rows, [*networks, *quantized], context.folder, brief=job is not None)
     return find_objective(find_last(rows), settings.objective)
 
 

@@ -22,6 +22,7 @@ from kegnet_pl.pipeline.publication import (
     publish,
     repair,
     set_aside,
+    wait_for,
 )
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import barrier, distributed, rank, share_decision, shared_decision
@@ -169,10 +170,15 @@ class Store:
                 if collective:
                     build(hidden(final), StageCosts())
                 barrier()
+                wait_for(final)
             return self._load(stage, key, final, found=False, verify="never")
         try:
             if self.resume == "require" or (self.resume == "auto" and not needs_repair(final)):
-                found = self._find(stage, key, final)  # a finished stage needs no lock
+                try:
+                    found = self._find(stage, key, final)  # a finished stage needs no lock
+                except StoreError:
+                    share_decision(key, True)  # the other ranks find out, too
+                    raise
                 if found is not None:
                     share_decision(key, True)
                     return found

@@ -64,8 +64,8 @@ class SweepCallback(Callback):
         """Store the folder of the sweep, and set its name, which is the same for the same overrides."""
         global started
         held.release()
-        processes = OmegaConf.select(config, "trainer.devices")
-        if isinstance(processes, int) and processes > 1:
+        processes = [OmegaConf.select(config, f"trainer.{name}") for name in ("devices", "num_nodes")]
+        if any(isinstance(number, int) and number > 1 for number in processes):
             sys.exit(f"\nError: {ONE_PROCESS}")
         if _searches(config.hydra.sweeper) and OmegaConf.select(config, "objective") == "accuracy":
             sys.exit(f"\nError: {NO_ACCURACY}")

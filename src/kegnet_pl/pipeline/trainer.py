@@ -1,16 +1,19 @@
 """The resumable fit: Lightning trainers of the configuration, checkpoints, loggers and costs."""
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from kegnet_pl.pipeline.loggers import Loggers
 from kegnet_pl.runtime.costs import StageCosts, Work
+from kegnet_pl.runtime.distributed import distributed, meet, rank
 from kegnet_pl.runtime.errors import StoreError
 from kegnet_pl.runtime.manifests import DamagedError
 from kegnet_pl.training import GeneratorModule
@@ -49,6 +52,30 @@ class TrainerFactory:
     make_callbacks: Callable[[Path], list[Callback]]
     loggers: Loggers
 
+    def apart(self, device: torch.device) -> "TrainerFactory":
+        """Return a factory for fits of this process alone, beside fits of other processes in the same stage.
+
+        Only rank 0 has the loggers that do not write to files of their own.
+        """
+        devices = 1 if device.type == "cpu" else [device.index or 0]
+        make_trainer = functools.partial(self.make_trainer, devices=devices, num_nodes=1, strategy="auto")
+        return replace(
+            self, make_trainer=make_trainer, loggers=self.loggers if rank() == 0 else self.loggers.of_files()
+        )
+
+
+def join_processes(make_trainer: Callable[..., Trainer]) -> None:
+    """Start the other processes of the run, or wait for those that a launcher has started.
+
+    It returns at once if the run has one process, or if its processes have met.
+    """
+    if distributed():
+        return
+    strategy = make_trainer(logger=False, enable_checkpointing=False).strategy
+    if strategy.launcher is not None:
+        strategy.launcher.launch(strategy.setup_environment)
+        meet()
+
 
 @dataclass(frozen=True)
 class ResumableFit:
@@ -63,6 +90,7 @@ class ResumableFit:
         costs: Costs of the stage.
         work: Kind of work that training counts as.
         selection: Selection of the epoch that is kept.
+        apart: True if other processes run other fits of the stage: the files of its loggers have a folder of their own.
     """
 
     trainers: TrainerFactory
@@ -71,6 +99,7 @@ class ResumableFit:
     costs: StageCosts
     work: Work
     selection: Selection = Selection()
+    apart: bool = False
 
     def __call__(
         self,
@@ -110,7 +139,12 @@ class ResumableFit:
         trainer = self.trainers.make_trainer(
             max_epochs=epochs,
             callbacks=[Meter(self.costs, self.work, drawn), last, *callbacks, Curves(last), *selecting, *own],
-            logger=self.trainers.loggers.make(self.stage, self.stage if shared else name, self.folder),
+            logger=self.trainers.loggers.make(
+                self.stage,
+                self.stage if shared else name,
+                self.folder,
+                files=name.split("-")[0] if self.apart else None,
+            ),
             limit_val_batches=None if self.selection.best else 0,
             default_root_dir=str(checkpoints),  # Lightning loads SLURM's checkpoints in it into any fit
         )

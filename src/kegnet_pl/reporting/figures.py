@@ -81,6 +81,12 @@ def split_curves(curves: Mapping[str, Curve], name: str) -> dict[str, dict[str, 
     return networks
 
 
+def join_curves(curves: dict[str, Curve], more: Mapping[str, Curve]) -> None:
+    """Add the epochs of further curves: several processes, or attempts, may have trained one network."""
+    for name, curve in more.items():
+        curves[name] = sorted({**dict(curves.get(name, [])), **dict(curve)}.items())
+
+
 def draw_generator_curves(curves: Mapping[str, Mapping[str, Curve]], narrow: bool = False) -> Figure:
     """Draw the losses of generators (name -> :func:`read_curves`), and the teacher's confidence in their samples."""
     curves = {name.replace("_", " "): of_one for name, of_one in curves.items()}

@@ -108,9 +108,10 @@ def _generator_curves(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, 
     folder = stages.find("generators")
     generators: dict[str, dict[str, figures.Curve]] = {}
     skipped: list[str] = []
-    for logs in (folder / "logs").glob("*") if folder is not None else ():
+    for logs in sorted((folder / "logs").glob("*")) if folder is not None else ():
         if folder is not None and is_inside(logs, folder):
-            generators |= figures.split_curves(figures.read_curves(logs, skipped), logs.name)
+            for name, curves in figures.split_curves(figures.read_curves(logs, skipped), logs.name).items():
+                figures.join_curves(generators.setdefault(name, {}), curves)
     names = sorted(generators, key=lambda name: (len(name), name))[:_MOST_GENERATORS]
     generators = {name: generators[name] for name in names}
     picture = draw("losses of the generators", figures.draw_generator_curves, generators)

@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,16 @@ Record = dict[str, list[Any]]
 """Relative path -> amount (rows of a table, or bytes of another file), and its SHA-256."""
 
 
-def describe_attempt(folder: Path) -> Record:
-    """Return a record of the files in the folders of an unfinished stage; they may grow afterwards."""
+def describe_attempt(folder: Path, others: Collection[str] = ()) -> Record:
+    """Return a record of the files in the folders of an unfinished stage; they may grow afterwards.
+
+    ``others`` are the names of networks whose files (``logs/NAME``, ``sheets/NAME``) other processes write.
+    """
     record = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
+        if len(name.parts) > 1 and name.parts[1] in others:
+            continue
         if path.is_file() and len(name.parts) > 1 and name.parts[0] not in UNFINISHED:
             amount = sum(1 for _ in _rows(path)) if path.suffix == ".csv" else path.stat().st_size
             record[name.as_posix()] = [amount, _digest(path, amount)]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,7 @@ class StageCosts:
     _since: float = field(default=0.0, init=False, repr=False, compare=False)
     _files: Record = field(default_factory=dict, init=False, repr=False, compare=False)
     _next_look: float = field(default=0.0, init=False, repr=False, compare=False)
+    _others: Collection[str] = field(default=(), init=False, repr=False, compare=False)
 
     @contextmanager
     def recorded(self, path: Path) -> Iterator[None]:
@@ -54,6 +55,10 @@ class StageCosts:
             self.keep(files=True)
             self._file = None
 
+    def leave_to_others(self, names: Collection[str]) -> None:
+        """Do not record the files of networks that other processes train; see :func:`describe_attempt`."""
+        self._others = names
+
     def keep(self, files: bool = False) -> None:
         """Update the file of :meth:`recorded`; outside that context, do nothing.
 
@@ -67,7 +72,7 @@ class StageCosts:
         self.total += now - self._since
         self._since = now
         if files or now >= self._next_look:
-            self._files = describe_attempt(self._file.parent)
+            self._files = describe_attempt(self._file.parent, self._others)
             self._next_look = now + 50 * (time.perf_counter() - now)
         content = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         content["files"] = self._files

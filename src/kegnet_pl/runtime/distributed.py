@@ -1,15 +1,31 @@
-"""Distributed processes: rank, barrier, and the decisions that rank 0 shares with the other ranks."""
+"""Distributed processes: rank, shares of work, exchange, and the decisions that rank 0 shares with the other ranks."""
 
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+T = TypeVar("T")
 
 _DECISIONS = "KEGNET_STAGES"
 """Environment variable that passes the stage being built from the main process to the processes that it starts."""
+
+_PATIENCE = timedelta(days=30)
+"""Time that a process waits for the others: they may train other networks, or wait for the work of rank 0 alone."""
+
+_group: Any = None
+"""The group of the run's processes for messages; Lightning's group transfers gradients, and waits half an hour."""
+
+_sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 
 
 def rank() -> int:
@@ -18,14 +34,121 @@ def rank() -> int:
 
 
 def distributed() -> bool:
-    """Return True if the process group is initialised."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    """Return True if the processes of the run have met; see :func:`meet`."""
+    return _group is not None
+
+
+def place() -> tuple[int, int]:
+    """Return the rank of this process among the processes of the run that have met, and their number."""
+    return (torch.distributed.get_rank(_group), torch.distributed.get_world_size(_group)) if distributed() else (0, 1)
+
+
+def meet() -> None:
+    """Form a group for messages; every process of torch's process group calls it once."""
+    global _group
+    _group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 def barrier() -> None:
-    """Wait for the other processes of the group, if there is one."""
+    """Wait for the other processes of the run, if there are others."""
     if distributed():
-        torch.distributed.barrier()
+        torch.distributed.barrier(_group)
+
+
+def exchange(value: T) -> list[T]:
+    """Return the values of all processes, by rank; each process calls it with its own."""
+    if not distributed():
+        return [value]
+    values: list[Any] = [None] * place()[1]
+    torch.distributed.all_gather_object(values, value, group=_group)
+    return values
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Let one process after another, by rank, run the context."""
+    number, count = place()
+    for _ in range(number):
+        barrier()
+    try:
+        yield
+    finally:
+        for _ in range(number, count - 1):
+            barrier()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Make this process rank 0 within the context, where each process trains networks of its own."""
+    before = rank()
+    vars(rank_zero_only)["rank"] = 0
+    try:
+        yield
+    finally:
+        vars(rank_zero_only)["rank"] = before
+
+
+def shares(count: int, processes: int) -> list[range]:
+    """Return the indices below ``count`` that each process works on: neighbours, and at most one more than another."""
+    least, more = divmod(count, processes)
+    ends = accumulate((least + (number < more) for number in range(processes)), initial=0)
+    return [range(start, end) for start, end in pairwise(ends)]
+
+
+@contextmanager
+def work_shared(enabled: bool = True) -> Iterator[None]:
+    """Let :func:`concatenate` share its work among the processes within the context, which all processes enter."""
+    token = _sharing.set(enabled)
+    try:
+        yield
+    finally:
+        _sharing.reset(token)
+
+
+def concatenate(compute: Callable[[int], Tensor], lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return ``compute(0)``, ``compute(1)``, ... as one tensor on a device.
+
+    Within :func:`work_shared`, each process computes its share and receives the others; the result is the same, bit for
+    bit. Parts are written into the result one by one, so that it is held once.
+
+    Args:
+        compute: Takes the index of a part, returns its rows ``(length, ...)``.
+        lengths: Number of rows of each part.
+        device: Device of the parts.
+    """
+    number, count = place() if _sharing.get() else (0, 1)
+    own = shares(len(lengths), count)
+    ends = [0, *accumulate(lengths)]
+    result: Tensor | None = None
+    for index in own[number]:
+        part = compute(index)
+        if result is None:
+            result = _allocate(ends[-1], *_layout(part), device)
+        result[ends[index] : ends[index + 1]] = part
+        del part
+    if count == 1:
+        return torch.empty(0, device=device) if result is None else result
+    layouts = exchange(None if result is None else _layout(result))
+    layout = next(found for found in layouts if found is not None)
+    if result is None:
+        result = _allocate(ends[-1], *layout, device)
+    group = _group if device.type == "cpu" else None  # a GPU's tensors go from GPU to GPU
+    for source, indices in enumerate(own):
+        if indices:
+            rows = result[ends[indices.start] : ends[indices.stop]]
+            torch.distributed.broadcast(rows.movedim(1, -1) if layout[2] else rows, source, group=group)
+    return result
+
+
+def _layout(x: Tensor) -> tuple[tuple[int, ...], torch.dtype, bool]:
+    """Return the shape of a row, the type, and True for channels-last memory."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return tuple(x.shape[1:]), x.dtype, last
+
+
+def _allocate(count: int, shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: torch.device) -> Tensor:
+    form = torch.channels_last if last else torch.contiguous_format
+    return torch.empty((count, *shape), dtype=dtype, device=device, memory_format=form)
 
 
 def share_decision(key: str, hit: bool) -> None:
@@ -34,7 +157,7 @@ def share_decision(key: str, hit: bool) -> None:
     Ranks that start later find finished stages in the store, so the variable names only the stage being built.
     """
     if distributed():
-        torch.distributed.broadcast_object_list([hit], src=0)
+        torch.distributed.broadcast_object_list([hit], src=0, group=_group)
     elif hit:
         os.environ.pop(_DECISIONS, None)
     else:
@@ -51,6 +174,6 @@ def shared_decision(key: str, final: Path) -> bool:
         return bool(decisions[key])
     if distributed():
         values: list[Any] = [None]
-        torch.distributed.broadcast_object_list(values, src=0)
+        torch.distributed.broadcast_object_list(values, src=0, group=_group)
         return bool(values[0])
     return final.is_dir()

@@ -136,6 +136,20 @@ def explain_memory(error: BaseException) -> OutOfMemoryError | None:
     return None
 
 
+_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
+"""Parts of the messages of torch where another process of the group has stopped."""
+
+
+def explain_lost(error: BaseException) -> UserError | None:
+    """Return an error with advice if another process of the run has stopped; None for other errors."""
+    if not isinstance(error, RuntimeError) or not any(part in str(error).lower() for part in _LOST):
+        return None
+    return UserError(
+        "Expected the other processes of the run to continue, but one of them has stopped; its own message says why. "
+        "Finished stages are in the store; run the command again to continue."
+    )
+
+
 def override(name: str, value: Any) -> str:
     """Return ``name=value`` of the command line in Hydra's grammar, quoted for a shell."""
     return shlex.quote(f"{name}={_literal(value)}")

@@ -76,6 +76,10 @@ class GeneratorSettings(GeneratorTrainingSettings):
 
     RULES = (_check_objective,)
 
+    processes: Literal["auto", "spread", "shared"] = Field(default="auto", json_schema_extra=FREE)
+    """Generators with several processes. spread: each process trains its share of the generators. shared: all processes
+    train each generator, with shares of its batches. auto: spread if there are at least as many generators as
+    processes; otherwise shared."""
     upsampling: Literal["transposed", "nearest"] = Field(default="transposed", json_schema_extra=FREE)
     """For generator=image. transposed: transposed convolutions, as in the paper. nearest: repeated pixels before a
     convolution, without checkerboard patterns."""
@@ -91,6 +95,11 @@ class GeneratorSettings(GeneratorTrainingSettings):
     """Losses by name."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimiser of generators and decoders."""
+
+    def is_spread(self, processes: int) -> bool:
+        """Return True if each of several processes trains its share of the generators."""
+        enough = self.processes == "auto" and self.count >= processes
+        return processes > 1 and (enough or self.processes == "spread")
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that the result depends on, as a plain dict without losses of weight 0."""

@@ -95,14 +95,16 @@ def _check_plan(run: "RunSettings") -> Iterator[str]:
 
 
 def _check_batches(part: str, run: "RunSettings") -> Iterator[str]:
-    size, devices = getattr(run, part).batch_size, run.trainer.devices
-    if size % devices:
+    size, processes = getattr(run, part).batch_size, run.trainer.processes
+    if part == "generator" and run.generator.is_spread(processes):
+        return
+    if size % processes:
         yield (
-            f"Expected `{part}.batch_size` to be a multiple of the {devices} processes (trainer.devices), but got "
-            f"{size}."
+            f"Expected `{part}.batch_size` to be a multiple of the {processes} processes (trainer.devices x "
+            f"trainer.num_nodes), but got {size}."
         )
-    if part == "generator" and size < 2 * devices:  # batch norm
-        yield f"Expected `generator.batch_size` to be a whole number of at least {2 * devices}, but got {size}."
+    if part == "generator" and size < 2 * processes:  # batch norm
+        yield f"Expected `generator.batch_size` to be a whole number of at least {2 * processes}, but got {size}."
 
 
 def _check_clipping(run: "RunSettings") -> Iterator[str]:

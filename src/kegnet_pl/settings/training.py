@@ -139,12 +139,6 @@ def _check_precision(settings: "TrainerSettings") -> Iterator[str]:
         )
 
 
-_ONE_MACHINE = (
-    "All processes of a run are on one machine: use trainer=ddp trainer.devices=N. The jobs of a sweep can run on "
-    "several machines: use hydra/launcher=submitit_slurm."
-)
-
-
 class TrainerSettings(Settings):
     """Lightning's trainer. Further settings are its arguments."""
 
@@ -156,9 +150,9 @@ class TrainerSettings(Settings):
     accelerator: Literal["cpu", "gpu"] = Field(default="cpu", json_schema_extra=FREE)
     """Device of all training."""
     devices: Count = Field(default=1, json_schema_extra=FREE)
-    """Number of processes on this machine."""
-    num_nodes: Literal[1] = Field(default=1, json_schema_extra=explained("1", _ONE_MACHINE) | FREE)
-    """Number of machines. Only one is supported."""
+    """Number of processes on each machine."""
+    num_nodes: Count = Field(default=1, json_schema_extra=FREE)
+    """Number of machines. On several machines, torchrun or srun starts the processes."""
     strategy: str = Field(default="auto", json_schema_extra=FREE)
     """Strategy for several processes: auto or ddp."""
     precision: Precision = "32-true"
@@ -167,6 +161,11 @@ class TrainerSettings(Settings):
     """Gradients are clipped to this norm (or value). null: they are not clipped."""
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     """norm, null: the norm of all gradients is clipped. value: each value is clipped."""
+
+    @property
+    def processes(self) -> int:
+        """Processes of a run, on all machines."""
+        return self.devices * self.num_nodes
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the arguments that can change a result, which include all that a user adds."""

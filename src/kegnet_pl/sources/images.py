@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from kegnet_pl.runtime.distributed import concatenate
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources.procedural import ProceduralSource, RandomRows, draw_fields
 
@@ -69,12 +70,14 @@ class PixelSource(ProceduralSource):
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)``."""
-        parts = []
-        for start in range(0, n, self.chunk):
-            rng = stream(seed, "synthetic", start)
-            values = self.draw(min(self.chunk, n - start), self.drawn_shape, rng)
-            parts.append(values if self._pixels is None else self._pixels(values))
-        return torch.cat(parts).reshape(n, *self.input_shape).to(self.device)
+        starts = range(0, n, self.chunk)
+        lengths = [min(self.chunk, n - start) for start in starts]
+
+        def draw(index: int) -> Tensor:
+            values = self.draw(lengths[index], self.drawn_shape, stream(seed, "synthetic", starts[index]))
+            return values if self._pixels is None else self._pixels(values)
+
+        return concatenate(draw, lengths, torch.device("cpu")).reshape(n, *self.input_shape).to(self.device)
 
     @abstractmethod
     def draw(self, n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """KegNet's source: frozen generators that were trained with the teacher."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +9,12 @@ from torch.nn import functional
 
 from kegnet_pl.networks import FrozenModule, TeacherNorm
 from kegnet_pl.networks.execution import chunk_size
+from kegnet_pl.runtime.distributed import concatenate
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources.base import Prior, SyntheticSource
+
+_ROWS = 8192
+"""Samples to which noise is added at once."""
 
 
 def sample_labels_and_noise(n: int, classes: int, noise_dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -87,18 +92,32 @@ class GeneratorSource(SyntheticSource):
             )
         # Noise from the CPU, as it is not the same on another device.
         z, y = sample_labels_and_noise(n // count, self.classes, self.noise_dim, stream(seed, "synthetic"))
-        x = torch.cat([self.generate(index, z, y) for index in range(count)])
+        x = self.generate(range(count), z, y)
         if self.noise_std:
-            x.add_(torch.randn(x.shape, generator=stream(seed, "noise_std")).to(x), alpha=self.noise_std)
+            noise = torch.randn(x.shape, generator=stream(seed, "noise_std"))
+            for rows, values in zip(x.split(_ROWS), noise.split(_ROWS), strict=True):
+                rows.add_(values.to(rows), alpha=self.noise_std)
         return x
 
     @torch.no_grad()
-    def generate(self, index: int, z: Tensor, y: Tensor) -> Tensor:
-        """Return one generator's samples ``(N, *input_shape)``, on its device, for ``z (N, Z)`` and ``y (N, C)``."""
-        network = self.generators[index].network
+    def generate(self, indices: Sequence[int], z: Tensor, y: Tensor) -> Tensor:
+        """Return the samples of some generators, one after another, on their device.
+
+        Args:
+            indices: The K generators.
+            z: Noise ``(N, Z)``.
+            y: One-hot labels ``(N, C)``.
+
+        Returns:
+            Samples ``(K N, *input_shape)``.
+        """
         z, y = z.to(self.device), y.to(self.device)
-        chunk = self.chunk or chunk_size(network(z[:1], y[:1]).shape[1:], self.device)  # type: ignore[operator]
+        networks: list[Any] = [self.generators[index].network for index in indices]
+        chunk = self.chunk or chunk_size(networks[0](z[:1], y[:1]).shape[1:], self.device)
         # Of about one size: a batch of one has no statistics.
         count = max(round(len(z) / chunk), 1)
-        pieces = zip(z.tensor_split(count), y.tensor_split(count), strict=True)
-        return torch.cat([network(a, b) for a, b in pieces])  # type: ignore[operator]
+        noise, labels = z.tensor_split(count), y.tensor_split(count)
+        lengths = [len(part) for part in noise] * len(networks)
+        return concatenate(
+            lambda part: networks[part // count](noise[part % count], labels[part % count]), lengths, self.device
+        )

@@ -52,7 +52,13 @@ class MixtureSource(SyntheticSource):
         ]
         device = next((part.device for part in parts if part.device.type != "cpu"), torch.device("cpu"))
         order = torch.randperm(n, generator=stream(seed, "mixture"))
-        return torch.cat([part.to(device) for part in parts])[order.to(device)]
+        mixed, end = parts[0].new_empty((n, *parts[0].shape[1:]), device=device), n
+        while parts:  # one by one, so that no sample is held twice
+            part = parts.pop()
+            rows = (order >= end - len(part)) & (order < end)
+            end -= len(part)
+            mixed[rows.to(device)] = part.to(device)[(order[rows] - end).to(device)]
+        return mixed
 
 
 def normalize_shares(shares: Mapping[str, float]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from kegnet_pl.networks import norm_layers
 from kegnet_pl.networks.execution import chunk_size, eval_mode
 from kegnet_pl.networks.hooks import LayerRecorder
+from kegnet_pl.runtime.distributed import concatenate
 from kegnet_pl.runtime.seeds import derive_seed, stream
 from kegnet_pl.sources.base import SyntheticSource
 from kegnet_pl.sources.procedural import draw_fields
@@ -85,16 +86,18 @@ def _judge(x: Tensor, teacher: nn.Module) -> tuple[Tensor, Tensor]:
         square = (values - mean[:, None]).square().mean(dim=2) / variance
         return (deviation + 0.5 * (square - 1).abs()).mean(dim=1)
 
-    distances, logits = [], []
+    pieces = x.split(chunk_size(x.shape[1:], x.device))
     recorder = LayerRecorder(teacher, tuple(stored), distance, source="input")
+
+    def judge(index: int) -> Tensor:
+        output, values = recorder.call_each(pieces[index].clone())
+        found = [torch.stack(calls).mean(dim=0) if len(calls) > 1 else calls[0] for calls in values.values()]
+        total = torch.stack(found).mean(dim=0) if found else torch.zeros(len(output))
+        return torch.cat([total.float().cpu()[:, None], output.cpu()], dim=1)
+
     with eval_mode(teacher), recorder:
-        for piece in x.split(chunk_size(x.shape[1:], x.device)):
-            output, values = recorder.call_each(piece.clone())
-            logits.append(output.cpu())
-            found = [torch.stack(calls).mean(dim=0) if len(calls) > 1 else calls[0] for calls in values.values()]
-            total = torch.stack(found).mean(dim=0) if found else torch.zeros(len(piece))
-            distances.append(total.float().cpu())
-    return torch.cat(distances).nan_to_num(nan=1e30, posinf=1e30), torch.cat(logits)
+        judged = concatenate(judge, [len(piece) for piece in pieces], torch.device("cpu"))
+    return judged[:, 0].float().nan_to_num(nan=1e30, posinf=1e30), judged[:, 1:]
 
 
 class MixedSource(SyntheticSource):

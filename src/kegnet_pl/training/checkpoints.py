@@ -25,6 +25,9 @@ RESUME, BEST = "resume.ckpt", "best.ckpt"
 
 _MARK = b"kegnet_pl-sha256:"
 _SIGNATURE = len(_MARK) + 64
+_FIT = "kegnet_pl_fit"
+"""Key of the name of the fit in a checkpoint."""
+
 _FOLDER = "{folder}"
 """Placeholder for the folder of a checkpoint in its paths of other files of that folder."""
 
@@ -33,8 +36,9 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes checkpoints atomically, and keeps the previous one.
 
     Lightning writes to TMPDIR and copies the file if that is another file system, so a full disk or a kill can leave an
-    incomplete file. A checkpoint is a file of ``torch.save`` whose archive comment is its SHA-256. Paths of files in
-    its folder are stored relative to the folder, so that it can be moved.
+    incomplete file. A checkpoint is a file of ``torch.save`` whose archive comment is its SHA-256. It names its stage
+    and fit, so that one of another fit is not taken for it. Paths of files in its folder are stored relative to the
+    folder, so that the store can be moved.
 
     Args:
         folder: Folder of the fit; the previous checkpoint is kept only there, as ``NAME.previous.ckpt``.
@@ -56,7 +60,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             path.unlink(missing_ok=True)
         rejected = False
         for path in (self.folder / RESUME, _previous(self.folder / RESUME)):
-            content = _read_or_set_aside(path, notify)
+            content = self._read_or_set_aside(path, notify)
             if content is not None and (best is None or self._restore_best(best, content, notify)):
                 self.begun = path, content
                 if rejected:
@@ -73,7 +77,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         if state is None or not state["best_model_path"]:
             return True
         for path in (self.folder / BEST, _previous(self.folder / BEST)):
-            found = _read_or_set_aside(path, notify)
+            found = self._read_or_set_aside(path, notify)
             if found is None:
                 continue
             score = found["callbacks"][best.state_key]["best_model_score"]
@@ -83,6 +87,29 @@ class WholeCheckpoints(TorchCheckpointIO):
                 return True
         return False
 
+    @property
+    def _fit(self) -> str:
+        """Names of the stage's folder and of the fit."""
+        return f"{self.folder.parent.parent.name}/{self.folder.name}"
+
+    def _read_or_set_aside(self, path: Path, notify: Callable[[str], object]) -> dict[str, Any] | None:
+        try:
+            content = read_checkpoint(path)
+            if content.get(_FIT, self._fit) != self._fit:  # earlier versions did not write it
+                raise DamagedError(f"it is the checkpoint of {content[_FIT]}")
+            return content
+        except FileNotFoundError:
+            return None
+        except DamagedError as error:
+            if rank() == 0:
+                with suppress(FileNotFoundError):
+                    path.replace(_damaged(path))
+                notify(
+                    f"Warning: the checkpoint {path} is damaged ({error}). It is renamed to {_damaged(path).name}; the "
+                    f"previous checkpoint is used, if there is one."
+                )
+            return None
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; in the folder of the fit, an existing one is kept as the previous one."""
         if "://" in str(path):
@@ -90,10 +117,12 @@ class WholeCheckpoints(TorchCheckpointIO):
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        own = Path(os.path.realpath(path.parent)) == self.folder
         buffer = io.BytesIO()
-        torch.save(_replace_folder(checkpoint, os.path.realpath(path.parent), _FOLDER), buffer)
+        replaced = _replace_folder(checkpoint, os.path.realpath(path.parent), _FOLDER)
+        torch.save(replaced | ({_FIT: self._fit} if own else {}), buffer)
         content = _sign(buffer.getvalue())
-        keep = _previous(path) if Path(os.path.realpath(path.parent)) == self.folder else None
+        keep = _previous(path) if own else None
         try:
             atomic_write(path, content, durable=True, keep=keep)
         except OSError as error:
@@ -190,22 +219,6 @@ def _previous(path: Path) -> Path:
 
 def _damaged(path: Path) -> Path:
     return path.with_name(f"{path.name}.damaged")
-
-
-def _read_or_set_aside(path: Path, notify: Callable[[str], object]) -> dict[str, Any] | None:
-    try:
-        return read_checkpoint(path)
-    except FileNotFoundError:
-        return None
-    except DamagedError as error:
-        if rank() == 0:
-            with suppress(FileNotFoundError):
-                path.replace(_damaged(path))
-            notify(
-                f"Warning: the checkpoint {path} is damaged ({error}). It is renamed to {_damaged(path).name}; the "
-                f"previous checkpoint is used, if there is one."
-            )
-        return None
 
 
 def _replace_folder(checkpoint: Mapping[str, Any], before: str, after: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ Metrics = dict[str, float]
 
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
-LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
+LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
 
 
 def quiet_lightning() -> None:
@@ -56,6 +56,8 @@ def run_fit(
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             # A resumed fit starts from the checkpoints in that folder.
             warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
+            # Modules sum their metrics over the processes themselves.
+            warnings.filterwarnings("ignore", r"It is recommended to use `self\.log\(", PossibleUserWarning)
             # The data is in memory: workers would only copy it.
             warnings.filterwarnings("ignore", r"The '\w+' does not have many workers", PossibleUserWarning)
             trainer.fit(

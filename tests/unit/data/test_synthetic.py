@@ -145,7 +145,7 @@ def test_generators_compute_in_evaluation_mode_and_never_change() -> None:
     source = GeneratorSource(networks)
     source.train()
     x = source.sample(40, seed=1)
-    source.generate(1, torch.randn(5, 4), torch.eye(3)[torch.zeros(5, dtype=torch.long)])
+    source.generate([1], torch.randn(5, 4), torch.eye(3)[torch.zeros(5, dtype=torch.long)])
     for network, frozen, state in zip(networks, source.generators, before, strict=True):
         assert network.training, "the caller's generator was touched"
         for key, value in state.items():
@@ -264,7 +264,7 @@ def test_validation_samples_are_not_shuffled() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("samples", 0), ("validation_samples", -1), ("batch_size", 0)])
 def test_wrong_counts(name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` (of|to be) at least {value + 1}, but got {value}"):
+    with pytest.raises(ValueError, match=rf"`{name}` to be at least {value + 1}, but got {value}"):
         _data(**{name: value})
 
 

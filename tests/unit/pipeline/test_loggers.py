@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlparse
 
 import pytest
@@ -14,6 +14,7 @@ import wandb
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers.logger import DummyLogger
 
 from kegnet_pl.pipeline.loggers import Loggers, _record_artifact, has_wandb_key
 from kegnet_pl.pipeline.store import Stage
@@ -364,3 +365,27 @@ def test_the_users_mode_group_and_identifier_of_wandb_win(tmp_path: Path, monkey
         loggers.finish(None)
     assert runs == [("abc-teacher", "mine", True), ("abc-student", "mine", True)]
     assert os.environ["WANDB_MODE"] == "offline"
+
+
+class Kept(DummyLogger):
+    """Keeps what it is given."""
+
+    rows: ClassVar[list[tuple[dict[str, float], int]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:  # type: ignore[override]
+        self.rows.append((metrics, step))
+
+
+def test_curves_of_other_processes_reach_the_loggers_of_rank_0(tmp_path: Path) -> None:
+    loggers = _loggers({"csv": CSV, "kept": {"_target_": f"{__name__}.Kept"}}, tmp_path)
+    files = loggers.of_files()
+    assert list(files.specifications) == ["csv"]
+    for epoch in range(2):  # another process, and its second attempt
+        (logger,) = files.make("generators", "generators", tmp_path, files="generator_1")
+        logger.log_metrics({"generator_1/train/loss": 2.0 - epoch, "epoch": epoch}, 10 * epoch)
+        logger.save()
+    loggers.pass_on("generators", tmp_path, ["generator_1", "generator_2"])
+    assert Kept.rows == [
+        ({"generator_1/train/loss": 2.0, "epoch": 0.0}, 0),
+        ({"generator_1/train/loss": 1.0, "epoch": 1.0}, 10),
+    ]

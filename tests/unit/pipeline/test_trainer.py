@@ -225,12 +225,24 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
 def test_a_moved_fit_keeps_the_same_epoch(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """Its checkpoint names the file of the best epoch relative to itself."""
     with pytest.raises(StoppedError):
-        _fit(tmp_path / "a", _Scripted(SCORES), _Data(), 4, Selection(True), [_StopAfterTraining()])
+        _fit(tmp_path / "a" / "stage", _Scripted(SCORES), _Data(), 4, Selection(True), [_StopAfterTraining()])
     (tmp_path / "a").rename(tmp_path / "b")
-    assert str(tmp_path) not in (tmp_path / "b/checkpoints/n/resume.ckpt").read_bytes().decode(errors="replace")
+    assert str(tmp_path) not in (tmp_path / "b/stage/checkpoints/n/resume.ckpt").read_bytes().decode(errors="replace")
     module = _Scripted(SCORES)
-    assert _fit(tmp_path / "b", module, _Data(), 4, Selection(True))["epoch"] == module.weight.item() == 3
+    assert _fit(tmp_path / "b" / "stage", module, _Data(), 4, Selection(True))["epoch"] == module.weight.item() == 3
     assert not [warning for warning in recwarn if "dirpath has changed" in str(warning.message)]
+
+
+def test_a_checkpoint_of_another_stage_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = _fit(tmp_path / "whole", _Scripted(SCORES), _Data(), 8, Selection(True))
+    for stage in ("a", "b"):
+        with pytest.raises(StoppedError):
+            _fit(tmp_path / stage, _Scripted(SCORES[::-1]), _Data(), 8, Selection(True), [_StopInEpoch(3)])
+    for path in (tmp_path / "b").rglob("*.ckpt"):
+        path.write_bytes((tmp_path / "a" / path.relative_to(tmp_path / "b")).read_bytes())
+    assert _fit(tmp_path / "b", _Scripted(SCORES), _Data(), 8, Selection(True)) == expected
+    said = capsys.readouterr().out
+    assert "is damaged (it is the checkpoint of a/n)" in said and "starts from its first epoch" in said
 
 
 def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:

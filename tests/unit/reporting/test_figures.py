@@ -63,6 +63,13 @@ def test_curves_of_one_generator_have_its_name() -> None:
     }
 
 
+def test_curves_of_two_attempts_are_joined() -> None:
+    """The second one has another number of processes, and so another folder."""
+    curves: dict[str, figures.Curve] = {"train/loss": [(1, 3.0), (2, 2.0)]}
+    figures.join_curves(curves, {"train/loss": [(2, 2.0), (3, 1.0)], "train/accuracy": [(3, 0.5)]})
+    assert curves == {"train/loss": [(1, 3.0), (2, 2.0), (3, 1.0)], "train/accuracy": [(3, 0.5)]}
+
+
 def test_curves_of_every_generator_and_every_term() -> None:
     one = {name: [(1.0, 2.0), (2.0, 1.0)] for name in ("train/loss", "train/loss_decoder", "samples/confidence")}
     figure = figures.draw_generator_curves({"generator_0": one, "generator_1": one})

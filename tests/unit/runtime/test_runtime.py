@@ -17,7 +17,7 @@ import torch
 from kegnet_pl.runtime import memory
 from kegnet_pl.runtime.costs import KINDS, StageCosts, add_up
 from kegnet_pl.runtime.devices import find_device
-from kegnet_pl.runtime.errors import SettingsMismatchError, explain_full, override
+from kegnet_pl.runtime.errors import SettingsMismatchError, explain_full, explain_lost, override
 from kegnet_pl.runtime.memory import peak_memory, reset_peak_memory
 from kegnet_pl.runtime.seeds import derive_seed, stream
 
@@ -158,6 +158,23 @@ def test_costs_curves_and_pictures_that_were_damaged_since_are_set_aside(
         assert (tmp_path / "checkpoints" / "damaged" / name).exists() is (damage != "delete")
 
 
+def test_files_of_other_processes_are_not_in_the_record(tmp_path: Path) -> None:
+    """They may be written at this moment."""
+    for index in range(2):
+        path = tmp_path / f"sheets/generator_{index}/epoch_0001.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(100))
+    costs = StageCosts()
+    costs.leave_to_others(["generator_1"])
+    with costs.recorded(tmp_path / "costs.json"):
+        pass
+    for path in tmp_path.glob("sheets/*/*"):
+        path.write_bytes(bytes(50))
+    said: list[str] = []
+    StageCosts.load(tmp_path / "costs.json", said.append)
+    assert len(said) == 1 and "sheets/generator_0/epoch_0001.png" in said[0]
+
+
 def test_costs_that_were_damaged_are_zero(tmp_path: Path) -> None:
     file, said = tmp_path / "costs.json", []
     with StageCosts().recorded(file):
@@ -175,6 +192,12 @@ def test_a_full_disk_that_is_not_the_stores_is_explained(name: list[str]) -> Non
     assert error is not None
     assert f"write to {name[0] if name else 'standard output'}" in str(error) and "TMPDIR" in str(error)
     assert explain_full(PermissionError(errno.EACCES, "Permission denied")) is None
+
+
+def test_a_process_that_is_gone_is_explained_to_the_others() -> None:
+    error = explain_lost(RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:31"))
+    assert error is not None and "one of them has stopped" in str(error)
+    assert explain_lost(RuntimeError("CUDA error")) is None
 
 
 def test_costs_what_no_kind_of_work_explains_is_other() -> None:

@@ -180,4 +180,5 @@ def _make_data(
         seed=context.seed,
         device=context.device,
         costs=costs,
+        share=True,
     )
