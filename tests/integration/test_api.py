@@ -418,7 +418,7 @@ def test_a_student_answers_as_its_teacher_does(answer: nn.Module) -> None:
         (lambda: _with_generator(lambda: _Wrong(lambda z: torch.zeros(len(z), 1, 28, 28))),
          r"generator of samples \(1, 32, 32\), but got one of \(1, 28, 28\)"),
         (lambda: _with_generator(lambda: _Wrong(lambda z: (z, z))), "to return a tensor, but got a tuple"),
-        (lambda: _with_generator(lambda: _Wrong(lambda z: z @ z)), r"take \(2, 10\) and \(2, 10\), but it failed"),
+        (lambda: _with_generator(lambda: _Wrong(lambda z: z @ z)), r"accept \(2, 10\) and \(2, 10\), but it failed"),
         (lambda: kegnet_pl.train_generators(_lenet(), SHAPE, lr=-1, **TINY), "`lr` to be a number above 0"),
         (lambda: kegnet_pl.train_generators(_lenet(), "1,32,32", **TINY), "`input_shape` as .* but got '1,32,32'"),
         (lambda: kegnet_pl.compress(_lenet(), (1, -32, 32)), r"`input_shape` as .* but got \(1, -32, 32\)"),
