@@ -34,8 +34,8 @@ def describe(record: dict[str, Any]) -> str:
     ]  # fmt: skip
     jobs = [point["job"] for point in (points[0], points[1], points[-1])]
     return (
-        f"`{record['command']}` ran {jobs[-1]} tiny jobs of a sweep in one process, in {record['seconds']:,} s. After "
-        f"{jobs[0]} / {jobs[1]} / {jobs[-1]} jobs: {', '.join(parts)} ([results/long_sweep.json]"
+        f"`{record['command']}` ran {jobs[-1]} tiny jobs of a sweep in one process, in {record['seconds']:,} s. The "
+        f"values after {jobs[0]} / {jobs[1]} / {jobs[-1]} jobs are: {', '.join(parts)} ([results/long_sweep.json]"
         f"(../results/long_sweep.json))."
     )
 

@@ -58,7 +58,7 @@ def distil_epoch(student: nn.Module, optimizer: torch.optim.Optimizer, batches: 
 
 @torch.no_grad()
 def generate_samples(generators: Sequence[nn.Module], z: Tensor, y: Tensor) -> Tensor:
-    """Return what every generator makes of the same noise and labels, ``(K * B, ...)``."""
+    """Return the samples of every generator for the same noise and labels, ``(K * B, ...)``."""
     return torch.cat([generator.eval()(z, y) for generator in generators])
 
 

@@ -1,4 +1,4 @@
-"""How well agreement on synthetic samples tells accuracy: ``python -m reproduction.estimates``.
+"""The relation of agreement on synthetic samples to accuracy: ``python -m reproduction.estimates``.
 
 Reads all rows in ``results/*.jsonl`` that have both, and writes ``results/estimates.md``, ``results/estimates.json``
 and the record that the package uses, ``src/kegnet_pl/reporting/estimates.json``. ``--add FOLDER`` first adds the runs
@@ -109,15 +109,15 @@ def _lines(networks: Sequence[Measured]) -> Iterator[str]:
         "",
         "Agreement is the share of synthetic samples to which a student and its teacher give the same class, mean over",
         "the teacher's classes. It needs no data. The networks are those in `results/*.jsonl` with both agreement and",
-        "test accuracy, without the ceilings on real data. Relative accuracy is the student's / the teacher's. Written",
-        "by `python -m reproduction.estimates`.",
+        "test accuracy, without the ceilings on real data. Relative accuracy is the accuracy of the student / that of",
+        "the teacher. `python -m reproduction.estimates` writes this page.",
         "",
         "## Order of students",
         "",
-        "Spearman's rank correlation of agreement with relative accuracy, within a data set; in brackets the networks.",
-        "Networks that were compressed or trained with such samples are left out, but for `also own`. `mean` is over",
-        f"the default sources ({join(OF_IMAGES)} for images; {join(OF_ROWS)} for rows)",
-        "that did not make the network.",
+        "The table has Spearman's rank correlation of agreement with relative accuracy, within a data set. The numbers",
+        "of networks are in brackets. Networks that were compressed or trained with samples of a source are excluded,",
+        "except in the columns `also own`. `mean` is over the default sources that did not make the network",
+        f"({join(OF_IMAGES)} for images; {join(OF_ROWS)} for rows).",
         "",
         "| data | mean | " + " | ".join(f"{name} | {name}, also own" for name in sources) + " |",
         "| --- | ---: |" + " ---: |" * (2 * len(sources)),
@@ -132,9 +132,9 @@ def _lines(networks: Sequence[Measured]) -> Iterator[str]:
         "",
         "## Accuracy from agreement",
         "",
-        "For each data set, networks of all other data sets give the estimate: those whose mean agreement is in the",
-        "same range, if they are at least ten networks of three data sets. The error is that of their median; covered",
-        "is the share of networks that are between their lowest and highest relative accuracy.",
+        "For each data set, the estimate comes from networks of all other data sets with a mean agreement in the same",
+        "range. There must be at least ten networks of three data sets. The error is that of their median. Covered",
+        "is the share of networks between their lowest and highest relative accuracy.",
         "",
         "| data | networks | with an estimate | mean error | covered |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -145,9 +145,9 @@ def _lines(networks: Sequence[Measured]) -> Iterator[str]:
         yield f"| {name} | {result.networks} | {result.estimated} | {error} | {covered} |"
     yield from [
         "",
-        "A run without test data prints the range for its agreement only where it is reliable: networks of four or",
-        f"more data sets are known, and for each of them {100 * estimates.ENOUGH_COVERAGE:.0f} % of the networks are",
-        "within the range that the others give.",
+        "A run without test data prints the range for its agreement only if the range is reliable. This requires",
+        f"networks of four or more data sets. For each of them, {100 * estimates.ENOUGH_COVERAGE:.0f} % of the",
+        "networks must be within the range of the other data sets.",
         "",
         "| agreement | networks | data sets | lowest | median | highest | reliable |",
         "| --- | ---: | ---: | ---: | ---: | ---: | --- |",

@@ -124,7 +124,7 @@ def _write(path: Path, value: Any, draw: random.Random, *, as_yaml: bool = False
 
 
 def make_readers(folder: Path) -> dict[str, Reader]:
-    """Return a function for each kind of input, which makes one of it and reads it, in a folder of its own."""
+    """Return a function for each kind of input, which makes one of it and reads it, in its own folder."""
     GlobalHydra.instance().clear()
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
         config = to_plain(compose("config", overrides=["debug=fast"]))

@@ -102,7 +102,7 @@ def read_mixtures(listed: list[Any]) -> list[dict[str, float]]:
 
 
 def _spelled(shares: dict[str, float]) -> str:
-    """Return a source as the command line takes it: ``kegnet`` or ``{kegnet:0.5,procedural:0.5}``."""
+    """Return a source in the form of the command line: ``kegnet`` or ``{kegnet:0.5,procedural:0.5}``."""
     parts = [f"{name}:{share}" for name, share in shares.items()]
     return next(iter(shares)) if len(shares) == 1 else f"{{{','.join(parts)}}}"
 

@@ -47,7 +47,7 @@ _PATIENCE = 120.0
 
 
 def _main(folder: Path, arguments: Sequence[str], stop: str) -> None:
-    """Run the command line in a process of its own; exit at ``stop``."""
+    """Run the command line in a separate process; exit at ``stop``."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     stream = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

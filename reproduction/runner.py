@@ -150,5 +150,5 @@ def run_one(run: Run, records: Path, folder: Path, threads: int, processes: Proc
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
+    """Print a line immediately."""
     print(line, flush=True)  # noqa: T201

@@ -56,7 +56,7 @@ _RENAMED = {"distil": "distill"}
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
-        hint = f": it is now {__name__}.{_RENAMED[name]}" if name in _RENAMED else ""
+        hint = f": use {__name__}.{_RENAMED[name]}" if name in _RENAMED else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 

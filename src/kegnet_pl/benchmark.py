@@ -34,7 +34,7 @@ _SHORTEST = 2e-3
 
 @dataclass(frozen=True)
 class Latency:
-    """Time that a network takes for one batch.
+    """Time of a network for one batch.
 
     Attributes:
         network: Name of the network.
@@ -179,7 +179,7 @@ def device_name(device: torch.device) -> str:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return what a measured time depends on, for a fingerprint."""
+    """Return the properties of a machine that change a measured time, for a fingerprint."""
     return {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
@@ -223,12 +223,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(
         prog="python -m kegnet_pl.benchmark",
-        description="Measure how long the teacher and the student of a finished run take for a batch, on this machine.",
+        description="Measure the latency of the teacher and the student of a finished run on this machine.",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run, such as outputs/runs/...")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES, metavar="N", help="default: 1 64")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch on a CPU (default: those it has)")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch on a CPU (default: the present number)")
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="measuring time per batch size (default: %(default)s)"
     )

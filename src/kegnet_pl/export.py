@@ -106,7 +106,7 @@ def export_run(
     card = out / "README.md"
     if os.path.lexists(card) and b"library_name: kegnet_pl" not in read_bytes(card, out):
         raise UserError(
-            f"Expected a folder of its own for the files, but {display_path(out)} has another README.md, which the "
+            f"Expected a separate folder for the files, but {display_path(out)} has another README.md, which the "
             f"model card would overwrite. Choose another folder with --out FOLDER."
         )
     out.mkdir(parents=True, exist_ok=True)
@@ -257,13 +257,13 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="N",
         help="also write N samples of the student's source, with the teacher's labels",
     )
-    parser.add_argument("--pictures", action="store_true", help="with --samples: also as PNG files, by class")
+    parser.add_argument("--pictures", action="store_true", help="with --samples: also write PNG files, by class")
     parser.add_argument("--batch-size", type=int, metavar="N", help="fixed size of every batch (default: any size)")
     parser.add_argument(
         "--int8", action="store_true", help="also write model.int8.onnx: weights and activations in int8"
     )
     parser.add_argument(
-        "--int8-weights", action="store_true", help="also write model.int8-weights.onnx: weights alone in int8"
+        "--int8-weights", action="store_true", help="also write model.int8-weights.onnx: only weights in int8"
     )
     parser.add_argument(
         "--source", default="procedural", help="source of the calibration samples (default: %(default)s)"

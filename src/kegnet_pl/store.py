@@ -73,11 +73,11 @@ def _check(root: Path, options: argparse.Namespace) -> int:  # noqa: ARG001
     finished = sum(entry.state == "finished" for entry in entries)
     aside = sum(entry.state == "damaged" for entry in entries) - len(damaged)
     print(  # noqa: T201
-        f"{finished} stages are intact, {len(damaged)} damaged, {aside} set aside earlier, "
+        f"{finished} stages are intact, {len(damaged)} damaged, {aside} renamed earlier, "
         f"{sum(entry.state == 'unfinished' for entry in entries)} unfinished."
     )
     if damaged:
-        print("The next run that needs a damaged stage sets it aside and builds it again.")  # noqa: T201
+        print("The next run that needs a damaged stage renames it and builds it again.")  # noqa: T201
     return 1 if damaged else 0
 
 
@@ -114,7 +114,7 @@ def _gc(root: Path, options: argparse.Namespace) -> int:
     status = 0
     for entry, done in remove(root, gone):
         if done and entry.target:
-            print(f"{entry.folder.name}: the link was removed; its folder {entry.target} is left.")  # noqa: T201
+            print(f"{entry.folder.name}: the link was removed. Its folder {entry.target} was not removed.")  # noqa: T201
         if not done:
             status = 1
             print(f"{entry.folder.name} was not removed: a process is building it, or it cannot be deleted.")  # noqa: T201
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     texts = {
         "list": "list stages: fingerprint, state, size, age, and the runs that use each",
         "check": "compare all files with their SHA-256; the exit status is 1 if a stage is damaged",
-        "gc": "list what may be removed; with --yes, remove it",
+        "gc": "list the folders that may be removed; with --yes, remove them",
     }
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in texts.items()}
     for name, run in (("list", _list), ("check", _check), ("gc", _gc)):
@@ -152,10 +152,12 @@ def main(arguments: list[str] | None = None) -> int:
     gc = parsers["gc"]
     gc.add_argument("--older-than", type=_age, metavar="AGE", help="unchanged for longer than this, such as 30d or 12h")
     gc.add_argument("--larger", type=_size, metavar="SIZE", help="larger than this, such as 500M")
-    gc.add_argument("--max-size", type=_size, metavar="SIZE", help="the oldest, until the store has at most this size")
+    gc.add_argument(
+        "--max-size", type=_size, metavar="SIZE", help="the oldest stages, until the store has at most this size"
+    )
     gc.add_argument("--unreachable", action="store_true", help="not used by any of the runs")
     gc.add_argument("--unfinished", action="store_true", help="interrupted stages instead of finished ones")
-    gc.add_argument("--damaged", action="store_true", help="stages that are damaged or were set aside")
+    gc.add_argument("--damaged", action="store_true", help="stages that are damaged, and renamed ones")
     gc.add_argument("--yes", action="store_true", help="remove the listed folders")
     gc.set_defaults(refuse=gc.error)
     options = parser.parse_args(arguments)

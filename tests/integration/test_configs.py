@@ -245,7 +245,9 @@ def test_presets_with_public_teachers_build_and_ask_for_the_weights(name: str) -
     assert build(config["teacher"]["network"]).state_dict().keys() == CifarResNet(PUBLIC[name]).state_dict().keys()
     assert build(config["data"]).input_shape == (3, 32, 32)
     assert (config["compression"]["name"], config["compression"]["target"]) == ("ratio2", 2)
-    with pytest.raises(ConfigError, match=r"the preset trains no teacher.*Download it from https://github\.com/.*FILE"):
+    with pytest.raises(
+        ConfigError, match=r"the preset does not train a teacher.*Download it from https://github\.com/.*FILE"
+    ):
         configure(f"experiment={name}")
     configure(f"experiment={name}", "teacher.weights_url=null")
 

@@ -491,7 +491,7 @@ def test_a_damaged_stage_is_refused_or_set_aside_and_built_again(
         go(tmp_path, "resume=require")
     go(tmp_path)
     said = " ".join(capsys.readouterr().out.split())
-    assert f"Warning: the stage {stage.name} is damaged" in said and f"set aside as .{stage.name}.damaged" in said
+    assert f"Warning: the stage {stage.name} is damaged" in said and f"renamed to .{stage.name}.damaged" in said
     assert_same_weights(prepared(), tmp_path)
 
 
@@ -563,7 +563,7 @@ def test_curves_are_written_without_a_logger(tmp_path: Path) -> None:
 def test_wrong_input_is_named_before_training(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="Expected a weight file at"):
         go(tmp_path, f"teacher.weights={tmp_path / 'nowhere.pt'}")
-    with pytest.raises(ConfigError, match=r"to take samples of shape \(1, 32, 32\), but it failed"):
+    with pytest.raises(ConfigError, match=r"to accept samples of shape \(1, 32, 32\), but it failed"):
         go(tmp_path, "teacher.network.channels=3")
     with pytest.raises(ConfigError, match=r"generator=image makes images \(data\.input_shape"):
         go(tmp_path, "generator=dense")
@@ -951,7 +951,7 @@ def test_files_of_data_may_move(tmp_path: Path) -> None:
     [
         (["student.optimizer._target_=torch.optim.Adamm"], "Adamm"),
         (["generator.optimizer._partial_=false"], "torch.optim.Adam"),
-        (["+student.optimizer.speed=2"], "`student.optimizer` to be built from its settings, but: .*speed"),
+        (["+student.optimizer.speed=2"], "`student.optimizer` to be built from its settings, but got: .*speed"),
         (["student.optimizer._target_=torch.nn.ParameterList"], "`student.optimizer` to be built from its settings"),
         (["student.optimizer={_target_: torch.nn.Identity, _partial_: true, lr: 1}"], "to be a torch.optim.Optimizer"),
         (["student.selection=real", "data=files", "data.input_shape=[1,32,32]", "data.classes=10"], "split 'val'"),
@@ -975,7 +975,7 @@ def test_what_cannot_be_trained_together_is_not(tmp_path: Path, capsys: pytest.C
     np.savez(tmp_path / "train.npz", x=split[0], y=split[1])
     rows = ["data=files", "data.input_shape=[6]", "data.classes=3", f"data.train={tmp_path / 'train.npz'}"]
     go(tmp_path, *clipped, *rows)
-    assert "Generators are trained one after another, as torch cannot vectorise them" in capsys.readouterr().out
+    assert "Generators are trained one after the other, since torch cannot vectorise them" in capsys.readouterr().out
 
 
 def test_the_same_weights_in_another_file_are_the_same_teacher(tmp_path: Path, prepared: Prepared) -> None:
@@ -1117,7 +1117,7 @@ def test_agreement_stands_beside_accuracy(tmp_path: Path, capsys: pytest.Capture
     assert go(tmp_path, *given, "resume=require")[1]["agreement"] is None
 
 
-@pytest.mark.parametrize(("seed", "said"), [(0, "the same class, so agreement says little"), (3, "is not known")])
+@pytest.mark.parametrize(("seed", "said"), [(0, "the same class, so agreement is not informative"), (3, "is unknown")])
 def test_agreement_needs_no_data(seed: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(seed)
     torch.save(LeNet5().state_dict(), tmp_path / "net.pt")
@@ -1386,7 +1386,7 @@ def test_warnings_are_in_results_report_and_card(tmp_path: Path, capsys: pytest.
     trial, *warnings = rows[-1]["warnings"]
     said = " ".join(warnings)
     assert "The teacher gives the intended class to few samples of generator" in said
-    assert "gives the teacher's class to only" in said and "of its training samples; chance is 10%" in said
+    assert "gives the teacher's class to only" in said and "of its training samples. The level of chance is 10%" in said
     out = capsys.readouterr().out
     assert trial == TRIAL and out.count(TRIAL) == 1
     assert all(f"Warning about {rows[-1]['method']}: {line}" in out for line in warnings)
@@ -1540,7 +1540,7 @@ def test_a_finished_run_is_exported_in_int8(tmp_path: Path, capsys: pytest.Captu
         assert float((torch.from_numpy(found) - expected).abs().max()) < 0.2 * float(expected.abs().max())
     text = (folder / "README.md").read_text()
     for part in ("`model.int8.onnx` | onnx, int8 weights and activations, calibrated on 20 samples of Procedural "
-                 "(knowledge in them: procedural)", "`model.int8-weights.onnx` | onnx, int8 weights |",
+                 "(prior knowledge: procedural)", "`model.int8-weights.onnx` | onnx, int8 weights |",
                  "held-out samples of Procedural", "session.disable_quant_qdq"):  # fmt: skip
         assert part in text, part
     capsys.readouterr()

@@ -165,10 +165,11 @@ def test_choices(value: Any) -> None:
         ("data.input_shape", [None, 32, [], [1, 32, 0], [1, 32, 32.0], ["a"], [1, 2, 3, 4, 5], [True]],
          "to be [channels, height, width] for images, [channels, length] for signals"),
         ("data.value_range", [[0], [255, 0], [0, 0], "0, 1", 255, [0, float("inf")], [False, True]],
-         "to be the values of a black and of a white pixel, such as [0, 1], [0, 255] or [-1, 1], or null, but got"),
+         "to be null, or the values of a black and a white pixel, such as [0, 1], [0, 255] or [-1, 1], but got"),
         ("student.feature_distillation.layers", ["*.norm2", [], [1]],
          "to be a list of patterns of layer names or null"),
-        ("student.network", ["lenet5", {"channels": 1}], "A group is chosen by student=..., such as student=lenet5."),
+        ("student.network", ["lenet5", {"channels": 1}],
+         "To choose a group, write student=..., for example student=lenet5."),
         ("generator.objective", [None, ["classifier"]], "to be losses by name, but got"),
         ("compression.rules", ["*", [{"layers": "*"}], [{"layers": "*", "rank": 1, "more": 2}], [None]],
          "to be a list of {layers: ..., rank: ...}"),
@@ -179,9 +180,9 @@ def test_choices(value: Any) -> None:
         ("callbacks.resume", [None, {"dirpath": "x"}], "to be an object with `_target_`, but got"),
         ("logger.csv", [None], "Remove it with ~logger.csv."),
         ("sources", ["kegnet", None, [["kegnet"]], [{}], [{"kegnet": 0}], [{"kegnet": True}], [{"kegnet": "1"}]],
-         "to be a list of names of sources, of mixtures with positive shares"),
+         "to be a list of different sources: names, or mixtures with positive shares"),
         ("sources", [["normal", "normal"], ["normal", {"normal": 3}], [{"a": 1, "b": 1}, {"a": 2, "b": 2}]],
-         "each once"),
+         "a list of different sources"),
         ("student", [None], "to be settings by name, but got None"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -195,11 +196,11 @@ def test_other_values(name: str, values: list[Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"sources": ["gan", "kegnet"]}, r"`sources` to be a list of some of blobs, correlated, .*, but got gan"),
+        ({"sources": ["gan", "kegnet"]}, r"`sources` to be a list of names from blobs, correlated, .*, but got gan"),
         ({"data.input_shape": [8], "data.value_range": [0, 1]}, r"images or volumes for `data\.value_range`.*\[8\]"),
         ({"data._target_": None}, r"`teacher\.weights`.*data=none.*teacher\.weights=FILE"),
-        ({"teacher.min_epochs": 5}, r"`teacher\.patience` where `teacher\.min_epochs` is set, but got null"),
-        ({"student.min_epochs": 5}, r"`student\.patience` where `student\.min_epochs` is set, but got null"),
+        ({"teacher.min_epochs": 5}, r"`teacher\.patience`, since `teacher\.min_epochs` is set, but got null"),
+        ({"student.min_epochs": 5}, r"`student\.patience`, since `student\.min_epochs` is set, but got null"),
         ({"student.patience": 3}, r"`student\.selection`.*synthetic or real.*`student\.patience`.*'last'"),
         ({"data._target_": None, "teacher.weights": "w", "student.selection": "real"}, r"selection=real.*data=none"),
         ({"trainer.strategy": "ddp_spawn"}, r"`trainer\.strategy` .* but got ddp_spawn"),
@@ -210,18 +211,18 @@ def test_other_values(name: str, values: list[Any], said: str) -> None:
         ({"student.validation_samples": 2001, "student.selection": "synthetic"},
          r"`student\.validation_samples` to be a multiple of generator\.count=5, but got 2001"),
         ({f"generator.objective.{term}.weight": 0.0 for term in ("classifier", "decoder", "diversity")},
-         r"positive weight for one term of `generator\.objective`"),
-        ({"generator.objective": {}}, r"positive weight for one term of `generator\.objective`"),
+         r"positive weight for at least one term of `generator\.objective`"),
+        ({"generator.objective": {}}, r"positive weight for at least one term of `generator\.objective`"),
         ({"generator.parallel": "vmap", "trainer.gradient_clip_val": 1.0}, r"clip_algorithm` to be value.*sequential"),
         ({"quantization.format": "int8", "quantization.source": "magic"},
          r"`quantization\.source` to be one of .*procedural.*, but got magic"),
         ({"compression.rules": None}, r"a plan of compression=ratio8 for teacher=lenet5.*compression=ratio"),
         ({"compression.method": "pruning", "compression.rules": None, "compression.target": None},
          r"`compression\.target`, the ratio to reach, with compression\.method=pruning"),
-        ({"compression.method": "pruning"}, r"`compression\.rules` to be left out with.*compression=ratio"),
-        ({"compression.method": "pruning", "compression.fold": True}, r"`compression\.fold` to be left out"),
+        ({"compression.method": "pruning"}, r"no `compression\.rules` with.*compression=ratio"),
+        ({"compression.method": "pruning", "compression.fold": True}, r"no `compression\.fold` with"),
         ({"compression.method": "pruning", "compression.when_larger": "compress"},
-         r"`compression\.when_larger` to be left out"),
+         r"no `compression\.when_larger` with"),
         ({"compression.method": "pruning", "compression.fit": "weights"},
          r"`compression\.fit` to be function with compression\.method=pruning"),
         ({"trainer.devices": 256}, r"`generator\.batch_size` to be a whole number of at least 512, but got 256"),
@@ -300,10 +301,13 @@ def test_a_rule_is_silent_about_a_setting_that_is_wrong_by_itself() -> None:
 def test_unknown_settings_name_the_close_one() -> None:
     said = _problems({"student.epoch": 3, "generator.objective.decoder.size": 1, "data.extra": 1, "colour": "red"})
     assert (
-        said[0] == "Expected only known settings, but got `generator.objective.decoder.size`. There are: weight, term."
+        said[0] == "Expected only known settings, but got `generator.objective.decoder.size`. "
+        "The known settings are: weight, term."
     )
     assert said[1].endswith("but got `student.epoch`. Did you mean `student.epochs`?")
-    assert said[2].startswith("Expected only known settings, but got `colour`. There are: seed, preset, recipe,")
+    assert said[2].startswith(
+        "Expected only known settings, but got `colour`. The known settings are: seed, preset, recipe,"
+    )
     assert len(said) == 3, "further settings of data are arguments of its class"
 
 
@@ -344,7 +348,8 @@ def test_arguments_of_the_library_have_no_group_in_their_names() -> None:
     assert str(caught.value).splitlines() == [
         "Expected `samples` to be a whole number of at least 1, but got 0.",
         "Expected `lr_scheduler` to be one of constant, cosine, but got 'steep'.",
-        "Expected `patience` where `min_epochs` is set, but got null.",
+        "Expected a value for `patience`, since `min_epochs` is set, but got null. Set `patience`, or leave out "
+        "`min_epochs`.",
     ]
 
 

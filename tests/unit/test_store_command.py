@@ -71,7 +71,7 @@ def test_list(stages: dict[str, Stage], tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_check(stages: dict[str, Stage], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "store"]) == 0
-    assert "4 stages are intact, 0 damaged, 0 set aside earlier, 1 unfinished." in capsys.readouterr().out
+    assert "4 stages are intact, 0 damaged, 0 renamed earlier, 1 unfinished." in capsys.readouterr().out
     path = stages["student"].folder / "weights.bin"
     stat = path.stat()
     path.write_bytes(b"x" + bytes(19_999))
@@ -195,7 +195,8 @@ def test_links_are_followed_and_only_the_link_is_removed(
     assert stages["old"].folder.is_symlink(), "a link takes no space"
     assert main(["gc", "store", "--older-than", "0m", "--yes"]) == 0
     assert (
-        f"{targets['old'].name}: the link was removed; its folder {targets['old']} is left." in capsys.readouterr().out
+        f"{targets['old'].name}: the link was removed. Its folder {targets['old']} was not removed."
+        in capsys.readouterr().out
     )
     assert not os.path.lexists(stages["old"].folder) and (targets["old"] / "weights.bin").exists()
     assert main(["gc", "store", "--damaged", "--yes"]) == 0

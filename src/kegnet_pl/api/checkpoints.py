@@ -88,7 +88,7 @@ def load_network(
     if not isinstance(name, str) or not name or Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME:
         raise FileNotFoundError(
             f"Expected a name of 1 to {_LONGEST_NAME} bytes without folders for files in {printable(folder, 300)}, but "
-            f'got {printable(repr(name), 100)}. Names are "network", or such as "generator_0".'
+            f'got {printable(repr(name), 100)}. Use "network", or a name such as "generator_0".'
         )
     folder = to_folder(folder)
     recipe = folder / f"{name}.json"
@@ -108,12 +108,14 @@ def load_network(
     content = read_json(recipe, None)
     if not isinstance(content, dict):
         raise WeightsError(
-            f"Expected the structure of a network in {recipe}, but got something else. The file is damaged."
+            f"Expected the structure of a network in {recipe}, but got other content. The file is damaged."
         )
     try:
         network_recipe = read_recipe(_with_full_path(content.get("network"), Path(folder)), recipe, trust)
     except RecursionError as error:
-        raise WeightsError(f"Expected arguments of a network in {recipe}, but got lists that are too deep.") from error
+        raise WeightsError(
+            f"Expected arguments of a network in {recipe}, but got too deeply nested lists. The file is damaged."
+        ) from error
     with torch.random.fork_rng([]):  # constructors draw weights to be overwritten
         try:
             network: nn.Module = instantiate(network_recipe, _convert_="all")

@@ -1,4 +1,4 @@
-"""Checks of networks against the settings they are trained with, before anything takes time."""
+"""Checks of networks against the settings of their training, before any stage runs."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -199,7 +199,7 @@ def _suggest_range(scale: float) -> str:
     return ""
 
 
-TRY_PRUNING = "Pruning often agrees more: pip install 'kegnet_pl[pruning]'."
+TRY_PRUNING = "Pruning often gives a higher agreement: pip install 'kegnet_pl[pruning]'."
 """Advice if a factorised network agrees too little and pruning was not tried."""
 
 
@@ -221,15 +221,17 @@ def describe_agreement(agreement: float | None) -> str | None:
     """
     if agreement is None:
         return (
-            "The network gives the same class to all held-out synthetic samples. Such samples tell little: check the "
-            "network's weights and the normalisation of its inputs (`mean` and `std`), or use another source."
+            "The network gives the same class to all held-out synthetic samples. Such samples are not informative. "
+            "Check the network's weights and the normalisation of its inputs (`mean` and `std`), or use another "
+            "source."
         )
     if agreement >= LOW_AGREEMENT:
         return None
     return (
         f"The compressed network and the original give the same class to only {agreement:.0%} of the held-out "
-        f"synthetic samples. Below {LOW_AGREEMENT:.0%} some networks lost more than 3 points of accuracy, others none "
-        f"(results/NETWORKS.md). Lower the target, use samples that are more like your data, or measure the accuracy."
+        f"synthetic samples. Below {LOW_AGREEMENT:.0%} some networks lost more than 3 points of accuracy, and others "
+        f"none (results/NETWORKS.md). Lower the target, use samples that are more like your data, or measure the "
+        f"accuracy."
     )
 
 

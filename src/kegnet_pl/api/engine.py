@@ -165,7 +165,7 @@ class GeneratorTask:
             )
             if obstacle is not None and settings.parallel == "vmap":
                 raise ValueError(
-                    f"Expected generators, teacher and losses that torch can vectorise with parallel='vmap', but: "
+                    f"Expected generators, teacher and losses that torch can vectorise with parallel='vmap', but got: "
                     f"{obstacle.rstrip('.')}. Use parallel='sequential'."
                 )
         parallel = "vmap" if vectorize and obstacle is None else "sequential"

@@ -76,7 +76,7 @@ def find_logits(
     frozen = FrozenModule(as_classifier(network, shape, outputs, output_key, name)).to(device)
     logits = torch.cat([frozen(part.to(device, dtype)).cpu() for part in x.split(size)])
     if not bool(logits.isfinite().all()):
-        raise ValueError("Expected finite logits, but got NaN or infinite ones. Check the weights and the samples.")
+        raise ValueError("Expected finite logits, but got NaN or infinite values. Check the weights and the samples.")
     return logits
 
 

@@ -86,7 +86,7 @@ class OnnxNetwork(nn.Module):
         return self._session[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy, which opens a session of its own."""
+        """Return the state of a copy, which opens its own session."""
         return self.__dict__ | {"_session": None}
 
 
@@ -184,7 +184,7 @@ def _check_samples(
     if len(samples) < least:
         raise ValueError(f"Expected at least {least} calibration samples, a whole batch, but got {len(samples)}.")
     if not bool(samples.isfinite().all()):
-        raise ValueError("Expected finite calibration samples, but got NaN or infinite ones.")
+        raise ValueError("Expected finite calibration samples, but got NaN or infinite values.")
     # A file with a fixed batch size takes no smaller batch.
     return samples.detach().cpu().float()[: len(samples) // least * least]
 

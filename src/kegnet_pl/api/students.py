@@ -297,8 +297,8 @@ def distill(
         network = copy_network(classifier)
         if unfreeze_frozen(network):
             warnings.warn(
-                "All weights of the student are frozen. Its copy is trained as a whole; to keep some weights, freeze "
-                "only these.",
+                "All weights of the student are frozen. All weights of its copy are trained. To keep some weights, "
+                "freeze only these.",
                 stacklevel=2,
             )
         module, _ = fit_student(network, module_data, settings, optimizer, fit, bar)

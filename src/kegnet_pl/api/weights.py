@@ -52,7 +52,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(
-            f"Expected a weight file at {path}, but there is {'a folder' if path.is_dir() else 'none'}. "
+            f"Expected a weight file at {path}, but found {'a folder' if path.is_dir() else 'none'}. "
             f"Check teacher.weights; relative paths start in the working directory ({Path.cwd()})."
         )
     try:

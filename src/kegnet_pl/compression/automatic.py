@@ -115,7 +115,7 @@ def _join(errors: Mapping[str, TargetError]) -> TargetError:
     best = max(errors.values(), key=lambda error: error.most)
     limits = "; ".join(f"{name} {error.most:.2f}" for name, error in errors.items())
     reason = (
-        f"The largest of each method: {limits}. Set it to {best.most:g} or less (on the command line: "
+        f"The largest ratio of each method: {limits}. Set it to {best.most:g} or less (on the command line: "
         f"compression.target={best.most:g})."
     )
     return TargetError(best.most, best.target, best.by, reason)

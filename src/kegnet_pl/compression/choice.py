@@ -99,9 +99,7 @@ def search_speed(
         return min(reached, key=lambda pair: pair[0])[1]
     speedup, chosen = max(found, key=lambda pair: pair[0])
     if speedup < _ALMOST * target:
-        raise TargetError(
-            speedup, target, "latency", f"The fastest network that was measured has this speed-up. {remedy}"
-        )
+        raise TargetError(speedup, target, "latency", f"The fastest measured network has this speed-up. {remedy}")
     return chosen
 
 
@@ -188,7 +186,9 @@ class RankChoice:
             chosen = self._search(network, {name: given[name] for name in smaller}, cost, budget, allocate)
         for candidate in candidates:
             if candidate.name in layers and candidate.name not in called:
-                candidate.notes.append("unchanged: the network does not call it, or not with gradients and a batch")
+                candidate.notes.append(
+                    "unchanged: the network does not call it, or calls it without gradients or without a batch"
+                )
             elif candidate.name in layers and candidate.name not in chosen:
                 candidate.notes.append(f"unchanged: saving {_UNITS[self.by]} in other layers changes the logits less")
         return {**given, **chosen}

@@ -83,9 +83,9 @@ def evbmf(matrix: Array, noise_variance: float | None = None) -> EVBMF:
     """
     values = np.asarray(matrix, dtype=np.float64)
     if values.ndim != 2 or 0 in values.shape:
-        raise ValueError(f"Expected `matrix` with two dimensions, none of them empty, but got shape {values.shape}.")
+        raise ValueError(f"Expected `matrix` with two dimensions of at least 1, but got shape {values.shape}.")
     if not np.isfinite(values).all():
-        raise ValueError("Expected `matrix` to be finite, but got NaN or infinite entries.")
+        raise ValueError("Expected `matrix` to be finite, but got NaN or infinite values.")
     if noise_variance is not None and not (noise_variance > 0 and math.isfinite(noise_variance)):
         raise ValueError(f"Expected `noise_variance` to be positive, but got {noise_variance}.")
 

@@ -63,7 +63,7 @@ class ChannelGroup:
 
     @property
     def per_unit(self) -> int:
-        """Channels that are removed at once: those of a head, or one of every block."""
+        """Channels that are removed together: those of a head, or one of every block."""
         return self.blocks if self.heads is None else self.size // self.heads
 
     def pick(self, scores: Tensor, number: int) -> Tensor:
@@ -155,7 +155,7 @@ def _read(network: nn.Module, name: str, items: Sequence[Item]) -> ChannelGroup 
     group = _read_heads(network, name, items)
     if group is None:
         if any(None in roots or len(set(Counter(roots).values())) > 1 for *_, roots in items):
-            return makers, "they are mixed in the layers that read them"
+            return makers, "the layers that read them mix them"
         parts = [
             Part(own, "out" if is_depthwise(module) else side, torch.tensor(channels), torch.tensor(roots))
             for own, module, side, channels, roots in items

@@ -50,7 +50,7 @@ def to_compress(network: nn.Module, input_shape: Sequence[int]) -> Iterator[nn.M
     """
     invalid = [name for name, weight in network.named_parameters() if not bool(weight.detach().isfinite().all())]
     if invalid:
-        raise ValueError(f"Expected finite weights, but got NaN or infinite ones in {', '.join(invalid[:8])}.")
+        raise ValueError(f"Expected finite weights, but got NaN or infinite values in {', '.join(invalid[:8])}.")
     devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
     with torch.random.fork_rng([device.index for device in devices]):  # constructors draw weights to be overwritten
         copied = copy_network(network)
@@ -86,7 +86,7 @@ def measure_original(network: nn.Module, input_shape: Sequence[int]) -> ModelSiz
         return measure_size(network, input_shape)
     except FORWARD_ERRORS as error:
         raise ValueError(
-            f"Expected the network {type(network).__name__} to take samples of shape {tuple(input_shape)}, but it "
+            f"Expected the network {type(network).__name__} to accept samples of shape {tuple(input_shape)}, but it "
             f"failed: {first_line(error)}"
         ) from error
 
@@ -134,7 +134,9 @@ class CompressionPlan:
         check_target(target, by, round_to, batch_size)
         wanted = any("target" in rule.sides for rule in rules)
         if wanted and target is None:
-            raise ValueError("Expected `target`, a compression ratio, since a rule has the rank 'target'; got None.")
+            raise ValueError(
+                "Expected `target`, a compression ratio, since a rule has the rank 'target', but got None."
+            )
         if target is not None and not wanted:
             raise ValueError(f"Expected a rule with the rank 'target' to reach target={target}, but there is none.")
         self.rules = tuple(rules)

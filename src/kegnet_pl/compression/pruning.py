@@ -206,7 +206,7 @@ class PruningPlan:
                 first, second = shortest_times([network, small], batch)
             return first / second
 
-        remedy = "Convolutions with few channels gain little speed. Lower the target."
+        remedy = "Pruning convolutions with few channels increases the speed only slightly. Lower the target."
         return search_speed(self.target, total / self.target, total, allocate, measure, remedy)
 
 

@@ -12,7 +12,7 @@ from kegnet_pl.networks.kept import kept_channels
 
 
 def describe_structure(network: nn.Module) -> dict[str, Any]:
-    """Return what :func:`restore_structure` needs to make the same layers from the original, as values for JSON.
+    """Return values for JSON from which :func:`restore_structure` makes the same layers from the original.
 
     Returns:
         ``ranks``, the pair ``[in_rank, out_rank]`` by name of a factorised layer; ``folded``, the names of those whose

@@ -32,7 +32,7 @@ class Split:
         for name, value in (("x", self.x), ("y", self.y)):
             if not isinstance(value, Tensor):
                 raise ValueError(
-                    f"Expected `{name}` to be a tensor, but got {type(value).__name__}. Convert it by torch.as_tensor."
+                    f"Expected `{name}` to be a tensor, but got {type(value).__name__}. Use torch.as_tensor."
                 )
         if self.y.ndim != 1 or self.y.is_floating_point() or self.y.dtype == torch.bool:
             raise ValueError(
@@ -168,7 +168,7 @@ class RealDataModule(LightningDataModule):
                 raise ValueError(
                     f"Expected classes 0 to {self.classes - 1} in data set {self.name!r}, but got {low} to {high}. "
                     + (
-                        "They seem to count from 1: write the files again with y - 1."
+                        "They seem to start from 1: write the files again with y - 1."
                         if (low, high) == (1, self.classes)
                         else f"Set data.classes={high + 1}, or number the classes from 0."
                     )

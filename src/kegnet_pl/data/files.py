@@ -109,7 +109,7 @@ def _read(path: Path, values: ValueRange | None) -> Split:
         if low < values.low or high > values.high:
             raise ValueError(
                 f"Expected pixels from {values.low:g} to {values.high:g} in {path}, as data.value_range says, but got "
-                f"{low:.4g} to {high:.4g}. Correct data.value_range; for standardised samples set it to null."
+                f"{low:.4g} to {high:.4g}. Correct data.value_range. For standardised samples, set it to null."
             )
         if high - low < _LEAST_SHARE * (values.high - values.low):
             raise ValueError(

@@ -109,7 +109,7 @@ class _TorchvisionDataModule(ImageDataModule):
                 self.root,
                 [f"{folder}/{file}" for folder in (".", self.name)],
                 f"the {self.name} files",
-                "Get them with data.download=true.",
+                "Download them with data.download=true.",
             )
         return path.parents[file.count("/")]
 
@@ -203,7 +203,7 @@ class SVHN(ImageDataModule):
 
     def _locate(self, train: bool) -> Path:
         file = f"{'train' if train else 'test'}_32x32.mat"
-        return find_file(self.root, [file, f"svhn/{file}"], "the SVHN file", "Get it with data.download=true.")
+        return find_file(self.root, [file, f"svhn/{file}"], "the SVHN file", "Download it with data.download=true.")
 
     def _fetch(self, train: bool) -> None:
         torchvision.datasets.SVHN(str(self.root), split="train" if train else "test", download=True)

@@ -17,7 +17,7 @@ STEPS_PER_DRAW = 10
 
 
 class TensorLoader(DataLoader[tuple[Tensor, ...]]):
-    """A DataLoader of tensors that takes whole batches from them; batches are on the tensors' own device.
+    """A DataLoader of tensors that reads whole batches from them; batches are on the device of the tensors.
 
     Lightning passes the epoch to ``sampler``, so the order of an epoch depends on ``seed`` and the epoch alone, and a
     resumed fit sees the batches of an uninterrupted one. Processes share the rows: evenly in training, for which a few

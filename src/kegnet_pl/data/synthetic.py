@@ -69,7 +69,7 @@ class SyntheticDataModule(LightningDataModule):
             ("batch_size", batch_size, 1),
         ):
             if value < least:
-                raise ValueError(f"Expected `{name}` of at least {least}, but got {value}.")
+                raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
         self.source = source
         self.teacher = FrozenModule(teacher).to(device)
         self.device = torch.device(device)

@@ -12,7 +12,7 @@ Distance = Literal["l1", "l2", "cosine"]
 """Distance between samples."""
 
 _COLUMNS = 512
-"""Columns sorted at a time on a CPU: this bounds the memory without loss of speed."""
+"""Columns that are sorted together on a CPU: this bounds the memory without loss of speed."""
 
 
 class _WeightedL1(torch.autograd.Function):

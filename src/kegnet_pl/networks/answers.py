@@ -194,7 +194,7 @@ def _in_unit_range(rows: Tensor) -> bool:
 
 
 def _guess(rows: Tensor) -> Outputs:
-    """Return what rows of a network's numbers are."""
+    """Return the type of the rows of a network's outputs."""
     if not _in_unit_range(rows) or bool((rows == rows[0]).all()):
         return "logits"  # so are log-probabilities; a network that returns the same for all samples tells nothing
     tolerance = max(1e-4, 4 * torch.finfo(rows.dtype).eps)
@@ -222,12 +222,12 @@ def check_training_answers(network: nn.Module, input_shape: Sequence[int], name:
         kinds = ("logits", "probabilities") if bounded else ("probabilities", "logits")
         raise ValueError(
             f"Expected the {name} {type(network).__name__} to return the same kind of numbers in both modes, but got "
-            f"{kinds[0]} in training and {kinds[1]} in evaluation. Let its forward return logits in both."
+            f"{kinds[0]} in training and {kinds[1]} in evaluation. Change its forward: return logits in both modes."
         )
 
 
 def explain_answers(network: nn.Module) -> str:
-    """Return a sentence that says how the output of a network is read."""
+    """Return a sentence that explains how the output of a network is read."""
     answers = answers_of(network) or Answers("logits")
     place = "" if answers.key is None else f" at {answers.key!r}"
     return f"The output of {type(network).__name__}{place} is read as {answers.outputs.replace('_', '-')}."

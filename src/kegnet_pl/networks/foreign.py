@@ -65,8 +65,8 @@ def from_torchvision(arch: str, classes: int | None = None, pretrained: bool = F
         again = torchvision.models.get_model(arch, weights=None, **options)
         if set(again.state_dict()) != set(network.state_dict()):
             raise ConfigError(
-                f"Expected an architecture that can be rebuilt without its weights, but {arch!r} has other layers "
-                f"then. Use teacher=custom with your own function that returns the network."
+                f"Expected an architecture that can be rebuilt without its weights, but {arch!r} then has other "
+                f"layers. Use teacher=custom with your own function that returns the network."
             )
     return _remember(network, "from_torchvision", arch=arch, classes=None if pretrained else classes, **options)
 
@@ -189,8 +189,8 @@ def from_program(path: str) -> nn.Module:
                 program = torch.jit.load(file, map_location="cpu")
     except Exception as error:  # damaged files raise many kinds
         raise ConfigError(
-            f"Expected `teacher.path` to be a Python file (.py), a program of torch.export (.pt2) or of TorchScript, "
-            f"but {path!r} is none of them, or damaged. Give a state dict as teacher.weights=FILE."
+            f"Expected `teacher.path` to be a Python file (.py), a torch.export program (.pt2) or a TorchScript "
+            f"program, but {path!r} is another file, or damaged. Give a state dict as teacher.weights=FILE."
         ) from error
     return _remember(ProgramNetwork(program), "from_program", path=str(file))
 
@@ -210,7 +210,7 @@ def from_file(path: str, factory: str | None = None, **options: Any) -> nn.Modul
     file = Path(path).resolve()
     if not file.is_file():
         raise ConfigError(
-            f"Expected `teacher.path` to be a file, but there is none at {path!r}. Relative paths start in the working "
+            f"Expected `teacher.path` to be a file, but found none at {path!r}. Relative paths start in the working "
             f"directory ({Path.cwd()})."
         )
     if file.suffix != ".py":

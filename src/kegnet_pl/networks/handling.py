@@ -129,7 +129,7 @@ def copy_network(network: Module) -> Module:
         raise ValueError(
             f"Expected a network {type(network).__name__} that copy.deepcopy can copy, but it failed{where}: "
             f"{first_line(error).rstrip('.')}. Remove that attribute, such as a lock, an open file or a hook, or write "
-            f"a method __deepcopy__ that leaves it out."
+            f"a method __deepcopy__ that does not copy it."
         ) from error
     own = {id(value) for value in network.parameters()}
     if not isinstance(copied, nn.Module) or copied is network or any(id(p) in own for p in copied.parameters()):
@@ -196,7 +196,7 @@ def check_copy(network: nn.Module, copied: nn.Module, x: Tensor) -> None:
     if called:
         raise ValueError(
             f"Expected a copy of {type(network).__name__} to call its own layers, but it calls {called[0] or 'the'} "
-            f"of the original: its `forward` was replaced by a function that holds the original layers. Define "
+            f"of the original: its `forward` was replaced by a function that refers to the original layers. Define "
             f"`forward` in the class of the network."
         )
 

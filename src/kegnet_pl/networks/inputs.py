@@ -15,7 +15,7 @@ PIXEL_MEAN, PIXEL_STD = 0.45, 0.25
 
 @dataclass(frozen=True)
 class ValueRange:
-    """Conversion of standardised samples to the pixels that a network takes: a forward pre-hook of the network.
+    """Conversion of standardised samples to the pixels that a network expects: a forward pre-hook of the network.
 
     Sources draw samples with mean 0 and standard deviation 1. A pixel of the network is
     ``low + (high - low) (mean + std x)``.
@@ -67,7 +67,7 @@ class ValueRange:
         return (torch.cat(pixels, dim=1), *inputs[1:])
 
     def standardise(self, pixels: Tensor) -> Tensor:
-        """Return standardised samples for the pixels that the network takes."""
+        """Return standardised samples for the pixels that the network expects."""
         scales = pixels.new_tensor(self._scales).T.reshape(2, -1, *(1,) * (pixels.dim() - 2))
         return (pixels - scales[1]) / scales[0]
 
@@ -87,11 +87,11 @@ class ValueRange:
 
 
 def value_range_of(network: nn.Module) -> ValueRange | None:
-    """Return the hook by which a network takes standardised samples; None for a network without one."""
+    """Return the hook that converts standardised samples for a network; None for a network without one."""
     return find_hook(network._forward_pre_hooks, ValueRange)
 
 
 def restore_inputs(network: nn.Module) -> nn.Module:
-    """Remove the value range of a network, in place, so that it takes pixels again, and return it."""
+    """Remove the value range of a network, in place, so that it accepts pixels again, and return it."""
     remove_hooks(network._forward_pre_hooks, ValueRange)
     return network

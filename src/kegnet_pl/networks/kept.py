@@ -34,7 +34,7 @@ def kept_channels(network: nn.Module, original: nn.Module | None = None) -> Kept
 
 
 def remember_kept(network: nn.Module, kept: Kept) -> None:
-    """Store the kept channels in a pruned network; copies of it have them, too."""
+    """Store the kept channels in a pruned network; copies of it also have them."""
     if kept:
         setattr(network, _ATTRIBUTE, {name: dict(sides) for name, sides in kept.items()})
 

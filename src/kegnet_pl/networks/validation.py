@@ -40,8 +40,8 @@ def count_classes(network: nn.Module, input_shape: Sequence[int], name: str = "n
         )
     if not bool(logits.isfinite().all()):
         raise ValueError(
-            f"Expected the {called} to return finite logits, but got NaN or infinite ones for standard normal samples. "
-            f"Check its weights."
+            f"Expected the {called} to return finite logits, but got NaN or infinite values for standard normal "
+            f"samples. Check its weights."
         )
     if (logits >= 0).all() and torch.allclose(logits.sum(dim=1), logits.new_ones(2), atol=1e-4):
         raise ValueError(
@@ -116,7 +116,7 @@ def call_trial(network: nn.Module, called: str, x: Tensor) -> Any:
         dtype = first_weight(network).dtype
         advice = f" Its weights are {dtype}: call its method float()." if dtype != x.dtype else ""
         raise ValueError(
-            f"Expected the {called} to take samples of shape {tuple(x.shape[1:])}, but it failed: {reason}.{advice}"
+            f"Expected the {called} to accept samples of shape {tuple(x.shape[1:])}, but it failed: {reason}.{advice}"
         ) from error
 
 
@@ -171,7 +171,7 @@ def check_gradient(network: nn.Module, input_shape: Sequence[int], name: str = "
 
 
 _TOKENS = (
-    "Expected the {} to take floating-point inputs (images, signals, volumes or rows of features), but it takes "
+    "Expected the {} to accept floating-point inputs (images, signals, volumes or rows of features), but it accepts "
     "integer token ids. Networks for text are not supported. Choose another network."
 )
 
@@ -185,8 +185,8 @@ def check_trainable(student: nn.Module, input_shape: Sequence[int]) -> None:
     logits = _trial_output("student", student, samples_for_trial(input_shape), training=True)
     if logits.ndim != 2:
         raise ValueError(
-            f"Expected the student {type(student).__name__} to return logits (2, classes) for 2 samples in training, "
-            f"too, but got {tuple(logits.shape)}."
+            f"Expected the student {type(student).__name__} to return logits (2, classes) for 2 samples also in "
+            f"training mode, but got {tuple(logits.shape)}."
         )
 
 
@@ -230,7 +230,7 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
             output = copied(*(value.clone() for value in inputs))  # tensors of inference mode cannot have gradients
     except FORWARD_ERRORS as error:
         raise ValueError(
-            f"Expected the {called} to take {shapes}{when}, but it failed: {first_line(error).rstrip('.')}."
+            f"Expected the {called} to accept {shapes}{when}, but it failed: {first_line(error).rstrip('.')}."
         ) from error
     if not isinstance(output, Tensor):
         advice = " Remove auxiliary heads for training." if training else ""

@@ -189,7 +189,7 @@ def _stop(cfg: DictConfig, folder: Path, code: int) -> None:
     if launched() > 1 and global_rank() > 0:
         sys.exit(code)
     _leave(
-        f"Stopped. Finished stages stay in {cfg.store}; run the same command again (resume=auto) to continue this "
+        f"Stopped. Finished stages are in {cfg.store}. Run the same command again (resume=auto) to continue this "
         f"run.{offline}",
         code,
     )

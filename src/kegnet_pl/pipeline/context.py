@@ -229,7 +229,7 @@ def find_run_device(trainer: TrainerSettings, gpu: int | None) -> torch.device:
         return find_device(f"cuda:{local_rank() if gpu is None else gpu}")
     except ValueError as error:
         raise ConfigError(
-            "Expected a GPU for trainer.accelerator=gpu, but torch finds none here. Use trainer=cpu."
+            "Expected a GPU for trainer.accelerator=gpu, but torch finds none. Use trainer=cpu."
         ) from error
 
 

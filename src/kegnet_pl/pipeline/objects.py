@@ -123,7 +123,7 @@ def code_of(*specifications: Any) -> dict[str, Any]:
 
 
 def own_code(settings: RunSettings) -> tuple[str, ...]:
-    """Return the code that the settings of a run name; files of the same run may name it, too."""
+    """Return the code that the settings of a run name; files of the same run may also name it."""
     objects = list(_objects(settings))
     paths = {str(Path(one["path"]).resolve()) for one in objects if isinstance(one.get("path"), str)}
     return (*sorted({str(one["_target_"]) for one in objects}), *sorted(paths))

@@ -236,7 +236,7 @@ def write_outputs(context: RunContext, rows: Sequence[Row], networks: Sequence[N
 
 
 def write_teacher_card(context: RunContext, stage: Stage, folder: Path) -> None:
-    """Write the card of a run's teacher, with which another run takes the same network."""
+    """Write the card of a run's teacher, with which another run can use the same network."""
     teacher, network = context.settings.teacher, context.network(stage)
     answers = answers_of(network)
     trained = Path(context.settings.store, stage.folder.name, "network.safetensors")

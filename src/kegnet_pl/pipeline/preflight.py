@@ -39,8 +39,8 @@ def check_sources(settings: RunSettings, sources: Sequence[SourceInfo]) -> None:
     ceilings = ", ".join(source.name for source in sources if source.is_ceiling)
     if ceilings and settings.student.selection == "synthetic":
         raise ConfigError(
-            f"Expected `student.selection` to be last or real with the source {ceilings}, as no synthetic samples can "
-            f"be drawn from it, but got synthetic. Set student.selection=last, or remove {ceilings} from `sources`."
+            f"Expected `student.selection` to be last or real with the source {ceilings}, since it has no synthetic "
+            f"samples, but got synthetic. Set student.selection=last, or remove {ceilings} from `sources`."
         )
 
 
@@ -92,7 +92,7 @@ def _check_optimizer(part: str, settings: OptimizerSettings) -> None:
         try:
             made = make([weight])
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"Expected `{part}.optimizer` to be built from its settings, but: {error}") from error
+            raise ConfigError(f"Expected `{part}.optimizer` to be built from its settings, but got: {error}") from error
         if isinstance(made, torch.optim.Optimizer):
             weight.grad = torch.ones_like(weight)
             try:
@@ -118,15 +118,15 @@ def _check_generator(settings: GeneratorSettings, input_shape: tuple[int, ...], 
     if noise_dim != settings.noise_dim:
         raise ConfigError(
             f"Expected a generator of {settings.noise_dim} noise dimensions, but {type(generator).__name__} has "
-            f"{noise_dim}. Set generator.noise_dim={noise_dim}, which the decoder and the draws of noise use, too."
+            f"{noise_dim}. Set generator.noise_dim={noise_dim}, which the decoder and the sampling of noise also use."
         )
     try:
         check_generator(generator, decoder, input_shape, classes)
     except ValueError as error:
         raise ConfigError(
-            f"{error} generator=image makes images ('data.input_shape=[channels,height,width]'), generator=dense "
-            f"rows of features, generator=conv signals and volumes; generator=custom takes your own generator.network "
-            f"and generator.decoder."
+            f"{error} generator=image makes images ('data.input_shape=[channels,height,width]'), generator=dense rows "
+            f"of features, generator=conv signals and volumes; generator=custom uses your own generator.network and "
+            f"generator.decoder."
         ) from error
 
 
@@ -179,7 +179,7 @@ def check_teacher_and_student(context: RunContext, teacher: nn.Module, student: 
 def check_network(
     network: nn.Module, name: str, context: RunContext, outputs: Outputs = "auto", output_key: OutputKey = None
 ) -> nn.Module:
-    """Check a network with trial samples, and return one that takes standardised samples and returns logits.
+    """Check a network with trial samples, and return one that accepts standardised samples and returns logits.
 
     Args:
         network: Teacher or student. With ``data.value_range`` it gets a hook that converts samples to its pixels.

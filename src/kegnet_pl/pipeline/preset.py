@@ -133,7 +133,7 @@ def _count_generated(generator: GeneratorSettings) -> int:
 
 
 class _Step(nn.Module):
-    """A forward and a backward pass of a network, as a student takes them."""
+    """A forward and a backward pass of a network, as in student training."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -137,7 +137,7 @@ def describe_answers(logits: Tensor, classes: Sequence[int] | None = None) -> tu
 def log_sheet(
     logger: Logger, prefix: str, rows: Sequence[Sequence[Tensor]], entropies: Tensor, step: int
 ) -> dict[str, Any]:
-    """Log a sheet of samples, and the entropies of the teacher's answers, to a logger that takes images.
+    """Log a sheet of samples, and the entropies of the teacher's answers, to a logger that accepts images.
 
     Returns:
         Objects that the logger takes as metrics, by name without prefix.

@@ -140,7 +140,7 @@ class Store:
         choose = "Free some space, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
         where = ""
         if error.errno in _IN_THE_WAY and isinstance(error.filename, str | bytes):
-            where, choose = f" ({os.fsdecode(error.filename)})", "Remove what is in the way, or choose"
+            where, choose = f" ({os.fsdecode(error.filename)})", "Remove the file or folder at this path, or choose"
         read_only = "" if self.resume == "require" else " To only read finished stages, set resume=require."
         return StoreError(
             f"Expected to write to the store {self.root}, but got: {error.strerror or error}{where}. {choose} another "
@@ -230,8 +230,8 @@ class Store:
             if replace:
                 away = self._set_aside(final, error)
                 self.notify(
-                    f"Warning: the stage {final.name} is damaged ({error.__cause__}). It is set aside as {away.name} "
-                    f"and built again."
+                    f"Warning: the stage {final.name} is damaged ({error.__cause__}). It is renamed to {away.name} and "
+                    f"built again."
                 )
             return None
 
@@ -284,7 +284,7 @@ class Store:
             manifest = check_stage(final, stage, key, verify)
         except UnreadableError as error:
             raise StoreError(
-                f"Expected to read the stage {final}, but got: {error}. It may be intact and is left as it is. Ask "
+                f"Expected to read the stage {final}, but got: {error}. It may be intact, and was not changed. Ask "
                 f"{_owner(final)} for permission to read it, or choose another store with store=FOLDER."
             ) from error
         except DamagedError as error:

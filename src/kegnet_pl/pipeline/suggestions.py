@@ -50,7 +50,7 @@ _OVERRIDE = re.compile(r"([~+]{0,2})([\w.@/-]+)(=.*)?", re.DOTALL)
 
 
 def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
-    """Return arguments of the command line as Hydra takes them.
+    """Return arguments of the command line in the form that Hydra accepts.
 
     ``+experiment=`` and ``+debug=`` lose their sign, as both groups have a default. One mixture, ``sources={...}``,
     becomes a list of one. ``recipe=`` with an experiment of the paper becomes a part of its name:
@@ -73,10 +73,10 @@ def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
     if not presets or not all(map(_is_preset, presets)):
         missing = ", ".join(preset for preset in presets if not _is_preset(preset))
         raise ConfigError(
-            f"Expected an experiment that has a preset for {recipe}, but got {experiment or 'none'}"
-            f"{f' (there is no {missing})' if missing else ''}. A recipe is a preset: "
+            f"Expected an experiment that has a preset for {recipe}, but got "
+            f"{experiment or 'none'}{f' (there is no {missing})' if missing else ''}. A recipe is a preset: "
             f"experiment=NAME, experiment=best/NAME, experiment=paper/NAME or experiment=strict/NAME. For your own "
-            f"network leave out experiment=... (preset=auto), or choose one of custom/batch_norm, image, table, signal."
+            f"network, omit experiment=... (preset=auto), or choose one of custom/batch_norm, image, table, signal."
         )
     replaced = f"experiment={','.join(presets)}"
     return [replaced if argument == experiment else argument for argument in arguments if argument != recipe]
@@ -161,10 +161,10 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
         key, _, value = override.partition("=")
         hint = _option_hint(key, value, groups[key]) if key in groups else None
         if key == "hydra/launcher" and value in _LAUNCHERS:
-            hint = f"hydra/launcher={value} is a plugin of its own: pip install '.[{_LAUNCHERS[value]}]'"
+            hint = f"hydra/launcher={value} needs a plugin: pip install '.[{_LAUNCHERS[value]}]'"
         searches = (key, value) == ("hydra/sweeper", "optuna") or (key == "hparams_search" and value in groups[key])
         if searches and not _finds_optuna():
-            hint = "hydra/sweeper=optuna is a plugin of its own: pip install '.[optuna]'"
+            hint = "hydra/sweeper=optuna needs a plugin: pip install '.[optuna]'"
         if hint is None and key not in groups and key not in ("hydra/launcher", "hydra/sweeper"):
             hint = _setting_hint(cfg, override, groups, chosen)
         if hint is not None:

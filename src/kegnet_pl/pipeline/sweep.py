@@ -45,7 +45,7 @@ ONE_PROCESS = (
 
 NO_ACCURACY = (
     "Expected `objective` to be agreement or agreement_and_speed with a sweeper that searches, but got accuracy. A "
-    "student that is chosen by its test accuracy is not a data-free result. Use hparams_search=agreement, or set "
+    "student that is selected by its test accuracy is not a data-free result. Use hparams_search=agreement, or set "
     "objective=agreement."
 )
 
@@ -90,7 +90,7 @@ def _make_folder(config: DictConfig, key: str) -> None:
     except OSError as error:
         sys.exit(
             f"\nError: Expected to write results to {folder}, but got: {error.strerror or error}. Choose another "
-            f"folder with {key}=FOLDER, or run the command in a folder that can be written."
+            f"folder with {key}=FOLDER, or run the command in a folder with write permission."
         )
 
 

@@ -73,11 +73,11 @@ def read_card(path: Path) -> dict[str, Any]:
         )
     missing = [key for key in _REQUIRED if card.get(key) is None]
     if missing:
-        raise ConfigError(f"Expected {', '.join(missing)} in {path}, but got none. Add what is missing.")
+        raise ConfigError(f"Expected {', '.join(missing)} in {path}, but got none. Add the missing keys.")
     if not re.fullmatch(r"[\w-]+", str(card["teacher"])):
         raise ConfigError(
-            f"Expected `teacher` in {path} to be one of the command line, such as torchvision, timm, huggingface, file "
-            f"or custom, but got {card['teacher']!r}."
+            f"Expected `teacher` in {path} to be an option of teacher=..., such as torchvision, timm or file, but got "
+            f"{card['teacher']!r}."
         )
     holders: list[Any] = [card, card.get("network")]
     for holder in holders:

@@ -251,7 +251,7 @@ class WandbTracker(PipelineTracker):
         except (CommError, AuthenticationError) as error:
             self._unreachable = True
             self.info.notify(
-                f"W&B does not answer ({first_line(error)}): runs are kept offline in "
+                f"W&B does not respond ({first_line(error)}): runs are kept offline in "
                 f"{self.info.folder}/wandb; later: wandb sync FOLDER/wandb/offline-run-*"
             )
             logger = self._build({**options, **_OFFLINE, "id": renew()})

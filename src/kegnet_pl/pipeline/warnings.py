@@ -54,8 +54,8 @@ def warn_of_training(
     share = metrics.get("train/accuracy")
     if share is not None and share < _chance(classes):
         found.append(
-            f"The student gives the teacher's class to only {share:.0%} of its training samples; chance is "
-            f"{1 / classes:.0%}. Train longer (student.epochs), change student.optimizer.lr, or compress less."
+            f"The student gives the teacher's class to only {share:.0%} of its training samples. The level of chance "
+            f"is {1 / classes:.0%}. Train longer (student.epochs), change student.optimizer.lr, or compress less."
         )
     return found
 
@@ -66,8 +66,8 @@ def warn_of_agreement(agreement: dict[str, Any] | None, classes: int) -> list[st
     if mean is None or mean >= _chance(classes):
         return []
     return [
-        f"The network gives the teacher's class to only {mean:.0%} of synthetic samples of other sources than its "
-        f"own; chance is {1 / classes:.0%}. Test it on your data before you use it."
+        f"The network gives the teacher's class to only {mean:.0%} of synthetic samples of other sources than its own. "
+        f"The level of chance is {1 / classes:.0%}. Test it on your data before you use it."
     ]
 
 
@@ -99,7 +99,7 @@ def warn_of_student(
     assert agreement is not None
     return [
         f"The student gives the teacher's class to only {agreement['mean']:.0%} of synthetic samples of other sources "
-        f"than its own. Below {LOW_AGREEMENT:.0%} some networks lost more than 3 points of accuracy, others none "
+        f"than its own. Below {LOW_AGREEMENT:.0%} some networks lost more than 3 points of accuracy, and others none "
         f"(results/estimates.md). {remedy} Or measure the accuracy (data=files data.test=FILE)."
     ]
 

@@ -7,14 +7,15 @@ from kegnet_pl.reporting.schema import read_schema, resolve
 
 _HEAD = """# results.json
 
-Every run writes `results.json` to its folder: a list of rows, one for each network. `T` is the compressed network
-before training; `T+TITLE` is trained on samples of the source with this title. The `results.json` of a sweep has the
-rows of all jobs, each with `run` (the folder of the job) and `settings` (what the job changed); `results.csv` is the
-same, flat. `results/*.jsonl` in the repository has a line for each run of a study.
+Every run writes `results.json` to its folder. The file is a list of rows, one per network. `T` is the compressed
+network before training. `T+TITLE` is trained on samples of the source with this title. The `results.json` of a sweep
+has the rows of all jobs. Each row also has `run` (the folder of the job) and `settings` (the settings that the job
+changed). `results.csv` has the same rows as a flat table. `results/*.jsonl` in the repository has one line per run of a
+study.
 
-This page is made from the JSON schema of the rows
-([results.schema.json](../../src/kegnet_pl/reporting/results.schema.json)) by `make settings`. Rows of older versions
-lack the keys that are marked with *.
+`make settings` generates this page from the JSON schema of the rows
+([results.schema.json](../../src/kegnet_pl/reporting/results.schema.json)). Rows of older versions lack the keys that
+are marked with *.
 """
 
 

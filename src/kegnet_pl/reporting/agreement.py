@@ -6,8 +6,8 @@ from kegnet_pl.reporting.estimates import describe_estimate
 from kegnet_pl.reporting.results import Row, find_last
 
 _OTHER = (
-    "An agreement that the compression prints is another number: of the untrained network, with held-out samples of "
-    "its own source, over all classes together."
+    "The agreement that the compression prints is another number. It is that of the untrained network, on held-out "
+    "samples of its own source, over all classes together."
 )
 
 _FEW = 1_000
@@ -50,7 +50,7 @@ def describe_agreement(row: Row) -> list[str]:
         *estimate,
         f"{row.method} agrees least on class {worst['label']}: it gives the same class to "
         f"{100 * worst['agreement']:.0f} % of the {worst['samples']} samples of {worst['source']} that the teacher "
-        f"puts in this class.",
+        f"assigns to this class.",
     ]
 
 
@@ -61,16 +61,16 @@ def warn_of_samples(row: Row) -> list[str]:
     sources = row.agreement["sources"]
     if all(one["same_class"] for one in sources.values()):
         return [
-            f"The teacher gives nearly all samples of {join(list(sources))} the same class, so agreement says "
-            f"little. Check the teacher's weights and the normalisation of its inputs (data.mean and data.std), or add "
-            f"another source to agreement.sources."
+            f"The teacher gives nearly all samples of {join(list(sources))} the same class, so agreement is not "
+            f"informative. Check the teacher's weights and the normalisation of its inputs (data.mean and data.std), "
+            f"or add another source to agreement.sources."
         ]
     count, labels = row.agreement["unreached_classes"], row.agreement["unreached"]
     if not count:
         return []
     return [
         f"The teacher gives {name_classes(labels, count)} to no sample of any source, so the agreement on "
-        f"{'them' if count > 1 else 'it'} is not known."
+        f"{'them' if count > 1 else 'it'} is unknown."
     ]
 
 

@@ -11,7 +11,7 @@ from kegnet_pl.sources.base import REAL_DATA
 from kegnet_pl.sources.registry import find_builtin, join_priors
 
 TRIAL = (
-    "These numbers have no meaning: the run only shows that everything works, with next to no training (debug=fast). "
+    "These numbers have no meaning: the run only tests the installation, with almost no training (debug=fast). "
     "Run the command without debug=fast for results."
 )
 """Warning about every network of a run with ``trial=true``."""

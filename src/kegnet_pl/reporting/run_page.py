@@ -82,8 +82,8 @@ class StageFolders:
             }
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"Expected `config` and `networks`, with folders by name, in {printable(path)}, but got something "
-                f"else. The file is damaged: run its command again."
+                f"Expected `config` and `networks`, with folders by name, in {printable(path)}, but got other content. "
+                f"The file is damaged. Run its command again."
             ) from error
         for folders in networks.values():
             for stage, folder in folders.items():
@@ -189,7 +189,7 @@ def _facts(rows: Sequence[Row], classes: ClassCounts | None = None) -> list[tupl
         assert last.latency is not None
         ms = f"{last.latency['batches'][str(size)]['ms']:.3g} ms"
         facts.append((ms, f"for a batch of {size}: {speedup:.2f}x the teacher's speed"))
-    facts.append((figures.clock(sum(_spent(rows).values())), "in all, in this run or before"))
+    facts.append((figures.clock(sum(_spent(rows).values())), "total, in this run or before"))
     return facts
 
 

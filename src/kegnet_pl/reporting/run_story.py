@@ -19,19 +19,19 @@ def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     action = "compressed" if small.method.startswith("T") else "replaced by another network"
     text = [
         f"The teacher {teacher.teacher} ({teacher.parameters:,} parameters{known}) was {action}: {last.student} has "
-        f"{small.parameters:,} parameters, {small.compression_ratio:.2f} times fewer, and takes {small.macs:,} "
-        f"multiply-accumulates for a sample instead of {teacher.macs:,}."
+        f"{small.parameters:,} parameters, {small.compression_ratio:.2f} times fewer, and needs {small.macs:,} "
+        f"multiply-accumulates per sample instead of {teacher.macs:,}."
     ]
     student = find_main_student(rows)
     if student is not None and student.samples is not None:
         selection = "with no real data in training or selection."
         if student.selection == "real":
-            selection = "and the epoch to keep was chosen on real validation data."
+            selection = "and the kept epoch was selected on real validation data."
         text.append(f"It was then trained on {student.samples:,} {_describe_samples(student, config)}, {selection}")
         if student.accuracy is not None and teacher.accuracy is not None:
             text.append(_compare(rows, student, teacher))
     if teacher.accuracy is None:
-        text.append("There was no test data: accuracy was not measured.")
+        text.append("Accuracy was not measured, since there was no test data.")
         text += [*describe_agreement(last), *warn_of_samples(last)]
     return [*explain_trial(rows), *text, *explain_ceilings(rows)]
 
@@ -44,13 +44,13 @@ def find_main_student(rows: Sequence[Row]) -> Row | None:
 
 
 def _describe_samples(student: Row, config: Mapping[str, Any]) -> str:
-    """Return the kind of samples a student was trained on, to follow their number."""
+    """Return the kind of samples a student was trained on, as text that follows their number."""
     assert student.source is not None
     if not student.source["needs_generators"] or len(student.source["shares"]) > 1:
         return f"samples of {student.source['title']} (prior knowledge in them: {student.source_prior})"
     count = config.get("generator", {}).get("count")
     generators = f"{count} generators" if count and count > 1 else "a generator"
-    return f"samples that {generators} invented with the teacher's help"
+    return f"samples of {generators}, trained with the teacher's help"
 
 
 def _compare(rows: Sequence[Row], student: Row, teacher: Row) -> str:
@@ -65,4 +65,4 @@ def _compare(rows: Sequence[Row], student: Row, teacher: Row) -> str:
             training = "untrained" if row.source is None else f"trained on samples of {row.source['title']}"
             others.append(f"{100 * row.accuracy:.2f} % {training}")
     compared = f" (the same network: {', '.join(others)})" if others else ""
-    return f"{student.method} is right on {100 * student.accuracy:.2f} %, {difference}{compared}."
+    return f"{student.method} is correct on {100 * student.accuracy:.2f} %, {difference}{compared}."

@@ -171,7 +171,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     records = read_json(path, folder)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise UserError(
-            f"Expected a list of rows in {printable(path)}, but it is something else. Delete it if no run wrote it."
+            f"Expected a list of rows in {printable(path)}, but got other content. Delete the file if no run wrote it."
         )
     return records
 

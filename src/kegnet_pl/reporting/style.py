@@ -100,7 +100,7 @@ def marker_of(source: Mapping[str, Any] | None) -> str:
 
 
 def name_of(row: Row, name: str) -> str:
-    """Return the name of a row in a legend; that of a ceiling says that it is not a data-free result."""
+    """Return the name of a row in a legend; that of a ceiling states that it is not a data-free result."""
     return f"{name} (ceiling on real data, not data-free)" if row.is_ceiling else name
 
 

@@ -234,8 +234,9 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         best = max(students, key=lambda point: point.mean)
         smallest = max(students, key=lambda point: point.average("compression_ratio"))
         sentence = (
-            f"On {dataset} the teacher is right on {format_mean(teachers[0])}. The best student is {name_point(best)}: "
-            f"{format_mean(best)} with {best.average('compression_ratio'):.2f} times fewer parameters"
+            f"On {dataset}, the teacher has an accuracy of {format_mean(teachers[0])}. The best student is "
+            f"{name_point(best)}: {format_mean(best)} with {best.average('compression_ratio'):.2f} times fewer "
+            f"parameters"
         )
         if smallest is not best:
             ratio = f"{smallest.average('compression_ratio'):.2f} times fewer"
@@ -286,7 +287,8 @@ def _describe_agreement(dataset: str, points: Sequence[Point]) -> list[str]:
     best = agreements[max(agreements)]
     where = "" if dataset == "none" else f" on {dataset}"
     return [
-        f"Accuracy was not measured{where}. The student that agrees most with its teacher is {name_point(best)}: "
+        f"Accuracy was not measured{where}. The student with the highest agreement with its teacher is "
+        f"{name_point(best)}: "
         f"{format_agreement(best.agreement, best.agreement_samples)} of synthetic samples. This is not accuracy."
     ]
 

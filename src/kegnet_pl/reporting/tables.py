@@ -90,8 +90,8 @@ def explain_speed(rows: Sequence[Row]) -> list[str]:
     if slower and len(rows) > 1:
         found = " and ".join(f"{value:.2f}x at batch size {size}" for size, value in slower.items())
         lines.append(
-            f"The student is slower than its teacher here: {found}. Fewer parameters do not always mean lower "
-            f"latency. To choose ranks by measured time, set compression.by=latency and compression.fit=function."
+            f"The student is slower than its teacher on this machine: {found}. Fewer parameters do not always mean "
+            f"lower latency. To choose ranks by measured time, set compression.by=latency and compression.fit=function."
         )
     return lines
 
@@ -105,15 +105,15 @@ def explain_quantization(rows: Sequence[Row]) -> list[str]:
     if first["source"] is not None:
         what += f" and activations, calibrated on {first['samples']} samples of {first['source']['title']}"
     lines = [
-        f"int8: {what}; ONNX files for {first['runtime']}. Their speed-up is against the teacher in float32 in the "
-        f"same runtime, on the CPU."
+        f"int8: {what}; ONNX files for {first['runtime']}. Their speed-up is relative to the teacher in float32, in "
+        f"the same runtime on the CPU."
     ]
     sizes = {f"{row.method} int8": row.size for row in rows}
     larger = [row.method for row, _ in found if row.size and row.size >= (sizes.get(row.method) or math.inf)]
     if larger:
         lines.append(
-            f"{', '.join(larger)}: the file is not smaller than in float32. In such a small network, scales and "
-            f"further nodes need as much space as int8 saves."
+            f"{', '.join(larger)}: the file is not smaller than in float32. In a network of this size, scales and "
+            f"additional nodes need as much space as int8 saves."
         )
     return lines
 
@@ -124,12 +124,12 @@ def explain_difference(agreement: float | None) -> str | None:
     ``agreement`` is None if the network in float32 gives one class to all samples.
     """
     if agreement is None:
-        return "in float32 it gives one class to all samples, so agreement is not known. Use another source."
+        return "in float32 it gives one class to all samples, so agreement is unknown. Use another source."
     if agreement >= LOW_AGREEMENT:
         return None
     return (
         f"it gives the same class as in float32 to only {agreement:.1%} of held-out samples of the source, which is "
-        f"below {LOW_AGREEMENT:.0%}. Measure its accuracy, use another source, or quantise weights alone."
+        f"below {LOW_AGREEMENT:.0%}. Measure its accuracy, use another source, or quantise only weights."
     )
 
 
@@ -145,8 +145,8 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
     advice = ""
     if batch_norm and norm == "batch":
         advice = (
-            " Its batch norm has the statistics of the synthetic samples it saw last: student.norm=frozen keeps the "
-            "teacher's, student.norm=adapt student.shuffle=true sets it so that layers return what the teacher's do."
+            " Its batch norm has the statistics of the last synthetic samples. student.norm=frozen keeps the teacher's "
+            "statistics. student.norm=adapt student.shuffle=true adapts them to the outputs of the teacher's layers."
         )
     lines = []
     for row in rows:
@@ -154,7 +154,8 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
         if trained and initial is not None and row.accuracy is not None and row.accuracy < initial:
             lost = 100 * (initial - row.accuracy)
             lines.append(
-                f"{row.method} ends {lost:.1f} points below T, from which it began.{'' if row.is_ceiling else advice}"
+                f"{row.method} is {lost:.1f} points below T, the network before training."
+                f"{'' if row.is_ceiling else advice}"
             )
     return lines
 

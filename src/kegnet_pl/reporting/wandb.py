@@ -1,4 +1,4 @@
-"""Tables, pictures and histograms as Weights & Biases takes them; wandb is imported where one is made."""
+"""Tables, pictures and histograms in the formats of Weights & Biases; wandb is imported where one is made."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -46,7 +46,7 @@ def check_attempt(folder: Path, record: Mapping[str, Any], notify: Callable[[str
         except FileNotFoundError:
             reason = "is missing"
         notify(
-            f"Warning: {name} of the interrupted stage {folder.name} {reason}. The finished stage will not have "
+            f"Warning: {name} of the interrupted stage {folder.name} {reason}. The finished stage will not contain "
             f"this curve or picture. Weights and results are not affected."
         )
 

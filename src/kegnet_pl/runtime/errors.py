@@ -26,7 +26,7 @@ def explain_full(error: BaseException) -> "UserError | None":
     )
     return UserError(
         f"Expected to write to {where}, but got: {error.strerror}. Free some space, or choose another place "
-        f"(hydra.run.dir=FOLDER for the run, TMPDIR for temporary files). Finished stages are in the store; run the "
+        f"(hydra.run.dir=FOLDER for the run, TMPDIR for temporary files). Finished stages are in the store. Run the "
         f"command again to continue."
     )
 
@@ -66,8 +66,8 @@ def no_exit(name: str) -> Iterator[None]:
         if type(error) is not SystemExit:  # Lightning's, of a signal
             raise
         raise ConfigError(
-            f"Expected {name} to return, but it ended the program with sys.exit({error.code!r}). Put what a script "
-            f'runs, such as argparse, below `if __name__ == "__main__":`.'
+            f"Expected {name} to return, but it ended the program with sys.exit({error.code!r}). Move the code of "
+            f'the script, such as argparse, below `if __name__ == "__main__":`.'
         ) from error
 
 
@@ -131,7 +131,7 @@ def explain_memory(error: BaseException) -> OutOfMemoryError | None:
             return OutOfMemoryError(
                 f"Expected enough memory{f' for the stage {stage}' if stage else ''}, but an allocation failed "
                 f"({message}). Free memory or raise its limit (ulimit -v); or {_LESS_MEMORY.get(stage, _LESS)}. "
-                f"Finished stages and checkpoints are kept; run the command again to continue."
+                f"Finished stages and checkpoints are kept. Run the command again to continue."
             )
     return None
 

@@ -1,4 +1,4 @@
-"""Manifests of finished stages: every file with its size and SHA-256, and the manifest with a hash of its own."""
+"""Manifests of finished stages: every file with its size and SHA-256, and the manifest with its own hash."""
 
 import errno
 import hashlib

@@ -28,7 +28,7 @@ _KINDS = {
 
 
 class RefusedFileError(UserError):
-    """A file is not a regular file, is outside its folder, is too large, or has another format than its name says."""
+    """A file is not a regular file, is outside its folder, is too large, or does not have the format of its name."""
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -66,7 +66,7 @@ def read_bytes(path: Path, folder: Path | None, most: int = MOST_BYTES) -> bytes
             content = file.read(most + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        raise _refused(path, reason, "Check the folder, or leave it out.") from error
+        raise _refused(path, reason, "Check the folder, or omit it.") from error
     if len(content) > most:
         raise _refused(path, f"more than {most:,} bytes", "The file is not from a run.")
     return content
@@ -82,7 +82,7 @@ def read_json(path: Path, folder: Path | None, most: int = MOST_BYTES) -> Any:
     try:
         return json.loads(content, parse_int=_integer, parse_float=_number, parse_constant=_number)
     except RecursionError as error:
-        raise _refused(path, "lists that are nested too deep", "The file is damaged, or not from a run.") from error
+        raise _refused(path, "lists that are nested too deeplyly", "The file is damaged, or not from a run.") from error
     except ValueError as error:
         raise _refused(path, first_line(error), "The file is damaged: run its command again, or delete it.") from error
 

@@ -9,10 +9,10 @@ from kegnet_pl.settings.run import RunSettings
 
 _HEAD = """# Settings
 
-Every setting of a run: its default, the values that it may have, and its meaning. The command line sets them as
-`student.epochs=20`; `python -m kegnet_pl --cfg job` prints their values. The library's functions take those of
-`generator` and `student` as keyword arguments. A preset (`experiment=...`, a file of `conf/experiment`) sets many of
-them. This page is made from `kegnet_pl.settings` by `make settings`.
+This page lists every setting of a run with its default, its allowed values and its meaning. On the command line, write
+for example `student.epochs=20`. `python -m kegnet_pl --cfg job` prints the values of all settings. The functions of the
+library accept the settings of `generator` and `student` as keyword arguments. A preset (`experiment=...`, a file in
+`conf/experiment`) sets many of them. `make settings` generates this page from `kegnet_pl.settings`.
 """
 
 

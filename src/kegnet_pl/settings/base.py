@@ -25,7 +25,7 @@ Rules = tuple[Callable[[Any], Iterator[str]], ...]
 """Rules across fields: each is given the settings and yields complete messages."""
 
 FREE: JsonDict = {"fingerprint": False}
-"""Marks a setting that does not change the result: fingerprints leave it out."""
+"""Marks a setting that does not change the result. Fingerprints exclude it."""
 
 
 def explained(expected: str, hint: str = "") -> JsonDict:
@@ -46,7 +46,7 @@ Object = Annotated[
 
 
 class Settings(BaseModel):
-    """A group of settings: unknown names, wrong types and values out of range are errors."""
+    """A group of settings. Unknown names, wrong types and values out of range are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 

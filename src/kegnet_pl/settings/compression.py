@@ -16,24 +16,24 @@ class CompressionRule(Settings):
     """The rank of some layers."""
 
     layers: str | list[str]
-    """Pattern of layer names, or a list of patterns; the first rule that matches a layer decides."""
+    """Pattern of layer names, or a list of patterns. The first rule that matches a layer applies."""
     rank: Any
     """evbmf, full, target, a number of components, a fraction in (0, 1], or {in: ..., out: ...}."""
 
 
 class CompressionPlan(Settings):
-    """Layers of a network to compress, and their ranks; null is the same as the default."""
+    """Layers of a network to compress, and their ranks. null is the same as the default."""
 
     rules: list[CompressionRule] | None = Field(
         default=None, json_schema_extra=explained("a list of {layers: ..., rank: ...}")
     )
-    """Ranks by layer; null: those that `plans` holds for the teacher."""
+    """Ranks by layer. null: the rules in `plans` for the teacher."""
     target: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
-    """Ratio of the whole network, teacher / student, for rank=target: of parameters, or of what `by` names."""
+    """Ratio teacher / student of the quantity in `by`, over the whole network, for rank=target."""
     when_larger: Literal["keep", "compress"] = "keep"
-    """keep: factorise a layer only if that reduces its cost in `by`; compress: factorise it anyway."""
+    """keep: a layer is factorised only if this reduces its cost in `by`. compress: it is always factorised."""
     fold: bool | None = None
-    """true: merge redundant factors of a layer; false: always three layers, as in the paper; null: true with
+    """true: redundant factors of a layer are merged. false: always three layers, as in the paper. null: true with
     fit=function."""
 
     @model_validator(mode="before")
@@ -69,42 +69,44 @@ def _check_pruning(settings: "CompressionSettings") -> Iterator[str]:
         value = getattr(settings, name)
         if value != default:
             yield (
-                f"Expected `compression.{name}` to be left out with compression.method=pruning, which removes channels "
-                f"and has no ranks, but got {value!r}. Remove it, or choose compression=ratio."
+                f"Expected no `compression.{name}` with compression.method=pruning, which removes channels and has no "
+                f"ranks, but got {value!r}. Remove it, or choose compression=ratio."
             )
 
 
 class CompressionSettings(CompressionPlan):
-    """Layers of the teacher to compress, and their ranks; or the target of pruning."""
+    """Layers of the teacher to compress, and their ranks, or the target of pruning."""
 
     RULES = (_check_speed, _check_pruning)
 
     method: Literal["tucker", "pruning", "auto"] = "tucker"
-    """tucker: layers are factorised; pruning: channels, units and attention heads are removed, without ranks; auto:
-    pruning and factorisation, with and without merged factors, are compared, and the network that agrees most with the
-    teacher on held-out synthetic samples is kept."""
+    """tucker: layers are factorised. pruning: channels, units and attention heads are removed, without ranks. auto:
+    pruning and factorisation, with and without merged factors, are compared. The network with the highest agreement
+    with the teacher on held-out synthetic samples is kept."""
     name: str = Field(json_schema_extra=FREE)
     """Name in tables."""
     rank: Any = Field(default=None, json_schema_extra=FREE)
-    """For compression=fraction: the share of every side that is kept."""
+    """For compression=fraction: share of every side to keep."""
     fit: Literal["weights", "function"] = "weights"
-    """weights: ranks for the target and factors depend on weights alone; function: they preserve logits of samples."""
+    """weights: ranks for the target and factors depend on weights only. function: they preserve logits of samples."""
     by: Literal["parameters", "macs", "latency"] = "parameters"
-    """Quantity of the target; latency is the measured time for a batch on the device of the run. With fit=function."""
+    """Quantity of the target. macs and latency require fit=function. latency is the measured time for a batch on the
+    device of the run."""
     round_to: Count = 1
-    """Ranks for the target, or numbers of channels (pruning), are multiples of this number, or all. With
-    fit=function."""
+    """Ranks for the target are multiples of this number. In pruning, layers keep a multiple of this number of channels,
+    or all channels. Requires fit=function."""
     batch_size: Count = 64
-    """Samples of the batch for by=latency."""
+    """Samples per batch for by=latency."""
     source: OneMixture = Field(
         default=DEFAULT_SOURCE,
         json_schema_extra=explained("the name of a source, or a mixture of sources with shares"),
     )
-    """Source of the samples for fit=function, or a mixture; one without generators and without real data."""
+    """Source of the samples for fit=function, or a mixture. It cannot use generators or real data."""
     samples: Annotated[int, Field(ge=10)] = 2_000
-    """Samples for fit=function."""
+    """Number of samples for fit=function."""
     oversampling: Count = 4
-    """Candidates per sample; above 1, the teacher selects balanced classes, near its batch-norm statistics."""
+    """Candidates per sample. Above 1, the teacher selects samples with balanced classes, nearest to its batch-norm
+    statistics."""
     plans: dict[str, CompressionPlan] = Field(default={}, json_schema_extra=explained("plans by name") | FREE)
     """Name of a teacher -> the paper's plan for it."""
 
@@ -125,7 +127,7 @@ class CompressionSettings(CompressionPlan):
         return self.fit == "function" if self.fold is None else self.fold
 
     def plan_for(self, teacher: str) -> Self:
-        """Return the settings with the rules for a teacher; settings that are given win over those of the plan."""
+        """Return the settings with the rules for a teacher. Given settings take precedence over those of the plan."""
         plan = self.plans.get(teacher)
         if self.rules is not None or plan is None:
             return self

@@ -36,8 +36,8 @@ def _check_files(settings: "DataSettings") -> Iterator[str]:
     if ours and settings.target != "kegnet_pl.data.FilesDataModule" and names:
         files = shlex.join(f"data.{name}={given[name]}" for name in names)
         yield (
-            f"Expected data=files for the file in `data.{names[0]}`, but got data={settings.name}, which reads no such "
-            f"file. Set data=files {files}, with data.input_shape and data.classes."
+            f"Expected data=files for the file in `data.{names[0]}`, but got data={settings.name}, which does not read "
+            f"this file. Set data=files {files}, with data.input_shape and data.classes."
         )
 
 
@@ -48,8 +48,8 @@ def _check_value_range(data: "DataSettings") -> Iterator[str]:
     numbers = isinstance(given, list) and len(given) == 2 and all(type(value) in (int, float) for value in given)
     if not numbers or not (math.isfinite(given[0]) and math.isfinite(given[1]) and given[0] < given[1]):
         yield (
-            f"Expected `data.value_range` to be the values of a black and of a white pixel, such as [0, 1], [0, 255] "
-            f"or [-1, 1], or null, but got {given!r}."
+            f"Expected `data.value_range` to be null, or the values of a black and a white pixel, such as [0, 1], "
+            f"[0, 255] or [-1, 1], but got {given!r}."
         )
     elif len(data.input_shape) not in (3, 4):
         yield (
@@ -59,13 +59,13 @@ def _check_value_range(data: "DataSettings") -> Iterator[str]:
 
 
 class DataSettings(Settings):
-    """Real data: trains a teacher, measures accuracy, feeds the source real. Other settings go to the data module."""
+    """Real data for training a teacher, for accuracy, and for the source real. Others are passed to the data module."""
 
     model_config = ConfigDict(extra="allow")
     RULES = (_check_value_range, _check_files)
 
     target: str | None = Field(default=None, alias="_target_")
-    """Class of the data module; null: there is no real data."""
+    """Class of the data module. null: there is no real data."""
     name: str
     """Name of the data set in tables."""
     input_shape: Annotated[list[Count], Field(min_length=1), AfterValidator(_check_shape)] = Field(
@@ -78,7 +78,7 @@ class DataSettings(Settings):
 
     @property
     def value_range(self) -> list[float] | None:
-        """Values of a black and of a white pixel, as the teacher takes them; None if its inputs are standardised."""
+        """Values of a black and a white pixel in the teacher's inputs; None if its inputs are standardised."""
         found: list[float] | None = (self.model_extra or {}).get("value_range")
         return found
 
@@ -119,8 +119,7 @@ Mixtures = Annotated[
     AfterValidator(_check_distinct),
     Field(
         json_schema_extra=explained(
-            "a list of names of sources, of mixtures with positive shares such as {kegnet: 0.5, normal: 0.5}, or of "
-            "both, each once"
+            "a list of different sources: names, or mixtures with positive shares such as {kegnet: 0.5, normal: 0.5}"
         )
     ),
 ]

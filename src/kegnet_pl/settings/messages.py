@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from kegnet_pl.settings.base import Settings
 
-_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 Location = tuple[int | str, ...]
 Chosen = TypeVar("Chosen", bound=Settings)
@@ -40,7 +40,7 @@ def read_arguments(model: type[Chosen], part: str, renamed: Mapping[str, str] | 
         values: Arguments by name.
 
     Raises:
-        ValueError: If values are wrong; a line for each says what is allowed and what came.
+        ValueError: If values are wrong. The message has a line for each, with the allowed and the given value.
     """
     try:
         return model.model_validate(values)
@@ -73,7 +73,7 @@ def describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def _extra(metadata: Iterable[Any], key: str) -> str:
-    """Return what :func:`kegnet_pl.settings.base.explained` says of a field."""
+    """Return a text that :func:`kegnet_pl.settings.base.explained` has stored for a field."""
     extras = [item.json_schema_extra for item in metadata if isinstance(item, FieldInfo)]
     return next((str(extra[key]) for extra in extras if isinstance(extra, dict) and extra.get(key)), "")
 
@@ -129,12 +129,12 @@ def _explain_unknown(key: str, model: type[Settings], path: list[str]) -> str:
     parent = "".join(f"{part}." for part in path)
     known = list(_keys(model))
     close = difflib.get_close_matches(key, known, n=1)
-    hint = f"Did you mean `{parent}{close[0]}`?" if close else f"There are: {', '.join(known)}."
+    hint = f"Did you mean `{parent}{close[0]}`?" if close else f"The known settings are: {', '.join(known)}."
     return f"Expected only known settings, but got `{parent}{key}`. {hint}"
 
 
 def _valid_part(model: type[Settings], values: Mapping[str, Any], wrong: Sequence[Location]) -> Settings:
-    """Return settings without those that are wrong: to read one of them raises AttributeError."""
+    """Return the settings without wrong ones. Reading a wrong one raises AttributeError."""
     kept, broken = dict(values), []
     for key, (name, field) in _keys(model).items():
         inside = [loc[1:] for loc in wrong if loc and loc[0] == key]

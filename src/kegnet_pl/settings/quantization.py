@@ -13,16 +13,18 @@ class QuantizationSettings(Settings):
     """Post-training quantisation of the teacher and of every student, with ONNX Runtime (extra onnx)."""
 
     format: Literal["int8"] | None = None
-    """Format of the weights; null: nothing is quantised."""
+    """Format of the weights. null: nothing is quantised."""
     activations: Literal["int8", "float"] = "int8"
-    """int8: activations are quantised, too, with ranges from calibration samples; float: weights alone, no samples."""
+    """int8: activations are also quantised, with ranges from calibration samples. float: only weights are quantised,
+    without samples."""
     source: OneMixture = Field(
         default=DEFAULT_SOURCE,
         json_schema_extra=explained("the name of a source, or a mixture of sources with shares"),
     )
-    """Source of the calibration samples, or a mixture; kegnet needs a run with generators; real makes a ceiling."""
+    """Source of the calibration samples, or a mixture. kegnet needs a run with generators. real is a ceiling, not a
+    data-free result."""
     samples: Annotated[int, Field(ge=10)] = 256
-    """Calibration samples."""
+    """Number of calibration samples."""
 
     @property
     def needs_samples(self) -> bool:

@@ -23,7 +23,7 @@ def _check_sources(run: "RunSettings") -> Iterator[str]:
     known = sorted({*run.source, *installed})
     unknown = sorted({name for mixture in run.sources for name in mixture} - set(known))
     if unknown:
-        yield f"Expected `sources` to be a list of some of {', '.join(known)}, but got {', '.join(unknown)}."
+        yield f"Expected `sources` to be a list of names from {', '.join(known)}, but got {', '.join(unknown)}."
     used = {
         "compression": run.compression.source if run.compression.fit == "function" else {},
         "quantization": run.quantization.source if run.quantization.needs_samples else {},
@@ -34,16 +34,18 @@ def _check_sources(run: "RunSettings") -> Iterator[str]:
             yield f"Expected `{part}.source` to be one of {', '.join(known)}, but got {', '.join(unknown)}."
     unknown = sorted(set(run.agreement.sources or ()) - set(known))
     if unknown:
-        yield f"Expected `agreement.sources` to be a list of some of {', '.join(known)}, but got {', '.join(unknown)}."
+        yield (
+            f"Expected `agreement.sources` to be a list of names from {', '.join(known)}, but got {', '.join(unknown)}."
+        )
 
 
 def _check_teacher(run: "RunSettings") -> Iterator[str]:
     if run.teacher.is_program and run.student.network is None:
         yield (
-            f"Expected a student of another network, since the layers of {run.teacher.network['path']} (TorchScript or "
-            f"torch.export) cannot be compressed, but got student=tucker. Choose student=resnet14, resnet20, lenet5, "
-            f"mlp or your own (+student.network._target_=mypackage.MyNet), or build the teacher from its class, with "
-            f"teacher.weights=FILE."
+            f"Expected a student with another architecture, since the layers of {run.teacher.network['path']} "
+            f"(TorchScript or torch.export) cannot be compressed, but got student=tucker. Choose student=resnet14, "
+            f"resnet20, lenet5, mlp or your own (+student.network._target_=mypackage.MyNet), or build the teacher from "
+            f"its class, with teacher.weights=FILE."
         )
     if run.teacher.is_program and run.quantization.format is not None:
         yield (
@@ -59,21 +61,23 @@ def _check_teacher(run: "RunSettings") -> Iterator[str]:
             )
     elif run.data.target is None and run.teacher.weights is None:
         yield (
-            "Expected `teacher.weights`, a file of trained weights, since data=none leaves nothing to train a teacher "
-            "on, but got null. Add teacher.weights=FILE, set teacher.pretrained=true if the network comes with "
+            "Expected `teacher.weights`, a file of trained weights, since data=none has no data to train a teacher, "
+            "but got null. Add teacher.weights=FILE, set teacher.pretrained=true if the constructor returns trained "
             "weights, or choose data=..."
         )
     elif run.teacher.weights_url is not None and run.teacher.weights is None:
         yield (
-            f"Expected `teacher.weights`, a file of trained weights, since the preset trains no teacher, but got null. "
-            f"Download it from {run.teacher.weights_url} and add teacher.weights=FILE. To train a teacher on the real "
-            f"data, set teacher.weights_url=null."
+            f"Expected `teacher.weights`, a file of trained weights, since the preset does not train a teacher, but "
+            f"got null. Download it from {run.teacher.weights_url} and add teacher.weights=FILE. To train a teacher on "
+            f"the real data, set teacher.weights_url=null."
         )
 
 
 def _check_selection(run: "RunSettings") -> Iterator[str]:
     if run.student.selection == "real" and run.data.target is None:
-        yield "Expected real data for student.selection=real, but got data=none."
+        yield (
+            "Expected real data for student.selection=real, but got data=none. Set student.selection=synthetic or last."
+        )
 
 
 def _check_plan(run: "RunSettings") -> Iterator[str]:
@@ -107,8 +111,9 @@ def _check_clipping(run: "RunSettings") -> Iterator[str]:
     by_norm = run.trainer.gradient_clip_val is not None and run.trainer.gradient_clip_algorithm != "value"
     if run.generator.parallel == "vmap" and run.generator.count > 1 and by_norm:
         yield (
-            "Expected `trainer.gradient_clip_algorithm` to be value with generator.parallel=vmap, as a norm would be "
-            "taken over all generators. Set it, or generator.parallel=sequential."
+            "Expected `trainer.gradient_clip_algorithm` to be value with generator.parallel=vmap, since the norm would "
+            "be that of all generators together. Set trainer.gradient_clip_algorithm=value, or "
+            "generator.parallel=sequential."
         )
 
 
@@ -128,7 +133,7 @@ def _check_objective(run: "RunSettings") -> Iterator[str]:
     if run.objective != "accuracy" and run.agreement.sources == []:
         yield (
             f"Expected `agreement.sources` with at least one source for objective={run.objective}, but got none. Set "
-            f"agreement.sources=null for the default ones."
+            f"agreement.sources=null for the default sources."
         )
     if run.objective == "agreement_and_speed" and not run.latency.batch_sizes:
         yield (
@@ -147,24 +152,24 @@ def _objects(group: str) -> Any:
 
 
 class LatencySettings(Settings):
-    """Measurement of the time that teacher and student take for a batch."""
+    """Measurement of the time of teacher and student for a batch."""
 
     batch_sizes: list[Count] = Field(
         default=[1, 64], json_schema_extra=explained("a list of whole numbers of at least 1")
     )
-    """Samples of a batch; an empty list measures nothing."""
+    """Batch sizes. With an empty list, nothing is measured."""
     seconds: Positive = 0.5
     """Measuring time per batch size, for 5 to 200 rounds."""
 
 
 class AgreementSettings(Settings):
-    """Agreement of students and teacher on samples of sources; it needs no data."""
+    """Measurement of the agreement of students and teacher on samples of sources. It needs no data."""
 
     sources: list[str] | None = Field(default=None, json_schema_extra=explained("a list of names of sources"))
-    """Sources without generators and without real data; null: waves, procedural and fields for images and signals,
-    procedural, fields, normal and uniform for rows of features and volumes; an empty list measures nothing."""
+    """Sources without generators and without real data. null: waves, procedural and fields for images and signals;
+    procedural, fields, normal and uniform for rows of features and volumes. With an empty list, nothing is measured."""
     samples: Count = 2_000
-    """Samples of each source."""
+    """Number of samples of each source."""
 
 
 class RunSettings(Settings):
@@ -182,31 +187,31 @@ class RunSettings(Settings):
     )
 
     seed: Seed = 0
-    """All random numbers derive from it."""
+    """Seed from which all random numbers are derived."""
     preset: Literal["auto", "none"] = "auto"
-    """auto: for a teacher with weights and no experiment=..., the command line chooses one of custom/...; none: it
-    keeps the default experiment."""
+    """auto: for a teacher with weights and without experiment=..., the command line chooses one of
+    experiment=custom/... none: the command line keeps the default experiment."""
     recipe: str = Field(default="strict", json_schema_extra=explained("a name"))
-    """Name of the recipe in tables; it decides nothing."""
+    """Name of the recipe in tables. It has no other effect."""
     trial: bool = False
-    """True, as set by debug=fast: the run only shows that everything works; all results get a warning that they have
-    no meaning. It decides nothing else."""
+    """true (set by debug=fast): all results get a warning that they have no meaning. It has no other effect."""
     sources: Mixtures
-    """Sources of samples, one student for each: names of sources, or mixtures of them with shares."""
+    """Sources of samples: names of sources, or mixtures with shares. The run trains one student per entry."""
     source: dict[str, Object] = _objects("source")
     """Sources by name."""
     store: Annotated[str, Field(min_length=1)] = Field(default="outputs/store", json_schema_extra=explained("a folder"))
-    """Folder of finished stages; shared by all runs."""
+    """Folder of finished stages. All runs share it."""
     resume: Resume = "auto"
-    """auto: use finished stages and continue interrupted ones; never: build all again; require: refuse to build."""
+    """auto: finished stages are used, and interrupted ones are continued. never: all stages are built again. require: a
+    missing stage is an error."""
     verify_store: Verify = "auto"
-    """Check of finished stages: auto: compare their files with their SHA-256 once per process; always: each time a
-    stage is found; never: compare sizes only, but check networks like auto when they are loaded."""
+    """Check of finished stages. auto: files are compared with their SHA-256 once per process. always: they are compared
+    each time a stage is found. never: only sizes are compared, but networks are checked as with auto when loaded."""
     objective: Literal["accuracy", "agreement", "agreement_and_speed"] = "accuracy"
     """Result of a run for hydra/sweeper=optuna: agreement of the last student with the teacher, or agreement and
-    speed-up. accuracy is an error there, since test data must not choose a student."""
+    speed-up. With this sweeper, accuracy is an error, since test data must not select a student."""
     sweep: str | None = Field(default=None, json_schema_extra=explained("a name"))
-    """Name of the sweep; null: made of the settings that the sweep varies."""
+    """Name of the sweep. null: the name is made from the settings that the sweep varies."""
     data: DataSettings
     """Real data."""
     teacher: TeacherSettings
@@ -232,10 +237,10 @@ class RunSettings(Settings):
 
     @classmethod
     def from_config(cls, plain: Mapping[str, Any]) -> Self:
-        """Return the settings of a resolved, plain configuration; the plan for the teacher is chosen.
+        """Return the settings of a resolved, plain configuration, with the plan for the teacher.
 
         Raises:
-            ConfigError: If settings are wrong; a line for each says what is allowed, what came and what to do.
+            ConfigError: If settings are wrong. The message has a line for each, with the allowed and the given value.
         """
         if not isinstance(plain, Mapping):
             raise ConfigError(f"Expected settings by name, but got {plain!r:.100}.")

@@ -1,4 +1,4 @@
-"""Settings that trainings have in common, of the teacher and of Lightning's trainer."""
+"""Settings of the teacher, of Lightning's trainer, and of all trainings."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -16,7 +16,7 @@ class OptimizerSettings(Settings):
     target: str = Field(default="torch.optim.Adam", alias="_target_")
     """Class of the optimiser."""
     partial: bool = Field(default=True, alias="_partial_")
-    """True: the optimiser is given its parameters later."""
+    """true: the parameters of the network are passed when training starts."""
     lr: Positive = 1e-3
     """Learning rate."""
 
@@ -24,11 +24,14 @@ class OptimizerSettings(Settings):
 def _check_patience(settings: "TrainingSettings") -> Iterator[str]:
     if settings.patience is None and settings.min_epochs is not None:
         part = settings.part
-        yield f"Expected `{part}.patience` where `{part}.min_epochs` is set, but got null."
+        yield (
+            f"Expected a value for `{part}.patience`, since `{part}.min_epochs` is set, but got null. Set "
+            f"`{part}.patience`, or leave out `{part}.min_epochs`."
+        )
 
 
 class TrainingSettings(Settings):
-    """Settings that the training of the teacher and of students has in common."""
+    """Settings that the training of the teacher and of students share."""
 
     RULES: ClassVar[Rules] = (_check_patience,)
     part: ClassVar[str]
@@ -37,11 +40,11 @@ class TrainingSettings(Settings):
     epochs: Count
     """Maximum number of passes over the samples."""
     min_epochs: Count | None = None
-    """Minimum number of epochs where patience is set."""
+    """Minimum number of epochs, if patience is set."""
     patience: Count | None = None
-    """Stop this many epochs after the best one; null: train to the last epoch."""
+    """Training stops this number of epochs after the best one. null: training runs to the last epoch."""
     batch_size: Count
-    """Samples of an optimiser step, over all processes."""
+    """Samples per optimiser step, over all processes."""
 
 
 class TeacherSettings(TrainingSettings):
@@ -50,25 +53,27 @@ class TeacherSettings(TrainingSettings):
     part = "teacher"
 
     name: str = Field(json_schema_extra=FREE)
-    """Name of the teacher in tables; plans of the paper are found by it."""
+    """Name of the teacher in tables. It also selects the paper's plan for this teacher."""
     network: Object
     """Any classifier (nn.Module)."""
     outputs: Outputs = Field(default="auto", json_schema_extra=FREE)
-    """Type of its output; auto: detected with trial samples, and printed."""
+    """Type of the network's output. auto: the type is detected with trial samples, and printed."""
     output_key: str | int | None = Field(default=None, json_schema_extra=explained("a key or a number") | FREE)
-    """Key, attribute or position of the output tensor, if it returns several; null: logits, or the first tensor."""
+    """Key, attribute or position of the output tensor, if the network returns several. null: logits, or the first
+    tensor."""
     arch: str | None = Field(default=None, json_schema_extra=explained("a name") | FREE)
     """Name of the architecture, for teacher=torchvision and teacher=timm."""
     path: str | None = Field(default=None, json_schema_extra=explained("a path") | FREE)
     """Folder or Hub name for teacher=huggingface; Python file or exported program for teacher=file."""
     factory: str | None = Field(default=None, json_schema_extra=explained("a name") | FREE)
-    """Class or function of the Python file that returns the network, for teacher=file; null for exported programs."""
+    """Class or function in the Python file that returns the network, for teacher=file. null for exported programs."""
     pretrained: bool = Field(default=False, json_schema_extra=FREE)
-    """true: the constructor returns a network with trained weights; weights must then be null."""
+    """true: the constructor returns a network with trained weights. Then weights must be null."""
     weights: str | None = Field(default=None, json_schema_extra=explained("a file") | FREE)
-    """File of trained weights: state dict, Lightning checkpoint or safetensors; null: train on the real data."""
+    """File of trained weights: state dict, Lightning checkpoint or safetensors. null: the teacher is trained on the
+    real data."""
     weights_url: str | None = Field(default=None, json_schema_extra=explained("an address") | FREE)
-    """URL of the published weights that a preset needs; if it is set, weights=null is an error."""
+    """URL of the published weights that a preset needs. If it is set, weights=null is an error."""
     epochs: Count = 30
     batch_size: Count = 64
 
@@ -77,7 +82,7 @@ class TeacherSettings(TrainingSettings):
 
     @property
     def is_program(self) -> bool:
-        """True for a file of TorchScript or torch.export: it has weights, and its layers cannot be replaced."""
+        """True for a TorchScript or torch.export file. It has weights, and its layers cannot be replaced."""
         of_file = str(self.network["_target_"]).endswith("foreign.from_file")
         return of_file and not str(self.network.get("path")).endswith(".py")
 
@@ -90,18 +95,18 @@ class TeacherSettings(TrainingSettings):
 LIGHTNING = {
     **dict.fromkeys(
         ("max_epochs", "max_steps", "max_time", "min_steps"),
-        "the length of training is teacher.epochs, generator.epochs and student.epochs",
+        "set teacher.epochs, generator.epochs and student.epochs",
     ),
     "min_epochs": "set teacher.min_epochs and student.min_epochs",
-    "accumulate_grad_batches": "samples of a step are teacher.batch_size, generator.batch_size and student.batch_size",
+    "accumulate_grad_batches": "set teacher.batch_size, generator.batch_size and student.batch_size",
     **dict.fromkeys(
-        ("check_val_every_n_epoch", "val_check_interval"), "patience and selection look at the end of every epoch"
+        ("check_val_every_n_epoch", "val_check_interval"), "patience and selection validate at the end of every epoch"
     ),
-    "limit_val_batches": "students are selected by all of student.validation_samples",
-    "logger": "loggers are the group `logger`",
-    "callbacks": "callbacks are the group `callbacks`",
+    "limit_val_batches": "set student.validation_samples",
+    "logger": "use the group `logger`",
+    "callbacks": "use the group `callbacks`",
 }
-"""Arguments of Lightning's trainer that other settings decide -> which."""
+"""Argument of Lightning's trainer that other settings replace -> the remedy in the message."""
 
 
 def _check_arguments(settings: "TrainerSettings") -> Iterator[str]:
@@ -111,17 +116,17 @@ def _check_arguments(settings: "TrainerSettings") -> Iterator[str]:
             yield f"Expected no setting `trainer.{name}`: {instead}."
     if extra.get("fast_dev_run"):
         yield (
-            "Expected no setting `trainer.fast_dev_run`: a stage would be kept as finished after one batch. Use "
-            "debug=fast."
+            "Expected no setting `trainer.fast_dev_run`, since a stage would be stored as finished after one batch. "
+            "Use debug=fast."
         )
     if extra.get("limit_train_batches", 1) == 0:
-        yield "Expected `trainer.limit_train_batches` above 0, but got 0: nothing would be trained."
+        yield "Expected `trainer.limit_train_batches` above 0, but got 0. With 0, nothing is trained."
 
 
 def _check_strategy(settings: "TrainerSettings") -> Iterator[str]:
     if any(word in settings.strategy for word in ("spawn", "fork", "notebook")):
         yield (
-            f"Expected `trainer.strategy` to start processes of their own (auto, ddp), but got {settings.strategy}. "
+            f"Expected `trainer.strategy` to start separate processes (auto, ddp), but got {settings.strategy}. "
             f"Use trainer=ddp trainer.devices=N."
         )
 
@@ -129,7 +134,8 @@ def _check_strategy(settings: "TrainerSettings") -> Iterator[str]:
 def _check_precision(settings: "TrainerSettings") -> Iterator[str]:
     if settings.precision == "16-mixed" and settings.accelerator == "cpu":
         yield (
-            "Expected `trainer.precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed', which needs a GPU."
+            "Expected `trainer.precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed', which needs a GPU. "
+            "Set trainer.precision=bf16-mixed, or trainer=gpu."
         )
 
 
@@ -144,17 +150,17 @@ class TrainerSettings(Settings):
     accelerator: Literal["cpu", "gpu"] = Field(default="cpu", json_schema_extra=FREE)
     """Device of all training."""
     devices: Count = Field(default=1, json_schema_extra=FREE)
-    """Processes on each machine."""
+    """Number of processes on each machine."""
     num_nodes: Count = Field(default=1, json_schema_extra=FREE)
-    """Machines; torchrun or srun starts the processes on several."""
+    """Number of machines. On several machines, torchrun or srun starts the processes."""
     strategy: str = Field(default="auto", json_schema_extra=FREE)
-    """Strategy of several processes: auto or ddp."""
+    """Strategy for several processes: auto or ddp."""
     precision: Precision = "32-true"
     """Precision of all training."""
     gradient_clip_val: float | None = None
-    """Clip gradients to this norm (or value); null: do not clip."""
+    """Gradients are clipped to this norm (or value). null: they are not clipped."""
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
-    """norm: clip the norm of all gradients; value: clip each value; null: norm."""
+    """norm, null: the norm of all gradients is clipped. value: each value is clipped."""
 
     @property
     def processes(self) -> int:
@@ -162,7 +168,7 @@ class TrainerSettings(Settings):
         return self.devices * self.num_nodes
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the arguments that change a result; all that a user adds may."""
+        """Return the arguments that can change a result, which include all that a user adds."""
         free = (
             "deterministic", "enable_model_summary", "enable_progress_bar", "num_sanity_val_steps",
             "log_every_n_steps", "use_distributed_sampler",

@@ -65,6 +65,6 @@ def check_finite(source: SyntheticSource, samples: Tensor, logits: Tensor | None
             f"`sample`, or use another source."
         )
     raise ValueError(
-        f"Expected finite logits, but the teacher returns NaN or infinite ones for {share} samples of the source "
+        f"Expected finite logits, but the teacher returns NaN or infinite values for {share} samples of the source "
         f"{title}. Check the weights of the teacher and the range of the samples, or use another source."
     )

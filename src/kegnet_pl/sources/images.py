@@ -64,7 +64,7 @@ class PixelSource(ProceduralSource):
 
     @property
     def chunk(self) -> int:
-        """Samples that are drawn at once."""
+        """Number of samples that are drawn together."""
         return _CHUNK
 
     @torch.no_grad()
@@ -127,8 +127,8 @@ class _Pixels:
         if not all(0 < m < 1 and 0 < s < math.sqrt(m * (1 - m)) for m, s in zip(*given, strict=True)):
             raise ValueError(
                 f"Expected `mean` in (0, 1) and `std` in (0, sqrt(mean (1 - mean))), of pixels in [0, 1], but got "
-                f"mean={mean!r} and std={std!r}. Set both; or neither (None, null), if inputs are no normalised "
-                f"pixels: values are then from N(0, 1)."
+                f"mean={mean!r} and std={std!r}. Set both. If inputs are not normalised pixels, set neither (None, "
+                f"null): values are then from N(0, 1)."
             )
         total = [m * (1 - m) / s**2 - 1 for m, s in zip(*given, strict=True)]
         grid = np.linspace(0, 1, _STEPS + 1)
@@ -159,7 +159,7 @@ def _grid(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _vignette(n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Return what is subtracted outside a disc, for half of the images: objects are often in the middle."""
+    """Return the values that are subtracted outside a disc, for half of the images: objects are often in the middle."""
     y, x = _grid(shape)
     centre = 0.3 * torch.randn(2, n, 1, 1, 1, generator=rng)
     radius = 0.4 + 0.8 * _uniform(n, rng)
@@ -324,7 +324,7 @@ class Volumes(PixelSource):
 
     @property
     def chunk(self) -> int:
-        """Volumes that are drawn at once: as many values as in large images."""
+        """Number of volumes that are drawn together: as many values as in large images."""
         return max(_CHUNK * 1024 // math.prod(self.input_shape), 3)
 
     def draw(self, n: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:

@@ -66,7 +66,9 @@ class GeneratorSource(SyntheticSource):
         if not noise_std >= 0:
             raise ValueError(f"Expected `noise_std` of at least 0, but got {noise_std}.")
         if norm == "batch" and chunk is None:
-            raise ValueError("Expected `chunk`, samples at a time, where `norm` is 'batch', but got None.")
+            raise ValueError(
+                "Expected `chunk`, the number of samples per forward pass, since `norm` is 'batch', but got None."
+            )
         self.generators = nn.ModuleList(FrozenModule(generator, norm) for generator in generators).to(device)
         self.multiple = len(generators)
         self.noise_dim = int(generators[0].noise_dim)  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ def refuse_real_data(priors: Mapping[str, str | None]) -> None:
     real = [name for name, prior in priors.items() if prior == REAL_DATA]
     if real and len(priors) > 1:
         raise ValueError(
-            f"Expected a mixture without real data, as a ceiling is of real data alone, but got {', '.join(priors)}. "
+            f"Expected a mixture without real data, since a ceiling uses only real data, but got {', '.join(priors)}. "
             f"Use {real[0]} as a source of its own: 'sources=[{real[0]},...]'."
         )
 

@@ -103,7 +103,7 @@ def find_source_class(name: str, specification: Specification | None = None) -> 
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"Expected an importable class for the source {name}, but its entry point {offered[name].value} failed: "
-            f"{error}. Repair or remove the package that offers it."
+            f"{error}. Repair or remove the package with this entry point."
         ) from error
     return _check(name, found)
 
@@ -209,7 +209,7 @@ def build_source(
             sources[name] = found(**arguments)
         except TypeError as error:
             raise ValueError(
-                f"Expected `source.{name}` to have the arguments of {found.__name__}, but: {error}. Set them as "
+                f"Expected `source.{name}` to have the arguments of {found.__name__}, but got: {error}. Set them as "
                 f"source.{name}.ARGUMENT=VALUE."
             ) from error
     mixture = MixtureSource({name: (source, shares[name]) for name, source in sources.items()})

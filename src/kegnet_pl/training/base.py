@@ -257,7 +257,7 @@ class TrainingModule(GraphedModule):
         raise DivergedError(
             f"Expected finite weights and losses, but {what}: training diverged in {epoch}. Lower the learning rate "
             f"(optimizer.lr of the teacher, the generator or the student), set trainer.gradient_clip_val=1, or train "
-            f"in trainer.precision=32-true; and check that the samples, and the weights of the teacher, are finite."
+            f"in trainer.precision=32-true; and check that the samples and the weights of the teacher are finite."
         )
 
     def _report(self, phase: Phase) -> None:

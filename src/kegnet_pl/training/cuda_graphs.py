@@ -86,7 +86,7 @@ class GraphedStep:
         except RuntimeError as error:
             self._possible = False
             generator.graphsafe_set_state(before)  # it would stay in the state of recording
-            log.info("Steps are launched one by one: they cannot be recorded as a CUDA graph (%s).", error)
+            log.info("Steps are launched one by one, since they cannot be recorded as a CUDA graph (%s).", error)
             return
         self._graph, self._inputs, self._output = graph, inputs, output
         self._gradients = [parameter.grad for parameter in self._parameters]

@@ -109,7 +109,7 @@ class Fit(Protocol):
 
 @dataclass(frozen=True)
 class QuietFit:
-    """A fit with a Lightning trainer of its own that writes nothing and leaves log levels as they were.
+    """A fit with its own Lightning trainer that writes nothing and restores log levels.
 
     Attributes:
         device: Device of the training.

@@ -161,13 +161,13 @@ def check_separable(optimizer: torch.optim.Optimizer, clip: float | None, algori
     name = type(optimizer).__name__
     if type(optimizer).__module__.split(".")[0] != "torch" or name not in _ELEMENTWISE:
         raise ValueError(
-            f"Expected an optimiser that treats every weight by itself ({', '.join(sorted(_ELEMENTWISE))}) for "
+            f"Expected an optimiser that updates every weight independently ({', '.join(sorted(_ELEMENTWISE))}) for "
             f"generators that are trained together, but got {name}. Set generator.parallel=sequential."
         )
     if clip is not None and algorithm != "value":
         raise ValueError(
-            "Expected trainer.gradient_clip_algorithm=value for generators that are trained together, as a norm would "
-            "be taken over all of them, but got norm. Set it, or generator.parallel=sequential."
+            "Expected trainer.gradient_clip_algorithm=value for generators that are trained together, since the norm "
+            "would be that of all generators together, but got norm. Set it, or generator.parallel=sequential."
         )
 
 

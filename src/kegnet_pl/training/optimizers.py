@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kegnet_pl.runtime.errors import ConfigError
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter] | list[nn.Parameter]], torch.optim.Optimizer]
-"""Takes parameters, returns an optimiser: ``functools.partial(torch.optim.Adam, lr=1e-3)``."""
+"""Function of parameters that returns an optimiser: ``functools.partial(torch.optim.Adam, lr=1e-3)``."""
 
 
 def gradient_norm(gradients: Sequence[Tensor], networks: int = 1) -> Tensor:

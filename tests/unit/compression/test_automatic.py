@@ -75,8 +75,8 @@ def test_all_reasons_of_a_failure_are_given() -> None:
     with pytest.raises(TargetError) as error:
         _apply(pruning=TargetError(27.808, 60.0, "parameters", "Why."), tucker=TargetError(9, 60.0, "parameters", "."))
     assert str(error.value) == (
-        "Expected a `target` of at most 27.80 by parameters, but got 60.0. The largest of each method: pruning 27.80; "
-        "tucker 9.00. Set it to 27.8 or less (on the command line: compression.target=27.8)."
+        "Expected a `target` of at most 27.80 by parameters, but got 60.0. The largest ratio of each method: pruning "
+        "27.80; tucker 9.00. Set it to 27.8 or less (on the command line: compression.target=27.8)."
     )
     with pytest.raises(ValueError, match=r"^Expected samples.$"):
         _apply(pruning="Expected samples.", tucker="Expected samples.")
@@ -152,7 +152,7 @@ def test_both_forms_of_factors_are_compared_unless_one_is_given(fold: bool | Non
 def test_without_the_library_layers_are_factorised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     network = _idle_units()
-    with pytest.warns(UserWarning, match=r"Pruning often agrees more: pip install 'kegnet_pl\[pruning\]'"):
+    with pytest.warns(UserWarning, match=r"Pruning often gives a higher agreement: pip install 'kegnet_pl\[pruning\]'"):
         found = _compress(network, 4.0)
     assert found.method.startswith("tucker") and found.compared.keys() == {"tucker", THREE_LAYERS}
 

@@ -130,7 +130,7 @@ def test_the_matrix_is_not_changed() -> None:
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 4), (0, 4), (4, 0), ()])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"`matrix` with two dimensions, none of them empty, but got shape \("):
+    with pytest.raises(ValueError, match=r"`matrix` with two dimensions of at least 1, but got shape \("):
         evbmf(np.zeros(shape))
 
 

@@ -294,7 +294,7 @@ def test_weights_that_are_not_finite_are_refused_by_name() -> None:
     with torch.no_grad():
         next(network.parameters())[0] = float("nan")
     name = next(name for name, _ in network.named_parameters())
-    with pytest.raises(ValueError, match=rf"finite weights, but got NaN or infinite ones in {name}\."):
+    with pytest.raises(ValueError, match=rf"finite weights, but got NaN or infinite values in {name}\."):
         CompressionPlan([Rule("*", 2)]).apply(network, (3, 9, 9))
 
 

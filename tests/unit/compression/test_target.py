@@ -179,7 +179,7 @@ def test_bad_target_is_refused(target: float) -> None:
 
 def test_target_and_target_ranks_come_together() -> None:
     with pytest.raises(
-        ValueError, match=r"`target`, a compression ratio, since a rule has the rank 'target'; got None"
+        ValueError, match=r"`target`, a compression ratio, since a rule has the rank 'target', but got None"
     ):
         CompressionPlan([Rule("*", {"in": "target", "out": 3})])
     with pytest.raises(ValueError, match=r"rule with the rank 'target' to reach target=2\.0, but there is none"):

@@ -82,7 +82,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (lambda x, y: (x, torch.eye(6).long()), r"classes \(N,\), .* torch.int64 \(6, 6\)"),
         (lambda x, y: (x, y.float()), r"again with y=y\.astype\('int64'\)"),
         (lambda x, y: (x, torch.eye(6).long()), r"again with y=y\.argmax\(axis=1\)"),
-        (lambda x, y: (x, y + 1), "seem to count from 1: write the files again with y - 1"),
+        (lambda x, y: (x, y + 1), "seem to start from 1: write the files again with y - 1"),
         (lambda x, y: (x, y + 5), r"0 to 2 in data set 'mine', but got 5 to 7\. Set data\.classes=8"),
         (lambda x, y: (x * float("nan"), y), "finite samples in float32 in the test split"),
         (lambda x, y: (x, y + 1), "classes 0 to 2 in data set 'mine', but got 1 to 3"),

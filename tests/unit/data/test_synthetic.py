@@ -66,7 +66,7 @@ def test_samples_and_logits_that_are_not_finite_are_counted() -> None:
 
     with pytest.raises(ValueError, match=r"2 of 40 of the source Noise have NaN or infinite values\. Check its"):
         _data(Broken("normal", (8,)))
-    with pytest.raises(ValueError, match=r"NaN or infinite ones for \d+ of 40 samples of the source Noise\. Check"):
+    with pytest.raises(ValueError, match=r"NaN or infinite values for \d+ of 40 samples of the source Noise\. Check"):
         _data(NoiseSource("normal", (8,)), _Partly())
 
 
@@ -264,7 +264,7 @@ def test_validation_samples_are_not_shuffled() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("samples", 0), ("validation_samples", -1), ("batch_size", 0)])
 def test_wrong_counts(name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` of at least {value + 1}, but got {value}"):
+    with pytest.raises(ValueError, match=rf"`{name}` to be at least {value + 1}, but got {value}"):
         _data(**{name: value})
 
 
@@ -289,7 +289,7 @@ def test_generators_may_look_at_the_batch_while_samples_are_drawn() -> None:
 
 
 def test_statistics_of_the_batch_need_a_batch() -> None:
-    with pytest.raises(ValueError, match="Expected `chunk`, samples at a time"):
+    with pytest.raises(ValueError, match="Expected `chunk`, the number of samples per forward pass"):
         GeneratorSource(_generators(), norm="batch")
 
 

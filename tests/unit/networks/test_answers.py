@@ -177,7 +177,7 @@ def test_networks_for_tokens_are_refused() -> None:
         as_classifier(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)), (5,))
     by_name = Network()
     by_name.main_input_name = "input_ids"  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="but it takes integer token ids"):
+    with pytest.raises(ValueError, match="but it accepts integer token ids"):
         as_classifier(by_name, (5,))
 
 
@@ -201,7 +201,7 @@ class _ByMode(nn.Module):
 def test_probabilities_in_one_mode_only_are_refused(pair: tuple[int, int]) -> None:
     kinds: list[Any] = [lambda logits: logits, lambda logits: logits.softmax(1), torch.sigmoid]
     network = as_classifier(_ByMode(*(kinds[index] for index in pair)), (5,))
-    with pytest.raises(ValueError, match=r"same kind of numbers in both modes.*Let its forward return logits"):
+    with pytest.raises(ValueError, match=r"same kind of numbers in both modes.*Change its forward: return logits"):
         answers.check_training_answers(network, (5,))
     for kind in kinds:
         answers.check_training_answers(as_classifier(_ByMode(kind, kind), (5,)), (5,))

@@ -152,7 +152,7 @@ def test_layers_that_are_not_passed_are_named() -> None:
 def test_what_returns_more_in_training_is_no_student() -> None:
     with pytest.raises(ValueError, match="student WithHead to return a tensor in training, but got a tuple"):
         check_trainable(WithHead().eval(), (6,))
-    with pytest.raises(ValueError, match=r"to take \(2, 7\) in training, but it failed"):
+    with pytest.raises(ValueError, match=r"to accept \(2, 7\) in training, but it failed"):
         check_trainable(WithHead(), (7,))
     network, state = LeNet5(1, 10).eval(), torch.random.get_rng_state()
     check_trainable(network, (1, 32, 32))

@@ -120,7 +120,7 @@ def test_a_network_of_a_file(file: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda file: from_file("nowhere.py", "Net"), "`teacher.path` to be a file, but there is none at 'nowhere.py'"),
+        (lambda file: from_file("nowhere.py", "Net"), "`teacher.path` to be a file, but found none at 'nowhere.py'"),
         (lambda file: from_file(file, "Nett"), r"class or function of net\.py \(Net, number\), but got 'Nett'"),
         (lambda file: from_file(file, "number"), r"number of net\.py to return a torch\.nn\.Module, but got 3"),
         (lambda file: from_torchvision("resnet19"), "one of torchvision's .*resnet18.* but got 'resnet19'"),
@@ -190,8 +190,8 @@ def test_a_program_of_one_batch_size_is_refused(programs: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("weights.pt", {}, r"none of them, or damaged.*teacher\.weights"),
-        ("missing.pt2", {}, r"there is none at .*missing\.pt2"),
+        ("weights.pt", {}, r"another file, or damaged.*teacher\.weights"),
+        ("missing.pt2", {}, r"found none at .*missing\.pt2"),
         ("n.pt2", {"factory": "make"}, r"Python file in `teacher\.path` for a factory"),
     ],
 )

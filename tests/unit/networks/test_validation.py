@@ -34,7 +34,7 @@ def test_modes_and_statistics_stay() -> None:
     count_classes(network, (5,))
     assert (network.training, network.layers.training, network.layers[1].training) == (True, True, False)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    with pytest.raises(ValueError, match=r"take samples of shape \(4,\), but it failed: [^.]*\.$"):
+    with pytest.raises(ValueError, match=r"accept samples of shape \(4,\), but it failed: [^.]*\.$"):
         count_classes(network, (4,))
     assert (network.training, network.layers[1].training) == (True, False)
 
@@ -79,7 +79,7 @@ def test_a_generator_that_fits_is_left_as_it_was() -> None:
         (DenseGenerator(5, 2, 4), Decoder((5,), 4, blocks=1), "generator of 3 classes, but got one of 2"),
         (DenseGenerator(6, 3, 4), Decoder((5,), 4, blocks=1), r"samples \(5,\), but got one of \(6,\)"),
         (DenseGenerator(5, 3, 4), Decoder((5,), 7, blocks=1), r"generator's 4 noise dimensions, but got one of \(7,\)"),
-        (DenseGenerator(5, 3, 4), Decoder((6,), 4, blocks=1), r"decoder Decoder to take \(2, 5\), but it failed"),
+        (DenseGenerator(5, 3, 4), Decoder((6,), 4, blocks=1), r"decoder Decoder to accept \(2, 5\), but it failed"),
     ],
 )
 def test_what_does_not_fit_is_named(generator: nn.Module, decoder: nn.Module, message: str) -> None:

@@ -350,7 +350,7 @@ def test_a_server_that_does_not_answer_makes_runs_offline(tmp_path: Path, monkey
         loggers.finish_stage(_stage(tmp_path / stage, stage), [])
     assert len(told) == 1, "asked once"
     assert 1 < loggers.waited < 20, "which the stage's seconds leave out"
-    assert "W&B does not answer" in told[0] and "wandb sync" in told[0]
+    assert "W&B does not respond" in told[0] and "wandb sync" in told[0]
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
 
 

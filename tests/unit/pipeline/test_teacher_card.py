@@ -54,7 +54,7 @@ def test_options_of_hydra_stay_before_the_settings(tmp_path: Path) -> None:
     [
         ({"wieghts": "w"}, [], r"weights, .* but got wieghts"),
         ({"classes": None}, [], r"Expected classes in .*card\.yaml, but got none"),
-        ({"teacher": "a=b"}, [], r"`teacher` in .* to be one of the command line"),
+        ({"teacher": "a=b"}, [], r"`teacher` in .* to be an option of teacher="),
         ({"weights": "${oc.env:HOME}"}, [], r"plain value for teacher\.weights"),
         (
             {"network": {"extra": {"m n": 2}}},

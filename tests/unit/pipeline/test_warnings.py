@@ -61,7 +61,9 @@ def test_classes_without_samples_are_named(count: int, labels: list[int], said: 
 
 def test_a_student_that_learns_nothing_is_named() -> None:
     (line,) = warn_of_training(SETTINGS, _stage("student", **GOOD | {"train/accuracy": 0.15}), None)
-    assert line.startswith("The student gives the teacher's class to only 15% of its training samples; chance is 10%.")
+    assert line.startswith(
+        "The student gives the teacher's class to only 15% of its training samples. The level of chance is 10%."
+    )
 
 
 def test_low_agreement_is_a_warning() -> None:
@@ -78,7 +80,7 @@ def test_low_agreement_is_a_warning() -> None:
         == []
     )
     assert (
-        "to only 12% of synthetic samples of other sources than its own; chance is 10%."
+        "to only 12% of synthetic samples of other sources than its own. The level of chance is 10%."
         in warn_of_agreement({"mean": 0.12}, 10)[0]
     )
 

@@ -47,11 +47,11 @@ def test_agreement_is_called_no_accuracy_and_the_worst_class_is_named() -> None:
     assert first.startswith("Agreement is not accuracy") and "over waves (normal left out" in first
     assert worst == (
         "T+KegNet agrees least on class 2: it gives the same class to 25 % of the 12 samples of waves that the teacher "
-        "puts in this class."
+        "assigns to this class."
     )
     assert explain_agreement([TEACHER, student(0.8)]) == []
     by_function = student(0.8, agreement=_agreement(), compression_source={"prior": "procedural"})
-    assert explain_agreement([TEACHER, by_function])[1].startswith("An agreement that the compression prints is anot")
+    assert explain_agreement([TEACHER, by_function])[1].startswith("The agreement that the compression prints is anot")
 
 
 def test_few_samples_stand_beside_their_agreement() -> None:
@@ -63,10 +63,10 @@ def test_few_samples_stand_beside_their_agreement() -> None:
 
 def test_unreached_classes_and_a_teacher_of_one_class_are_warned_of() -> None:
     assert explain_agreement(_rows(unreached=[4], unreached_classes=1))[-1] == (
-        "The teacher gives class 4 to no sample of any source, so the agreement on it is not known."
+        "The teacher gives class 4 to no sample of any source, so the agreement on it is unknown."
     )
     assert (
-        "classes 4, 5 and 98 more to no sample of any source, so the agreement on them is not known"
+        "classes 4, 5 and 98 more to no sample of any source, so the agreement on them is unknown"
         in explain_agreement(_rows(unreached=[4, 5], unreached_classes=100))[-1]
     )
     same = {name: one | {"same_class": True} for name, one in _agreement()["sources"].items()}

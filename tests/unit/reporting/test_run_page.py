@@ -49,17 +49,17 @@ def test_the_story_is_about_the_student_with_the_most_prior_knowledge() -> None:
     assert find_main_student(rows) is kegnet
     story = write_story(rows, {"generator": {"count": 3}})
     assert story[1] == (
-        "It was then trained on 128 samples that 3 generators invented with the teacher's help, with no real data in "
+        "It was then trained on 128 samples of 3 generators, trained with the teacher's help, with no real data in "
         "training or selection."
     )
     assert story[2] == (
-        "T+KegNet is right on 80.00 %, 10.00 points below the teacher (the same network: 30.00 % untrained, 50.00 % "
+        "T+KegNet is correct on 80.00 %, 10.00 points below the teacher (the same network: 30.00 % untrained, 50.00 % "
         "trained on samples of Normal)."
     )
     assert find_main_student(rows[:2]) is None and len(write_story(rows[:2], {})) == 1
     assert "64 samples of Normal (prior knowledge in them: none)" in write_story([*rows[:2], normal], {})[1]
     real = student(None, selection="real")
-    assert "chosen on real validation data" in write_story([*rows[:2], real], {})[1]
+    assert "selected on real validation data" in write_story([*rows[:2], real], {})[1]
 
 
 def test_the_main_student_is_the_last_of_equal_prior_knowledge() -> None:

@@ -13,14 +13,14 @@ from tests.unit.reporting.rows import TEACHER, quantized, student
 def test_a_student_below_where_it_began_is_told_with_advice() -> None:
     rows = [TEACHER, student(0.65, method="T", samples=None), student(0.7, method="T+Uniform"), student(0.25)]
     (line,) = explain_losses(rows, "batch", batch_norm=True)
-    assert line.startswith("T+KegNet ends 40.0 points below T, from which it began.")
+    assert line.startswith("T+KegNet is 40.0 points below T, the network before training.")
     assert "student.norm=frozen" in line and "student.norm=adapt student.shuffle=true" in line
 
 
 @pytest.mark.parametrize(("norm", "batch_norm"), [("frozen", True), ("adapt", True), ("batch", False)])
 def test_advice_is_for_batch_norm_that_has_other_statistics(norm: str, batch_norm: bool) -> None:
     rows = [TEACHER, student(0.65, method="T", samples=None), student(0.25)]
-    assert explain_losses(rows, norm, batch_norm) == ["T+KegNet ends 40.0 points below T, from which it began."]
+    assert explain_losses(rows, norm, batch_norm) == ["T+KegNet is 40.0 points below T, the network before training."]
 
 
 @pytest.mark.parametrize("name", ["S", "T"])
@@ -49,7 +49,9 @@ def test_a_ceiling_is_one_with_any_compression() -> None:
 
 def test_a_ceiling_that_loses_gets_no_advice_on_synthetic_samples() -> None:
     rows = [TEACHER, student(0.65, method="T", samples=None), student(0.25, method="T+Real")]
-    assert explain_losses(rows, "batch", batch_norm=True) == ["T+Real ends 40.0 points below T, from which it began."]
+    assert explain_losses(rows, "batch", batch_norm=True) == [
+        "T+Real is 40.0 points below T, the network before training."
+    ]
 
 
 def test_a_network_in_int8_is_never_the_best_and_never_the_result_of_a_run() -> None:

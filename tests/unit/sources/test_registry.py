@@ -175,7 +175,9 @@ def test_what_is_missing_or_unknown_is_named() -> None:
         build_source({"correlated": 1}, input_shape=(8,))
     with pytest.raises(ValueError, match="Expected inputs of the real training data for the source real, but got none"):
         build_source({"real": 1}, input_shape=(8,))
-    with pytest.raises(ValueError, match=r"Expected `source.mine` to have the arguments of Stripes, but: .*'width'"):
+    with pytest.raises(
+        ValueError, match=r"Expected `source.mine` to have the arguments of Stripes, but got: .*'width'"
+    ):
         build_source({"mine": 1}, {"mine": {"_target_": TARGET, "width": 3}}, input_shape=(8,))
 
 

@@ -191,7 +191,7 @@ def test_kinds_of_images_differ_as_their_names_say() -> None:
     "arguments", [{"mean": 0.5}, {"std": 0.5}, {"mean": 0.0, "std": 0.1}, {"mean": 0.5, "std": 0.5}]
 )
 def test_what_cannot_be_the_mean_of_pixels_is_named(arguments: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"of pixels in .0, 1., but got mean=.*Set both; or neither"):
+    with pytest.raises(ValueError, match=r"of pixels in .0, 1., but got mean=.*Set both\. If inputs are not"):
         Leaves((1, 8, 8), **arguments)
 
 

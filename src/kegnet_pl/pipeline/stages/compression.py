@@ -74,13 +74,13 @@ def describe_compression_source(settings: RunSettings) -> SourceInfo | None:
     info = describe_mixture(plan.source, settings.source)
     if info.needs_generators:
         raise ConfigError(
-            f"Expected `compression.source` to be a source without generators, as the compression comes before them, "
-            f"but got {info.name}. Use compression.source=procedural."
+            f"Expected `compression.source` to be a source without generators, since the compression runs before "
+            f"generator training, but got {info.name}. Use compression.source=procedural."
         )
     if info.is_ceiling:
         raise ConfigError(
-            f"Expected `compression.source` to be a source without real data, which trains only a ceiling, but got "
-            f"{info.name}. Use compression.source=procedural."
+            f"Expected `compression.source` to be a source without real data, since real data is only used for a "
+            f"ceiling, but got {info.name}. Use compression.source=procedural."
         )
     return info.selected(plan.oversampling)
 

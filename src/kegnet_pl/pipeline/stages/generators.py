@@ -144,5 +144,7 @@ def _make_task(context: RunContext, teacher: nn.Module, count: int) -> Generator
     except ValueError as error:
         raise ConfigError(str(error).replace("parallel='", "generator.parallel='")) from error
     if obstacle is not None:
-        context.console.print(f"Generators are trained one after another, as torch cannot vectorise them: {obstacle}")
+        context.console.print(
+            f"Generators are trained one after the other, since torch cannot vectorise them: {obstacle}"
+        )
     return task
