@@ -284,7 +284,7 @@ def test_a_run_that_is_stopped_keeps_finished_stages_and_says_how_to_go_on(
         time.sleep(0.1)
     os.kill(running.process.pid, number)
     err = running.finish(code, timeout=60).stderr
-    assert "run the same command again" in err and "Traceback" not in err
+    assert "Run the same command again" in err and "Traceback" not in err
     finished = sorted(path.name for path in begun.glob("[!.]*"))
     assert [name.split("-")[0] for name in finished] == ["compression", "teacher"]
     (used,) = find_users(begun, [tmp_path / "outputs" / "runs"]).values()
@@ -313,3 +313,29 @@ def test_two_commands_at_once_build_every_stage_once(start: Start, tmp_path: Pat
     for stage in ("teacher", "generators", "student (KegNet)"):
         assert sum(f"{stage}: finished" in text for text in texts) == 1, texts
     assert len(list(tmp_path.glob("outputs/runs/*/results.json"))) == 2
+
+
+def test_ctrl_c_while_hydra_composes_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra reports an exception that a library has made of it as its own, with a traceback."""
+
+    def compose() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        sys.stderr.write("Traceback (most recent call last): ...\n")
+        raise SystemExit(1)
+
+    monkeypatch.setattr(cli, "_run", compose)
+    monkeypatch.setattr(cli, "_entered", False)
+    monkeypatch.setattr(cli, "_interrupted", False)
+    monkeypatch.setattr(sys, "argv", ["kegnet_pl"])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.value.code == 130
+    assert capfd.readouterr().err.strip() == "Stopped before the run began."

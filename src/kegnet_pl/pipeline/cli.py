@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import hydra
@@ -38,12 +39,22 @@ _DEMO = "digits_lenet"
 """The preset that runs by default."""
 
 _entered = False
+_interrupted = False
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Stop the command, and remember that the user stopped it: libraries may turn the exception into another one."""
+    global _interrupted
+    _interrupted = True
+    signal.default_int_handler(number, frame)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://kegnet_pl.conf", config_name="config")
 def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
     global _entered
     _entered = True
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     held.release()
     os.chdir(HydraConfig.get().runtime.cwd)  # relative paths start there, also with hydra.job.chdir=true
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -232,6 +243,8 @@ def main() -> None:
         sys.argv[1:] = accept_old_spellings(expand_card(sys.argv[1:]))
     except ConfigError as error:
         _leave(f"Error: {error}", code=1)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the user ignores or handles it
+        signal.signal(signal.SIGINT, _interrupt)
     held.hold()  # Hydra's message about a wrong argument, where there is a hint of our own
     try:
         _run()
@@ -239,6 +252,9 @@ def main() -> None:
         held.release()
         _leave("Stopped before the run began.", code=130)
     except SystemExit as stop:
+        if _interrupted and not _entered:
+            held.release(show=False)
+            _leave("Stopped before the run began.", code=130)
         hints = []
         if stop.code == 1 and not _entered and (sweep.started is None or not any(sweep.started.glob("*/.hydra"))):
             hints = list(suggest(sys.argv[1:]))
