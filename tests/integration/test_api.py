@@ -256,7 +256,7 @@ def test_what_cannot_be_trained_together_is_trained_one_by_one() -> None:
     teacher = Branching()
     alone = kegnet_pl.train_generators(teacher, FEATURES, parallel="sequential", **TINY)
     assert _same(kegnet_pl.train_generators(teacher, FEATURES, **TINY).networks[1], alone.networks[1])
-    with pytest.raises(ValueError, match=r"parallel='vmap', but: .*Use parallel='sequential'"):
+    with pytest.raises(ValueError, match=r"parallel='vmap', but got: .*Use parallel='sequential'"):
         kegnet_pl.train_generators(teacher, FEATURES, parallel="vmap", **TINY)
     teacher = MLP(7, 3)
     together, auto = (kegnet_pl.train_generators(teacher, 7, parallel=how, **TINY) for how in ("vmap", "auto"))

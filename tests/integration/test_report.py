@@ -73,7 +73,7 @@ def test_the_page_of_a_run_shows_everything_and_needs_nothing(finished: Path) ->
     assert text.count('class="on-wide"') == text.count('class="on-narrow"') == 8
     # The large sheet, the first generator's after two epochs, the walk.
     assert sum(address.startswith("data:image/png") for address in page.asked) == 4
-    assert "16,000 samples" not in text and "128 samples that 2 generators invented" in text
+    assert "16,000 samples" not in text and "128 samples of 2 generators" in text
     assert "with no real data in training or selection" in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     confusion = re.findall(r'<td style="--v:[\d.]+">(\d*)</td>', text)
@@ -120,9 +120,9 @@ def test_tables_and_no_test_data(tmp_path: Path) -> None:
     rows = go(tmp_path, *shape, weights, "compression=ratio", "sources=[kegnet,correlated]", draw=True)
     assert rows[-1]["source"]["name"] == "correlated" and rows[-1]["source"]["prior"] == "teacher"
     text, page = _read(tmp_path / "run" / "report.html")
-    assert "There was no test data" in text and "not measured" in text
+    assert "since there was no test data" in text and "not measured" in text
     assert "<title>mlp: " in text, "not: on none"
-    assert "one row for each class, one strip for each sample" in text
+    assert "one row per class, one strip per sample" in text
     assert "samples" in page.ids and "classes" not in page.ids
     assert text.count("&thinsp;%") == 24 and "Left out" not in text, "of 60 classes"
     (manifest,) = (tmp_path / "store").glob("generators-*/manifest.json")

@@ -277,7 +277,7 @@ def test_table_says_what_was_not_run(tmp_path: Path) -> None:
     text = render(paper_rows(seeds(0.75, 0.77), CELLS), CELLS, {})
     line = next(line for line in text.splitlines() if line.startswith("|  | T+KegNet | 77.73"))
     assert line == "|  | T+KegNet | 77.73 | 76.00 ± 1.41 (2) | 23 | not run |  | not run |  |"
-    assert "**selected on real validation samples**\n(5,000 images, fewer where less is at hand;" in text
+    assert "**selected on real validation samples**\n(5,000 images, or fewer if less data is available;" in text
     assert "A remark." in render([], CELLS, {"letter_mlp": "A remark."})
 
 
