@@ -145,7 +145,7 @@ def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path:
         (["schedule=batch_norm", "student.jitter=3"], "Use experiment=custom/batch_norm."),
         (["schedule=batch_norm", "student.jitter=3"], "Use student.noise_std=3."),
         (["student.network=lenet5"], "To choose a group, write student=..., for example student=lenet5."),
-        (["trainer.num_nodes=2"], "Expected torchrun or srun to start trainer.devices=1 processes on each of trainer.num_nodes=2 machines"),
+        (["trainer.num_nodes=2"], "Expected torchrun or srun to start trainer.devices=1 processes on each"),
         (["+trainer.max_epochs=3"], "Expected no setting `trainer.max_epochs`: set teacher.epochs, generator.epochs"),
         (["data=files", "data.input_shape=[3]", "data.classes=2", "data.test=no.npz", "generator=dense", "teacher=mlp"],
          "Expected a file at no.npz, but there is none. Check data.test"),

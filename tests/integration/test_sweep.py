@@ -42,7 +42,8 @@ def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp
     assert all((folder / str(job) / "report.html").exists() for job in range(4))
     assert "4 of 4 runs finished, varied: compression, seed; digits: 539 test samples; epoch kept: last" in done.stdout
     assert re.search(
-        r"option2\s+│\s+T\+KegNet\s+│\s+teacher\s+│\s+[\d.]+ ± [\d.]+ %\s+│\s+[\d.]+ %(?: of \d+)?\s+│\s+2 │", done.stdout
+        r"option2\s+│\s+T\+KegNet\s+│\s+teacher\s+│\s+[\d.]+ ± [\d.]+ %\s+│\s+[\d.]+ %(?: of \d+)?\s+│\s+2 │",
+        done.stdout,
     )
     assert (folder / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
