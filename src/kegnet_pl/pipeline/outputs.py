@@ -22,6 +22,7 @@ from kegnet_pl.pipeline.warnings import (
     warn_of_agreement,
     warn_of_compression,
     warn_of_quantization,
+    warn_of_regression,
     warn_of_student,
     warn_of_training,
 )
@@ -117,8 +118,9 @@ def describe_networks(
         ),
     ]  # fmt: skip
     last = find_last(rows)
+    start = next((row for row in rows if row.method == "T"), None)
     return [
-        replace(row, warnings=_warn(context.settings, network, row, last))
+        replace(row, warnings=_warn(context.settings, network, row, last, start))
         for row, network in zip(rows, (teacher, *compared), strict=True)
     ]
 
@@ -181,7 +183,7 @@ def _describe(
     )
 
 
-def _warn(settings: RunSettings, network: Network, row: Row, last: Row) -> list[str]:
+def _warn(settings: RunSettings, network: Network, row: Row, last: Row, start: Row | None) -> list[str]:
     """Return the warnings about a network; a student's do not repeat those of its compression.
 
     Args:
@@ -189,6 +191,7 @@ def _warn(settings: RunSettings, network: Network, row: Row, last: Row) -> list[
         network: The network.
         row: Its row of results, without warnings.
         last: The row that is the result of the run.
+        start: The row of the compressed teacher; None if the student is another network.
     """
     made, found = network.stage, [*([TRIAL] if settings.trial else []), *network.warnings]
     classes = settings.data.classes
@@ -203,7 +206,8 @@ def _warn(settings: RunSettings, network: Network, row: Row, last: Row) -> list[
         found += warn_of_training(
             settings, made, generators, mixed=network.source is not None and len(network.source.shares) > 1
         )
-        return found + warn_of_student(row.agreement, row.accuracy, row.teacher_accuracy, classes)
+        regression = warn_of_regression(row, start)
+        return found + (regression or warn_of_student(row.agreement, row.accuracy, row.teacher_accuracy, classes))
     return found
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from kegnet_pl.api.checks import LOW_AGREEMENT, describe_agreement
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.reporting.agreement import join, name_classes
+from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.tables import explain_difference
 from kegnet_pl.runtime.errors import override
 from kegnet_pl.settings import RunSettings
@@ -101,6 +102,29 @@ def warn_of_student(
         f"The student gives the teacher's class to only {agreement['mean']:.0%} of synthetic samples of other sources "
         f"than its own. Below {LOW_AGREEMENT:.0%} some networks lost more than 3 points of accuracy, and others none "
         f"(results/estimates.md). {remedy} Or measure the accuracy (data=files data.test=FILE)."
+    ]
+
+
+def warn_of_regression(row: Row, start: Row | None) -> list[str]:
+    """Return a warning if training made a network worse: by test accuracy, else by agreement with the teacher.
+
+    Args:
+        row: The student.
+        start: The compressed teacher that it was initialised with; None for a student of another structure.
+    """
+    if start is None:
+        return []
+    if row.accuracy is not None and start.accuracy is not None:
+        name, after, before = "accuracy", row.accuracy, start.accuracy
+    elif row.mean_agreement is not None and start.mean_agreement is not None:
+        name, after, before = "agreement with the teacher", row.mean_agreement, start.mean_agreement
+    else:
+        return []
+    if before - after <= _LOSS:
+        return []
+    return [
+        f"Training made the network worse: the {name} is {after:.1%}, and was {before:.1%} before training "
+        f"({start.method}). Use {start.method} ('sources=[]' trains no student), or set a smaller student.optimizer.lr."
     ]
 
 

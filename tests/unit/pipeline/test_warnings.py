@@ -1,5 +1,6 @@
 """Warnings about the networks of a run."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from kegnet_pl.pipeline.warnings import (
     warn_of_agreement,
     warn_of_compression,
     warn_of_quantization,
+    warn_of_regression,
     warn_of_student,
     warn_of_training,
 )
 from kegnet_pl.settings import RunSettings
 from tests.integration.conftest import configure
+from tests.unit.reporting.rows import student
 
 SETTINGS = RunSettings.from_config(configure())
 
@@ -105,6 +108,18 @@ def test_a_student_that_is_worse_than_its_teacher_is_a_warning() -> None:
     (line,) = warn_of_student(_agreement(0.12), 0.5, 0.9, 10)
     assert line.startswith("The network gives the teacher's class to only 12%"), "one sentence, the stronger"
     assert warn_of_student(None, None, None, 10) == []
+
+
+def test_training_that_makes_a_network_worse_is_a_warning() -> None:
+    start = student(0.9, method="T", agreement=_agreement(0.97))
+    (line,) = warn_of_regression(student(0.6), start)
+    assert line.startswith("Training made the network worse: the accuracy is 60.0%, and was 90.0% before training (T).")
+    assert "'sources=[]'" in line and "student.optimizer.lr" in line
+    start = dataclasses.replace(start, accuracy=None)
+    (line,) = warn_of_regression(student(None, agreement=_agreement(0.8)), start)
+    assert "the agreement with the teacher is 80.0%, and was 97.0%" in line
+    assert warn_of_regression(student(None, agreement=_agreement(0.96)), start) == []
+    assert warn_of_regression(student(None), start) == warn_of_regression(student(0.1), None) == []
 
 
 def test_the_warning_about_t_is_left_out_where_the_student_recovered() -> None:
