@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 
 from kegnet_pl.reporting.workspace import make_workspace
@@ -149,6 +150,7 @@ def test_each_stage_may_have_its_own_run(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     go(tmp_path, "logger=wandb", "logger.wandb.runs=stages", "sources=[normal]", draw=True)
+    wandb.teardown()  # its service may write the last records after a run has finished
     found = read_runs(tmp_path / "run")
     kinds = ["teacher", "compression", "student", "evaluation", "evaluation", "evaluation", "report"]
     assert sorted(run.job_type for run in found) == sorted(kinds)
