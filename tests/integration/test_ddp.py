@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
-from kegnet_pl.api.engine import GeneratorTask, fit_generators
+from kegnet_pl.api.engine import fit_generators
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.losses import ClassifierLoss, DistillationLoss, DiversityLoss, GeneratorObjective
@@ -26,7 +26,7 @@ from kegnet_pl.sources.images import Leaves
 from kegnet_pl.training import GeneratorModule, StudentModule, TeacherModule
 from kegnet_pl.training.fit import QuietFit
 from kegnet_pl.training.progress import StageProgress, make_console
-from tests.unit.training.tiny import CLASSES, FEATURES, NOISE, adam, make_classifier, make_objective
+from tests.unit.training.tiny import CLASSES, FEATURES, NOISE, make_classifier, make_task
 
 
 class Keep(Callback):
@@ -182,16 +182,7 @@ def train_share(share: Sequence[int] | None, count: int = COUNT, parallel: Paral
     settings = GeneratorTrainingSettings(
         count=count, noise_dim=NOISE, epochs=2, steps_per_epoch=2, batch_size=8, parallel=parallel, seed=3
     )
-    task = GeneratorTask(
-        make_classifier(dropout=0.3),
-        (FEATURES,),
-        torch.device("cpu"),
-        lambda: DenseGenerator(FEATURES, CLASSES, NOISE, blocks=1, width=8),
-        lambda: Decoder((FEATURES,), NOISE, blocks=1, width=8),
-        make_objective,
-        adam,
-        settings.model_copy(update={"teacher_dropout": parallel == "sequential"}),
-    )
+    task = make_task(settings.model_copy(update={"teacher_dropout": parallel == "sequential"}))
     progress = StageProgress("generators", make_console(quiet=True))
     fitted = fit_generators(task, QuietFit(torch.device("cpu")), progress, lambda *_: [], share)
     states = [network.state_dict() for network in (*fitted.networks, *fitted.decoders)]

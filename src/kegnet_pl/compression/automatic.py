@@ -20,7 +20,7 @@ MARGIN = 0.01
 """Lead in agreement over the method chosen so far that a later method needs to be chosen."""
 
 THREE_LAYERS = "tucker, three layers"
-"""Name of a factorisation without merged factors, beside one with them."""
+"""Name of a factorisation without merged factors, where one with merged factors is compared, too."""
 
 
 class Plan(Protocol):
@@ -98,11 +98,11 @@ class AutomaticPlan:
         if len(out_of_reach) == len(self.plans):
             raise _join(out_of_reach)
         if not found:
-            reasons = {str(reason): name for name, reason in reversed(compared.items())}  # the first name of a reason
+            reasons: dict[str, str] = {}
+            for name, reason in compared.items():
+                reasons.setdefault(str(reason), name)
             same = len(reasons) == 1
-            raise ValueError(
-                " ".join(text if same else f"By {name}: {text}" for text, name in reversed(reasons.items()))
-            )
+            raise ValueError(" ".join(text if same else f"By {name}: {text}" for text, name in reasons.items()))
         chosen = next(iter(found))
         for name, one in found.items():
             if (one.agreement or 0.0) > (found[chosen].agreement or 0.0) + MARGIN:

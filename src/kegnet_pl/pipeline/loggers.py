@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 
 from kegnet_pl.pipeline.mlflow_runs import MLflowTracker
 from kegnet_pl.pipeline.store import Stage
-from kegnet_pl.pipeline.trackers import CSVTracker, Result, RunInfo, TensorBoardTracker, Tracker, read_metrics
+from kegnet_pl.pipeline.trackers import CSVTracker, Result, RunInfo, TensorBoardTracker, Tracker, copy_curves
 from kegnet_pl.pipeline.wandb_runs import WandbTracker
 from kegnet_pl.runtime.distributed import rank
 
@@ -66,10 +66,8 @@ class Loggers:
     def pass_on(self, stage: str, folder: Path, names: Sequence[str]) -> None:
         """Give the curves of networks that other processes have trained to the loggers that only rank 0 has."""
         others = [tracker for tracker in self._trackers if not isinstance(tracker, CSVTracker)] if rank() == 0 else []
-        curves = [read_metrics(folder / "logs" / name) for name in names]
         for logger in filter(None, [tracker.make(stage, stage, folder) for tracker in others]):
-            for step, metrics in (item for curve in curves for item in curve.items()):
-                logger.log_metrics(metrics, step)
+            copy_curves(logger, [folder / "logs" / name for name in names])
 
     def make(self, stage: str, name: str, folder: Path, files: str | None = None) -> list[Logger]:
         """Make the loggers of one fit.

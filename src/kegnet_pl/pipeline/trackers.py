@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from kegnet_pl.pipeline.kept_runs import KeptRun
 from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.runtime.attempts import find_tables
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import ConfigError, first_line
 
@@ -232,8 +233,7 @@ class PipelineTracker(Tracker):
 
     def _copy_curves(self, logger: Logger, namespace: str, logs: Sequence[Path]) -> None:
         if rank() == 0 and self.kept.begin(namespace):
-            for step, metrics in (item for path in logs for item in read_metrics(path).items()):
-                logger.log_metrics(metrics, step)
+            copy_curves(logger, logs)
 
 
 class TensorBoardTracker(PipelineTracker):
@@ -279,12 +279,18 @@ class TensorBoardTracker(PipelineTracker):
             self._open.popitem()[1].finalize("success")
 
 
+def copy_curves(logger: Logger, logs: Iterable[Path]) -> None:
+    """Log the curves in the folders of CSV loggers to another logger."""
+    for path in logs:
+        for step, metrics in read_metrics(path).items():
+            logger.log_metrics(metrics, step)
+
+
 def read_metrics(logs: Path) -> dict[int, dict[str, float]]:
     """Read what a CSV logger has written, also in several attempts: step -> metrics by name."""
     rows: dict[int, dict[str, float]] = {}
-    versions = [path for path in logs.glob("version_*") if path.name[8:].isdigit()]
-    for version in sorted(versions, key=lambda path: int(path.name[8:])):
-        with suppress(OSError, ValueError), (version / "metrics.csv").open(newline="") as file:
+    for path in find_tables(logs):
+        with suppress(OSError, ValueError), path.open(newline="") as file:
             for line in csv.DictReader(file):
                 step = int(line.pop("step"))
                 rows.setdefault(step, {}).update({name: float(value) for name, value in line.items() if value})

@@ -53,7 +53,7 @@ class TrainerFactory:
     loggers: Loggers
 
     def apart(self, device: torch.device) -> "TrainerFactory":
-        """Return a factory for fits of this process alone, beside fits of other processes in the same stage.
+        """Return a factory for fits of this process alone, while other processes run other fits of the stage.
 
         Only rank 0 has the loggers that do not write to files of their own.
         """

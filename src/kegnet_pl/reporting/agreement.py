@@ -11,7 +11,7 @@ _OTHER = (
 )
 
 _FEW = 1_000
-"""Samples below which their number is given beside an agreement: an error of a point or more is then likely."""
+"""With fewer samples, an agreement is printed with their number: an error of a point or more is then likely."""
 
 
 def explain_agreement(rows: Sequence[Row]) -> list[str]:

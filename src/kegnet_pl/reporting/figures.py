@@ -21,6 +21,7 @@ from kegnet_pl.reporting.style import (
     percent_axis,
     short_number,
 )
+from kegnet_pl.runtime.attempts import find_tables
 from kegnet_pl.runtime.safe_files import LARGEST, exists, printable, read_bytes
 
 _MOST_CURVES = 1_000
@@ -47,8 +48,7 @@ def read_curves(logs: Path, left_out: list[str] | None = None) -> dict[str, Curv
     Values that are not numbers from -1e100 to 1e100 are left out; their names are added to ``left_out``.
     """
     curves: dict[str, dict[float, float]] = {}
-    files = {int(path.name[8:]): path / "metrics.csv" for path in logs.glob("version_*") if path.name[8:].isdigit()}
-    for _, file in sorted(files.items()):
+    for file in find_tables(logs):
         lines = read_bytes(file, logs).decode().splitlines() if exists(file) else []
         for line in csv.DictReader(lines):
             for name, value in line.items():

@@ -122,10 +122,10 @@ def _draw(axis: Axes, points: Sequence[Point], quantity: str, colors: dict[str |
         trained = point.row.source is not None or point.row.student is None
         marker = "s" if point.row.quantization is not None else "o" if trained else "x"
         color = colors[point.row.student]
-        beside = shift(axis, [(value, point.mean, point.sd)], members.index(point), len(members))
+        shifted = shift(axis, [(value, point.mean, point.sd)], members.index(point), len(members))
         axis.errorbar(
             value, point.mean, yerr=point.sd, color=color, marker=marker, markersize=6, linestyle="none",
-            capsize=2.5, label=name_point(point), zorder=2, transform=beside if several else axis.transData,
+            capsize=2.5, label=name_point(point), zorder=2, transform=shifted if several else axis.transData,
         )  # fmt: skip
     axis.autoscale_view()
     axis.set_xlabel(_LABEL[quantity].format(batch))

@@ -161,7 +161,7 @@ def to_svg(figure: Figure, title: str, salt: str = "") -> str:
 
 
 def shift(axis: Axes, points: Sequence[tuple[float, float, float | None]], index: int, count: int) -> Transform:
-    """Return the transform that draws series ``index`` of ``count`` beside the others: error bars stay visible.
+    """Return the transform that moves series ``index`` of ``count`` sideways, so that all error bars are visible.
 
     ``points`` (x, mean, standard deviation) get space on the axis, which matplotlib computes without the shift alone.
     """

@@ -1,4 +1,4 @@
-"""Check of the curves and pictures of an interrupted attempt; later attempts do not write them again."""
+"""Curves and pictures of the attempts to build a stage; later attempts do not write them again."""
 
 import csv
 import hashlib
@@ -14,6 +14,12 @@ _PICTURE = ".png"
 
 Record = dict[str, list[Any]]
 """Relative path -> amount (rows of a table, or bytes of another file), and its SHA-256."""
+
+
+def find_tables(logs: Path) -> list[Path]:
+    """Return the tables of a CSV logger in the order of its attempts; a resumed fit has several."""
+    versions = [path for path in logs.glob("version_*") if path.name[8:].isdigit()]
+    return [path / "metrics.csv" for path in sorted(versions, key=lambda path: int(path.name[8:]))]
 
 
 def describe_attempt(folder: Path, others: Collection[str] = ()) -> Record:

@@ -12,11 +12,12 @@ from torch import nn
 
 from kegnet_pl.api.engine import GeneratorTask, fit_generators, fit_student
 from kegnet_pl.data import SyntheticDataModule
-from kegnet_pl.networks import Decoder, DenseGenerator, StackedModule
+from kegnet_pl.networks import StackedModule
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
 from kegnet_pl.sources import NoiseSource
 from kegnet_pl.training.progress import StageProgress, make_console
-from tests.unit.training.tiny import CLASSES, FEATURES, NOISE, adam, make_classifier, make_objective
+from tests.unit.training import tiny
+from tests.unit.training.tiny import FEATURES, adam, make_classifier
 
 BAR = StageProgress("test", make_console(quiet=True))
 
@@ -38,16 +39,7 @@ class FakeFit:
 
 
 def make_task(count: int, parallel: str) -> GeneratorTask:
-    return GeneratorTask(
-        make_classifier(),
-        (FEATURES,),
-        torch.device("cpu"),
-        lambda: DenseGenerator(FEATURES, CLASSES, NOISE, blocks=1, width=8),
-        lambda: Decoder((FEATURES,), NOISE, blocks=1, width=8),
-        make_objective,
-        adam,
-        GeneratorTrainingSettings(count=count, epochs=7, seed=3, parallel=parallel),  # type: ignore[arg-type]
-    )
+    return tiny.make_task(GeneratorTrainingSettings(count=count, epochs=7, seed=3, parallel=parallel))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

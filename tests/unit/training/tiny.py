@@ -11,8 +11,10 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
+from kegnet_pl.api.engine import GeneratorTask
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, DiversityLoss, GeneratorObjective, StatisticsLoss
 from kegnet_pl.networks import Decoder, DenseGenerator, StackedModule
+from kegnet_pl.settings import GeneratorTrainingSettings
 from kegnet_pl.training import GeneratorModule
 
 FEATURES, CLASSES, NOISE = 6, 3, 4
@@ -163,3 +165,17 @@ def changed(before: State, module: nn.Module) -> set[str]:
     after = snapshot(module)
     assert set(after) == set(before)
     return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def make_task(settings: GeneratorTrainingSettings) -> GeneratorTask:
+    """Return the task of tiny generators for rows."""
+    return GeneratorTask(
+        make_classifier(),
+        (FEATURES,),
+        torch.device("cpu"),
+        lambda: DenseGenerator(FEATURES, CLASSES, NOISE, blocks=1, width=8),
+        lambda: Decoder((FEATURES,), NOISE, blocks=1, width=8),
+        make_objective,
+        adam,
+        settings,
+    )
