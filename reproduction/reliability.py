@@ -237,7 +237,13 @@ class Trials:
         return {"file": name, "damage": how, "outcome": outcome, "why": why}
 
 
+def _without_folders(traceback: str) -> str:
+    """Return a traceback whose file names have two parts, without the folders of the machine."""
+    return re.sub(r'File "[^"]*/(?=[^/"]+/[^/"]+")', 'File "', traceback)
+
+
 def _around_traceback(said: str) -> str:
+    said = _without_folders(said)
     where = said.find("Traceback") if "Traceback" in said else len(said) - 1500
     return said[max(0, where - 300) : max(0, where) + 1500]
 
