@@ -21,12 +21,14 @@ from kegnet_pl.compression import (
     reconstruct,
     split_attention,
 )
-from kegnet_pl.data.synthetic import SyntheticDataModule
+from kegnet_pl.data.synthetic import StackedDataModule, SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss, GeneratorObjective
 from kegnet_pl.networks import StackedModule, adapt_norm, count_classes, match_layers, prefer_channels_last
 from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES, forget_counts
 from kegnet_pl.networks.execution import first_weight, teacher_for
 from kegnet_pl.networks.handling import copy_network, frozen_copy, move, set_mode
+from kegnet_pl.networks.validation import FORWARD_ERRORS
+from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
 from kegnet_pl.sources import SyntheticSource, check_finite, select_samples
@@ -239,17 +241,80 @@ def fit_student(
     data.setup()
     shape = tuple(data.splits["train"][0].shape[1:])
     network = move(prefer_channels_last(network, shape), data.device)
+    _prepare_student(network, data, settings)
+    module = _student_module(network, data, settings, optimizer)
+    with progress:
+        metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
+    set_mode(move(module.network, "cpu"), training=False)
+    return module, metrics
+
+
+def fit_students(
+    networks: Sequence[nn.Module],
+    data: Sequence[SyntheticDataModule],
+    settings: DistillationSettings,
+    optimizer: OptimizerFactory,
+    fit: Fit,
+    progress: StageProgress,
+) -> list[nn.Module]:
+    """Train students of one structure as one batch of networks, each on data of its own, whose seeds differ.
+
+    :func:`stacking_obstacle` must have found none.
+
+    Returns:
+        The networks, which are trained in place; on the CPU, in evaluation mode.
+    """
+    for network, own in zip(networks, data, strict=True):
+        own.setup()
+        _prepare_student(move(network, own.device), own, settings)
+    stacked = StackedModule(networks)
+    module = _student_module(stacked, data[0], settings, optimizer)
+    module.names = [f"seed_{own.seed}" for own in data]
+    with progress:
+        fit(module, StackedDataModule(data), name="-".join(module.names), epochs=settings.epochs, callbacks=[progress])
+    return [set_mode(move(stacked.take(i, network), "cpu"), training=False) for i, network in enumerate(networks)]
+
+
+def stacking_obstacle(
+    network: nn.Module, data: SyntheticDataModule, settings: DistillationSettings, optimizer: OptimizerFactory
+) -> str | None:
+    """Return the reason why students cannot be trained together, None if two can make a step on the CPU.
+
+    The network is on the CPU, and is not changed.
+    """
+    if settings.feature_distillation.weight:
+        return "feature distillation"
+    x, logits = (tensor[:4].cpu().expand(2, -1, *tensor.shape[1:]) for tensor in data.splits["train"])
+    try:
+        with torch.random.fork_rng([]):
+            pair = [copy_network(network), copy_network(network)]
+            stacked = StackedModule(pair)
+            _student_module(stacked, data, settings, optimizer).step((x, logits))[0].backward()
+            stacked.take(0, pair[0])
+    except FORWARD_ERRORS as error:
+        return first_line(error)
+    return None
+
+
+def _prepare_student(network: nn.Module, data: SyntheticDataModule, settings: DistillationSettings) -> None:
+    """Change what a student does before training, on the device of the data."""
     if settings.norm != "frozen":
         forget_counts(network)
     if settings.reconstruct:
         reconstruct_student(network, data)
     if settings.norm == "adapt":
         adapt_norm(network, data.teacher.network, data.subset(ADAPTING_SAMPLES))
+
+
+def _student_module(
+    network: nn.Module, data: SyntheticDataModule, settings: DistillationSettings, optimizer: OptimizerFactory
+) -> StudentModule:
+    """Return the module that trains a student, or stacked ones."""
     features = None
     if settings.feature_distillation.weight:
         layers = match_layers(data.teacher.network, settings.feature_distillation.layers)
         features = FeatureDistillation(data.teacher.network, layers, settings.feature_distillation.weight)
-    module = StudentModule(
+    return StudentModule(
         network,
         DistillationLoss(settings.temperature),
         optimizer,
@@ -261,10 +326,6 @@ def fit_student(
         compile=settings.compile,
         cuda_graphs=settings.cuda_graphs,
     )
-    with progress:
-        metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
-    set_mode(move(module.network, "cpu"), training=False)
-    return module, metrics
 
 
 def reconstruct_student(network: nn.Module, data: SyntheticDataModule) -> list[str]:

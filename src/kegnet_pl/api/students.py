@@ -1,8 +1,10 @@
 """Compression of a network, and distillation of the teacher into a student."""
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from numbers import Integral
+from typing import Any, Literal, get_args, overload
 
 import torch
 from pytorch_lightning import Callback
@@ -17,7 +19,7 @@ from kegnet_pl.api.checks import (
     describe_comparison,
     explain_scale,
 )
-from kegnet_pl.api.engine import adam, fit_compression, fit_student
+from kegnet_pl.api.engine import adam, fit_compression, fit_student, fit_students, stacking_obstacle
 from kegnet_pl.api.sampling import SyntheticDataset
 from kegnet_pl.compression import (
     AutomaticPlan,
@@ -46,9 +48,18 @@ from kegnet_pl.networks.handling import copy_network, unfreeze_frozen, warn_of_h
 from kegnet_pl.networks.kept import kept_channels
 from kegnet_pl.networks.validation import check_module, materialise, to_shape
 from kegnet_pl.runtime.devices import Device, find_device
-from kegnet_pl.settings import DistillationSettings, LRSchedulerName, Outputs, Precision, StudentNorm, read_arguments
+from kegnet_pl.settings import (
+    DistillationSettings,
+    LRSchedulerName,
+    Outputs,
+    Parallel,
+    Precision,
+    StudentNorm,
+    read_arguments,
+)
 from kegnet_pl.sources import Procedural, SyntheticSource
 from kegnet_pl.training.fit import QuietFit
+from kegnet_pl.training.generator_module import should_vectorize
 from kegnet_pl.training.progress import StageProgress, make_console
 
 
@@ -188,6 +199,30 @@ def _check_pruning(**default: bool) -> None:
         )
 
 
+@overload
+def distill(
+    student: nn.Module | Compressed, data: SyntheticDataset, *, epochs: int = ..., batch_size: int = ...,
+    lr: float = ..., lr_scheduler: LRSchedulerName = ..., temperature: float = ..., norm: StudentNorm | None = ...,
+    dropout: bool = ..., reconstruct: bool = ..., feature_distillation: float = ...,
+    feature_distillation_layers: Sequence[str] | None = ..., outputs: Outputs = ..., output_key: OutputKey = ...,
+    resample_each_epoch: bool = ..., shuffle: bool = ..., compile: bool = ..., cuda_graphs: bool = ...,
+    seed: int = ..., parallel: Parallel = ..., device: Device = ..., precision: Precision = ...,
+    logger: Logger | Sequence[Logger] | bool = ..., callbacks: Sequence[Callback] = ..., progress: bool = ...,
+) -> nn.Module: ...  # fmt: skip
+
+
+@overload
+def distill(
+    student: nn.Module | Compressed, data: SyntheticDataset, *, epochs: int = ..., batch_size: int = ...,
+    lr: float = ..., lr_scheduler: LRSchedulerName = ..., temperature: float = ..., norm: StudentNorm | None = ...,
+    dropout: bool = ..., reconstruct: bool = ..., feature_distillation: float = ...,
+    feature_distillation_layers: Sequence[str] | None = ..., outputs: Outputs = ..., output_key: OutputKey = ...,
+    resample_each_epoch: bool = ..., shuffle: bool = ..., compile: bool = ..., cuda_graphs: bool = ...,
+    seed: Sequence[int], parallel: Parallel = ..., device: Device = ..., precision: Precision = ...,
+    logger: Logger | Sequence[Logger] | bool = ..., callbacks: Sequence[Callback] = ..., progress: bool = ...,
+) -> list[nn.Module]: ...  # fmt: skip
+
+
 def distill(
     student: nn.Module | Compressed,
     data: SyntheticDataset,
@@ -208,13 +243,14 @@ def distill(
     shuffle: bool = True,
     compile: bool = False,
     cuda_graphs: bool = True,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
+    parallel: Parallel = "auto",
     device: Device = "auto",
     precision: Precision = "32-true",
     logger: Logger | Sequence[Logger] | bool = False,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
-) -> nn.Module:
+) -> nn.Module | list[nn.Module]:
     """Train a student on the teacher's logits of synthetic samples (PAPER sections 1 and 5).
 
     Args:
@@ -242,7 +278,10 @@ def distill(
         shuffle: True to shuffle every epoch.
         compile: True to compile the student with ``torch.compile``.
         cuda_graphs: True to record a step on one GPU and replay it.
-        seed: Seed of the order, of dropout, and of new samples.
+        seed: Seed of the order, of dropout, and of new samples; or several seeds, for a student each.
+        parallel: ``"vmap"``, students of several seeds are trained as one batch of networks, with other rounding and
+            other dropout masks than that of one seed; ``"sequential"``; ``"auto"``: vmap on a GPU and for tables, if
+            torch can vectorise the student.
         device: Device of the training; ``"auto"`` is a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers.
@@ -250,15 +289,19 @@ def distill(
         progress: True to print the progress.
 
     Returns:
-        The trained student, a copy; on the CPU, in evaluation mode.
+        The trained student, a copy; on the CPU, in evaluation mode. For several seeds, a list in their order.
 
     Raises:
         ValueError: If an argument is out of range, or the student does not fit the teacher or the settings.
+            ``parallel="vmap"`` requires students that torch can vectorise, without feature distillation.
     """
     if not isinstance(data, SyntheticDataset):
         raise ValueError(
             f"Expected `data` to be a SyntheticDataset, which `Generators.dataset` returns, but got {data!r}."
         )
+    seeds = _to_seeds(seed)
+    if parallel not in get_args(Parallel):
+        raise ValueError(f"Expected `parallel` to be one of {', '.join(get_args(Parallel))}, but got {parallel!r}.")
     student = student.network if isinstance(student, Compressed) else student
     compressed = bool(kept_channels(student)) or any(isinstance(layer, TuckerLayer) for layer in student.modules())
     if norm is None:
@@ -286,11 +329,11 @@ def distill(
     if classes != logits.shape[1]:
         raise ValueError(f"Expected a student of the teacher's {logits.shape[1]} classes, but got {classes}.")
     check_student(classifier, data.teacher, settings, data.input_shape)
-    bar = StageProgress("student", make_console(quiet=not progress))
+    console = make_console(quiet=not progress)
     with torch.inference_mode(mode=False):
         module_data = SyntheticDataModule(
             data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle,
-            resample_each_epoch=resample_each_epoch, seed=seed, device=fit.device,
+            resample_each_epoch=resample_each_epoch, device=fit.device,
         )  # fmt: skip
         module_data.splits["train"] = (_trainable(x).to(fit.device), _trainable(logits).to(fit.device))
         prefer_channels_last(module_data.teacher, data.input_shape)
@@ -301,5 +344,45 @@ def distill(
                 "freeze only these.",
                 stacklevel=2,
             )
-        module, _ = fit_student(network, module_data, settings, optimizer, fit, bar)
-    return module.network if classifier is student else restore_answers(module.network)
+        data_of_seeds = [copy.copy(module_data) for _ in seeds]
+        for own, value in zip(data_of_seeds, seeds, strict=True):
+            own.seed = value
+        networks = [network, *(copy_network(network) for _ in seeds[1:])]
+        if _trains_together(parallel, network, data_of_seeds, settings):
+            bar = StageProgress(f"{len(seeds)} students", console)
+            networks = fit_students(networks, data_of_seeds, settings, optimizer, fit, bar)
+        else:
+            for own, untrained in zip(data_of_seeds, networks, strict=True):
+                bar = StageProgress("student" if len(seeds) == 1 else f"student {own.seed}", console)
+                fit_student(untrained, own, settings, optimizer, fit, bar)
+    trained = [network if classifier is student else restore_answers(network) for network in networks]
+    return trained[0] if isinstance(seed, Integral) else trained
+
+
+def _to_seeds(seed: int | Sequence[int]) -> list[int]:
+    seeds = [seed] if isinstance(seed, Integral) else list(seed) if isinstance(seed, Sequence) else []
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(value, Integral) for value in seeds):
+        raise ValueError(
+            f"Expected `seed` to be a whole number, or a sequence of different ones for a student each, but got "
+            f"{seed!r}."
+        )
+    return [int(value) for value in seeds]
+
+
+def _trains_together(
+    parallel: Parallel, network: nn.Module, data: Sequence[SyntheticDataModule], settings: DistillationSettings
+) -> bool:
+    """Return True if students of several seeds are to be trained as one batch of networks.
+
+    Raises:
+        ValueError: If ``parallel="vmap"`` is set and that is impossible.
+    """
+    if not should_vectorize(parallel, len(data), data[0].device, data[0].splits["train"][0].shape[1:]):
+        return False
+    obstacle = stacking_obstacle(network, data[0], settings, adam(1e-3))
+    if obstacle is not None and parallel == "vmap":
+        raise ValueError(
+            f"Expected a student and settings that torch can vectorise with parallel='vmap', but got: "
+            f"{obstacle.rstrip('.')}. Use parallel='sequential'."
+        )
+    return obstacle is None

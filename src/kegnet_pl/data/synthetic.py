@@ -170,3 +170,35 @@ class SyntheticDataModule(LightningDataModule):
     def val_dataloader(self) -> TensorLoader | list[Any]:
         """Return validation batches ``(x, teacher_logits)``, or none without validation samples."""
         return self._loader("val") if "val" in self.splits else []
+
+
+class StackedDataModule(LightningDataModule):
+    """Training batches of K data modules as one: a slice for each of K students that are trained together.
+
+    Args:
+        modules: Data modules after :meth:`SyntheticDataModule.setup`, with batches of one size.
+
+    Shapes:
+        Batches ``(x, teacher_logits)`` of ``(K, B, *input_shape)`` and ``(K, B, C)``.
+    """
+
+    def __init__(self, modules: Sequence[SyntheticDataModule]) -> None:
+        super().__init__()
+        self.modules = modules
+
+    def train_dataloader(self) -> list[TensorLoader]:
+        """Return the loaders of all modules, which Lightning reads in step."""
+        for module in self.modules:
+            module.trainer = self.trainer
+        return [module.train_dataloader() for module in self.modules]
+
+    def val_dataloader(self) -> list[Any]:
+        """Return no validation batches."""
+        return []
+
+    def on_after_batch_transfer(
+        self, batch: Sequence[tuple[Tensor, Tensor]], dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        """Stack the batches of the modules."""
+        x, logits = (torch.stack(part) for part in zip(*batch, strict=True))
+        return x, logits

@@ -172,9 +172,9 @@ def check_separable(optimizer: torch.optim.Optimizer, clip: float | None, algori
 
 
 def should_vectorize(training: str, count: int, device: torch.device, input_shape: Sequence[int]) -> bool:
-    """Return True if generators are to be trained together, provided that torch can vectorise them.
+    """Return True if generators, or students, are to be trained together, provided that torch can vectorise them.
 
-    ``"auto"`` trains them together on a GPU and for feature rows: one generator of images occupies a CPU.
+    ``"auto"`` trains them together on a GPU and for feature rows: one network of images occupies a CPU.
     ``python -m benchmarks.bench --choices`` measures both on a device; a GPU has not been measured yet.
     """
     faster = device.type == "cuda" or len(input_shape) == 1

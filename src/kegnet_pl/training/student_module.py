@@ -6,10 +6,11 @@ from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.nn.modules.dropout import _DropoutNd
 
 from kegnet_pl.losses import DistillationLoss, FeatureLoss
-from kegnet_pl.networks import FeatureExtractor, norm_layers
+from kegnet_pl.networks import FeatureExtractor, StackedModule, norm_layers
 from kegnet_pl.networks.handling import move
 from kegnet_pl.networks.kept import kept_channels
 from kegnet_pl.settings import LRSchedulerName
@@ -38,12 +39,15 @@ class FeatureDistillation:
 class StudentModule(ClassifierModule):
     """A student that learns the teacher's logits of synthetic samples.
 
+    One student, or K that are stacked (:class:`StackedModule`) and trained together: the same mathematics as K modules
+    of one student each. Only active dropout has other masks. Stacked students have no validation.
+
     Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and ``val/accuracy``
     on the validation data (teacher's logits or true classes); ``test/accuracy``. With feature distillation
     ``train/loss`` is the sum of both losses, and ``train/loss_features`` the second, without its weight.
 
     Args:
-        network: Returns logits ``(B, C)``.
+        network: Returns logits ``(B, C)``; or K students, stacked.
         distillation: The loss.
         norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also update the
             stored ones, as in the release; ``"frozen"``, the stored ones, which never change.
@@ -52,11 +56,12 @@ class StudentModule(ClassifierModule):
         optimizer, seed, lr_scheduler, compile, cuda_graphs: See :class:`TrainingModule`.
 
     Raises:
-        ValueError: If ``norm`` is unknown, or a network lacks a layer of the feature distillation.
+        ValueError: If ``norm`` is unknown, a network lacks a layer of the feature distillation, or stacked students
+            have feature distillation.
 
     Shapes:
-        Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``; validation batches the same,
-        or with classes ``(B,)`` as test batches have.
+        Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``, with a leading dimension of K
+        for K stacked students; validation batches the same, or with classes ``(B,)`` as test batches have.
     """
 
     def __init__(
@@ -76,6 +81,10 @@ class StudentModule(ClassifierModule):
         super().__init__(seed, optimizer, lr_scheduler, compile, cuda_graphs)
         if norm not in get_args(StudentNorm):
             raise ValueError(f"Expected `norm` to be one of {get_args(StudentNorm)}, but got {norm!r}.")
+        if isinstance(network, StackedModule):
+            if feature_distillation is not None:
+                raise ValueError("Expected no feature distillation for stacked students. Train them one by one.")
+            self.networks = network.count
         self.save_hyperparameters("seed", "norm", "dropout")
         self.norm = norm
         self.dropout = dropout
@@ -117,32 +126,41 @@ class StudentModule(ClassifierModule):
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen batch norm, and dropout that is off, stay in evaluation mode."""
         super().train(mode)
+        network = self.network.structure if isinstance(self.network, StackedModule) else self.network
         if self.norm == "frozen":
-            for layer in norm_layers(self.network).values():
+            for layer in norm_layers(network).values():
                 layer.eval()
         if not self.dropout:
-            for module in self.network.modules():
+            for module in network.modules():
                 if isinstance(module, _DropoutNd):
                     module.eval()
         return self
 
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the distillation loss of a batch, and its metrics."""
+        """Return the distillation loss of a batch, summed over stacked students, and the metrics of each."""
         x, teacher_logits = batch
+        if self.networks > 1:
+            losses, agreements = vmap(self._judge)(self.run(x), teacher_logits)
+            return losses.sum(), {"loss": losses, "accuracy": agreements}
         metrics: dict[str, Tensor] = {}
         if self.feature_distillation is None:
-            logits: Tensor = self.run(x)
-            loss: Tensor = self.distillation(logits, teacher_logits)
+            loss, agreement = self._judge(self.run(x), teacher_logits)
         else:
             logits, outputs = self.run(x)
             with torch.no_grad():
                 targets = self._extractors[0](x)[1]
             metrics["loss_features"] = self.features(outputs, targets)
-            loss = (
-                self.distillation(logits, teacher_logits) + self.feature_distillation.weight * metrics["loss_features"]
-            )
-        agreement = accuracy(logits, teacher_logits.argmax(dim=1))
+            loss, agreement = self._judge(logits, teacher_logits)
+            loss = loss + self.feature_distillation.weight * metrics["loss_features"]
         return loss, {"loss": loss, "accuracy": agreement, **metrics}
+
+    def _judge(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distillation loss and the agreement with the teacher."""
+        return self.distillation(logits, teacher_logits), accuracy(logits, teacher_logits.argmax(dim=1))
+
+    def sample_count(self, batch: tuple[Tensor, Tensor]) -> int:
+        """Return the number of samples of a batch, of each student."""
+        return batch[1].shape[-2]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch; count the samples that the teacher is called with for its features."""
