@@ -35,6 +35,8 @@ STEPS = {"lenet5": 20, "resnet14": 10, "mlp": 100}
 
 WORKS = ("generator_step", "student_epoch", "draw")
 
+CHOICES = ("vmap", "compile", "seeds", "keep_freed_memory", "cuda_graphs")
+
 
 def megabytes(worker: Worker, device: str) -> float:
     """Return the peak memory since the warm-up, of the device that computes."""
@@ -86,7 +88,7 @@ def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]
 
 
 def compare_choices(
-    networks: list[str], device: str, precisions: list[str], repeats: int, small: Task
+    networks: list[str], device: str, precisions: list[str], repeats: int, small: Task, only: Sequence[str] = CHOICES
 ) -> list[dict[str, Any]]:
     """Measure what the product could do otherwise: what its defaults rest on."""
     rows = []
@@ -96,12 +98,14 @@ def compare_choices(
             step = replace(step, steps=max(STEPS[network] // 2, 2))
             epoch = replace(step, work="student_epoch", samples=min(small.samples, 3200))
             pairs = [("vmap", step, replace(step, together=True)), ("compile", step, replace(step, compile=True))]
-            pairs.append(("compile", epoch, replace(epoch, compile=True)))
+            pairs += [("compile", epoch, replace(epoch, compile=True)), ("seeds", epoch, replace(epoch, together=True))]
             if device == "cpu":
                 pairs += [("keep_freed_memory", replace(task, keep=False), task) for task in (step, epoch)]
             else:
                 pairs += [("cuda_graphs", replace(task, graphs=False), task) for task in (step, epoch)]
             for choice, without, chosen in pairs:
+                if choice not in only:
+                    continue
                 with running(without, chosen) as workers:
                     seconds = take_turns(workers, repeats)
                 rows.append(
@@ -225,7 +229,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each side")
     parser.add_argument("--samples", type=int, default=32_000, help="of an epoch and of a draw")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--choices", action="store_true", help="compare the product's choices instead")
+    kind.add_argument(
+        "--choices", nargs="*", choices=CHOICES, metavar="CHOICE",
+        help=f"compare the product's choices instead: all, or some of {', '.join(CHOICES)}",
+    )  # fmt: skip
     kind.add_argument(
         "--against", type=Path, metavar="FOLDER",
         help="compare the product of another checkout of this project (before) with this one (after) instead; `.` "
@@ -271,9 +278,10 @@ def main() -> None:
     console = Console(width=140)
     start = time.perf_counter()
     tasks = list(_tasks(given))
-    if given.choices:
+    if given.choices is not None:
         small = Task("generator_step", given.networks[0], samples=given.samples)
-        rows = compare_choices(given.networks, given.device, given.precisions, given.repeats, small)
+        only = given.choices or CHOICES
+        rows = compare_choices(given.networks, given.device, given.precisions, given.repeats, small, only)
         name, show = "bench_choices", _print_choices
     elif given.against:
         rows = _measure_all(

@@ -45,6 +45,7 @@ def choices_table(rows: list[dict[str, Any]]) -> str:
     """Return ``bench_choices.json`` as Markdown."""
     names = {
         "vmap": "`generator.parallel=vmap`",
+        "seeds": "five students together",
         "compile": "`compile=true`",
         "keep_freed_memory": "freed memory kept",
         "cuda_graphs": "`cuda_graphs=true`",

@@ -1,5 +1,6 @@
 """A process that measures one task in one way, on request."""
 
+import copy
 import time
 import traceback
 import warnings
@@ -9,13 +10,14 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import Case, make_case
 from benchmarks.direct import DirectGenerator, direct_student_epoch, generate_samples
 from kegnet_pl.data import SyntheticDataModule
+from kegnet_pl.data.synthetic import StackedDataModule
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.networks import StackedModule, prefer_channels_last
 from kegnet_pl.networks.execution import teacher_for
@@ -37,7 +39,7 @@ class Task:
         device: cpu or cuda.
         precision: The trainer's.
         how: ``direct``; ``ours``, the product; ``bare``, the product's step without Lightning.
-        together: True: generators are trained together.
+        together: True: generators, or students of as many seeds, are trained together.
         compile: True: networks are compiled.
         graphs: True: a GPU records steps and replays them, as the product does by default.
         keep: True: freed memory is kept, as the pipeline does on a CPU.
@@ -87,7 +89,7 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _fit(case: Case, task: Task, module: LightningModule, data: SyntheticDataModule | None) -> float:
+def _fit(case: Case, task: Task, module: LightningModule, data: LightningDataModule | None) -> float:
     clock = _Clock()
     trainer: Trainer = build(
         case.settings.trainer.model_dump(by_alias=True)
@@ -173,7 +175,7 @@ def bare_steps(case: Case, task: Task) -> Callable[[], None]:
 
 
 def _student_epoch(case: Case, task: Task) -> Callable[[], float]:
-    """Return what measures the seconds of one epoch of a student."""
+    """Return what measures the seconds of one epoch of one student."""
     config = case.settings.student
     data = SyntheticDataModule(
         NoiseSource("normal", case.input_shape), case.teacher(), samples=task.samples,
@@ -187,14 +189,19 @@ def _student_epoch(case: Case, task: Task) -> Callable[[], float]:
         optimizer = torch.optim.Adam(student.parameters(), lr=config.optimizer.lr)
         targets = functional.softmax(logits, dim=1)
         return lambda: _timed(lambda: direct_student_epoch(student, optimizer, x, targets, config.batch_size))
+    count = case.settings.generator.count if task.together else 1
+    if task.together:
+        every = [copy.copy(data) for _ in range(count)]
+        for seed, own in enumerate(every):
+            own.seed = seed
     module = StudentModule(
-        prefer_channels_last(student, case.input_shape),
+        StackedModule([student] * count) if task.together else prefer_channels_last(student, case.input_shape),
         DistillationLoss(config.temperature),
         build(config.optimizer),
         compile=task.compile,
         cuda_graphs=task.graphs,
     )
-    return lambda: _fit(case, task, module, data)
+    return lambda: _fit(case, task, module, StackedDataModule(every) if task.together else data) / count
 
 
 def _draw(case: Case, task: Task) -> Callable[[], float]:

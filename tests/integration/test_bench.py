@@ -165,3 +165,11 @@ def test_documentation_shows_what_was_measured(name: str, show: object) -> None:
     shown = text[text.index("\n", start) : text.index("<!-- end -->", start)].strip()
     rows = json.loads((ROOT / "results" / f"{name}.json").read_text())
     assert shown == show(rows)  # type: ignore[operator]
+
+
+def test_five_students_are_measured_together() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    ours.send("go")
+    ours.send("stop")
+    serve(Task("student_epoch", "mlp", samples=64, together=True, keep=False), theirs)
+    assert ours.recv() == "ready" and ours.recv() > 0
