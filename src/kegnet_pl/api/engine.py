@@ -230,10 +230,12 @@ def fit_student(
     fit: Fit,
     progress: StageProgress,
     name: str = "student",
+    label: str | None = None,
 ) -> tuple[StudentModule, Metrics]:
     """Train a student on the teacher's logits of synthetic samples.
 
-    The network is trained in place, on the device of the data; dropout has the seed of the data.
+    The network is trained in place, on the device of the data; dropout has the seed of the data. Loggers get
+    ``LABEL/train/loss`` if there is a label.
 
     Returns:
         The fitted module, its network on the CPU in evaluation mode, and its metrics.
@@ -243,6 +245,7 @@ def fit_student(
     network = move(prefer_channels_last(network, shape), data.device)
     _prepare_student(network, data, settings)
     module = _student_module(network, data, settings, optimizer)
+    module.names = None if label is None else [label]
     with progress:
         metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
     set_mode(move(module.network, "cpu"), training=False)

@@ -353,8 +353,9 @@ def distill(
             networks = fit_students(networks, data_of_seeds, settings, optimizer, fit, bar)
         else:
             for own, untrained in zip(data_of_seeds, networks, strict=True):
-                bar = StageProgress("student" if len(seeds) == 1 else f"student {own.seed}", console)
-                fit_student(untrained, own, settings, optimizer, fit, bar)
+                label = None if isinstance(seed, Integral) else f"seed_{own.seed}"
+                bar = StageProgress("student" if label is None else f"student {label}", console)
+                fit_student(untrained, own, settings, optimizer, fit, bar, label=label)
     trained = [network if classifier is student else restore_answers(network) for network in networks]
     return trained[0] if isinstance(seed, Integral) else trained
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers.logger import DummyLogger
 from torch import nn
 
 import kegnet_pl
@@ -30,6 +31,17 @@ class _Watch(Callback):
         assert isinstance(pl_module, StudentModule)
         self.fits.append(pl_module.networks)
         self.means += pl_module.means
+
+
+class DictLogger(DummyLogger):
+    """Keeps the last value of each metric."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, float] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        self.seen |= metrics
 
 
 def _normed() -> nn.Sequential:
@@ -82,6 +94,14 @@ def test_together_equals_alone(make: Callable[[], nn.Module], options: dict[str,
         torch.testing.assert_close(other(x), one(x), rtol=tolerance, atol=tolerance)
         assert means == pytest.approx(seen.means[0], rel=5 * tolerance)
     assert (together[0](x) - together[1](x)).abs().max() > tolerance, "seeds have batches of their own"
+
+
+@pytest.mark.parametrize("parallel", ["vmap", "sequential"])
+def test_loggers_get_the_curve_of_each_seed(parallel: str) -> None:
+    logger = DictLogger()
+    _distill(_normed(), _data(_normed()), seed=[3, 1], parallel=parallel, epochs=1, logger=logger)
+    assert {"seed_3/train/loss", "seed_1/train/loss"} <= set(logger.seen)
+    assert logger.seen["seed_3/train/loss"] != logger.seen["seed_1/train/loss"]
 
 
 def test_students_drop_other_units_and_keep_frozen_weights() -> None:
