@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback
 from torch import nn
 
 from kegnet_pl.api.checks import check_counts
+from kegnet_pl.api.learning_rate import best, describe_trials, try_learning_rates
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.api.spread import Pair, receive_pairs
 from kegnet_pl.compression import (
@@ -228,10 +230,13 @@ def fit_student(
     fit: Fit,
     progress: StageProgress,
     name: str = "student",
+    find_lr: bool = False,
 ) -> tuple[StudentModule, Metrics]:
     """Train a student on the teacher's logits of synthetic samples.
 
-    The network is trained in place, on the device of the data; dropout has the seed of the data.
+    The network is trained in place, on the device of the data; dropout has the seed of the data. With ``find_lr``, the
+    optimiser gets the best learning rate of short trainings, which is one of the metrics: see
+    :func:`try_learning_rates`.
 
     Returns:
         The fitted module, its network on the CPU in evaluation mode, and its metrics.
@@ -249,22 +254,31 @@ def fit_student(
     if settings.feature_distillation.weight:
         layers = match_layers(data.teacher.network, settings.feature_distillation.layers)
         features = FeatureDistillation(data.teacher.network, layers, settings.feature_distillation.weight)
-    module = StudentModule(
-        network,
-        DistillationLoss(settings.temperature),
-        optimizer,
-        lr_scheduler=settings.lr_scheduler,
-        norm="frozen" if settings.norm == "frozen" else "batch",
-        dropout=settings.dropout,
-        feature_distillation=features,
-        seed=data.seed,
-        compile=settings.compile,
-        cuda_graphs=settings.cuda_graphs,
-    )
+
+    def make_module(network: nn.Module, **given: Any) -> StudentModule:
+        return StudentModule(
+            network,
+            DistillationLoss(settings.temperature),
+            partial(optimizer, **given) if given else optimizer,
+            lr_scheduler=settings.lr_scheduler,
+            norm="frozen" if settings.norm == "frozen" else "batch",
+            dropout=settings.dropout,
+            feature_distillation=features,
+            seed=data.seed,
+            compile=settings.compile,
+            cuda_graphs=settings.cuda_graphs,
+        )
+
     with progress:
+        given: dict[str, float] = {}
+        if find_lr:
+            trials = try_learning_rates(network, data, settings.epochs, lambda copied, lr: make_module(copied, lr=lr))
+            given["lr"] = best(trials).lr
+            progress.console.print(f"{progress.title}: {describe_trials(trials)}", soft_wrap=True)
+        module = make_module(network, **given)
         metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
     set_mode(move(module.network, "cpu"), training=False)
-    return module, metrics
+    return module, metrics | given
 
 
 def reconstruct_student(network: nn.Module, data: SyntheticDataModule) -> list[str]:

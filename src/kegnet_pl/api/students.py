@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -194,7 +195,7 @@ def distill(
     *,
     epochs: int = 8,
     batch_size: int = 128,
-    lr: float = 1e-3,
+    lr: float | Literal["auto"] = "auto",
     lr_scheduler: LRSchedulerName = "constant",
     temperature: float = 4.0,
     norm: StudentNorm | None = None,
@@ -224,7 +225,9 @@ def distill(
         epochs: Passes over the samples.
         batch_size: Samples of an optimiser step; an epoch leaves out what does not fill one, with ``shuffle`` other
             ones every time.
-        lr: Adam's learning rate.
+        lr: Adam's learning rate. ``"auto"``: learning rates from 3e-5 to 3e-3 are compared by short trainings on four
+            fifths of the samples, and the one with the lowest loss on the others is taken. A network that is close to
+            its teacher gets a small one.
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
         temperature: Divides the logits of teacher and student.
         norm: Statistics of the student's batch norm: ``"batch"``, of synthetic samples; ``"frozen"``, those it has;
@@ -274,7 +277,7 @@ def distill(
         },
     )  # fmt: skip
     fit = QuietFit(find_device(device), precision, logger, callbacks)
-    optimizer = adam(lr)
+    optimizer = partial(torch.optim.Adam) if lr == "auto" else adam(lr)
     warn_of_hooks(student)
     x, logits = data.tensors
     taught = answers_of(data.teacher)
@@ -301,5 +304,5 @@ def distill(
                 "freeze only these.",
                 stacklevel=2,
             )
-        module, _ = fit_student(network, module_data, settings, optimizer, fit, bar)
+        module, _ = fit_student(network, module_data, settings, optimizer, fit, bar, find_lr=lr == "auto")
     return module.network if classifier is student else restore_answers(module.network)
