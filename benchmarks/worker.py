@@ -186,7 +186,7 @@ def _student_epoch(case: Case, task: Task) -> Callable[[], float]:
     if task.how == "direct":
         x, logits = data.splits["train"]
         student = student.train().to(task.device)
-        optimizer = torch.optim.Adam(student.parameters(), lr=config.optimizer.lr)
+        optimizer = torch.optim.Adam(student.parameters(), lr=float(config.optimizer.lr))
         targets = functional.softmax(logits, dim=1)
         return lambda: _timed(lambda: direct_student_epoch(student, optimizer, x, targets, config.batch_size))
     count = case.settings.generator.count if task.together else 1

@@ -195,7 +195,7 @@ def test_every_key_of_results_is_explained() -> None:
     # Rows of older versions lack them.
     later = {
         "epochs", "epoch", "source", "compression", "compression_source", "quantization", "size", "agreement",
-        "latency", "warnings",
+        "latency", "warnings", "learning_rate",
     }  # fmt: skip
     assert set(SCHEMA["items"]["required"]) == set(Row.__dataclass_fields__) - later
 

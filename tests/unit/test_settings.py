@@ -116,10 +116,19 @@ def test_whole_numbers(kind: str) -> None:
 
 @pytest.mark.parametrize("value", [0, -1e-3, float("nan"), float("inf"), "1e-3", True, None])
 def test_numbers_above_zero(value: Any) -> None:
-    names = [f"{part}.optimizer.lr" for part in ("teacher", "generator", "student")]
-    names += ["student.temperature", "student.baselines.temperature", "student.baselines.lr"]
+    names = ["teacher.optimizer.lr", "generator.optimizer.lr", "student.temperature", "student.baselines.temperature"]
+    automatic = ["student.optimizer.lr", "student.baselines.lr"]
     expected = {f"Expected `{name}` to be a number above 0, but got {value!r}." for name in names}
-    assert set(_problems(dict.fromkeys(names, value))) == expected
+    expected |= {f"Expected `{name}` to be a number above 0, or auto, but got {value!r}." for name in automatic}
+    assert set(_problems(dict.fromkeys(names + automatic, value))) == expected
+
+
+def test_learning_rates_are_chosen_for_adam_alone() -> None:
+    for name, lr in (("AdamW", "auto"), ("SGD", 0.1)):
+        given = {"student.optimizer._target_": f"torch.optim.{name}", "student.optimizer.lr": lr}
+        assert RunSettings.from_config(_config(given)).student.optimizer.lr == lr
+    (line,) = _problems({"student.optimizer._target_": "torch.optim.SGD", "student.optimizer.lr": "auto"})
+    assert "auto compares learning rates for Adam and AdamW" in line and "student.optimizer.lr=0.01" in line
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), "1", None, True])

@@ -9,6 +9,7 @@ from pytorch_lightning import Callback
 from torch import nn
 
 from kegnet_pl.api.checks import check_counts
+from kegnet_pl.api.learning_rate import best, describe_trials, try_learning_rates
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.api.spread import Pair, receive_pairs
 from kegnet_pl.compression import (
@@ -231,11 +232,13 @@ def fit_student(
     progress: StageProgress,
     name: str = "student",
     label: str | None = None,
+    find_lr: bool = False,
 ) -> tuple[StudentModule, Metrics]:
     """Train a student on the teacher's logits of synthetic samples.
 
-    The network is trained in place, on the device of the data; dropout has the seed of the data. Loggers get
-    ``LABEL/train/loss`` if there is a label.
+    The network is trained in place, on the device of the data; dropout has the seed of the data. With ``find_lr``, the
+    optimiser gets the best learning rate of short trainings, which is one of the metrics: see
+    :func:`try_learning_rates`. Loggers get ``LABEL/train/loss`` if there is a label.
 
     Returns:
         The fitted module, its network on the CPU in evaluation mode, and its metrics.
@@ -244,12 +247,21 @@ def fit_student(
     shape = tuple(data.splits["train"][0].shape[1:])
     network = move(prefer_channels_last(network, shape), data.device)
     _prepare_student(network, data, settings)
-    module = _student_module(network, data, settings, optimizer)
-    module.names = None if label is None else [label]
+
+    def make_module(network: nn.Module, **given: float) -> StudentModule:
+        return _student_module(network, data, settings, partial(optimizer, **given) if given else optimizer)
+
     with progress:
+        given: dict[str, float] = {}
+        if find_lr:
+            trials = try_learning_rates(network, data, settings.epochs, lambda copied, lr: make_module(copied, lr=lr))
+            given["lr"] = best(trials).lr
+            progress.console.print(f"{progress.title}: {describe_trials(trials)}", soft_wrap=True)
+        module = make_module(network, **given)
+        module.names = None if label is None else [label]
         metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
     set_mode(move(module.network, "cpu"), training=False)
-    return module, metrics
+    return module, metrics | given
 
 
 def fit_students(

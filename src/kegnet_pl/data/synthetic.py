@@ -1,5 +1,6 @@
 """Synthetic data for a student: samples of a source, labelled by the teacher."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -118,6 +119,17 @@ class SyntheticDataModule(LightningDataModule):
         """Return ``n`` of the training samples, or all, at equal distances: from all generators."""
         x = self.splits["train"][0]
         return x[torch.linspace(0, len(x) - 1, min(n, len(x)), device=x.device).round().long()]
+
+    def select(self, rows: Tensor) -> "SyntheticDataModule":
+        """Return data of some of the training samples alone, the same in every epoch.
+
+        Args:
+            rows: Indices of the samples ``(N,)``, on the module's device.
+        """
+        x, logits = self.splits["train"]
+        data = copy.copy(self)
+        data.splits, data.resample_each_epoch = {"train": (x[rows], logits[rows])}, False
+        return data
 
     def setup(self, stage: str | None = None) -> None:
         """Draw and label once; every process gets the same samples and trains on its share of each batch."""

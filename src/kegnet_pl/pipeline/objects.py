@@ -16,7 +16,14 @@ from kegnet_pl.losses import GeneratorObjective
 from kegnet_pl.networks import ValueRange
 from kegnet_pl.networks.handling import check_begun
 from kegnet_pl.runtime.errors import ConfigError, no_exit
-from kegnet_pl.settings import CompressionSettings, DataSettings, ObjectiveTerm, RunSettings, Settings
+from kegnet_pl.settings import (
+    CompressionSettings,
+    DataSettings,
+    ObjectiveTerm,
+    OptimizerSettings,
+    RunSettings,
+    Settings,
+)
 from kegnet_pl.sources import find_source_class
 
 
@@ -46,6 +53,16 @@ def build(specification: Settings | Mapping[str, Any], **arguments: Any) -> Any:
     if isinstance(made, nn.Module):
         check_begun(made, "module")
     return made
+
+
+def build_optimizer(settings: OptimizerSettings) -> Any:
+    """Return the factory of an optimiser, without a learning rate if short trainings choose it (``auto``).
+
+    Raises:
+        ConfigError: As for :func:`build`.
+    """
+    content = plain(settings)
+    return build({name: value for name, value in content.items() if (name, value) != ("lr", "auto")})
 
 
 def build_objective(terms: Mapping[str, ObjectiveTerm]) -> GeneratorObjective:

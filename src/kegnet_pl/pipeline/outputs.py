@@ -145,6 +145,7 @@ def _describe(
     is_teacher, trained = made.name == "teacher", made.name == "student"
     own: dict[str, Any] = {"parameters": size.parameters, "macs": size.macs}
     own = own if is_teacher else network.stages[1].metrics
+    config = made.manifest["config"]["student"] if trained else {}
     file = QUANTIZED if network.quantization is not None else "network.safetensors"
     return Row(
         dataset=settings.data.name,
@@ -171,7 +172,8 @@ def _describe(
         teacher_macs=size.macs,
         agreement=agreement,
         latency=None if latency is None else latency.describe("teacher" if is_teacher else "student"),
-        samples=made.manifest["config"]["student"]["samples"] if trained else None,
+        samples=config["samples"] if trained else None,
+        learning_rate=made.metrics.get("lr", config["optimizer"]["lr"]) if trained else None,
         label_entropy=made.metrics["label_entropy"] if trained else None,
         precision=settings.trainer.precision,
         seconds=last.seconds,

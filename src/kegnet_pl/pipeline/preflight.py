@@ -10,7 +10,7 @@ from kegnet_pl.networks import OutputKey, as_classifier, count_classes, value_ra
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_generator, check_gradient
 from kegnet_pl.pipeline.context import RunContext
-from kegnet_pl.pipeline.objects import build, make_plan, make_value_range, source_definitions
+from kegnet_pl.pipeline.objects import build, build_optimizer, make_plan, make_value_range, source_definitions
 from kegnet_pl.runtime.errors import ConfigError, SettingsMismatchError, first_line
 from kegnet_pl.runtime.seeds import seeded
 from kegnet_pl.settings import GeneratorSettings, OptimizerSettings, Outputs, RunSettings
@@ -86,7 +86,7 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo], others: Seq
 
 
 def _check_optimizer(part: str, settings: OptimizerSettings) -> None:
-    make = build(settings)
+    make = build_optimizer(settings)
     if callable(make):
         weight = nn.Parameter(torch.zeros(2, 2))
         try:

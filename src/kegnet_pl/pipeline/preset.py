@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kegnet_pl.api.learning_rate import MOST_TRIALS, count_steps
 from kegnet_pl.compression import AutomaticPlan, fittable_layers, measure_size
 from kegnet_pl.compression.dependencies import has_library
 from kegnet_pl.networks import as_classifier
@@ -184,7 +185,9 @@ def estimate_seconds(settings: RunSettings, network: nn.Module, device: torch.de
         step_of_generator = per_sample(_GeneratorStep(teacher, settings.generator).to(device))
         seconds["generators"] = _count_generated(settings.generator) * step_of_generator
     passes = student.samples * student.epochs
-    drawn = passes if student.resample_each_epoch else student.samples
+    if student.optimizer.lr == "auto":
+        passes += MOST_TRIALS * student.batch_size * count_steps(student.samples, student.epochs, student.batch_size)
+    drawn = student.samples * (student.epochs if student.resample_each_epoch else 1)
     for info in infos:
         seconds[info.title] = passes * step + drawn * student.oversampling * (forward + _drawing(settings, info.shares))
     return seconds

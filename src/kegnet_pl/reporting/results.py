@@ -52,6 +52,7 @@ class Row:
     teacher_macs: int
     latency: dict[str, Any] | None = None
     samples: int | None
+    learning_rate: float | None = None
     label_entropy: float | None
     precision: str
     seconds: float

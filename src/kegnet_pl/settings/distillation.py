@@ -127,6 +127,10 @@ def _check_temperature(settings: "BaselineSettings | DistillationSettings") -> I
         )
 
 
+LearningRate = Annotated[Positive | Literal["auto"], Field(json_schema_extra=explained("a number above 0, or auto"))]
+"""A learning rate, or ``"auto"`` if short trainings choose it."""
+
+
 class BaselineSettings(Settings):
     """Settings for students of uniform and normal noise, if they differ from those of other students."""
 
@@ -138,8 +142,16 @@ class BaselineSettings(Settings):
     """Maximum number of passes over the samples."""
     temperature: Positive = 4.0
     """Temperature that divides the logits of teacher and student."""
-    lr: Positive = 1e-3
-    """Learning rate."""
+    lr: LearningRate = "auto"
+    """Learning rate, or auto, as for student.optimizer."""
+
+
+class StudentOptimizerSettings(OptimizerSettings):
+    """The student's optimiser. Further settings are its arguments."""
+
+    lr: LearningRate = "auto"  # type: ignore[assignment]
+    """Learning rate. auto: learning rates from 3e-5 to 3e-3 are compared by short trainings on four fifths of the
+    samples, and the one with the lowest loss on the others is taken; for Adam and AdamW."""
 
 
 class DistillationSettings(TrainingSettings):
@@ -186,6 +198,18 @@ def _check_selection(settings: "StudentSettings") -> Iterator[str]:
         )
 
 
+def _check_learning_rate(settings: "StudentSettings") -> Iterator[str]:
+    optimizer = settings.optimizer
+    if "auto" in (optimizer.lr, settings.baselines.lr) and optimizer.target.rpartition(".")[2] not in _ADAM:
+        yield (
+            f"Expected a number for `student.optimizer.lr` (and `student.baselines.lr`) with {optimizer.target}, since "
+            f"auto compares learning rates for {' and '.join(_ADAM)}, but got auto. Set student.optimizer.lr=0.01, for "
+            f"example."
+        )
+
+
+_ADAM = ("Adam", "AdamW")
+
 _NETWORK = explained(
     "null (the compressed teacher) or a network with `_target_`",
     "To choose a group, write student=..., for example student=lenet5.",
@@ -195,7 +219,7 @@ _NETWORK = explained(
 class StudentSettings(DistillationSettings):
     """The student."""
 
-    RULES = (*DistillationSettings.RULES, _check_selection)
+    RULES = (*DistillationSettings.RULES, _check_selection, _check_learning_rate)
 
     network: Object | None = Field(default=None, json_schema_extra=_NETWORK | FREE)
     """A network that is trained from scratch. null: the compressed teacher is trained."""
@@ -212,7 +236,7 @@ class StudentSettings(DistillationSettings):
     real validation data."""
     validation_samples: Count = 2000
     """Number of samples for selection=synthetic, a multiple of generator.count."""
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: StudentOptimizerSettings = StudentOptimizerSettings()
     """Optimiser of the student."""
     baselines: BaselineSettings = BaselineSettings()
     """Settings for students of noise, if they differ."""

@@ -14,7 +14,7 @@ from kegnet_pl.api.engine import fit_student
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.networks.handling import copy_network, move
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
-from kegnet_pl.pipeline.objects import build, code_of, own_code, source_definitions
+from kegnet_pl.pipeline.objects import build_optimizer, code_of, own_code, source_definitions
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.trainer import ResumableFit, Selection
 from kegnet_pl.reporting.wandb import histogram
@@ -72,8 +72,8 @@ def student_stage(
         selection = Selection(student.selection != "last", student.patience, student.min_epochs)
         fit = ResumableFit(context.trainers, folder, "student", costs, "student_training", selection)
         module, metrics = fit_student(
-            load_network(initial.folder, logits=True, trust=trust), data, student, build(student.optimizer), fit,
-            context.progress(title), name=source.name,
+            load_network(initial.folder, logits=True, trust=trust), data, student, build_optimizer(student.optimizer),
+            fit, context.progress(title), name=source.name, find_lr=student.optimizer.lr == "auto",
         )  # fmt: skip
         costs.teacher_forwards += module.teacher_forwards
         if rank() == 0:

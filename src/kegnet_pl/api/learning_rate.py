@@ -1,0 +1,123 @@
+"""Choice of a student's learning rate by short trainings, compared on synthetic samples that are held out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kegnet_pl.data.synthetic import SyntheticDataModule
+from kegnet_pl.networks import FrozenModule
+from kegnet_pl.networks.execution import chunk_size
+from kegnet_pl.networks.handling import copy_network
+from kegnet_pl.runtime.distributed import exchange
+from kegnet_pl.runtime.errors import DivergedError
+from kegnet_pl.training import StudentModule
+from kegnet_pl.training.base import accuracy
+from kegnet_pl.training.fit import QuietFit
+
+FIRST, SMALLER, LARGER = 3e-4, (1e-4, 3e-5), (1e-3, 3e-3)
+"""The learning rate of the first trial, and those that may follow, for Adam."""
+
+MOST_TRIALS = 4
+"""Maximum number of trials."""
+
+_SHARE = 8
+"""A trial has an eighth of the student's steps, within the limits below."""
+
+_STEPS = (20, 200)
+"""Minimum and maximum number of steps of a trial."""
+
+_EPOCHS = 4
+"""Epochs of a trial, over which the learning rate follows the student's schedule."""
+
+_HELD_OUT = 1_000
+"""Maximum number of samples that are held out, at most one in five."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short training of a student with a learning rate.
+
+    Attributes:
+        lr: The learning rate.
+        loss: Distillation loss on the held-out samples, in nats; infinite if the training diverged.
+        agreement: Share of these samples to which student and teacher give the same class, in [0, 1].
+    """
+
+    lr: float
+    loss: float
+    agreement: float
+
+
+def count_steps(samples: int, epochs: int, batch_size: int) -> int:
+    """Return the number of optimiser steps of a trial for a student that sees ``samples`` in each of its epochs."""
+    return min(max(epochs * samples // batch_size // _SHARE, _STEPS[0]), _STEPS[1])
+
+
+def try_learning_rates(
+    network: nn.Module, data: SyntheticDataModule, epochs: int, make_module: Callable[[nn.Module, float], StudentModule]
+) -> list[Trial]:
+    """Train copies of a student with several learning rates, as long as the loss on held-out samples falls.
+
+    A compressed network that is close to its teacher loses accuracy with large steps. One that has lost much accuracy
+    needs them. Smaller learning rates are tried first, and larger ones only if no smaller one is better.
+
+    Args:
+        network: The student, on the device of the data; it is not changed.
+        data: The student's samples, which are set up.
+        epochs: Epochs of the student's training.
+        make_module: Returns the module that trains a network with a learning rate.
+
+    Returns:
+        The trials in their order, on all processes those of rank 0. :func:`best` returns the best.
+    """
+    x, logits = data.splits["train"]
+    is_held_out = torch.arange(len(x), device=x.device) % 5 == 4
+    held_out, rest = (rows.nonzero().flatten() for rows in (is_held_out, ~is_held_out))
+    held_out = held_out[:_HELD_OUT] if len(held_out) else rest
+    steps = count_steps(len(x), epochs, data.batch_size)
+    count = min(len(rest), -(-steps // _EPOCHS) * data.batch_size)
+    part = data.select(rest[torch.linspace(0, len(rest) - 1, count, device=x.device).long()])
+    fit = QuietFit(data.device)
+
+    def attempt(lr: float) -> Trial:
+        module = make_module(copy_network(network), lr)
+        try:
+            fit(module, part, name="trial", epochs=_EPOCHS)
+        except DivergedError:
+            return Trial(lr, float("inf"), 0.0)
+        finally:
+            data.costs.teacher_forwards += module.teacher_forwards
+        answers, targets = _answer(module.network, x[held_out], data.device), logits[held_out]
+        agreement = accuracy(answers, targets.argmax(dim=1))
+        return Trial(lr, float(module.distillation(answers, targets)), float(agreement))
+
+    with data.costs.measure("student_training"):
+        trials = [attempt(FIRST)]
+        for rates in (SMALLER, LARGER):
+            for lr in rates:
+                trials.append(attempt(lr))
+                if best(trials) is not trials[-1]:
+                    break
+            if best(trials) is not trials[0]:
+                break
+    return exchange(trials)[0]
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """Return the first trial with the lowest loss."""
+    return min(trials, key=lambda trial: trial.loss)
+
+
+def describe_trials(trials: Sequence[Trial]) -> str:
+    """Return the learning rate that is chosen, and the agreement of all trials."""
+    tried = ", ".join(f"{trial.lr:g}: {trial.agreement:.1%}" for trial in trials)
+    return f"learning rate {best(trials).lr:g} (agreement in short trainings: {tried})"
+
+
+@torch.no_grad()
+def _answer(network: nn.Module, x: Tensor, device: torch.device) -> Tensor:
+    """Return the logits ``(N, C)`` of a network in evaluation mode."""
+    frozen = FrozenModule(network).to(device)
+    return torch.cat([frozen(part) for part in x.split(chunk_size(x.shape[1:], device))])
