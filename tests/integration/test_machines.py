@@ -18,7 +18,7 @@ from tests.integration.conftest import FAST, Start, go
 
 RUN = [
     FAST, "sources=[kegnet]", "generator.epochs=12", "generator.processes=spread", "latency.batch_sizes=[1]",
-    "agreement.sources=[waves]",
+    "agreement.sources=[waves]", "student.optimizer.lr=auto",
 ]  # fmt: skip
 MACHINES = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"]
 

@@ -305,12 +305,29 @@ def test_noise_may_have_a_budget_of_its_own(tmp_path: Path, prepared: Prepared) 
     copy_store(prepared(), tmp_path)
     more = ["student.baselines.samples=64", "student.baselines.epochs=1", "student.baselines.lr=0.01"]
     own = go(tmp_path, "sources=[normal,kegnet]", *more)
+    assert [row["learning_rate"] for row in own] == [None, None, 0.01, plain[-1]["learning_rate"]]
     assert [row["samples"] for row in own] == [None, None, 64, 128]
     assert own[-1]["fingerprint"] == plain[-1]["fingerprint"], "KegNet is not concerned"
     student = tmp_path / "store" / f"student-{own[2]['fingerprint']}" / "manifest.json"
     settings = json.loads(student.read_text())["config"]["student"]
     assert (settings["samples"], settings["epochs"], settings["optimizer"]["lr"]) == (64, 1, 0.01)
     assert "baselines" not in settings
+
+
+def test_short_trainings_choose_a_learning_rate(
+    tmp_path: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_store(prepared(), tmp_path)
+    (row,) = [row for row in go(tmp_path, "sources=[uniform]", "student.optimizer.lr=auto") if row["samples"]]
+    (chosen,) = re.findall(
+        r"student \(.*\): learning rate (\S+) \(agreement in short trainings: ", capsys.readouterr().out
+    )
+    assert row["learning_rate"] == float(chosen)
+    given = go(tmp_path, "sources=[uniform]", f"student.optimizer.lr={chosen}")[-1]
+    assert given["fingerprint"] != row["fingerprint"]
+    one, other = (load_file(tmp_path / "store" / f"student-{each['fingerprint']}" / "network.safetensors")
+                  for each in (row, given))  # fmt: skip
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_rows_tell_recipe_and_entropy_of_labels(tmp_path: Path, prepared: Prepared) -> None:

@@ -36,7 +36,7 @@ from kegnet_pl.sources import SyntheticSource, check_finite, select_samples
 from kegnet_pl.training import FeatureDistillation, GeneratorModule, StudentModule
 from kegnet_pl.training.fit import Fit, Metrics
 from kegnet_pl.training.generator_module import should_vectorize, vectorization_error
-from kegnet_pl.training.optimizers import OptimizerFactory
+from kegnet_pl.training.optimizers import OptimizerFactory, with_learning_rate
 from kegnet_pl.training.progress import StageProgress
 
 _RECONSTRUCTION_SAMPLES = 2_500
@@ -248,16 +248,18 @@ def fit_student(
     network = move(prefer_channels_last(network, shape), data.device)
     _prepare_student(network, data, settings)
 
-    def make_module(network: nn.Module, **given: float) -> StudentModule:
-        return _student_module(network, data, settings, partial(optimizer, **given) if given else optimizer)
-
+    given: dict[str, float] = {}
     with progress:
-        given: dict[str, float] = {}
         if find_lr:
-            trials = try_learning_rates(network, data, settings.epochs, lambda copied, lr: make_module(copied, lr=lr))
+
+            def make_module(copied: nn.Module, lr: float) -> StudentModule:
+                return _student_module(copied, data, settings, with_learning_rate(optimizer, lr))
+
+            trials = try_learning_rates(network, data, settings.epochs, make_module)
             given["lr"] = best(trials).lr
+            optimizer = with_learning_rate(optimizer, given["lr"])
             progress.console.print(f"{progress.title}: {describe_trials(trials)}", soft_wrap=True)
-        module = make_module(network, **given)
+        module = _student_module(network, data, settings, optimizer)
         module.names = None if label is None else [label]
         metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
     set_mode(move(module.network, "cpu"), training=False)

@@ -53,6 +53,17 @@ def compiled(network: nn.Module, device: torch.device) -> Callable[..., Any]:
     return next_step
 
 
+def with_learning_rate(factory: OptimizerFactory, lr: float) -> OptimizerFactory:
+    """Return a factory with another learning rate.
+
+    A ``functools.partial`` is not nested in another one, since :func:`fused` looks for its class.
+    """
+    if isinstance(factory, functools.partial):
+        return functools.partial(factory.func, *factory.args, **factory.keywords | {"lr": lr})
+    make: Any = factory
+    return functools.partial(make, lr=lr)
+
+
 def fused(factory: OptimizerFactory, precision: str, parameters: Sequence[Tensor]) -> OptimizerFactory:
     """Return a factory of optimisers that update all parameters in one call, unless the user chose otherwise.
 
