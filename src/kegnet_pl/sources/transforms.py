@@ -30,6 +30,7 @@ class SelectedSource(SyntheticSource):
             raise ValueError(f"Expected `oversampling` to be a whole number of at least 1, but got {oversampling!r}.")
         self.source = source
         self.candidates = oversampling
+        self.input_shape = source.input_shape
         self.multiple = source.multiple
         self.needs_generators = source.needs_generators
         self._teacher = (teacher,)  # in a tuple, so that it is not registered
@@ -123,7 +124,7 @@ class MixedSource(SyntheticSource):
             raise ValueError(f"Expected `share` of mixed samples from 0 to 1, but got {share}.")
         self.source = source
         self.share = share
-        self.multiple, self.candidates = source.multiple, source.candidates
+        self.multiple, self.candidates, self.input_shape = source.multiple, source.candidates, source.input_shape
         self.needs_generators = source.needs_generators
 
     @torch.no_grad()
