@@ -62,10 +62,11 @@ def select_samples(x: Tensor, teacher: nn.Module, n: int, seed: int = 0) -> Tens
     distances, logits = _judge(x, teacher)
     classes = logits.argmax(dim=1)
     # For each sample its place within its class; the nearest have the first places.
+    order = distances.argsort(stable=True)
+    order = order[classes[order].argsort(stable=True)]
+    counts = classes.bincount()
     places = torch.empty(len(x), dtype=torch.long)
-    for label in range(logits.shape[1]):
-        of_class = (classes == label).nonzero()[:, 0]
-        places[of_class[distances[of_class].argsort(stable=True)]] = torch.arange(len(of_class))
+    places[order] = torch.arange(len(x)) - (counts.cumsum(dim=0) - counts).repeat_interleave(counts)
     beyond = places >= n // logits.shape[1]  # of the quota of a class
     key = distances / distances.max().clamp_min(1e-30) + 2 * beyond
     chosen = key.argsort(stable=True)[:n]
