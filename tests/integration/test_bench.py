@@ -5,10 +5,11 @@ import multiprocessing
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import bench, turns
+from benchmarks import bench, scaling, turns
 from benchmarks.cases import EXPERIMENTS, make_case
 from benchmarks.table import TABLES
 from benchmarks.turns import Worker, ratio, running, take_turns
@@ -165,3 +166,40 @@ def test_documentation_shows_what_was_measured(name: str, show: object) -> None:
     shown = text[text.index("\n", start) : text.index("<!-- end -->", start)].strip()
     rows = json.loads((ROOT / "results" / f"{name}.json").read_text())
     assert shown == show(rows)  # type: ignore[operator]
+
+
+@pytest.mark.slow
+def test_all_stages_of_a_point_are_measured() -> None:
+    found = scaling.run_stages(scaling.Point(samples=32, side=0, steps=1, batch_size=16))
+    assert list(found["stages"]) == list(scaling.STAGES) and found["parameters"] > 1000
+    assert all(figure > 0 for stage in found["stages"].values() for figure in stage.values())
+    for axis in scaling.AXES.values():
+        assert set(axis.work) <= set(scaling.STAGES)
+        assert all(point.samples % point.generators == 0 for point in axis.points.values())
+
+
+def test_growth_above_the_work_is_named() -> None:
+    def row(value: int, student: float, memory: float) -> dict[str, Any]:
+        stages = {stage: {"cpu_seconds": 1.0, "seconds": 1.0, "megabytes": 60.0} for stage in scaling.STAGES}
+        stages["student"] = {"cpu_seconds": student, "seconds": student, "megabytes": memory}
+        more = {"parameters": 10**4, "machine": "cpu", "command": "python -m this"}
+        return {"axis": "samples", "label": f"{value:,}", "value": value, "stages": stages} | more
+
+    linear = [row(1_000, 0.2, 10), row(10_000, 2.0, 100)]
+    assert scaling.exponent(linear, "student", "cpu_seconds") == pytest.approx(1)
+    page = scaling.render(linear)
+    assert "No stage grows faster than its work." in page and "| student, s | 0.2 (0.2) | 2 (2) | 1.00 | 1 |" in page
+    assert "Not measured: samples, 100,000; " in page
+    square = [row(1_000, 0.2, 1), row(10_000, 20.0, 100)]
+    assert [found[:3] for found in scaling.find_fast_growth(square)] == [
+        ("samples", "student", "cpu_seconds"), ("samples", "student", "megabytes")
+    ]  # fmt: skip
+    assert "- student, CPU seconds, against samples: exponent 2.00" in scaling.render(square)
+    panels = scaling.draw(square).axes
+    assert len(panels) == 2 and panels[0].get_title() == "samples"
+
+
+def test_the_page_of_scaling_is_that_of_the_stored_points() -> None:
+    rows = json.loads(scaling.OUT.read_text())
+    assert scaling.OUT.with_suffix(".md").read_text() == scaling.render(rows)
+    assert {row["axis"] for row in rows} == set(scaling.AXES)
