@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench, scaling, turns
+from benchmarks import bench, scaling, turns, variants
 from benchmarks.cases import EXPERIMENTS, make_case
 from benchmarks.table import TABLES
 from benchmarks.turns import Worker, ratio, running, take_turns
@@ -203,3 +203,38 @@ def test_the_page_of_scaling_is_that_of_the_stored_points() -> None:
     rows = json.loads(scaling.OUT.read_text())
     assert scaling.OUT.with_suffix(".md").read_text() == scaling.render(rows)
     assert {row["axis"] for row in rows} == set(scaling.AXES)
+
+
+def test_every_way_is_measured_where_it_exists() -> None:
+    def ways(device: str) -> dict[tuple[str, str], list[str]]:
+        found: dict[tuple[str, str], list[str]] = {}
+        for task, names in variants.groups(["mlp"], device, ["32-true", "bf16-mixed"], 320):
+            found.setdefault((task.work, task.precision), []).extend(names)
+        return found
+
+    gpu, cpu = ways("cuda"), ways("cpu")
+    for precision in ("32-true", "bf16-mixed"):
+        assert set(gpu["generator_step", precision]) == set(variants.WAYS)
+        assert gpu["student_epoch", precision] == ["direct", "eager", "CUDA graphs", "direct", "compile"]
+        assert cpu["generator_step", precision] == ["direct", "eager", "stacked, eager", "direct", "compile"]
+    assert gpu["draw", "32-true"] == cpu["draw", "32-true"] == ["direct", "eager"]
+    assert ("draw", "bf16-mixed") not in gpu
+
+
+@pytest.mark.slow
+def test_variants_are_measured_until_the_time_is_over_and_not_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(turns, "Worker", _ForkedWorker)
+    monkeypatch.setattr(variants, "measure_rate", lambda device, precision: measure_rate(device, precision, [64]))
+    out = tmp_path / "bench_cpu.json"
+    given = ["--device", "cpu", "--networks", "mlp", "--precisions", "32-true", "--samples", "320", "--repeats", "1"]
+    monkeypatch.setattr(variants, "groups", lambda *_: [(Task("draw", "mlp", samples=320), ["direct", "eager"])])
+    for minutes in ("0", "1", "1"):
+        monkeypatch.setattr(sys, "argv", ["variants", *given, "--minutes", minutes, "--out", str(out)])
+        variants.main()
+    said = capsys.readouterr().out
+    assert "0 rows in bench_cpu.json. 1 groups are missing" in said and said.count("eager") == 1
+    rows = json.loads(out.read_text())
+    assert [row["way"] for row in rows] == ["direct", "eager"]
+    assert all(row["seconds"] > 0 and row["share_of_rate"] > 0 and row["peak_mb"] > 100 for row in rows)
