@@ -65,9 +65,13 @@ audit: $(READY) ## List the licences of the dependencies, and known vulnerabilit
 notebooks: $(READY) ## Run the notebooks again, and keep what they show
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
-bench: $(READY) ## Measure speed and memory against a direct implementation: results/bench.json, half an hour
+bench: $(READY) ## Measure speed and memory against a direct implementation: results/bench.json, half an hour; DEVICE=cuda: ten minutes, again to continue
+ifeq ($(DEVICE),cuda)
+	$(BIN)/python -m benchmarks.variants
+else
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.bench --choices
+endif
 
 reproduce: $(READY) ## Run what is missing of the paper's tables; CELL=mnist_lenet/option3 RECIPE=paper TRAINER=gpu JOBS=2
 	$(BIN)/python -m reproduction $(CELL) $(RECIPE:%=--recipe %) $(TRAINER:%=--trainer %) $(JOBS:%=--jobs %)

@@ -67,7 +67,7 @@ def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]
     return {
         "work": task.work,
         "network": task.network,
-        "device": _device_name(task.device),
+        "device": device_label(task.device),
         "precision": task.precision,
         "samples": task.samples if task.work != "generator_step" else None,
         "seconds": ours_seconds,
@@ -110,7 +110,7 @@ def compare_choices(
                     seconds = take_turns(workers, repeats)
                 rows.append(
                     {
-                        "choice": choice, "work": chosen.work, "network": network, "device": _device_name(device),
+                        "choice": choice, "work": chosen.work, "network": network, "device": device_label(device),
                         "precision": precision, "seconds": statistics.median(seconds[1]),
                         "seconds_without": statistics.median(seconds[0]), "times_faster": ratio(*seconds),
                         "samples": chosen.samples if chosen.work == "student_epoch" else None, "repeats": repeats,
@@ -129,7 +129,7 @@ def compare_checkouts(task: Task, repeats: int, before: Path) -> dict[str, Any]:
     return {
         "work": task.work,
         "network": task.network,
-        "device": _device_name(task.device),
+        "device": device_label(task.device),
         "precision": task.precision,
         "samples": task.samples if task.work != "generator_step" else None,
         "seconds_before": statistics.median(seconds_before),
@@ -164,7 +164,8 @@ def _merged(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list((kept | new).values())
 
 
-def _device_name(device: str) -> str:
+def device_label(device: str) -> str:
+    """Return the name of a device for a row."""
     if device == "cuda":
         return str(torch.cuda.get_device_name())
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"

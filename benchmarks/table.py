@@ -10,7 +10,8 @@ _WORKS = {"generator_step": "generator step", "student_epoch": "student epoch", 
 _NETWORKS = {"lenet5": "MNIST, LeNet5", "resnet14": "SVHN, ResNet14", "mlp": "Letter, MLP"}
 
 
-def _seconds(value: float) -> str:
+def show_seconds(value: float) -> str:
+    """Return seconds with three digits, or one digit after the point."""
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
@@ -18,7 +19,8 @@ def _work(row: dict[str, Any]) -> str:
     return _WORKS[row["work"]] + (f" of {row['samples']:,} samples" if row["samples"] else "")
 
 
-def _lines(head: list[str], rows: Iterable[list[str]], left: int) -> str:
+def table(head: list[str], rows: Iterable[list[str]], left: int) -> str:
+    """Return a table in Markdown; its first ``left`` columns are text, the others numbers."""
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
 
@@ -26,13 +28,13 @@ def _lines(head: list[str], rows: Iterable[list[str]], left: int) -> str:
 def speed_table(rows: list[dict[str, Any]]) -> str:
     """Return ``bench.json`` as Markdown."""
     head = ["", "", "precision", "seconds", "direct", "faster", "x floor", "MB", "direct MB", "Lightning"]
-    return _lines(
+    return table(
         head,
         (
             [
-                _NETWORKS[row["network"]], _work(row), row["precision"], _seconds(row["seconds"]),
-                _seconds(row["direct_seconds"]), f"{row['times_faster_than_direct']:.1f}x", f"{row['times_floor']:.1f}",
-                f"{row['peak_mb']:,.0f}", f"{row['direct_peak_mb']:,.0f}",
+                _NETWORKS[row["network"]], _work(row), row["precision"], show_seconds(row["seconds"]),
+                show_seconds(row["direct_seconds"]), f"{row['times_faster_than_direct']:.1f}x",
+                f"{row['times_floor']:.1f}", f"{row['peak_mb']:,.0f}", f"{row['direct_peak_mb']:,.0f}",
                 "" if row["lightning_share"] is None else f"{max(row['lightning_share'], 0):.0%}",
             ]
             for row in rows
@@ -50,7 +52,7 @@ def choices_table(rows: list[dict[str, Any]]) -> str:
         "keep_freed_memory": "freed memory kept",
         "cuda_graphs": "`cuda_graphs=true`",
     }
-    return _lines(
+    return table(
         ["", "", "", "precision", "times as fast"],
         (
             [
@@ -72,7 +74,7 @@ def logging_table(rows: list[dict[str, Any]]) -> str:
             lines.append([f"`{command}`", stage, f"{times['seconds']:.0f}", f"{times['share']:.1%}"])
         lines.append([f"`{command}`", "all, more CPU seconds", "", f"{row['more_cpu_seconds']:+.1%}"])
         lines.append([f"`{command}`", "start of both loggers, once per program", f"{row['start_seconds']:.1f}", ""])
-    return _lines(["command", "stage", "seconds", "share inside loggers"], lines, 2)
+    return table(["command", "stage", "seconds", "share inside loggers"], lines, 2)
 
 
 TABLES = {"bench": speed_table, "bench_choices": choices_table, "logging_cost": logging_table}

@@ -2,11 +2,13 @@
 
 import ast
 import copy
+import gc
 import inspect
 import logging
 import math
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +209,26 @@ def test_batch_norm_adapts_and_layers_learn() -> None:
     assert not any(_same(plain, other) for other in others)
     frozen = dict(others[1].named_buffers())
     assert all(torch.equal(frozen[name], value) for name, value in teacher.named_buffers())
+
+
+def test_a_set_above_the_memory_budget_is_in_a_file_and_makes_the_same_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    teacher, source = _lenet(), kegnet_pl.NoiseSource("normal", SHAPE)
+    made = []
+    for memory in (None, 1e-6):
+        data = kegnet_pl.SyntheticDataset(source, teacher, 16, device="cpu", memory=memory)
+        options: dict[str, Any] = {"resample_each_epoch": True, "epochs": 2, "batch_size": 8, "progress": False}
+        made.append(kegnet_pl.distill(teacher, data, device="cpu", **options))
+        assert (str(tmp_path) in Path("/proc/self/maps").read_text()) == (memory is not None)
+    assert _same(*made)
+    assert f"16 samples is in a temporary file in {tmp_path}: " in caplog.text
+    del data
+    gc.collect()
+    assert not list(tmp_path.iterdir()) and str(tmp_path) not in Path("/proc/self/maps").read_text()
+    with pytest.raises(ValueError, match="`memory` of at least 0 GB"):
+        kegnet_pl.SyntheticDataset(source, teacher, 16, memory=-1)
 
 
 def test_a_network_that_agrees_too_little_is_named(capsys: pytest.CaptureFixture[str]) -> None:

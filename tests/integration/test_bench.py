@@ -5,10 +5,11 @@ import multiprocessing
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import bench, turns
+from benchmarks import bench, scaling, turns, variants
 from benchmarks.cases import EXPERIMENTS, make_case
 from benchmarks.table import TABLES
 from benchmarks.turns import Worker, ratio, running, take_turns
@@ -173,3 +174,75 @@ def test_five_students_are_measured_together() -> None:
     ours.send("stop")
     serve(Task("student_epoch", "mlp", samples=64, together=True, keep=False), theirs)
     assert ours.recv() == "ready" and ours.recv() > 0
+
+
+@pytest.mark.slow
+def test_all_stages_of_a_point_are_measured() -> None:
+    found = scaling.run_stages(scaling.Point(samples=32, side=0, steps=1, batch_size=16))
+    assert list(found["stages"]) == list(scaling.STAGES) and found["parameters"] > 1000
+    assert all(figure > 0 for stage in found["stages"].values() for figure in stage.values())
+    for axis in scaling.AXES.values():
+        assert set(axis.work) <= set(scaling.STAGES)
+        assert all(point.samples % point.generators == 0 for point in axis.points.values())
+
+
+def test_growth_above_the_work_is_named() -> None:
+    def row(value: int, student: float, memory: float) -> dict[str, Any]:
+        stages = {stage: {"cpu_seconds": 1.0, "seconds": 1.0, "megabytes": 60.0} for stage in scaling.STAGES}
+        stages["student"] = {"cpu_seconds": student, "seconds": student, "megabytes": memory}
+        more = {"parameters": 10**4, "machine": "cpu", "command": "python -m this"}
+        return {"axis": "samples", "label": f"{value:,}", "value": value, "stages": stages} | more
+
+    linear = [row(1_000, 0.2, 10), row(10_000, 2.0, 100)]
+    assert scaling.exponent(linear, "student", "cpu_seconds") == pytest.approx(1)
+    page = scaling.render(linear)
+    assert "No stage grows faster than its work." in page and "| student, s | 0.2 (0.2) | 2 (2) | 1.00 | 1 |" in page
+    assert "Not measured: samples, 100,000; " in page
+    square = [row(1_000, 0.2, 1), row(10_000, 20.0, 100)]
+    assert [found[:3] for found in scaling.find_fast_growth(square)] == [
+        ("samples", "student", "cpu_seconds"), ("samples", "student", "megabytes")
+    ]  # fmt: skip
+    assert "- student, CPU seconds, against samples: exponent 2.00" in scaling.render(square)
+    panels = scaling.draw(square).axes
+    assert len(panels) == 2 and panels[0].get_title() == "samples"
+
+
+def test_the_page_of_scaling_is_that_of_the_stored_points() -> None:
+    rows = json.loads(scaling.OUT.read_text())
+    assert scaling.OUT.with_suffix(".md").read_text() == scaling.render(rows)
+    assert {row["axis"] for row in rows} == set(scaling.AXES)
+
+
+def test_every_way_is_measured_where_it_exists() -> None:
+    def ways(device: str) -> dict[tuple[str, str], list[str]]:
+        found: dict[tuple[str, str], list[str]] = {}
+        for task, names in variants.groups(["mlp"], device, ["32-true", "bf16-mixed"], 320):
+            found.setdefault((task.work, task.precision), []).extend(names)
+        return found
+
+    gpu, cpu = ways("cuda"), ways("cpu")
+    for precision in ("32-true", "bf16-mixed"):
+        assert set(gpu["generator_step", precision]) == set(variants.WAYS)
+        assert gpu["student_epoch", precision] == ["direct", "eager", "CUDA graphs", "direct", "compile"]
+        assert cpu["generator_step", precision] == ["direct", "eager", "stacked, eager", "direct", "compile"]
+    assert gpu["draw", "32-true"] == cpu["draw", "32-true"] == ["direct", "eager"]
+    assert ("draw", "bf16-mixed") not in gpu
+
+
+@pytest.mark.slow
+def test_variants_are_measured_until_the_time_is_over_and_not_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(turns, "Worker", _ForkedWorker)
+    monkeypatch.setattr(variants, "measure_rate", lambda device, precision: measure_rate(device, precision, [64]))
+    out = tmp_path / "bench_cpu.json"
+    given = ["--device", "cpu", "--networks", "mlp", "--precisions", "32-true", "--samples", "320", "--repeats", "1"]
+    monkeypatch.setattr(variants, "groups", lambda *_: [(Task("draw", "mlp", samples=320), ["direct", "eager"])])
+    for minutes in ("0", "1", "1"):
+        monkeypatch.setattr(sys, "argv", ["variants", *given, "--minutes", minutes, "--out", str(out)])
+        variants.main()
+    said = capsys.readouterr().out
+    assert "0 rows in bench_cpu.json. 1 groups are missing" in said and said.count("eager") == 1
+    rows = json.loads(out.read_text())
+    assert [row["way"] for row in rows] == ["direct", "eager"]
+    assert all(row["seconds"] > 0 and row["share_of_rate"] > 0 and row["peak_mb"] > 100 for row in rows)

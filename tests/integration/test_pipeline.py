@@ -349,6 +349,20 @@ def test_fresh_samples_are_counted_as_drawn(tmp_path: Path, prepared: Prepared) 
     assert all(seconds >= 0 for seconds in rows[-1]["costs"]["seconds"].values())
 
 
+def test_a_student_of_samples_on_a_disk_is_the_one_of_samples_in_memory(
+    tmp_path: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    name = f"student-{read_rows(prepared())[-2]['fingerprint']}"
+    shutil.rmtree(copy_store(prepared(), tmp_path) / "store" / name)
+    rows = go(tmp_path, "sources=[normal]", "student.memory=1e-6")
+    assert f"is in a temporary file in {tmp_path / 'store'}: 0.0" in capsys.readouterr().out.replace("\n", " ")
+    assert rows[-1]["fingerprint"] == name.removeprefix("student-"), "the budget changes the fingerprint"
+    weights = [(folder / "store" / name / "network.safetensors").read_bytes() for folder in (prepared(), tmp_path)]
+    assert weights[0] == weights[1]
+    assert {path.name for path in (tmp_path / "store").iterdir()} - {*stages(tmp_path)} == {".locks"}
+
+
 def test_jitter_concerns_generators_alone(tmp_path: Path, prepared: Prepared) -> None:
     shaken = go(copy_store(prepared(), tmp_path), "student.noise_std=1.0")
     by = {row["method"]: row for row in read_rows(prepared())}, {row["method"]: row for row in shaken}

@@ -72,13 +72,13 @@ def try_learning_rates(
     Returns:
         The trials in their order, on all processes those of rank 0. :func:`best` returns the best.
     """
-    x, logits = data.splits["train"]
-    is_held_out = torch.arange(len(x), device=x.device) % 5 == 4
+    samples = len(data.splits["train"][0])
+    is_held_out = torch.arange(samples) % 5 == 4
     held_out, rest = (rows.nonzero().flatten() for rows in (is_held_out, ~is_held_out))
-    held_out = held_out[:_HELD_OUT] if len(held_out) else rest
-    steps = count_steps(len(x), epochs, data.batch_size)
+    x, logits = data.select(held_out[:_HELD_OUT] if len(held_out) else rest).splits["train"]
+    steps = count_steps(samples, epochs, data.batch_size)
     count = min(len(rest), -(-steps // _EPOCHS) * data.batch_size)
-    part = data.select(rest[torch.linspace(0, len(rest) - 1, count, device=x.device).long()])
+    part = data.select(rest[torch.linspace(0, len(rest) - 1, count).long()])
     fit = QuietFit(data.device)
 
     def attempt(lr: float) -> Trial:
@@ -89,9 +89,9 @@ def try_learning_rates(
             return Trial(lr, float("inf"), 0.0)
         finally:
             data.costs.teacher_forwards += module.teacher_forwards
-        answers, targets = _answer(module.network, x[held_out], data.device), logits[held_out]
-        agreement = accuracy(answers, targets.argmax(dim=1))
-        return Trial(lr, float(module.distillation(answers, targets)), float(agreement))
+        answers = _answer(module.network, x, data.device)
+        agreement = accuracy(answers, logits.argmax(dim=1))
+        return Trial(lr, float(module.distillation(answers, logits)), float(agreement))
 
     with data.costs.measure("student_training"):
         trials = [attempt(FIRST)]

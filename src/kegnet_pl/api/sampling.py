@@ -24,8 +24,12 @@ from kegnet_pl.runtime.errors import WeightsError, first_line
 from kegnet_pl.runtime.manifests import DamagedError, read_manifest
 from kegnet_pl.runtime.safe_files import exists, printable
 from kegnet_pl.runtime.seeds import stream
+from kegnet_pl.runtime.storage import Room
 from kegnet_pl.settings import Outputs
 from kegnet_pl.sources import GeneratorSource, SyntheticSource
+
+_ROWS = 2**16
+"""Labels that are compared at once."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,13 @@ class Generators:
         """
         return self.source(noise_std).sample(n, seed).cpu()
 
-    def dataset(self, samples: int = 16_000, *, seed: int = 0, noise_std: float = 0.0) -> "SyntheticDataset":
+    def dataset(
+        self, samples: int = 16_000, *, seed: int = 0, noise_std: float = 0.0, memory: float | None = None
+    ) -> "SyntheticDataset":
         """Return a data set for a student: samples with labels of the teacher; see :class:`SyntheticDataset`."""
-        return SyntheticDataset(self.source(noise_std), self.teacher, samples, seed=seed, device=self.device)
+        return SyntheticDataset(
+            self.source(noise_std), self.teacher, samples, seed=seed, device=self.device, memory=memory
+        )
 
     @torch.no_grad()
     def of_class(self, label: int, n: int, *, seed: int = 0, index: int = 0, batch_size: int | None = None) -> Tensor:
@@ -178,7 +186,9 @@ class Generators:
 
 
 class SyntheticDataset(TensorDataset):
-    """Synthetic samples ``x (*input_shape)`` with the teacher's logits ``(C,)``, in memory, on the CPU.
+    """Synthetic samples ``x (*input_shape)`` with the teacher's logits ``(C,)``, on the CPU.
+
+    They are in memory, or in a temporary file if they exceed the memory budget. Samples above 1 GiB are drawn in parts.
 
     It is a ``torch.utils.data.Dataset`` for any ``DataLoader``; :func:`distill` accepts it directly.
 
@@ -190,8 +200,12 @@ class SyntheticDataset(TensorDataset):
         device: Device of the teacher; ``"auto"`` is a GPU if there is one.
         outputs: Meaning of the numbers that the teacher returns, see :func:`train_generators`.
         output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
+        memory: Memory budget of the samples, in GB (10^9 bytes); None for half of the free memory. A larger set is in a
+            temporary file (in the folder of the variable TMPDIR), which is removed with the data set. Samples are the
+            same. :func:`distill` has this budget, too.
 
     Raises:
+        ConfigError: If the samples fit neither into the memory budget nor on the disk.
         ValueError: If ``samples`` is out of range, the teacher does not accept the samples or does not return
             logits, or some samples or logits are NaN or infinite.
 
@@ -208,8 +222,11 @@ class SyntheticDataset(TensorDataset):
         device: Device = "auto",
         outputs: Outputs = "auto",
         output_key: OutputKey = None,
+        memory: float | None = None,
     ) -> None:
         check_counts(samples=(samples, 1), seed=(seed, 0))
+        if memory is not None and not memory >= 0:
+            raise ValueError(f"Expected `memory` of at least 0 GB, or None, but got {memory!r}.")
         check_module(teacher, "teacher")
         if not isinstance(source, SyntheticSource):
             raise ValueError(
@@ -218,11 +235,11 @@ class SyntheticDataset(TensorDataset):
             )
         try:
             with torch.inference_mode(mode=False):  # students are trained on these tensors
-                sample_shape: Any = getattr(source, "input_shape", None)
-                if sample_shape is not None:
-                    materialise(teacher, sample_shape, "teacher")
+                if source.input_shape:
+                    materialise(teacher, source.input_shape, "teacher")
                 data = SyntheticDataModule(
                     source, teacher, samples=samples, seed=seed, device=find_device(device),
+                    room=Room(memory),
                     as_classifier=partial(as_classifier, outputs=outputs, key=output_key, name="teacher"),
                 )  # fmt: skip
                 data.setup()
@@ -236,7 +253,8 @@ class SyntheticDataset(TensorDataset):
         x, logits = (tensor.cpu() for tensor in data.splits["train"])
         shape = tuple(x.shape[1:])
         count_classes(data.teacher.network, shape, "teacher")
-        if bool(torch.isclose(logits, logits[:1], rtol=1e-6, atol=0).all()) and len(logits) > 1:
+        same = (torch.isclose(part, logits[:1], rtol=1e-6, atol=0).all() for part in logits.split(_ROWS))
+        if len(logits) > 1 and all(same):
             warnings.warn(
                 f"{type(teacher).__name__} returns the same logits for all {len(x)} samples. A student learns nothing "
                 f"from them: check the weights of the teacher and the range of the samples.",
@@ -246,6 +264,7 @@ class SyntheticDataset(TensorDataset):
         self.source = source
         self.teacher = move(data.teacher.network, "cpu")
         self.seed = seed
+        self.memory = memory
         self.input_shape = shape
         self.label_entropy = float(data.label_entropies().mean())
         """Mean entropy of the teacher's labels, in nats; 0 if all labels are certain."""

@@ -49,6 +49,7 @@ from kegnet_pl.networks.handling import copy_network, unfreeze_frozen, warn_of_h
 from kegnet_pl.networks.kept import kept_channels
 from kegnet_pl.networks.validation import check_module, materialise, to_shape
 from kegnet_pl.runtime.devices import Device, find_device
+from kegnet_pl.runtime.storage import Room
 from kegnet_pl.settings import (
     DistillationSettings,
     LRSchedulerName,
@@ -337,9 +338,9 @@ def distill(
     with torch.inference_mode(mode=False):
         module_data = SyntheticDataModule(
             data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle,
-            resample_each_epoch=resample_each_epoch, device=fit.device,
+            resample_each_epoch=resample_each_epoch, device=fit.device, room=Room(data.memory),
         )  # fmt: skip
-        module_data.splits["train"] = (_trainable(x).to(fit.device), _trainable(logits).to(fit.device))
+        module_data.use(_trainable(x), _trainable(logits))
         prefer_channels_last(module_data.teacher, data.input_shape)
         network = copy_network(classifier)
         if unfreeze_frozen(network):

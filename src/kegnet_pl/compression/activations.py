@@ -20,8 +20,8 @@ from kegnet_pl.runtime.seeds import stream
 POSITIONS = 64
 """Output positions of a convolution that are used per sample; positions of one sample are much alike."""
 
-CHUNK = 128
-"""Samples per forward pass."""
+_MOST, _LEAST, _VALUES = 128, 16, 2**21
+"""Most and fewest samples of a forward pass, and the values of its input: large images come in smaller chunks."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ class LayerMoments:
     inputs: Tensor | None
     outputs: Tensor
     sensitivity: Tensor
+
+
+def chunks(samples: Tensor) -> tuple[Tensor, ...]:
+    """Return samples ``(N, *input_shape)`` in the chunks of forward passes, which keep the outputs of all layers."""
+    size = min(max(_VALUES // math.prod(samples.shape[1:]), _LEAST), _MOST)
+    return tuple(samples.split(size))
 
 
 def to_rows(x: Tensor, channels_first: bool) -> Tensor:
@@ -185,7 +191,7 @@ def measure_layers(
         replace=lambda pair: None if pair[1] is None else pair[1].clone(),  # the next module may work in place
     )
     with eval_mode(network), recorder, torch.enable_grad():
-        for x in samples.split(CHUNK):
+        for x in chunks(samples):
             for name, inputs, output, gradients in _call(network, recorder, x, rng, probes):
                 is_conv = not isinstance(network.get_submodule(name), nn.Linear)
                 rows = to_rows(output, is_conv)
@@ -207,7 +213,7 @@ def measure_layers(
                 f"infinite ones. Use another source of samples, or fit='weights'."
             )
         moments[name] = LayerMoments(
-            math.ceil(calls[name] / math.ceil(len(samples) / CHUNK)),
+            math.ceil(calls[name] / len(chunks(samples))),
             positions,
             inputs if inputs.dim() else None,
             outputs - torch.outer(mean, mean),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.compression.activations import CHUNK, LayerMoments, probe_gradients, takes_batches, to_rows
+from kegnet_pl.compression.activations import LayerMoments, chunks, probe_gradients, takes_batches, to_rows
 from kegnet_pl.compression.groups import ChannelGroup, Part
 from kegnet_pl.compression.reconstruction import choose_positions
 from kegnet_pl.compression.tucker import read_weight
@@ -142,7 +142,7 @@ def _measure_channels(
 
     recorder = LayerRecorder(network, tuple(readers), collect, source="input")
     with eval_mode(network), recorder, torch.no_grad():
-        for x in samples.split(CHUNK):
+        for x in chunks(samples):
             recorder.call(x.clone())
     return {key: total / count for key, (total, count) in sums.items()}
 
@@ -159,7 +159,7 @@ def _measure_gates(network: nn.Module, groups: Sequence[ChannelGroup], samples: 
     recorder = LayerRecorder(network, readers, collect, source="input", replace=lambda value: value)
     total = [torch.zeros(group.size, dtype=torch.float64) for group in groups]
     with eval_mode(network), recorder, torch.enable_grad():
-        for x in samples.split(CHUNK):
+        for x in chunks(samples):
             inputs.clear()
             logits, _ = recorder.call(x.detach().requires_grad_().clone())
             used = [(name, value) for name, value in inputs if value.requires_grad and len(value) % len(x) == 0]

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kegnet_pl.compression.activations import (
-    CHUNK,
     POSITIONS,
     Calibration,
     LayerMoments,
+    chunks,
     patches,
     takes_batches,
     to_rows,
@@ -154,7 +154,7 @@ class _TeacherOutputs:
         recorder = LayerRecorder(self._teacher, names, collect, source="output")
         calls = []
         with eval_mode(self._teacher), recorder, torch.no_grad():
-            for x in self._calibration.samples.split(CHUNK):
+            for x in chunks(self._calibration.samples):
                 states = {name: generator.get_state() for name, generator in streams.items()}
                 calls.append(recorder.call_each(x.clone())[1])
         return {name: [values.get(name, []) for values in calls] for name in names}
@@ -181,7 +181,7 @@ def _collect(
     count = 0
     recorder = LayerRecorder(student, [name], lambda _, x: x.clone() if len(x) else None, source="input")
     with eval_mode(student), recorder, torch.no_grad():
-        for x, targets in zip(calibration.samples.split(CHUNK), outputs, strict=True):
+        for x, targets in zip(chunks(calibration.samples), outputs, strict=True):
             values = _inputs_of(recorder, name, x, moments.calls)
             if len(values) != len(targets):
                 return None
@@ -318,7 +318,7 @@ def _fit(layer: nn.Module, original: Factorisable, regression: _Regression) -> N
 @torch.no_grad()
 def _log_probabilities(network: nn.Module, samples: Tensor) -> Tensor:
     with eval_mode(network):
-        return torch.cat([network(x.clone()).double().log_softmax(dim=1) for x in samples.split(CHUNK)])
+        return torch.cat([network(x.clone()).double().log_softmax(dim=1) for x in chunks(samples)])
 
 
 def _divergence(student: nn.Module, samples: Tensor, target: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Loaders of tensors in memory and of noise."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from pytorch_lightning import Trainer
@@ -71,15 +71,14 @@ class TensorLoader(DataLoader[tuple[Tensor, ...]]):
         if self.refresh is not None:
             self.dataset.tensors = ()  # frees the memory of the last epoch
             self.dataset.tensors = self.refresh(self.sampler.epoch)
-        tensors = self.dataset.tensors
+        batches: Iterable[Tensor | slice]
         if self.sampler.shuffle or self.sampler.num_replicas > 1:
-            order = torch.tensor(list(self.sampler)).to(tensors[0].device)
-            for rows in order.split(self.batch_size)[: len(self)]:
-                yield tuple(tensor[rows] for tensor in tensors)
+            batches = torch.tensor(list(self.sampler)).to(self.dataset.tensors[0].device).split(self.batch_size)
         else:  # views
-            yield from itertools.islice(
-                zip(*(tensor.split(self.batch_size) for tensor in tensors), strict=True), len(self)
-            )
+            starts = range(0, len(self.dataset), self.batch_size)
+            batches = (slice(start, start + self.batch_size) for start in starts)
+        for rows in itertools.islice(batches, len(self)):
+            yield tuple(tensor[rows] for tensor in self.dataset.tensors)
 
 
 class NoiseLoader(DataLoader[tuple[Tensor, Tensor]]):

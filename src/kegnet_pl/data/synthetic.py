@@ -1,6 +1,7 @@
 """Synthetic data for a student: samples of a source, labelled by the teacher."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +15,31 @@ from kegnet_pl.data.loading import TensorLoader
 from kegnet_pl.networks import FrozenModule
 from kegnet_pl.networks.execution import chunk_size, prefer_channels_last
 from kegnet_pl.runtime.costs import StageCosts
-from kegnet_pl.runtime.distributed import concatenate, work_shared
+from kegnet_pl.runtime.distributed import concatenate, shares, work_shared
 from kegnet_pl.runtime.seeds import derive_seed
+from kegnet_pl.runtime.storage import Place, Room, allocate, layout_of
 from kegnet_pl.sources import SyntheticSource, check_finite
+
+_PART = 2**30
+"""Most bytes of samples and candidates that are drawn at once. The samples of a larger set depend on it."""
+
+_ROWS = 2**16
+"""Labels that are read at once."""
+
+
+def divide_draw(samples: int, input_shape: Sequence[int], candidates: int = 1, multiple: int = 1) -> list[int]:
+    """Return the lengths of the parts in which a set is drawn, each with a seed of its own; one for at most 1 GiB.
+
+    Args:
+        samples: Samples of the set.
+        input_shape: Shape of one sample; () if it is unknown: then there is one part.
+        candidates: Candidates of a sample.
+        multiple: Every length is a multiple of this, if ``samples`` is.
+    """
+    if not input_shape or samples % multiple:  # the source raises an error
+        return [samples]
+    parts = -(-4 * samples * candidates * math.prod(input_shape) // _PART)
+    return [len(part) * multiple for part in shares(samples // multiple, min(parts, samples // multiple) or 1)]
 
 
 class SyntheticDataModule(LightningDataModule):
@@ -40,6 +63,7 @@ class SyntheticDataModule(LightningDataModule):
         costs: Costs of a stage, to which drawing and labelling are added; between steps, they are no training.
         share: True if the processes of the run, all of which call :meth:`setup`, draw and label a share each; each gets
             all samples. False: each process draws and labels all.
+        room: Room for the samples: its memory budget decides if they are in memory or on a disk; they are the same.
         as_classifier: Called with the teacher and the shape of the first samples; returns a network of logits.
 
     Raises:
@@ -61,6 +85,7 @@ class SyntheticDataModule(LightningDataModule):
         device: torch.device | str = "cpu",
         costs: StageCosts | None = None,
         share: bool = False,
+        room: Room | None = None,
         as_classifier: Callable[[nn.Module, Sequence[int]], nn.Module] = lambda network, _: network,
     ) -> None:
         super().__init__()
@@ -84,6 +109,8 @@ class SyntheticDataModule(LightningDataModule):
         self.real_validation = real_validation
         self.costs = costs or StageCosts()
         self.share = share
+        self.room = room or Room()
+        self._place: Place | None = None
         self.as_classifier = as_classifier
 
     @torch.no_grad()
@@ -95,9 +122,8 @@ class SyntheticDataModule(LightningDataModule):
 
     def label_entropies(self) -> Tensor:
         """Return the entropy of the teacher's label of every training sample ``(N,)``, in nats; 0 is certain."""
-        logits = self.splits["train"][1].double()
-        entropies: Tensor = torch.distributions.Categorical(logits=logits).entropy()
-        return entropies.cpu()
+        logits = self.splits["train"][1].split(_ROWS)
+        return torch.cat([torch.distributions.Categorical(logits=part.double()).entropy().cpu() for part in logits])
 
     def label_information(self) -> float:
         """Return the mutual information of sample and class in the teacher's labels, in nats; at most log(classes).
@@ -105,8 +131,9 @@ class SyntheticDataModule(LightningDataModule):
         It is the entropy of the mean label minus the mean entropy of the labels. It is large if the teacher is certain
         of each sample and the classes are balanced.
         """
-        probabilities = self.splits["train"][1].double().softmax(dim=1)
-        mean: Tensor = torch.distributions.Categorical(probs=probabilities.mean(dim=0)).entropy()
+        logits = self.splits["train"][1]
+        total = torch.stack([part.double().softmax(dim=1).sum(dim=0) for part in logits.split(_ROWS)]).sum(dim=0)
+        mean: Tensor = torch.distributions.Categorical(probs=total / len(logits)).entropy()
         return max(float(mean.cpu()) - float(self.label_entropies().mean()), 0.0)
 
     def unreached_classes(self) -> list[int]:
@@ -118,17 +145,17 @@ class SyntheticDataModule(LightningDataModule):
     def subset(self, n: int) -> Tensor:
         """Return ``n`` of the training samples, or all, at equal distances: from all generators."""
         x = self.splits["train"][0]
-        return x[torch.linspace(0, len(x) - 1, min(n, len(x)), device=x.device).round().long()]
+        return x[torch.linspace(0, len(x) - 1, min(n, len(x)), device=x.device).round().long()].to(self.device)
 
     def select(self, rows: Tensor) -> "SyntheticDataModule":
         """Return data of some of the training samples alone, the same in every epoch.
 
         Args:
-            rows: Indices of the samples ``(N,)``, on the module's device.
+            rows: Indices of the samples ``(N,)``.
         """
-        x, logits = self.splits["train"]
+        x, logits = (tensor[rows.to(tensor.device)].to(self.device) for tensor in self.splits["train"])
         data = copy.copy(self)
-        data.splits, data.resample_each_epoch = {"train": (x[rows], logits[rows])}, False
+        data.splits, data.resample_each_epoch = {"train": (x, logits)}, False
         return data
 
     def setup(self, stage: str | None = None) -> None:
@@ -142,8 +169,39 @@ class SyntheticDataModule(LightningDataModule):
             self.splits["val"] = (self.real_validation.x.to(self.device), self.real_validation.y.to(self.device))
 
     def _draw(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        source = self.source
+        shape = () if source.needs_data else source.input_shape  # real samples are drawn without replacement
+        lengths = divide_draw(count, shape, source.candidates, source.multiple)
+        stored: tuple[Tensor, ...] = ()
+        start = 0
         with work_shared(self.share):
-            return self._draw_and_label(count, seed)
+            for index, length in enumerate(lengths):
+                part = self._draw_and_label(length, seed if len(lengths) == 1 else derive_seed(seed, "part", index))
+                place = self._find_place(part)
+                if length == count and place == self.device:
+                    return part
+                stored = stored or tuple(allocate(count, layout_of(tensor), place) for tensor in part)
+                for tensor, rows in zip(stored, part, strict=True):
+                    tensor[start : start + length] = rows
+                start += length
+        x, logits = stored
+        return x, logits
+
+    def _find_place(self, part: Sequence[Tensor]) -> Place:
+        """Return the place for all samples, and logits, of which some are given; it is decided once."""
+        if self._place is None:
+            row = sum(tensor[0].numel() * tensor.itemsize for tensor in part)
+            # An epoch's own samples are drawn while those of the first are there.
+            size = row * (self.samples * (2 if self.resample_each_epoch else 1) + self.validation_samples)
+            what = f"the synthetic set of {self.samples:,} samples"
+            self._place = self.room.find(size, self.device, what)
+            self.room.tell(self._place, size, self.device, what)
+        return self._place
+
+    def use(self, x: Tensor, logits: Tensor) -> None:
+        """Train on samples that are drawn and labelled; they stay where they are if the device has no room for them."""
+        fits = self._find_place((x, logits)) == self.device
+        self.splits["train"] = (x.to(self.device), logits.to(self.device)) if fits else (x, logits)
 
     def _draw_and_label(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         with self.costs.measure("drawing"):

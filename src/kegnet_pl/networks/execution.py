@@ -73,7 +73,7 @@ def chunk_size(sample: Sequence[int], device: torch.device) -> int:
     The activations of a chunk fit into the cache of a CPU, or fill a GPU.
     """
     values = 2**20 if device.type == "cpu" else 2**25
-    return min(max(values // math.prod(sample), 64), 8192)
+    return min(max(values // math.prod(sample), 16), 8192)
 
 
 def teacher_for(teacher: nn.Module, input_shape: Sequence[int], precision: str) -> nn.Module:

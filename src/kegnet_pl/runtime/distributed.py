@@ -14,6 +14,8 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from kegnet_pl.runtime.storage import allocate, layout_of
+
 T = TypeVar("T")
 
 _DECISIONS = "KEGNET_STAGES"
@@ -123,32 +125,21 @@ def concatenate(compute: Callable[[int], Tensor], lengths: Sequence[int], device
     for index in own[number]:
         part = compute(index)
         if result is None:
-            result = _allocate(ends[-1], *_layout(part), device)
+            result = allocate(ends[-1], layout_of(part), device)
         result[ends[index] : ends[index + 1]] = part
         del part
     if count == 1:
         return torch.empty(0, device=device) if result is None else result
-    layouts = exchange(None if result is None else _layout(result))
+    layouts = exchange(None if result is None else layout_of(result))
     layout = next(found for found in layouts if found is not None)
     if result is None:
-        result = _allocate(ends[-1], *layout, device)
+        result = allocate(ends[-1], layout, device)
     group = _group if device.type == "cpu" else None  # a GPU's tensors go from GPU to GPU
     for source, indices in enumerate(own):
         if indices:
             rows = result[ends[indices.start] : ends[indices.stop]]
             torch.distributed.broadcast(rows.movedim(1, -1) if layout[2] else rows, source, group=group)
     return result
-
-
-def _layout(x: Tensor) -> tuple[tuple[int, ...], torch.dtype, bool]:
-    """Return the shape of a row, the type, and True for channels-last memory."""
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return tuple(x.shape[1:]), x.dtype, last
-
-
-def _allocate(count: int, shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: torch.device) -> Tensor:
-    form = torch.channels_last if last else torch.contiguous_format
-    return torch.empty((count, *shape), dtype=dtype, device=device, memory_format=form)
 
 
 def share_decision(key: str, hit: bool) -> None:

@@ -165,6 +165,9 @@ class DistillationSettings(TrainingSettings):
     """Number of synthetic samples, a multiple of generator.count."""
     resample_each_epoch: bool = False
     """true: every epoch uses new samples."""
+    memory: NotNegative | None = Field(default=None, json_schema_extra=FREE)
+    """Memory budget of the synthetic set, in GB (10^9 bytes). A larger set is in a temporary file. null: half of the
+    free memory."""
     noise_std: NotNegative = 0.0
     """Standard deviation of Gaussian noise added to every sample of the generators."""
     epochs: Count = 8

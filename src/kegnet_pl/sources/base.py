@@ -31,6 +31,7 @@ class SyntheticSource(nn.Module, ABC):
         needs_data: True: the constructor takes the inputs of the real training data; the prior is ``"real data"``.
         multiple: The number of samples must be a multiple of this.
         candidates: Samples that are drawn, and classified by the teacher, to select one; 1 without a selection.
+        input_shape: Shape of one sample; () if the source does not tell: its samples are then drawn at once.
     """
 
     title: str
@@ -42,6 +43,7 @@ class SyntheticSource(nn.Module, ABC):
     needs_data: bool = False
     multiple: int = 1
     candidates: int = 1
+    input_shape: tuple[int, ...] = ()
 
     @abstractmethod
     def sample(self, n: int, seed: int) -> Tensor:

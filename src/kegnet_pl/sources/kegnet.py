@@ -76,6 +76,10 @@ class GeneratorSource(SyntheticSource):
         self.device = torch.device(device)
         self.chunk = chunk
         self.noise_std = noise_std
+        with torch.no_grad():  # two, as a batch of one has no statistics
+            z, y = torch.zeros(2, self.noise_dim, device=device), torch.zeros(2, self.classes, device=device)
+            first: Any = self.generators[0].network
+            self.input_shape = tuple(first(z, y).shape[1:])
 
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> Tensor:
@@ -113,7 +117,7 @@ class GeneratorSource(SyntheticSource):
         """
         z, y = z.to(self.device), y.to(self.device)
         networks: list[Any] = [self.generators[index].network for index in indices]
-        chunk = self.chunk or chunk_size(networks[0](z[:1], y[:1]).shape[1:], self.device)
+        chunk = self.chunk or chunk_size(self.input_shape, self.device)
         # Of about one size: a batch of one has no statistics.
         count = max(round(len(z) / chunk), 1)
         noise, labels = z.tensor_split(count), y.tensor_split(count)

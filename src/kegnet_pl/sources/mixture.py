@@ -32,6 +32,7 @@ class MixtureSource(SyntheticSource):
         members = [components[name][0] for name in self.shares]
         refuse_real_data({name: getattr(source, "prior", None) for name, (source, _) in components.items()})
         self.sources = nn.ModuleList(members)
+        self.input_shape = next((source.input_shape for source in members if source.input_shape), ())
         self.multiple = math.gcd(*(source.multiple for source in members))
         self.needs_generators = any(source.needs_generators for source in members)
 

@@ -35,6 +35,7 @@ class RealSource(SyntheticSource):
                 f"{tuple(inputs.shape)}."
             )
         self.inputs = inputs
+        self.input_shape = tuple(inputs.shape[1:])
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Draw ``n`` samples ``(n, *input_shape)`` without replacement: each pass over the ``N`` inputs is shuffled."""

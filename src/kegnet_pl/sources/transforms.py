@@ -30,6 +30,7 @@ class SelectedSource(SyntheticSource):
             raise ValueError(f"Expected `oversampling` to be a whole number of at least 1, but got {oversampling!r}.")
         self.source = source
         self.candidates = oversampling
+        self.input_shape = source.input_shape
         self.multiple = source.multiple
         self.needs_generators = source.needs_generators
         self._teacher = (teacher,)  # in a tuple, so that it is not registered
@@ -61,10 +62,11 @@ def select_samples(x: Tensor, teacher: nn.Module, n: int, seed: int = 0) -> Tens
     distances, logits = _judge(x, teacher)
     classes = logits.argmax(dim=1)
     # For each sample its place within its class; the nearest have the first places.
+    order = distances.argsort(stable=True)
+    order = order[classes[order].argsort(stable=True)]
+    counts = classes.bincount()
     places = torch.empty(len(x), dtype=torch.long)
-    for label in range(logits.shape[1]):
-        of_class = (classes == label).nonzero()[:, 0]
-        places[of_class[distances[of_class].argsort(stable=True)]] = torch.arange(len(of_class))
+    places[order] = torch.arange(len(x)) - (counts.cumsum(dim=0) - counts).repeat_interleave(counts)
     beyond = places >= n // logits.shape[1]  # of the quota of a class
     key = distances / distances.max().clamp_min(1e-30) + 2 * beyond
     chosen = key.argsort(stable=True)[:n]
@@ -123,7 +125,7 @@ class MixedSource(SyntheticSource):
             raise ValueError(f"Expected `share` of mixed samples from 0 to 1, but got {share}.")
         self.source = source
         self.share = share
-        self.multiple, self.candidates = source.multiple, source.candidates
+        self.multiple, self.candidates, self.input_shape = source.multiple, source.candidates, source.input_shape
         self.needs_generators = source.needs_generators
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from kegnet_pl.compression import (
     measure_layers,
     reconstruction,
 )
-from kegnet_pl.compression.activations import LayerMoments, patches
+from kegnet_pl.compression.activations import LayerMoments, chunks, patches
 from kegnet_pl.compression.allocation import truncation_losses
 from kegnet_pl.compression.reconstruction import reconstruct
 from kegnet_pl.compression.tucker import factorised_parameters
@@ -59,6 +59,15 @@ def network() -> nn.Module:
 @pytest.fixture
 def samples() -> torch.Tensor:
     return RandomFields(SHAPE).sample(200, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((16,), 128), ((3, 64, 64), 128), ((3, 128, 128), 42), ((3, 224, 224), 16)]
+)
+def test_large_images_come_in_small_chunks(shape: tuple[int, ...], size: int) -> None:
+    assert [len(part) for part in chunks(torch.zeros(1).expand(130, *shape))] == [
+        *[size] * (130 // size), *([130 % size] if 130 % size else [])
+    ]  # fmt: skip
 
 
 def test_moments_of_a_dense_layer_are_exact() -> None:

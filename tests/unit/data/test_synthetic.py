@@ -1,16 +1,28 @@
 """Synthetic data: what is drawn, how it is labelled, what never changes."""
 
 import copy
+import gc
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.data import Split, SyntheticDataModule
+from kegnet_pl.data import Split, SyntheticDataModule, synthetic
+from kegnet_pl.data.synthetic import divide_draw
 from kegnet_pl.networks import DenseGenerator
-from kegnet_pl.sources import GeneratorSource, NoiseSource, sample_labels_and_noise
+from kegnet_pl.runtime.storage import Room
+from kegnet_pl.sources import (
+    GeneratorSource,
+    MixedSource,
+    MixtureSource,
+    NoiseSource,
+    RealSource,
+    SelectedSource,
+    sample_labels_and_noise,
+)
 
 
 class _Echo(nn.Module):
@@ -351,3 +363,58 @@ def test_a_part_of_the_samples_is_of_all_generators(samples: int) -> None:
     shares = torch.histc(part, bins=5, min=0, max=samples - 1) / 1280
     torch.testing.assert_close(shares, torch.full((5,), 0.2), rtol=0.02, atol=0)
     assert len(data.subset(10 * samples)) == samples
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_samples_on_a_disk_are_those_in_memory(parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "_PART", -(-4 * 40 * 8 // parts))
+    said: list[str] = []
+    options = {"samples": 40, "validation_samples": 6, "resample_each_epoch": True, "batch_size": 8}
+    source, teacher = GeneratorSource(_generators()), _teacher()
+    kept, stored = (
+        _data(source, teacher, room=Room(memory, tmp_path, notify=said.append), **options) for memory in (None, 0)
+    )
+    row = 4 * (8 + 3)
+    assert len(said) == 1 and f"{tmp_path}: {row * (2 * 40 + 6) / 1e9:.3g} GB" in said[0]
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    for name in ("train", "val"):
+        for one, other in zip(kept.splits[name], stored.splits[name], strict=True):
+            assert torch.equal(one, other) and one.stride() == other.stride()
+    loaders = [data.train_dataloader() for data in (kept, stored)]
+    for epoch in range(2):
+        for loader in loaders:
+            loader.sampler.set_epoch(epoch)
+        for one, other in zip(*loaders, strict=True):
+            assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert torch.equal(kept.subset(10), stored.subset(10))
+    del stored, loaders, loader, one, other
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "files of past epochs are kept"
+
+
+def test_a_large_set_is_drawn_in_parts_that_suit_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "_PART", 4 * 8 * 10)
+    assert divide_draw(20, (8,)) == [10, 10]
+    assert divide_draw(20, (8,), candidates=2) == [5] * 4
+    assert divide_draw(21, (2, 4), multiple=3) == [9, 6, 6]
+    assert divide_draw(21, (8,), multiple=2) == [21], "the source says what is wrong"
+    assert divide_draw(21, ()) == [21], "the shape is not known"
+    assert divide_draw(2, (800,), multiple=2) == [2]
+    data = _data(samples=40)
+    assert len(data.splits["train"][0].unique(dim=0)) == 40, "two parts have one seed"
+    assert data.costs.samples_made == data.costs.teacher_forwards == 40
+    x = torch.randn(40, 8)
+    assert torch.equal(_data(RealSource(x)).splits["train"][0].sort(dim=0).values, x.sort(dim=0).values)
+
+
+def test_every_source_tells_its_shape() -> None:
+    noise, generators = NoiseSource("normal", (8,)), GeneratorSource(_generators(), chunk=4, norm="batch")
+    mixture = MixtureSource({"a": (noise, 0.5), "b": (generators, 0.5)})
+    sources = [
+        generators,
+        mixture,
+        SelectedSource(mixture, _teacher()),
+        MixedSource(mixture),
+        RealSource(torch.ones(2, 8)),
+    ]
+    assert all(source.input_shape == (8,) for source in sources)

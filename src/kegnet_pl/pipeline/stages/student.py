@@ -1,7 +1,8 @@
 """The stage of a student: trained on the samples of a source."""
 
 import json
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from kegnet_pl.api.agreement import MOST_UNREACHED
 from kegnet_pl.api.checkpoints import load_network, save_network
 from kegnet_pl.api.engine import fit_student
 from kegnet_pl.data import SyntheticDataModule
+from kegnet_pl.data.synthetic import divide_draw
 from kegnet_pl.networks.handling import copy_network, move
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build_optimizer, code_of, own_code, source_definitions
@@ -20,6 +22,7 @@ from kegnet_pl.pipeline.trainer import ResumableFit, Selection
 from kegnet_pl.reporting.wandb import histogram
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
+from kegnet_pl.runtime.storage import Room
 from kegnet_pl.settings import RunSettings, StudentSettings
 from kegnet_pl.sources import (
     MixedSource,
@@ -55,6 +58,7 @@ def student_stage(
         **code_of(student.optimizer),
         "input_shape": context.input_shape,
         "seed": context.seed,
+        **_parts(student, source, context.input_shape),
         **training_fingerprint(context.settings),
         **({"data": context.data_fingerprint(*real)} if real else {}),
     }
@@ -124,6 +128,12 @@ def _deciding(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
     return {name: value for name, value in settings.fingerprint().items() if name not in idle}
 
 
+def _parts(student: StudentSettings, source: SourceInfo, input_shape: Sequence[int]) -> dict[str, int]:
+    """Return the number of parts in which the samples are drawn, if there are several: the samples depend on it."""
+    parts = len(divide_draw(student.samples, () if source.needs_data else input_shape, student.oversampling))
+    return {"parts": parts} if parts > 1 else {}
+
+
 def make_student_source(
     settings: RunSettings,
     info: SourceInfo,
@@ -168,6 +178,8 @@ def _make_data(
     context: RunContext, student: StudentSettings, teacher: nn.Module, source: SyntheticSource, costs: StageCosts
 ) -> SyntheticDataModule:
     real = context.data if student.selection == "real" else None
+    folder = Path(os.environ.get("TMPDIR") or context.store.root)
+    room = Room(student.memory, folder, context.settings.trainer.devices, context.console.print)
     return SyntheticDataModule(
         source,
         teacher,
@@ -181,4 +193,5 @@ def _make_data(
         device=context.device,
         costs=costs,
         share=True,
+        room=room,
     )
