@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.folder, options.out, options.format.split(","), method=options.method,
             batch_size=options.batch_size, int8=int8, source=options.source, trust=options.trust,
         )  # fmt: skip
-        lines = [f"{row.method}, {row.compression_ratio:.2f} times smaller than its teacher:"]
+        lines = [f"{row.name}, {row.compression_ratio:.2f} times smaller than its teacher:"]
         for file in files:
             lines.append(
                 f"  {display_path(file.path)}  {file.size / 1e6:.2f} MB, largest relative difference from the network: "

@@ -36,13 +36,13 @@ def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp
     assert all(f'<a href="{job}/report.html">{job}</a>' in page for job in range(4))
     assert (
         '<table class="sortable">' in page
-        and '<th class="n">accuracy: T+KegNet</th>' in page
+        and '<th class="n">accuracy: student (KegNet)</th>' in page
         and "Pareto front" in page
     )
     assert all((folder / str(job) / "report.html").exists() for job in range(4))
     assert "4 of 4 runs finished, varied: compression, seed; digits: 539 test samples; epoch kept: last" in done.stdout
     assert re.search(
-        r"option2\s+│\s+T\+KegNet\s+│\s+teacher\s+│\s+[\d.]+ ± [\d.]+ %\s+│\s+[\d.]+ %(?: of \d+)?\s+│\s+2 │",
+        r"option2\s+│\s+student \(KegNet\)\s+│\s+teacher\s+│\s+[\d.]+ ± [\d.]+ %\s+│\s+[\d.]+ %(?: of \d+)?\s+│\s+2 │",
         done.stdout,
     )
     assert (folder / "tradeoff.png").read_bytes().startswith(b"\x89PNG")

@@ -24,6 +24,7 @@ from kegnet_pl.pipeline.configuration import as_written, conceal_hydra_files, to
 from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
+from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.runtime import held
 from kegnet_pl.runtime.environment import choose_ranks, global_rank, launched
 from kegnet_pl.runtime.errors import ConfigError, UserError, explain_full, explain_lost, explain_memory
@@ -121,7 +122,7 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
 def _introduce(settings: "RunSettings") -> str:
     """Return the first line of a run: version, data, networks, sources, seed and device."""
     student, trainer = settings.student.network, settings.trainer
-    smaller = settings.compression.name if student is None else student["_target_"].rpartition(".")[2]
+    smaller = name_compression(settings.compression.name) if student is None else student["_target_"].rpartition(".")[2]
     sources = ", ".join(" + ".join(mixture) for mixture in settings.sources) or "none"
     devices = f"{trainer.processes} x {trainer.accelerator}" if trainer.processes > 1 else trainer.accelerator
     return (

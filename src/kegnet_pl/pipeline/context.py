@@ -20,6 +20,7 @@ from kegnet_pl.pipeline.objects import build, code_of, own_code
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
 from kegnet_pl.pipeline.trackers import RunInfo
 from kegnet_pl.pipeline.trainer import TrainerFactory, join_processes
+from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.devices import find_device
@@ -279,7 +280,7 @@ def run_fingerprint(settings: RunSettings) -> str:
 def _make_loggers(
     settings: RunSettings, config: Mapping[str, Any], run_folder: Path, notify: Callable[[str], object]
 ) -> Loggers:
-    name, student = settings.data.name, student_name(settings)
+    name, student = settings.data.name, name_compression(student_name(settings))
     pipeline = f"{name}-{run_fingerprint(settings)}"
     sweep = [settings.sweep] if settings.sweep else []
     info = RunInfo(

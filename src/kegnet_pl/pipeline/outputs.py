@@ -27,6 +27,7 @@ from kegnet_pl.pipeline.warnings import (
     warn_of_training,
 )
 from kegnet_pl.reporting.agreement import explain_agreement
+from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.reporting.results import TRIAL, Row, explain_validity, find_last, list_warnings, summarize, write_results
 from kegnet_pl.reporting.run_page import StageFolders, write_run_page
 from kegnet_pl.reporting.run_parts import read_compression_report
@@ -232,7 +233,7 @@ def write_outputs(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     context.loggers.show("report", "report", folder, lambda: report_objects(rows, page, sheet))
     context.loggers.finish(summarize(rows))
     if brief:
-        accuracies = ", ".join(f"{row.method} {format_accuracy(row)}" for row in rows)
+        accuracies = ", ".join(f"{row.name} {format_accuracy(row)}" for row in rows)
         context.console.print(" ".join([f"results: {accuracies}", *explain_validity(rows)]), soft_wrap=True)
         return
     _print_tables(context, rows, networks)
@@ -258,7 +259,7 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     report = read_compression_report(networks[1].stages[1].folder)
     say()
     if report is not None:
-        say(f"Compression ({find_last(rows).student}), layer by layer")
+        say(f"Compression ({name_compression(find_last(rows).student or '')}), layer by layer")
         context.console.print(make_compression_table(report))
         say()
     say(describe_results(rows))
@@ -271,11 +272,11 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
         *explain_speed(rows),
         *explain_quantization(rows),
         *explain_losses(rows, context.settings.student.norm, batch_norm),
-        *(f"Warning about {method}: {sentence}" for method, sentence in list_warnings(rows)),
+        *(f"Warning about {name}: {sentence}" for name, sentence in list_warnings(rows)),
     ]:
         say(line)
     spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}
-    spent |= {row.method: row.seconds for row in rows if row.samples is not None and row.quantization is None}
+    spent |= {row.name: row.seconds for row in rows if row.samples is not None and row.quantization is None}
     for name in ("evaluation", *(["quantization"] if "quantization" in spent else [])):
         spent[name] = sum(row.stage_seconds.get(name, 0.0) for row in rows)
     say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))

@@ -124,7 +124,7 @@ def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None
         return row.accuracy
     if row.mean_agreement is None:
         raise ConfigError(
-            f"Expected the agreement of {row.method} for objective={objective}, but it was not measured: all sources "
+            f"Expected the agreement of the {row.name} for objective={objective}, but it was not measured: all sources "
             f"made the network (add another one to agreement.sources), or resume=require found no measurement (set "
             f"resume=auto)."
         )
@@ -132,7 +132,7 @@ def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None
         return row.mean_agreement
     if not row.speedups:
         raise ConfigError(
-            f"Expected the speed-up of {row.method} for objective={objective}, but resume=require found no "
+            f"Expected the speed-up of the {row.name} for objective={objective}, but resume=require found no "
             f"measurement. Set resume=auto."
         )
     return row.mean_agreement, row.speedups[max(row.speedups)]

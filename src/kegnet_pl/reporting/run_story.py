@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kegnet_pl.reporting.agreement import describe_agreement, warn_of_samples
+from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.reporting.results import Row, explain_ceilings, explain_trial, find_last
 from kegnet_pl.sources.registry import PRIORS
 
@@ -18,9 +19,10 @@ def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     known = "" if teacher.accuracy is None else f"; accuracy {100 * teacher.accuracy:.2f} % on {teacher.test_set}"
     action = "compressed" if small.method.startswith("T") else "replaced by another network"
     text = [
-        f"The teacher {teacher.teacher} ({teacher.parameters:,} parameters{known}) was {action}: {last.student} has "
-        f"{small.parameters:,} parameters, {small.compression_ratio:.2f} times fewer, and needs {small.macs:,} "
-        f"multiply-accumulates per sample instead of {teacher.macs:,}."
+        f"The teacher {teacher.teacher} ({teacher.parameters:,} parameters{known}) was {action} "
+        f"({name_compression(last.student or '')}): the student has {small.parameters:,} parameters, "
+        f"{small.compression_ratio:.2f} times fewer, and needs {small.macs:,} multiply-accumulates per sample instead "
+        f"of {teacher.macs:,}."
     ]
     student = find_main_student(rows)
     if student is not None and student.samples is not None:
@@ -65,4 +67,4 @@ def _compare(rows: Sequence[Row], student: Row, teacher: Row) -> str:
             training = "untrained" if row.source is None else f"trained on samples of {row.source['title']}"
             others.append(f"{100 * row.accuracy:.2f} % {training}")
     compared = f" (the same network: {', '.join(others)})" if others else ""
-    return f"{student.method} is correct on {100 * student.accuracy:.2f} %, {difference}{compared}."
+    return f"The {student.name} is correct on {100 * student.accuracy:.2f} %, {difference}{compared}."

@@ -44,9 +44,9 @@ def test_networks_are_at_their_size_and_speed() -> None:
     }
     assert markers == {
         "teacher": ("o", 4.0, 0.9),
-        "option1 T": ("x", 2.0, 0.5),
-        "option1 T+KegNet": ("o", 2.0, 0.85),
-        "teacher int8": ("s", 1.0, 0.89),
+        "option1 compressed, untrained": ("x", 2.0, 0.5),
+        "option1 student (KegNet)": ("o", 2.0, 0.85),
+        "teacher, int8": ("s", 1.0, 0.89),
     }, "the ceiling is left out"
     front, of_speed = size.lines[0], speed.lines[0]
     assert list(front.get_xdata()) == [4.0, 1.0] and list(front.get_ydata()) == [0.9, 0.89]
@@ -74,4 +74,4 @@ def test_the_size_has_several_round_ticks_in_any_range() -> None:
 
 def test_the_table_has_the_networks_of_the_fronts() -> None:
     columns = make_front_columns(_points(*ROWS))
-    assert columns["network"] == ["teacher", "teacher int8"] and columns["front"] == ["size, speed", "size, speed"]
+    assert columns["network"] == ["teacher", "teacher, int8"] and columns["front"] == ["size, speed", "size, speed"]

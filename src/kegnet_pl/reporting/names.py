@@ -1,0 +1,29 @@
+"""Names of networks in tables, plots and pages; files and settings keep the keys of ``results.json``."""
+
+import re
+
+_UNTRAINED = {"T": "compressed, untrained", "S": "untrained"}
+_TITLES = {"Uniform": "uniform noise", "Normal": "normal noise", "Real": "real data"}
+"""Title of a source -> its name in the name of a student, where they differ."""
+
+_COMPRESSIONS = {"ratio": "", "auto": "auto ", "pruning": "pruned "}
+"""Kind of a compression with a target -> the words in front of the ratio."""
+
+_INT8 = " int8"
+
+
+def name_network(method: str) -> str:
+    """Return the name of a network: ``student (KegNet)`` for the method ``T+KegNet`` of a row of results."""
+    plain = method.removesuffix(_INT8)
+    start, _, title = plain.partition("+")
+    name = _UNTRAINED.get(plain, plain)
+    if start in _UNTRAINED and title:
+        members = [re.sub(r"^\w+", lambda word: _TITLES.get(word[0], word[0]), part) for part in title.split(" + ")]
+        name = f"student ({' + '.join(members)})"
+    return name if plain == method else f"{name}, int8"
+
+
+def name_compression(student: str) -> str:
+    """Return the name of a compression: ``8x`` for ``ratio8``; other names stay as they are."""
+    found = re.fullmatch(rf"({'|'.join(_COMPRESSIONS)})(\d+(?:\.\d+)?)", student)
+    return student if found is None else f"{_COMPRESSIONS[found[1]]}{float(found[2]):.3g}x"
