@@ -45,6 +45,13 @@ def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp
         r"option2\s+│\s+student \(KegNet\)\s+│\s+teacher\s+│\s+[\d.]+ ± [\d.]+ %\s+│\s+[\d.]+ %(?: of \d+)?\s+│\s+2 │",
         done.stdout,
     )
+    assert (
+        len(
+            re.findall(r"^results: teacher [\d.]+ %, student \(KegNet\) [\d.]+ %, .*/\d/output.txt$", done.stdout, re.M)
+        )
+        == 4
+    )
+    assert "started" not in done.stdout and "[1/5] teacher: " in (folder / "0" / "output.txt").read_text()
     assert (folder / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
     records = json.loads((folder / "results.json").read_text())

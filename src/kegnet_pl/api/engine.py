@@ -236,9 +236,21 @@ def fit_student(
     Returns:
         The fitted module, its network on the CPU in evaluation mode, and its metrics.
     """
-    data.setup()
-    shape = tuple(data.splits["train"][0].shape[1:])
-    network = move(prefer_channels_last(network, shape), data.device)
+    with progress:
+        with progress.part("drawing and labelling samples"):
+            data.setup()
+        shape = tuple(data.splits["train"][0].shape[1:])
+        network = move(prefer_channels_last(network, shape), data.device)
+        module = _make_student(network, data, settings, optimizer)
+        metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
+    set_mode(move(module.network, "cpu"), training=False)
+    return module, metrics
+
+
+def _make_student(
+    network: nn.Module, data: SyntheticDataModule, settings: DistillationSettings, optimizer: OptimizerFactory
+) -> StudentModule:
+    """Prepare a network with the samples, and return the module that trains it."""
     if settings.norm != "frozen":
         forget_counts(network)
     if settings.reconstruct:
@@ -249,7 +261,7 @@ def fit_student(
     if settings.feature_distillation.weight:
         layers = match_layers(data.teacher.network, settings.feature_distillation.layers)
         features = FeatureDistillation(data.teacher.network, layers, settings.feature_distillation.weight)
-    module = StudentModule(
+    return StudentModule(
         network,
         DistillationLoss(settings.temperature),
         optimizer,
@@ -261,10 +273,6 @@ def fit_student(
         compile=settings.compile,
         cuda_graphs=settings.cuda_graphs,
     )
-    with progress:
-        metrics = fit(module, data, name=name, epochs=settings.epochs, callbacks=[progress])
-    set_mode(move(module.network, "cpu"), training=False)
-    return module, metrics
 
 
 def reconstruct_student(network: nn.Module, data: SyntheticDataModule) -> list[str]:

@@ -109,14 +109,16 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
         print(_introduce(settings), flush=True)  # noqa: T201  # torch is not imported yet
     from kegnet_pl.pipeline.gpus import one_gpu
     from kegnet_pl.pipeline.run import run
+    from kegnet_pl.training.progress import make_console
 
-    job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
+    job = sweep.job_number() if sweep.jobs_share_the_terminal() else None
+    terminal = make_console(job) if sweep.in_sweep() else None
     with one_gpu(settings.trainer) as gpu:
         if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
             cfg, settings = _apply_preset(cfg, settings, folder, gpu)
         elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and global_rank() == 0:
             _explain_trial(settings)
-        return run(as_written(cfg), folder, settings=settings, job=job, gpu=gpu)
+        return run(as_written(cfg), folder, settings=settings, terminal=terminal, gpu=gpu)
 
 
 def _introduce(settings: "RunSettings") -> str:

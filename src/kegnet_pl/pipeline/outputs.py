@@ -11,7 +11,7 @@ from kegnet_pl.benchmark import LatencyReport
 from kegnet_pl.compression import measure_size
 from kegnet_pl.networks import answers_of
 from kegnet_pl.networks.batch_norm import norm_layers
-from kegnet_pl.pipeline.context import QUANTIZED, RunContext, student_name
+from kegnet_pl.pipeline.context import OUTPUT, QUANTIZED, RunContext, student_name
 from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.pipeline.stages.agreement import describe_agreements
 from kegnet_pl.pipeline.store import Stage
@@ -33,12 +33,12 @@ from kegnet_pl.reporting.run_page import StageFolders, write_run_page
 from kegnet_pl.reporting.run_parts import read_compression_report
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.tables import (
+    describe_job,
     describe_results,
     explain_losses,
     explain_names,
     explain_quantization,
     explain_speed,
-    format_accuracy,
     make_compression_table,
     make_results_table,
 )
@@ -212,8 +212,8 @@ def _warn(settings: RunSettings, network: Network, row: Row, last: Row, start: R
     return found
 
 
-def write_outputs(context: RunContext, rows: Sequence[Row], networks: Sequence[Network], *, brief: bool) -> None:
-    """Write results and report to the folder of the run and to loggers, and print the tables; if brief, one line.
+def write_outputs(context: RunContext, rows: Sequence[Row], networks: Sequence[Network]) -> None:
+    """Write results and report to the folder of the run and to loggers, and print the tables; of a job, also one line.
 
     Rows are in the order of networks.
     """
@@ -232,12 +232,10 @@ def write_outputs(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     write_teacher_card(context, networks[0].stages[0], folder)
     context.loggers.show("report", "report", folder, lambda: report_objects(rows, page, sheet))
     context.loggers.finish(summarize(rows))
-    if brief:
-        accuracies = ", ".join(f"{row.name} {format_accuracy(row)}" for row in rows)
-        context.console.print(" ".join([f"results: {accuracies}", *explain_validity(rows)]), soft_wrap=True)
-        return
     _print_tables(context, rows, networks)
     _print_paths(context, networks, find_last(rows).method, generators, page)
+    if context.terminal is not None:
+        context.terminal.print(f"{describe_job(rows)}; {display_path(folder / OUTPUT)}", soft_wrap=True)
 
 
 def write_teacher_card(context: RunContext, stage: Stage, folder: Path) -> None:

@@ -9,7 +9,7 @@ from rich.text import Text
 from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting.agreement import format_agreement
 from kegnet_pl.reporting.names import name_network
-from kegnet_pl.reporting.results import Row
+from kegnet_pl.reporting.results import Row, find_last
 
 _SLOWER = 0.95
 """Speed-up below which a network is called slower; measurements vary."""
@@ -24,6 +24,16 @@ def describe_results(rows: Sequence[Row]) -> str:
     selections = sorted({row.selection for row in rows if row.selection is not None})
     where = first.test_set or f"{first.dataset}: no test data, accuracy not measured"
     return f"{where}; seed {first.seed}; epoch kept: {', '.join(selections) or 'nothing was trained'}"
+
+
+def describe_job(rows: Sequence[Row]) -> str:
+    """Return the result of one run as one line: of the teacher, and of its last student."""
+    last, parts = find_last(rows), []
+    if last.accuracy is not None:
+        parts += [f"{row.name} {format_accuracy(row)}" for row in (rows[0], last)]
+    if last.mean_agreement is not None:
+        parts.append(f"agreement {format_agreement(last.mean_agreement, last.agreement_samples)}")
+    return f"results: {', '.join([*parts, f'{last.compression_ratio:.2f}x smaller'])}"
 
 
 def number_columns(*headings: str) -> list[Column]:
