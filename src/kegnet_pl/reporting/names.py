@@ -18,9 +18,14 @@ def name_network(method: str) -> str:
     start, _, title = plain.partition("+")
     name = _UNTRAINED.get(plain, plain)
     if start in _UNTRAINED and title:
-        members = [re.sub(r"^\w+", lambda word: _TITLES.get(word[0], word[0]), part) for part in title.split(" + ")]
-        name = f"student ({' + '.join(members)})"
+        name = f"student ({name_source(title)})"
     return name if plain == method else f"{name}, int8"
+
+
+def name_source(title: str) -> str:
+    """Return the name of a source, or of a mixture: ``normal noise`` for the title ``Normal``."""
+    members = [re.sub(r"^\w+", lambda word: _TITLES.get(word[0], word[0]), part) for part in title.split(" + ")]
+    return " + ".join(members)
 
 
 def name_compression(student: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kegnet_pl.reporting.agreement import describe_agreement, warn_of_samples
-from kegnet_pl.reporting.names import name_compression
+from kegnet_pl.reporting.names import name_compression, name_source
 from kegnet_pl.reporting.results import Row, explain_ceilings, explain_trial, find_last
 from kegnet_pl.sources.registry import PRIORS
 
@@ -49,7 +49,7 @@ def _describe_samples(student: Row, config: Mapping[str, Any]) -> str:
     """Return the kind of samples a student was trained on, as text that follows their number."""
     assert student.source is not None
     if not student.source["needs_generators"] or len(student.source["shares"]) > 1:
-        return f"samples of {student.source['title']} (prior knowledge in them: {student.source_prior})"
+        return f"samples of {name_source(student.source['title'])} (prior knowledge in them: {student.source_prior})"
     count = config.get("generator", {}).get("count")
     generators = f"{count} generators" if count and count > 1 else "a generator"
     return f"samples of {generators}, trained with the teacher's help"
@@ -64,7 +64,8 @@ def _compare(rows: Sequence[Row], student: Row, teacher: Row) -> str:
     for row in rows:
         other = row is not student and row is not teacher and row.quantization is None and not row.is_ceiling
         if other and row.accuracy is not None:
-            training = "untrained" if row.source is None else f"trained on samples of {row.source['title']}"
+            samples = "" if row.source is None else name_source(row.source["title"])
+            training = f"trained on samples of {samples}" if samples else "untrained"
             others.append(f"{100 * row.accuracy:.2f} % {training}")
     compared = f" (the same network: {', '.join(others)})" if others else ""
     return f"The {student.name} is correct on {100 * student.accuracy:.2f} %, {difference}{compared}."

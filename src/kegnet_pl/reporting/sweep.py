@@ -234,11 +234,11 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         best = max(students, key=lambda point: point.mean)
         smallest = max(students, key=lambda point: point.average("compression_ratio"))
         sentence = (
-            f"On {dataset}, the teacher has an accuracy of {format_mean(teachers[0])}. The best student is "
+            f"On {dataset}, the teacher has an accuracy of {format_mean(teachers[0])}. The best network is "
             f"{name_point(best)}: {format_mean(best)} with {best.average('compression_ratio'):.2f} times fewer "
             f"parameters"
         )
-        if smallest is not best:
+        if smallest.average("compression_ratio") > best.average("compression_ratio"):
             ratio = f"{smallest.average('compression_ratio'):.2f} times fewer"
             sentence += f"; the smallest, {name_point(smallest)} ({ratio}), {format_mean(smallest)}"
         text.append(f"{sentence}.")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kegnet_pl.reporting.names import name_compression, name_network
+from kegnet_pl.reporting.names import name_compression, name_network, name_source
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,9 @@ def test_networks_have_names_that_people_read(method: str, name: str) -> None:
 )
 def test_compressions_are_named_by_their_ratio(student: str, name: str) -> None:
     assert name_compression(student) == name
+
+
+def test_sources_are_named_as_in_the_names_of_students() -> None:
+    assert [name_source(title) for title in ("KegNet", "Normal", "Uniform 50 % + KegNet 50 %")] == [
+        "KegNet", "normal noise", "uniform noise 50 % + KegNet 50 %",
+    ]  # fmt: skip

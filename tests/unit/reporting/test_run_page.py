@@ -54,10 +54,10 @@ def test_the_story_is_about_the_student_with_the_most_prior_knowledge() -> None:
     )
     assert story[2] == (
         "The student (KegNet) is correct on 80.00 %, 10.00 points below the teacher (the same network: 30.00 % "
-        "untrained, 50.00 % trained on samples of Normal)."
+        "untrained, 50.00 % trained on samples of normal noise)."
     )
     assert find_main_student(rows[:2]) is None and len(write_story(rows[:2], {})) == 1
-    assert "64 samples of Normal (prior knowledge in them: none)" in write_story([*rows[:2], normal], {})[1]
+    assert "64 samples of normal noise (prior knowledge in them: none)" in write_story([*rows[:2], normal], {})[1]
     real = student(None, selection="real")
     assert "selected on real validation data" in write_story([*rows[:2], real], {})[1]
 
@@ -75,7 +75,7 @@ def test_the_samples_of_the_compression_do_not_decide_the_main_student() -> None
     ]
     assert [row.prior for row in rows] == ["teacher + procedural", "procedural"]
     assert find_main_student([TEACHER, *rows]) is rows[0]
-    assert "64 samples of Normal (prior knowledge in them: none)" in "".join(write_story([TEACHER, rows[1]], {}))
+    assert "64 samples of normal noise (prior knowledge in them: none)" in "".join(write_story([TEACHER, rows[1]], {}))
 
 
 def test_a_ceiling_is_told_and_the_story_is_about_another_student() -> None:

@@ -126,7 +126,7 @@ def test_the_report_needs_results_alone(
         assert "<td>student (normal noise)</td><td>none</td>" in text
         assert Stripes.color in text, "the colour of its marks"
     story = (run / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
-    assert "64 samples of Stripes 50 % + Normal 50 % (prior knowledge in them: procedural)" in story
+    assert "64 samples of Stripes 50 % + normal noise 50 % (prior knowledge in them: procedural)" in story
     header, *lines = (tmp_path / "out" / "results.csv").read_text().splitlines()
     assert {"source.prior", "source.title", "source.shares.mine"} <= set(header.split(","))
     assert sum(",procedural," in line for line in lines) == 2

@@ -129,6 +129,14 @@ def test_a_sweep_says_where_noise_is_better() -> None:
     assert "Without prior" not in " ".join(describe_sweep(runs, summarize(runs)))
 
 
+def test_a_sweep_names_the_smallest_network_where_another_is_better() -> None:
+    for ratio, told in ((2.0, False), (4.0, True)):
+        runs = [
+            FinishedRun(HERE, {}, (TEACHER, student(0.7, compression_ratio=ratio), student(0.8, method="T+Leaves")))
+        ]
+        assert ("; the smallest, option1 student (KegNet)" in describe_sweep(runs, summarize(runs))[1]) == told
+
+
 def test_a_sweep_names_a_ceiling_and_compares_nothing_with_it() -> None:
     rows = (TEACHER, student(0.5, method="T"), student(0.6), student(0.85, method="T+Real", compression_ratio=9.0))
     runs = [FinishedRun(HERE, {}, rows)]
