@@ -138,6 +138,11 @@ def find_last(rows: Sequence[Row]) -> Row:
     return next(row for row in reversed(rows) if row.quantization is None and not row.is_ceiling)
 
 
+def find_named(rows: Iterable[Row], name: str) -> Row | None:
+    """Return the row with this method, such as ``T+KegNet``, or this name, ``student (KegNet)``; None without one."""
+    return next((row for row in rows if name in (row.method, row.name)), None)
+
+
 def summarize(rows: Sequence[Row]) -> dict[str, float | str]:
     """Return what trackers compare of a run: the result, and ``METHOD/accuracy`` and so on of every network.
 
