@@ -63,7 +63,7 @@ audit: $(READY) ## List the licences of the dependencies, and known vulnerabilit
 	$(BIN)/python -m reproduction.dependencies audit
 
 notebooks: $(READY) ## Run the notebooks again, and keep what they show
-	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+	PYTHONWARNINGS='ignore:IProgress not found' $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 bench: $(READY) ## Measure speed and memory against a direct implementation: results/bench.json, half an hour; DEVICE=cuda: ten minutes, again to continue
 ifeq ($(DEVICE),cuda)

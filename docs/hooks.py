@@ -11,6 +11,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,8 +28,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages |= {path: f"results/{path.name}" for path in ROOT.glob("results/*.md")}
     for path, uri in pages.items():
         files.append(File.generated(config, uri, abs_src_path=str(path)))
+    exporter = MarkdownExporter()
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # else a blank line follows every print
     for path in ROOT.glob("notebooks/*.ipynb"):
-        body, resources = MarkdownExporter().from_notebook_node(nbformat.read(path, as_version=4))
+        body, resources = exporter.from_notebook_node(nbformat.read(path, as_version=4))
         for name, picture in resources["outputs"].items():
             body = body.replace(f"({name})", f"({path.stem}_{name})")
             files.append(File.generated(config, f"notebooks/{path.stem}_{name}", content=picture))

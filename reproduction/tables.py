@@ -181,6 +181,8 @@ def render(summary: Sequence[dict[str, Any]], cells: dict[str, Any], remarks: Ma
         "single seeds and versions are in [paper.json](paper.json). Accuracy is in %: mean ± standard deviation over",
         "(seeds). A single seed has no deviation. Seconds are from the teacher to the student, with all generators and",
         "without evaluation. They are the mean over the seeds with complete costs (`counted` in paper.json).",
+        "Networks have the paper's names: `T` is `compressed, untrained` in our own tables, and T+KegNet is",
+        "`student (KegNet)`.",
         "",
         "Recipes: `paper` is the authors' released schedule. Its epoch is **selected on real validation samples**",
         "(5,000 images, or fewer if less data is available; a part of the rows of a table). `strict` is the same",

@@ -22,7 +22,7 @@ from kegnet_pl.networks.foreign import executed_file
 from kegnet_pl.networks.validation import samples_for_trial, to_shape
 from kegnet_pl.pipeline.objects import source_definitions
 from kegnet_pl.reporting.model_card import QuantizedFile, write_model_card
-from kegnet_pl.reporting.results import Row, find_last
+from kegnet_pl.reporting.results import Row, find_last, find_named
 from kegnet_pl.reporting.run_page import STAGES, StageFolders
 from kegnet_pl.reporting.runs import read_runs
 from kegnet_pl.reporting.tables import explain_difference
@@ -55,8 +55,8 @@ def export_run(
         run: Folder of the run.
         out: Folder of the files; None for ``RUN/export``.
         formats: Some of :data:`FORMATS`. ``"safetensors"`` writes weights and structure for :func:`load_network`.
-        method: Network of the run, such as ``"T+KegNet"``; None for the last one that was not trained on real
-            data.
+        method: Network of the run, such as ``"T+KegNet"`` or ``"student (KegNet)"``; None for the last one that was not
+            trained on real data.
         batch_size: Samples of every batch; None for any number.
         int8: Activations of further ONNX files with int8 weights: ``"int8"``, ``"float"`` or both.
         source: Source of their calibration samples, by name.
@@ -73,7 +73,7 @@ def export_run(
     if unknown:
         raise UserError(f"Expected formats among {', '.join(FORMATS)}, but got {', '.join(unknown)}.")
     rows = [row for row in read_runs(run)[0].rows if row.quantization is None]
-    row = find_last(rows) if method is None else next((row for row in rows if row.method == method), None)
+    row = find_last(rows) if method is None else find_named(rows, method)
     stages = StageFolders.read(run)
     if stages is None:
         raise UserError(
@@ -248,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--method",
-        help="network of the run, such as T+KegNet (default: the last one that was not trained on real data)",
+        help="network of the run, such as T+KegNet or 'student (KegNet)' (default: the last one without real data)",
     )
     parser.add_argument("--out", type=Path, help="folder of the files (default: RUN/export)")
     parser.add_argument(
@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.folder, options.out, options.format.split(","), method=options.method,
             batch_size=options.batch_size, int8=int8, source=options.source, trust=options.trust,
         )  # fmt: skip
-        lines = [f"{row.method}, {row.compression_ratio:.2f} times smaller than its teacher:"]
+        lines = [f"{row.name}, {row.compression_ratio:.2f} times smaller than its teacher:"]
         for file in files:
             lines.append(
                 f"  {display_path(file.path)}  {file.size / 1e6:.2f} MB, largest relative difference from the network: "

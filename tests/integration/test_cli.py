@@ -121,12 +121,14 @@ def test_a_preset_is_chosen_and_saved(command: Command, tmp_path: Path) -> None:
         "experiment=custom/table compression=auto (rows of features, a dense first layer, 403 parameters, cpu). About "
     )
     assert chosen in line and "Compression by " in done.stdout
-    assert "T+Correlated" in done.stdout and "This is a trial" not in done.stdout
+    assert "student (Correlated)" in done.stdout and "This is a trial" not in done.stdout
     (config,) = tmp_path.rglob(".hydra/config.yaml")
     saved = yaml.safe_load(config.read_text())
     assert (saved["recipe"], saved["sources"], saved["student"]["epochs"]) == ("best", ["correlated"], 1)
     again = command("--config-path", str(config.parent), "--config-name", "config", "resume=require")
-    assert "preset=auto" not in again.stdout and "T+Correlated" in again.stdout, "the saved configuration is complete"
+    assert "preset=auto" not in again.stdout and "student (Correlated)" in again.stdout, (
+        "the saved configuration is complete"
+    )
 
 
 def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path: Path) -> None:
@@ -179,12 +181,12 @@ def test_default_run_shows_everything(command: Command, tmp_path: Path) -> None:
     done = command(FAST, "logger=[wandb,tensorboard]", draw=True)
     text = done.stdout
     assert re.match(
-        r"kegnet_pl [\d.]+: data digits, teacher lenet5, student ratio8, sources normal, kegnet, kegnet \+ procedural, "
+        r"kegnet_pl [\d.]+: data digits, teacher lenet5, student 8x, sources normal, kegnet, kegnet \+ procedural, "
         r"seed 0, device cpu\n\[1/7\] teacher: started\n",
         text,
     )
     assert "[3/7] generators: started" in text and "[7/7] evaluation: finished in" in text
-    for word in ("teacher", "T+Normal", "T+KegNet", "accuracy", "ratio", "MACs", "seconds"):
+    for word in ("teacher", "student (normal noise)", "student (KegNet)", "accuracy", "ratio", "MACs", "seconds"):
         assert word in text
     # A log file gets lines, not a bar that is drawn again and again.
     assert "\x1b[" not in text and "\r" not in text

@@ -18,16 +18,17 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 SMALL = {
     "look_inside_a_generator": {
-        "in range(10):\n    for rows": "in range(1):\n    for rows",
+        "in range(30):\n    for rows": "in range(1):\n    for rows",
         "count=2, epochs=6": "count=2, epochs=1, steps_per_epoch=5",
     },
     "quickstart": {
-        "in range(10):\n    for rows": "in range(1):\n    for rows",
+        "in range(30):\n    for rows": "in range(1):\n    for rows",
         "count=2, epochs=4": "count=2, epochs=1, steps_per_epoch=5",
         "generators.dataset(8_000)": "generators.dataset(64)",
         "teacher, 8_000": "teacher, 64",
     },
     "read_a_sweep": {
+        "in range(30):\n    for rows": "in range(1):\n    for rows",
         '"compression.target=2,4,8,16", "seed=0,1"': '"debug=fast", "compression.target=2,8", "seed=0"',
         '"student.samples=4000"': '"student.samples=128"',
         "8 of 8 runs": "2 of 2 runs",

@@ -710,7 +710,7 @@ def test_the_ceiling_is_one_student_more(
     copy_store(prepared(), tmp_path)
     before = stages(tmp_path)
     rows = go(tmp_path, REAL)
-    assert "T+Real is not a data-free result" in capsys.readouterr().out
+    assert "student (real data) is not a data-free result" in capsys.readouterr().out
     assert [row["fingerprint"] for row in rows[:-1]] == [row["fingerprint"] for row in plain]
     assert kinds(set(stages(tmp_path)) - set(before)) == ["evaluation", "student"]
     ceiling = Row.from_dict(rows[-1])
@@ -763,7 +763,7 @@ def test_the_ceiling_may_be_alone_and_is_not_the_student_of_the_run(
     rows = go(copy_store(prepared(train=False), tmp_path), "sources=[real]", train=False, draw=True)
     assert [row["method"] for row in rows] == ["teacher", "T", "T+Real"]
     assert f"student       {tmp_path}/store/compression-{rows[1]['fingerprint']}" in capsys.readouterr().out
-    assert "T+Real is not a data-free result" in (tmp_path / "run" / "report.html").read_text()
+    assert "student (real data) is not a data-free result" in (tmp_path / "run" / "report.html").read_text()
     (row,) = go(tmp_path, "sources=[real]", "student.selection=real", train=False)[2:]
     manifest = tmp_path / "store" / f"student-{row['fingerprint']}" / "manifest.json"
     digits = DigitsDataModule()
@@ -1128,7 +1128,7 @@ def test_agreement_stands_beside_accuracy(tmp_path: Path, capsys: pytest.Capture
     assert own == [[], ["uniform"], ["procedural"]], "noise is like noise, and procedural images have strokes"
     assert all(row["agreement"]["over"] == ["waves"] for row in rows[1:]), "all are compared by the same sources"
     out = capsys.readouterr().out
-    assert "Agreement is not accuracy" in out and "T+Strokes agrees least on class" in out
+    assert "Agreement is not accuracy" in out and "student (Strokes) agrees least on class" in out
     before = stages(tmp_path)
     assert [name.split("-")[0] for name in before].count("agreement") == 3
     again = go(tmp_path, *given, "resume=require")
@@ -1187,9 +1187,7 @@ def test_latency_stands_beside_parameters(tmp_path: Path, capsys: pytest.Capture
     assert rows[0]["latency"]["batches"]["3"]["speedup"] == 1
     assert rows[1]["latency"] == rows[2]["latency"] != rows[0]["latency"], "students share it"
     out = capsys.readouterr().out
-    assert (
-        "speed-up at" in out and "Speed-up: time of the teacher / time of the network, for batches of 1, 3, on" in out
-    )
+    assert "at 1, 3" in out and "Speed-up: time of the teacher / time of the network, for batches of 1, 3, on" in out
     before = stages(tmp_path)
     assert go(tmp_path, *given, "resume=require", train=False)[1]["latency"] == rows[1]["latency"]
     assert stages(tmp_path) == before
@@ -1320,10 +1318,11 @@ def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixtur
     front = yaml.safe_load(head)
     assert front["pipeline_tag"] == "image-classification" and "data-free" in front["tags"]
     assert front["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
-    for part in ("T+Normal", "`model.pt2`", "kegnet_pl.load_network", "## Limits", "539 test samples"):
+    for part in ("student (normal noise)", "`model.pt2`", "kegnet_pl.load_network", "## Limits", "539 test samples"):
         assert part in body, part
-    assert main([str(tmp_path / "run"), "--format", "safetensors", "--method", "T", "--out", str(tmp_path / "T")]) == 0
-    assert "(compressed, without training)" in (tmp_path / "T" / "README.md").read_text()
+    named = [str(tmp_path / "run"), "--format", "safetensors", "--method", "compressed, untrained"]
+    assert main([*named, "--out", str(tmp_path / "T")]) == 0
+    assert "compressed, untrained" in (tmp_path / "T" / "README.md").read_text()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "README.md").write_text("mine")
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "other")]) == 1
@@ -1420,10 +1419,10 @@ def test_warnings_are_in_results_report_and_card(tmp_path: Path, capsys: pytest.
     assert "gives the teacher's class to only" in said and "of its training samples. The level of chance is 10%" in said
     out = capsys.readouterr().out
     assert trial == TRIAL and out.count(TRIAL) == 1
-    assert all(f"Warning about {rows[-1]['method']}: {line}" in out for line in warnings)
+    assert all(f"Warning about student (KegNet): {line}" in out for line in warnings)
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count(f'<p class="lead">{TRIAL}</p>') == 1
-    assert page.count('<p class="warning"><b>T+KegNet</b>') == len(warnings)
+    assert page.count('<p class="warning"><b>student (KegNet)</b>') == len(warnings)
 
     from kegnet_pl.export import main
 
@@ -1481,7 +1480,7 @@ def test_networks_are_quantised_beside_those_in_float32(tmp_path: Path, capsys: 
     made = ["agreement", "evaluation", "quantization"]
     assert kinds(new) == sorted([*made, *made, "latency"])
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "T+Normal int8" in page and "calibrated on 20 samples" in page
+    assert "student (normal noise), int8" in page and "calibrated on 20 samples" in page
 
     again = stages(tmp_path)
     assert go(tmp_path, *INT8, *latency, "resume=require")[4]["accuracy"] == student["accuracy"]
@@ -1521,7 +1520,10 @@ def test_generators_and_real_data_calibrate_where_the_run_has_them(
     capsys.readouterr()
     rows = go(tmp_path, *INT8, "quantization.source=real", train=False)
     assert rows[-1]["quantization"]["source"]["prior"] == "real data"
-    said = "T+Normal int8 is not a data-free result: it was calibrated on real data, as a ceiling for the others."
+    said = (
+        "student (normal noise), int8 is not a data-free result: it was calibrated on real data, as a ceiling for the "
+        "others."
+    )
     assert said in capsys.readouterr().out
 
 

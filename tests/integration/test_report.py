@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kegnet_pl.report import main
+from kegnet_pl.reporting.names import name_network
 from tests.integration.conftest import FAST, configure, go
 
 
@@ -65,7 +66,7 @@ def test_the_page_of_a_run_shows_everything_and_needs_nothing(finished: Path) ->
     assert {"results", "layers", "samples", "curves", "classes", "costs", "settings"} <= set(page.ids)
     for row in rows:
         prior = row["source"]["prior"] if row["source"] else ""
-        assert f"<td>{row['method']}</td><td>{prior}</td>" in text
+        assert f"<td>{name_network(row['method'])}</td><td>{prior}</td>" in text
         assert f"{100 * row['accuracy']:.2f}\N{NO-BREAK SPACE}%" in text
     assert text.count("<svg ") == 2 * 8, (
         "tradeoff, front, layers, walk, generators, students, classes, costs: wide, and narrow"
@@ -85,7 +86,7 @@ def test_the_page_of_a_run_shows_everything_and_needs_nothing(finished: Path) ->
         len(re.findall('<pre class="copy">', text)) == 2 and ", the worst of" in text and " MB of the teacher" in text
     )
     assert re.search(r"<td>commit of kegnet_pl</td><td>[0-9a-f]{40}", text) or "commit of" not in text
-    assert "T+NAME: T trained on samples of NAME" in text
+    assert "trained on samples of NAME (T+NAME)" in text
     assert "The teacher does not recognise all of them" in text, "after four steps"
     assert "the teacher takes them for it" not in text
 

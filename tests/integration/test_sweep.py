@@ -36,15 +36,22 @@ def test_a_sweep_leaves_one_table_one_picture_and_all_rows(command: Command, tmp
     assert all(f'<a href="{job}/report.html">{job}</a>' in page for job in range(4))
     assert (
         '<table class="sortable">' in page
-        and '<th class="n">accuracy: T+KegNet</th>' in page
+        and '<th class="n">accuracy: student (KegNet)</th>' in page
         and "Pareto front" in page
     )
     assert all((folder / str(job) / "report.html").exists() for job in range(4))
     assert "4 of 4 runs finished, varied: compression, seed; digits: 539 test samples; epoch kept: last" in done.stdout
     assert re.search(
-        r"option2\s+│\s+T\+KegNet\s+│\s+teacher\s+│\s+[\d.]+ ± [\d.]+ %\s+│\s+[\d.]+ %(?: of \d+)?\s+│\s+2 │",
+        r"option2\s+│\s+student \(KegNet\)\s+│\s+teacher\s+│\s+[\d.]+ ± [\d.]+ %\s+│\s+[\d.]+ %(?: of \d+)?\s+│\s+2 │",
         done.stdout,
     )
+    assert (
+        len(
+            re.findall(r"^results: teacher [\d.]+ %, student \(KegNet\) [\d.]+ %, .*/\d/output.txt$", done.stdout, re.M)
+        )
+        == 4
+    )
+    assert "started" not in done.stdout and "[1/5] teacher: " in (folder / "0" / "output.txt").read_text()
     assert (folder / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
     records = json.loads((folder / "results.json").read_text())

@@ -53,8 +53,8 @@ def test_a_pipeline_is_one_run_that_is_continued(runs: list[OfflineRun]) -> None
     assert interrupted.identifier == resumed.identifier != again.identifier
     assert [run.exit_code for run in runs] == [1, 0, 0]
     for run in runs:
-        assert (run.name, run.group, run.job_type) == ("digits ratio8, seed 0", "", "pipeline")
-        assert sorted(run.tags) == sorted(["digits", "lenet5", "ratio8", "strict", "seed 0"])
+        assert (run.name, run.group, run.job_type) == ("digits 8x, seed 0", "", "pipeline")
+        assert sorted(run.tags) == sorted(["digits", "lenet5", "8x", "strict", "seed 0"])
         assert run.config["generator"]["count"] == 2, "resolved"
         assert run.config["pipeline"].startswith("digits-")
     assert not any(key.startswith("teacher/train") for key in resumed.keys), "the first attempt has these curves"
@@ -67,7 +67,7 @@ def test_the_result_is_in_the_summary(runs: list[OfflineRun]) -> None:
     _, resumed, again = runs
     rows = json.loads((again.folder.parents[1] / "results.json").read_text())
     for run in (resumed, again):
-        assert run.summary["method"] == "T+KegNet"
+        assert run.summary["method"] == "student (KegNet)"
         for row in rows:
             assert run.summary[f"{row['method']}/accuracy"] == row["accuracy"]
         student = rows[-1]
@@ -117,7 +117,9 @@ def test_tables(runs: list[OfflineRun]) -> None:
     interrupted, resumed, _ = runs
     assert _table(interrupted, "compression/layers")["layer"] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
     results = _table(resumed, "results")
-    assert results["method"] == ["teacher", "T", "T+Normal", "T+KegNet"]
+    assert results["network"] == [
+        "teacher", "compressed, untrained", "student (normal noise)", "student (KegNet)",
+    ]  # fmt: skip
     assert all(isinstance(value, float) for value in results["accuracy"])
     assert min(_table(resumed, "costs")["seconds student_training"][2:]) > 0  # type: ignore[type-var]
     assert {"report:html-file", "samples:image-file", "student/kegnet/labels/entropies:histogram"} <= resumed.keys
@@ -160,7 +162,10 @@ def test_each_stage_may_have_its_own_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert {run.exit_code for run in found} == {0}
     by_name = {run.name.split(" ·")[0]: run for run in found}
     assert by_name["student normal"].keys >= {"train/loss", "trainer/global_step", "labels/entropies:histogram"}
-    assert by_name["evaluation T+Normal"].history[0]["test/accuracy"] == by_name["report"].summary["accuracy"]
+    assert (
+        by_name["evaluation student (normal noise)"].history[0]["test/accuracy"]
+        == by_name["report"].summary["accuracy"]
+    )
     ((name, artifact),) = by_name["student normal"].artifacts.items()
     assert (artifact.type, name) == ("model", f"student-{by_name['student normal'].config['fingerprint']}")
 

@@ -30,6 +30,6 @@ def test_wheel_runs_from_another_directory(tmp_path: Path) -> None:
     places = subprocess.run([sys.executable, "-c", where], **run).stdout.split()  # type: ignore[call-overload]
     assert all(place.startswith(str(site)) for place in places)
     done = subprocess.run([sys.executable, "-m", "kegnet_pl", "+debug=fast", "sources=[normal]"], **run)  # type: ignore[call-overload]
-    assert "T+Normal" in done.stdout
+    assert "student (normal noise)" in done.stdout
     assert "Warning" not in done.stderr, done.stderr
     assert list(elsewhere.glob("outputs/runs/*/results.json"))

@@ -243,19 +243,20 @@ def fit_student(
     Returns:
         The fitted module, its network on the CPU in evaluation mode, and its metrics.
     """
-    data.setup()
-    shape = tuple(data.splits["train"][0].shape[1:])
-    network = move(prefer_channels_last(network, shape), data.device)
-    _prepare_student(network, data, settings)
-
     given: dict[str, float] = {}
     with progress:
+        with progress.part("drawing and labelling samples"):
+            data.setup()
+        shape = tuple(data.splits["train"][0].shape[1:])
+        network = move(prefer_channels_last(network, shape), data.device)
+        _prepare_student(network, data, settings)
         if find_lr:
 
             def make_module(copied: nn.Module, lr: float) -> StudentModule:
                 return _student_module(copied, data, settings, with_learning_rate(optimizer, lr))
 
-            trials = try_learning_rates(network, data, settings.epochs, make_module)
+            with progress.part("trying learning rates"):
+                trials = try_learning_rates(network, data, settings.epochs, make_module)
             given["lr"] = best(trials).lr
             optimizer = with_learning_rate(optimizer, given["lr"])
             progress.console.print(f"{progress.title}: {describe_trials(trials)}", soft_wrap=True)

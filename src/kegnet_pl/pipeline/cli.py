@@ -24,6 +24,7 @@ from kegnet_pl.pipeline.configuration import as_written, conceal_hydra_files, to
 from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
+from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.runtime import held
 from kegnet_pl.runtime.environment import choose_ranks, global_rank, launched
 from kegnet_pl.runtime.errors import ConfigError, UserError, explain_full, explain_lost, explain_memory
@@ -108,20 +109,22 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
         print(_introduce(settings), flush=True)  # noqa: T201  # torch is not imported yet
     from kegnet_pl.pipeline.gpus import one_gpu
     from kegnet_pl.pipeline.run import run
+    from kegnet_pl.training.progress import make_console
 
-    job = sweep.job_number() if sweep.in_sweep() and sweep.jobs_share_the_terminal() else None
+    job = sweep.job_number() if sweep.jobs_share_the_terminal() else None
+    terminal = make_console(job) if sweep.in_sweep() else None
     with one_gpu(settings.trainer) as gpu:
         if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
             cfg, settings = _apply_preset(cfg, settings, folder, gpu)
         elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and global_rank() == 0:
             _explain_trial(settings)
-        return run(as_written(cfg), folder, settings=settings, job=job, gpu=gpu)
+        return run(as_written(cfg), folder, settings=settings, terminal=terminal, gpu=gpu)
 
 
 def _introduce(settings: "RunSettings") -> str:
     """Return the first line of a run: version, data, networks, sources, seed and device."""
     student, trainer = settings.student.network, settings.trainer
-    smaller = settings.compression.name if student is None else student["_target_"].rpartition(".")[2]
+    smaller = name_compression(settings.compression.name) if student is None else student["_target_"].rpartition(".")[2]
     sources = ", ".join(" + ".join(mixture) for mixture in settings.sources) or "none"
     devices = f"{trainer.processes} x {trainer.accelerator}" if trainer.processes > 1 else trainer.accelerator
     return (

@@ -20,6 +20,7 @@ from kegnet_pl.pipeline.objects import build, code_of, own_code
 from kegnet_pl.pipeline.store import Build, Stage, Store, fingerprint
 from kegnet_pl.pipeline.trackers import RunInfo
 from kegnet_pl.pipeline.trainer import TrainerFactory, join_processes
+from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.devices import find_device
@@ -30,10 +31,13 @@ from kegnet_pl.runtime.memory import keep_freed_memory
 from kegnet_pl.runtime.secrets import conceal
 from kegnet_pl.settings import RunSettings, TrainerSettings
 from kegnet_pl.training.fit import quiet_lightning
-from kegnet_pl.training.progress import StageProgress, make_console
+from kegnet_pl.training.progress import StageProgress, make_console, make_file_console
 
 QUANTIZED = "network.onnx"
 """File of a quantised network in the folder of its stage."""
+
+OUTPUT = "output.txt"
+"""File in the folder of a job of a sweep: what a run prints."""
 
 _ALWAYS_LOGGED = {"csv": {"_target_": "pytorch_lightning.loggers.CSVLogger"}}
 """Loggers with logger=[]: the report draws its curves from the CSV files."""
@@ -48,12 +52,13 @@ class RunContext:
         config: The same as a plain configuration, as it was composed.
         store: Finished stages.
         trainers: Makes trainers, callbacks and loggers.
-        console: Prints messages and progress.
+        console: Prints messages and progress; in a sweep, to a file in the folder of the job.
         device: Device of sampling and evaluation.
         data: Real data; None where there is none.
         folder: Folder of the run, that of rank 0. Its ``stages.json`` names the stages as soon as they are finished, so
             that the store knows the user of each, also of a run that is stopped.
         titles: Titles of the stages that print progress, in order.
+        terminal: Gets a line of the result of a job of a sweep, and its bar; None outside of sweeps.
     """
 
     settings: RunSettings
@@ -65,12 +70,13 @@ class RunContext:
     data: RealDataModule | None
     folder: Path
     titles: Sequence[str] = ()
+    terminal: Console | None = None
     _finished: dict[str, dict[str, Path]] = field(default_factory=dict, repr=False)
     _networks: dict[tuple[Path, str], nn.Module] = field(default_factory=dict, repr=False)
 
     def progress(self, title: str) -> StageProgress:
         """Return the progress of a stage, with its number among the stages of the run."""
-        return StageProgress(self.label(title), self.console)
+        return StageProgress(self.label(title), self.console, self.terminal)
 
     def label(self, title: str) -> str:
         """Return the title of a stage with its number, such as ``[3/6] generators``."""
@@ -157,7 +163,7 @@ def open_context(
     settings: RunSettings,
     config: Mapping[str, Any],
     run_folder: Path,
-    job: int | None = None,
+    terminal: Console | None = None,
     gpu: int | None = None,
     *,
     titles: Sequence[str] = (),
@@ -169,7 +175,7 @@ def open_context(
         settings: Settings of the run.
         config: The same as a plain configuration.
         run_folder: Folder of the run.
-        job: Number of the job, see :func:`kegnet_pl.pipeline.run.run`.
+        terminal: See :func:`kegnet_pl.pipeline.run.run`.
         gpu: Index of the reserved GPU.
         titles: Titles of the stages that print progress, in order.
         needs_data: True if a source needs the real training data.
@@ -177,7 +183,7 @@ def open_context(
     quiet_lightning()
     if settings.trainer.accelerator == "cpu":
         keep_freed_memory()
-    console = make_console(job)
+    console = make_console() if terminal is None else make_file_console(run_folder / OUTPUT)
     make_trainer = functools.partial(build, settings.trainer, **({} if gpu is None else {"devices": [gpu]}))
     if settings.trainer.processes > 1 and launched() > 1:
         join_processes(make_trainer)
@@ -203,6 +209,7 @@ def open_context(
         _open_data(settings, needs_data, console.print),
         run_folder,
         titles,
+        terminal,
     )
 
 
@@ -279,7 +286,7 @@ def run_fingerprint(settings: RunSettings) -> str:
 def _make_loggers(
     settings: RunSettings, config: Mapping[str, Any], run_folder: Path, notify: Callable[[str], object]
 ) -> Loggers:
-    name, student = settings.data.name, student_name(settings)
+    name, student = settings.data.name, name_compression(student_name(settings))
     pipeline = f"{name}-{run_fingerprint(settings)}"
     sweep = [settings.sweep] if settings.sweep else []
     info = RunInfo(

@@ -11,7 +11,7 @@ from kegnet_pl.benchmark import LatencyReport
 from kegnet_pl.compression import measure_size
 from kegnet_pl.networks import answers_of
 from kegnet_pl.networks.batch_norm import norm_layers
-from kegnet_pl.pipeline.context import QUANTIZED, RunContext, student_name
+from kegnet_pl.pipeline.context import OUTPUT, QUANTIZED, RunContext, student_name
 from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.pipeline.stages.agreement import describe_agreements
 from kegnet_pl.pipeline.store import Stage
@@ -27,17 +27,18 @@ from kegnet_pl.pipeline.warnings import (
     warn_of_training,
 )
 from kegnet_pl.reporting.agreement import explain_agreement
+from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.reporting.results import TRIAL, Row, explain_validity, find_last, list_warnings, summarize, write_results
 from kegnet_pl.reporting.run_page import StageFolders, write_run_page
 from kegnet_pl.reporting.run_parts import read_compression_report
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.tables import (
+    describe_job,
     describe_results,
     explain_losses,
     explain_names,
     explain_quantization,
     explain_speed,
-    format_accuracy,
     make_compression_table,
     make_results_table,
 )
@@ -213,8 +214,8 @@ def _warn(settings: RunSettings, network: Network, row: Row, last: Row, start: R
     return found
 
 
-def write_outputs(context: RunContext, rows: Sequence[Row], networks: Sequence[Network], *, brief: bool) -> None:
-    """Write results and report to the folder of the run and to loggers, and print the tables; if brief, one line.
+def write_outputs(context: RunContext, rows: Sequence[Row], networks: Sequence[Network]) -> None:
+    """Write results and report to the folder of the run and to loggers, and print the tables; of a job, also one line.
 
     Rows are in the order of networks.
     """
@@ -233,12 +234,10 @@ def write_outputs(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     write_teacher_card(context, networks[0].stages[0], folder)
     context.loggers.show("report", "report", folder, lambda: report_objects(rows, page, sheet))
     context.loggers.finish(summarize(rows))
-    if brief:
-        accuracies = ", ".join(f"{row.method} {format_accuracy(row)}" for row in rows)
-        context.console.print(" ".join([f"results: {accuracies}", *explain_validity(rows)]), soft_wrap=True)
-        return
     _print_tables(context, rows, networks)
     _print_paths(context, networks, find_last(rows).method, generators, page)
+    if context.terminal is not None:
+        context.terminal.print(f"{describe_job(rows)}; {display_path(folder / OUTPUT)}", soft_wrap=True)
 
 
 def write_teacher_card(context: RunContext, stage: Stage, folder: Path) -> None:
@@ -260,7 +259,7 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     report = read_compression_report(networks[1].stages[1].folder)
     say()
     if report is not None:
-        say(f"Compression ({find_last(rows).student}), layer by layer")
+        say(f"Compression ({name_compression(find_last(rows).student or '')}), layer by layer")
         context.console.print(make_compression_table(report))
         say()
     say(describe_results(rows))
@@ -273,11 +272,11 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
         *explain_speed(rows),
         *explain_quantization(rows),
         *explain_losses(rows, context.settings.student.norm, batch_norm),
-        *(f"Warning about {method}: {sentence}" for method, sentence in list_warnings(rows)),
+        *(f"Warning about {name}: {sentence}" for name, sentence in list_warnings(rows)),
     ]:
         say(line)
     spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}
-    spent |= {row.method: row.seconds for row in rows if row.samples is not None and row.quantization is None}
+    spent |= {row.name: row.seconds for row in rows if row.samples is not None and row.quantization is None}
     for name in ("evaluation", *(["quantization"] if "quantization" in spent else [])):
         spent[name] = sum(row.stage_seconds.get(name, 0.0) for row in rows)
     say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from kegnet_pl.pipeline.context import RunContext, open_context
 from kegnet_pl.pipeline.outputs import Network, describe_networks, write_outputs
 from kegnet_pl.pipeline.preflight import check_before, check_inputs, check_sources, check_teacher_and_student
@@ -31,7 +33,7 @@ def run(
     folder: Path,
     *,
     settings: RunSettings | None = None,
-    job: int | None = None,
+    terminal: Console | None = None,
     gpu: int | None = None,
 ) -> float | tuple[float, ...] | None:
     """Run the pipeline.
@@ -40,7 +42,8 @@ def run(
         config: A resolved configuration of plain values; with ``settings``, it is used only for records.
         folder: Folder of the run's results.
         settings: The same, typed; None to check the configuration here.
-        job: Number of the job where jobs of a sweep write to one terminal at the same time.
+        terminal: Gets one line of the result, for a job of a sweep; the rest is in ``output.txt`` in the folder. None
+            to print everything.
         gpu: Index of the GPU that is reserved for this run; None for the first.
 
     Returns:
@@ -62,10 +65,10 @@ def run(
     needs_data = any(source.needs_data for source in (*sources, *others))
     trained = [*(["generators"] if needs_generators else []), *map(student_title, sources)]
     titles = ["teacher", "compression", *trained, "evaluation"]
-    context = open_context(settings, config, folder, job, gpu, titles=titles, needs_data=needs_data)
+    context = open_context(settings, config, folder, terminal, gpu, titles=titles, needs_data=needs_data)
     check_before(context, sources, others)
     with context.loggers.running():
-        rows = _run_stages(context, sources, compression_source, calibration, brief=job is not None)
+        rows = _run_stages(context, sources, compression_source, calibration)
     return find_objective(find_last(rows), settings.objective)
 
 
@@ -74,8 +77,6 @@ def _run_stages(
     sources: Sequence[SourceInfo],
     compression_source: SourceInfo | None,
     calibration: SourceInfo | None,
-    *,
-    brief: bool,
 ) -> list[Row]:
     """Run the stages, write the outputs, and return the rows of results."""
     settings, needs_generators = context.settings, any(source.needs_generators for source in sources)
@@ -99,18 +100,22 @@ def _run_stages(
 
     with context.progress("evaluation") as bar:
         quantized = quantize_networks(context, networks, calibration, generators)
-        for number, network in enumerate((*networks, *quantized)):
-            network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
-            bar.move_to((number + 1) / (len(networks) + len(quantized) + 2))
         compared = [*networks[1:], *quantized]
-        agreements = agreement_stages(context, teacher, [network.stages[-1] for network in compared])
+        with bar.part("accuracy"):
+            for number, network in enumerate((*networks, *quantized)):
+                network.evaluation = evaluation_stage(context, network.stages[-1], network.method, teacher)
+                bar.move_to((number + 1) / (len(compared) + 3))
+        with bar.part("agreement"):
+            agreements = agreement_stages(context, teacher, [network.stages[-1] for network in compared])
         for network, agreement in zip(compared, agreements, strict=True):
             network.agreement = agreement
-        latency = measure_stage_latency(context, teacher, initial)
-        in_onnx = measure_quantized_latency(context, teacher, [network.stages[-1] for network in quantized])
+        bar.move_to((len(compared) + 2) / (len(compared) + 3))
+        with bar.part("latency"):
+            latency = measure_stage_latency(context, teacher, initial)
+            in_onnx = measure_quantized_latency(context, teacher, [network.stages[-1] for network in quantized])
     rows = describe_networks(context, networks, quantized, compression_source, latency, in_onnx)
     if rank() == 0:
-        write_outputs(context, rows, [*networks, *quantized], brief=brief)
+        write_outputs(context, rows, [*networks, *quantized])
     return rows
 
 
@@ -124,7 +129,7 @@ def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None
         return row.accuracy
     if row.mean_agreement is None:
         raise ConfigError(
-            f"Expected the agreement of {row.method} for objective={objective}, but it was not measured: all sources "
+            f"Expected the agreement of the {row.name} for objective={objective}, but it was not measured: all sources "
             f"made the network (add another one to agreement.sources), or resume=require found no measurement (set "
             f"resume=auto)."
         )
@@ -132,7 +137,7 @@ def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None
         return row.mean_agreement
     if not row.speedups:
         raise ConfigError(
-            f"Expected the speed-up of {row.method} for objective={objective}, but resume=require found no "
+            f"Expected the speed-up of the {row.name} for objective={objective}, but resume=require found no "
             f"measurement. Set resume=auto."
         )
     return row.mean_agreement, row.speedups[max(row.speedups)]

@@ -15,7 +15,7 @@ from kegnet_pl.networks import ValueRange
 from kegnet_pl.pipeline.objects import make_value_range
 from kegnet_pl.pipeline.stages.student import describe_student_source, make_student_source
 from kegnet_pl.reporting.images import picture, to_array
-from kegnet_pl.reporting.results import Row, find_last
+from kegnet_pl.reporting.results import Row, find_last, find_named
 from kegnet_pl.reporting.run_page import STAGES, StageFolders
 from kegnet_pl.reporting.runs import read_runs
 from kegnet_pl.runtime.atomic_files import atomic_write
@@ -50,7 +50,8 @@ def export_samples(
         run: Folder of the run.
         out: Folder of the files.
         samples: Number of samples; a multiple of the number of generators for a source of generators alone.
-        method: Student of the run, such as ``"T+KegNet"``; None for the last one that was not trained on real data.
+        method: Student of the run, such as ``"T+KegNet"`` or ``"student (KegNet)"``; None for the last one that was not
+            trained on real data.
         pictures: True to write pictures, too.
         trust: Code that the files of the run may name, see :func:`load_network`.
 
@@ -100,7 +101,7 @@ def export_samples(
 def _find_student(run: Path, method: str | None) -> Row:
     rows = read_runs(run)[0].rows
     trained = [row for row in rows if row.source is not None and row.quantization is None]
-    row = find_last(rows) if method is None else next((row for row in trained if row.method == method), None)
+    row = find_last(rows) if method is None else find_named(trained, method)
     if row is None or row.source is None:
         names = ", ".join(one.method for one in trained) or "none"
         raise UserError(f"Expected a student that was trained ({names}), but got {method or 'a run without one'}.")

@@ -23,6 +23,7 @@ from kegnet_pl.pipeline.trackers import (
     namespace_of,
 )
 from kegnet_pl.pipeline.wandb_artifacts import ARTIFACTS, record_artifact
+from kegnet_pl.reporting.names import name_network
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import ConfigError, UserError, first_line
 from kegnet_pl.runtime.secrets import conceal
@@ -195,7 +196,7 @@ class WandbTracker(PipelineTracker):
         """Return the logger of a stage that has its own run."""
         if stage in self._open:
             return self._open[stage]
-        title = stage if stage == name else f"{stage} {name}"
+        title = stage if stage == name else f"{stage} {name_network(name)}"
         options = {
             "name": f"{title} · {self.info.label}",
             "group": os.environ.get("WANDB_RUN_GROUP") or self.info.sweep or self.info.pipeline,

@@ -123,9 +123,8 @@ def warn_of_regression(row: Row, start: Row | None) -> list[str]:
     if before - after <= _LOSS:
         return []
     return [
-        f"Training made the network worse: the {name} is {after:.1%}, and was {before:.1%} before training "
-        f"({start.method}). Use {start.method} ('sources=[]' trains no student), or set student.optimizer.lr=auto or a "
-        f"smaller number."
+        f"Training made the network worse: the {name} is {after:.1%}, and was {before:.1%} before training. Use the "
+        f"{start.name} network ('sources=[]' trains no student), or set student.optimizer.lr=auto or a smaller number."
     ]
 
 

@@ -43,12 +43,12 @@ def describe_agreement(row: Row) -> list[str]:
     worst, mean = None if row.agreement is None else row.agreement["worst"], row.mean_agreement
     if worst is None or mean is None:
         return []
-    estimate = [f"{row.method}: {describe_estimate(mean)}"] if row.accuracy is None else []
+    estimate = [f"{row.name}: {describe_estimate(mean)}"] if row.accuracy is None else []
     if worst["agreement"] >= 1:
         return estimate
     return [
         *estimate,
-        f"{row.method} agrees least on class {worst['label']}: it gives the same class to "
+        f"{row.name} agrees least on class {worst['label']}: it gives the same class to "
         f"{100 * worst['agreement']:.0f} % of the {worst['samples']} samples of {worst['source']} that the teacher "
         f"assigns to this class.",
     ]

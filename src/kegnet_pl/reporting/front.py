@@ -25,16 +25,15 @@ _FEWEST_TICKS = 4
 def draw_front(points: Sequence[Point], narrow: bool = False) -> Figure:
     """Draw accuracy against size on disk and against speed-up; a pair of panels for each data set.
 
-    Each compression has a colour. Networks in int8 are squares, trained ones in float32 circles, untrained ones
-    crosses. A line joins the networks of the Pareto front: no other one is better in both quantities. Ceilings are left
-    out. Speed-ups of int8 networks are in ONNX Runtime, those of others in PyTorch. ``narrow`` puts panels below each
-    other, for a phone.
+    Each compression has a colour; if there is only one, each source of samples has. Networks in int8 are squares,
+    trained ones in float32 circles, untrained ones crosses. A line joins the networks of the Pareto front: no other one
+    is better in both quantities. Ceilings are left out. Speed-ups of int8 networks are in ONNX Runtime, those of others
+    in PyTorch. ``narrow`` puts panels below each other, for a phone.
     """
     shown = [point for point in points if point.accuracies and point.size is not None and not point.row.is_ceiling]
     groups = [list(group) for _, group in groupby(sorted(shown, key=_dataset), key=_dataset)]
     count = max(len(groups), 1)
-    names = list(dict.fromkeys(point.row.student for point in shown))
-    colors = dict(zip(names, distinct_colors([None if name else COLOURS["teacher"] for name in names]), strict=True))
+    colors = _choose_colors(shown)
     labels = list(dict.fromkeys(map(name_point, shown)))
     lines = -(-(len(labels) + 1) // legend_columns(labels, narrow)) if labels else 0
     figure = new_figure((6.2 if narrow else 3.4) * count + 0.2 * lines, narrow)
@@ -100,11 +99,27 @@ def _front_of(values: Sequence[tuple[Point, float]], quantity: str) -> list[tupl
     return [values[index] for index in find_front([(sign * value, point.mean) for point, value in values])]
 
 
+def _choose_colors(points: Sequence[Point]) -> dict[int, str]:
+    """Return the colour of every point, by its ``id``: see :func:`draw_front`."""
+    several = len({point.row.student for point in points if point.row.student is not None}) > 1
+    groups: dict[str, list[Point]] = {}
+    colors = {id(point): COLOURS["teacher"] for point in points}
+    for point in (point for point in points if point.row.student is not None):
+        source = "" if point.row.source is None else str(point.row.source["name"])
+        groups.setdefault(str(point.row.student) if several else source, []).append(point)
+    sources = [group[0].row.source for group in groups.values()]
+    own = [COLOURS["compressed"] if source is None else str(source["color"]) for source in sources]
+    found = distinct_colors([None] * len(own) if several else own)
+    for color, group in zip(found, groups.values(), strict=True):
+        colors |= {id(point): color for point in group}
+    return colors
+
+
 def _dataset(point: Point) -> str:
     return point.row.dataset
 
 
-def _draw(axis: Axes, points: Sequence[Point], quantity: str, colors: dict[str | None, str]) -> None:
+def _draw(axis: Axes, points: Sequence[Point], quantity: str, colors: dict[int, str]) -> None:
     batch = _largest_batch(points)
     values = _measure(points, quantity, batch)
     front = _front_of(values, quantity)
@@ -121,11 +136,12 @@ def _draw(axis: Axes, points: Sequence[Point], quantity: str, colors: dict[str |
         members = [other for other, _ in values if other.row.student == point.row.student]
         trained = point.row.source is not None or point.row.student is None
         marker = "s" if point.row.quantization is not None else "o" if trained else "x"
-        color = colors[point.row.student]
+        color = colors[id(point)]
         shifted = shift(axis, [(value, point.mean, point.sd)], members.index(point), len(members))
         axis.errorbar(
             value, point.mean, yerr=point.sd, color=color, marker=marker, markersize=6, linestyle="none",
-            capsize=2.5, label=name_point(point), zorder=2, transform=shifted if several else axis.transData,
+            capsize=2.5, label=name_point(point), zorder=2 if trained else 3,
+            transform=shifted if several else axis.transData,
         )  # fmt: skip
     axis.autoscale_view()
     axis.set_xlabel(_LABEL[quantity].format(batch))

@@ -10,6 +10,7 @@ import yaml
 from kegnet_pl.compression.automatic import THREE_LAYERS
 from kegnet_pl.reporting.agreement import describe_agreement, warn_of_samples
 from kegnet_pl.reporting.html import render
+from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.reporting.run_parts import read_metrics
@@ -77,6 +78,7 @@ def write_model_card(
         "card.md",
         front_matter=yaml.safe_dump(_front_matter(row, data), sort_keys=False, allow_unicode=True).strip(),
         row=row,
+        student=name_compression(row.student or ""),
         teacher=teacher,
         input_shape=list(data["input_shape"]),
         classes=data["classes"],
@@ -108,7 +110,7 @@ def _front_matter(row: Row, data: dict[str, Any]) -> dict[str, Any]:
         content["metrics"] = ["accuracy"]
         content["model-index"] = [
             {
-                "name": f"{row.teacher} {row.student or ''} {row.method}".strip(),
+                "name": " ".join(part for part in (row.teacher, name_compression(row.student or ""), row.name) if part),
                 "results": [
                     {
                         "task": {"type": task},

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kegnet_pl.reporting.names import name_network
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.sources.base import REAL_DATA
 from kegnet_pl.sources.registry import find_builtin, join_priors
@@ -77,6 +78,11 @@ class Row:
         return row if info is None else replace(row, source=info.to_dict())
 
     @property
+    def name(self) -> str:
+        """Name of the network in tables, plots and pages, such as ``student (KegNet)``."""
+        return name_network(self.method)
+
+    @property
     def prior(self) -> str:
         """Prior knowledge in the samples of its compression, training and calibration; empty without samples."""
         calibration = None if self.quantization is None else self.quantization["source"]
@@ -120,17 +126,22 @@ class Row:
 
 
 def list_warnings(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """Return the methods of each warning and its sentence, without the one about the run (:func:`explain_trial`)."""
-    methods: dict[str, list[str]] = {}
+    """Return the networks of each warning and its sentence, without the one about the run (:func:`explain_trial`)."""
+    networks: dict[str, list[str]] = {}
     for row in rows:
         for sentence in row.warnings or []:
-            methods.setdefault(sentence, []).append(row.method)
-    return [(", ".join(names), sentence) for sentence, names in methods.items() if sentence != TRIAL]
+            networks.setdefault(sentence, []).append(row.name)
+    return [("; ".join(names), sentence) for sentence, names in networks.items() if sentence != TRIAL]
 
 
 def find_last(rows: Sequence[Row]) -> Row:
     """Return the last row in float32 that is no ceiling: the result of a run. The first row is the teacher's."""
     return next(row for row in reversed(rows) if row.quantization is None and not row.is_ceiling)
+
+
+def find_named(rows: Iterable[Row], name: str) -> Row | None:
+    """Return the row with this method, such as ``T+KegNet``, or this name, ``student (KegNet)``; None without one."""
+    return next((row for row in rows if name in (row.method, row.name)), None)
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, float | str]:
@@ -141,7 +152,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, float | str]:
     """
     result = find_last(rows)
     named = {f"{row.method}/{name}": value for row in rows for name, value in _numbers(row).items()}
-    return {"method": result.method, **_numbers(result), **named}
+    return {"method": result.name, **_numbers(result), **named}
 
 
 def _numbers(row: Row) -> dict[str, float]:
@@ -171,12 +182,12 @@ def explain_trial(rows: Iterable[Row]) -> list[str]:
 
 
 def explain_ceilings(rows: Iterable[Row]) -> list[str]:
-    """Return a sentence for each method that is a ceiling."""
-    methods = {row.method: REAL_DATA in row.source_prior for row in rows if row.is_ceiling}
+    """Return a sentence for each network that is a ceiling."""
+    networks = {row.name: REAL_DATA in row.source_prior for row in rows if row.is_ceiling}
     return [
-        f"{method} is not a data-free result: it was {'trained' if trained else 'calibrated'} on real data, as a "
+        f"{name} is not a data-free result: it was {'trained' if trained else 'calibrated'} on real data, as a "
         f"ceiling for the others."
-        for method, trained in methods.items()
+        for name, trained in networks.items()
     ]
 
 

@@ -144,7 +144,7 @@ def write_run_page(run: FinishedRun) -> Path:
         format_size=format_size,
         format_agreement=format_agreement,
         best=best,
-        last=find_last(rows).method,
+        last=find_last(rows).name,
         agreements=agreements,
         agreement_text=explain_agreement(rows),
         story=write_story(rows, stages.config),
@@ -161,9 +161,7 @@ def write_run_page(run: FinishedRun) -> Path:
 def _facts(rows: Sequence[Row], classes: ClassCounts | None = None) -> list[tuple[str, str]]:
     last, teacher = find_last(rows), rows[0]
     facts = [
-        (f"{100 * row.accuracy:.2f} %", f"accuracy of {name}")
-        for row, name in ((last, last.method), (teacher, "the teacher"))
-        if row.accuracy is not None
+        (f"{100 * row.accuracy:.2f} %", f"accuracy: {row.name}") for row in (last, teacher) if row.accuracy is not None
     ]
     if last.accuracy is None and last.mean_agreement is not None:
         facts.append(
@@ -175,7 +173,7 @@ def _facts(rows: Sequence[Row], classes: ClassCounts | None = None) -> list[tupl
     weakest = classes and classes.find_weakest()
     worst = last.agreement["worst"] if last.agreement is not None and last.accuracy is None else None
     if weakest:
-        facts.append((f"{100 * weakest[1]:.1f} %", f"accuracy of class {weakest[0]}, the worst of {last.method}"))
+        facts.append((f"{100 * weakest[1]:.1f} %", f"accuracy of class {weakest[0]}, the worst of {last.name}"))
     elif worst:
         facts.append((f"{100 * worst['agreement']:.0f} %", f"agreement on class {worst['label']}, the worst"))
     facts.append((f"{last.compression_ratio:.2f}x", "fewer parameters"))

@@ -170,7 +170,7 @@ def _classes(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "classes": counts[last],
         "confusion": confusion and [[(count, count / max(sum(line), 1)) for count in line] for line in confusion],
-        "confused": last,
+        "confused": find_last(rows).name,
         "classes_picture": draw("accuracy of every class", figures.draw_classes, counts, looks_of(rows)),
     }
 

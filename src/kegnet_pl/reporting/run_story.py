@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kegnet_pl.reporting.agreement import describe_agreement, warn_of_samples
+from kegnet_pl.reporting.names import name_compression, name_source
 from kegnet_pl.reporting.results import Row, explain_ceilings, explain_trial, find_last
 from kegnet_pl.sources.registry import PRIORS
 
@@ -18,9 +19,10 @@ def write_story(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     known = "" if teacher.accuracy is None else f"; accuracy {100 * teacher.accuracy:.2f} % on {teacher.test_set}"
     action = "compressed" if small.method.startswith("T") else "replaced by another network"
     text = [
-        f"The teacher {teacher.teacher} ({teacher.parameters:,} parameters{known}) was {action}: {last.student} has "
-        f"{small.parameters:,} parameters, {small.compression_ratio:.2f} times fewer, and needs {small.macs:,} "
-        f"multiply-accumulates per sample instead of {teacher.macs:,}."
+        f"The teacher {teacher.teacher} ({teacher.parameters:,} parameters{known}) was {action} "
+        f"({name_compression(last.student or '')}): the student has {small.parameters:,} parameters, "
+        f"{small.compression_ratio:.2f} times fewer, and needs {small.macs:,} multiply-accumulates per sample instead "
+        f"of {teacher.macs:,}."
     ]
     student = find_main_student(rows)
     if student is not None and student.samples is not None:
@@ -47,7 +49,7 @@ def _describe_samples(student: Row, config: Mapping[str, Any]) -> str:
     """Return the kind of samples a student was trained on, as text that follows their number."""
     assert student.source is not None
     if not student.source["needs_generators"] or len(student.source["shares"]) > 1:
-        return f"samples of {student.source['title']} (prior knowledge in them: {student.source_prior})"
+        return f"samples of {name_source(student.source['title'])} (prior knowledge in them: {student.source_prior})"
     count = config.get("generator", {}).get("count")
     generators = f"{count} generators" if count and count > 1 else "a generator"
     return f"samples of {generators}, trained with the teacher's help"
@@ -62,7 +64,8 @@ def _compare(rows: Sequence[Row], student: Row, teacher: Row) -> str:
     for row in rows:
         other = row is not student and row is not teacher and row.quantization is None and not row.is_ceiling
         if other and row.accuracy is not None:
-            training = "untrained" if row.source is None else f"trained on samples of {row.source['title']}"
+            samples = "" if row.source is None else name_source(row.source["title"])
+            training = f"trained on samples of {samples}" if samples else "untrained"
             others.append(f"{100 * row.accuracy:.2f} % {training}")
     compared = f" (the same network: {', '.join(others)})" if others else ""
-    return f"{student.method} is correct on {100 * student.accuracy:.2f} %, {difference}{compared}."
+    return f"The {student.name} is correct on {100 * student.accuracy:.2f} %, {difference}{compared}."

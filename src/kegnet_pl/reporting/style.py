@@ -86,7 +86,7 @@ def looks_of(rows: Sequence[Row]) -> dict[str, Look]:
     preferred = [COLOURS["compressed"] if row.source is None else row.source["color"] for row in students.values()]
     colors = distinct_colors(preferred)
     looks = {
-        method: Look(color, marker_of(row.source), name_of(row, method), row.is_ceiling)
+        method: Look(color, marker_of(row.source), name_of(row, row.name), row.is_ceiling)
         for (method, row), color in zip(students.items(), colors, strict=True)
     }
     return {"teacher": Look(COLOURS["teacher"], "_", "teacher")} | looks
@@ -101,7 +101,7 @@ def marker_of(source: Mapping[str, Any] | None) -> str:
 
 def name_of(row: Row, name: str) -> str:
     """Return the name of a row in a legend; that of a ceiling states that it is not a data-free result."""
-    return f"{name} (ceiling on real data, not data-free)" if row.is_ceiling else name
+    return f"{name}: ceiling, not data-free" if row.is_ceiling else name
 
 
 def distinct_colors(preferred: Sequence[str | None]) -> list[str]:

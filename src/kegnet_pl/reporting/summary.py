@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kegnet_pl.reporting.agreement import format_agreement
+from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.runs import FinishedRun, varied
 from kegnet_pl.reporting.tables import format_size
@@ -171,16 +172,20 @@ def format_speedup(point: Point) -> str:
 
 
 def name_point(point: Point) -> str:
-    """Return the name of a point: its student, its method and further settings."""
-    return " ".join(part for part in (point.row.student, point.row.method, point.settings) if part)
+    """Return the name of a point: its compression, its network and further settings."""
+    return " ".join(part for part in (_student(point), point.row.name, point.settings) if part)
+
+
+def _student(point: Point) -> str:
+    return name_compression(point.row.student or "")
 
 
 def make_columns(points: Sequence[Point]) -> dict[str, list[str]]:
     """Return the table of means: heading -> a cell for each point. Columns in which nothing differs are left out."""
     columns = {
         "data": [f"{point.row.dataset}, {point.row.teacher}" for point in points],
-        "student": [point.row.student or "" for point in points],
-        "network": [point.row.method for point in points],
+        "student": [_student(point) for point in points],
+        "network": [point.row.name for point in points],
         "prior": [point.row.prior for point in points],
         "recipe": [point.recipe for point in points],
         "settings": [point.settings for point in points],

@@ -44,7 +44,7 @@ from kegnet_pl.training.progress import make_console
 _MOST_POINTS = 1_000
 _MOST_DATASETS = 20
 _MOST_WARNINGS = 30
-_MOST_METHODS = 12
+_MOST_NETWORKS = 12
 
 
 def finish_sweep(folder: Path) -> bool:
@@ -189,16 +189,16 @@ def write_sweep_page(runs: Sequence[FinishedRun], points: Sequence[Point], out: 
 def _make_job_columns(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
     """Return the results of runs: heading -> a cell for each run. Columns without a number are left out.
 
-    Accuracies are of the first methods; the other numbers are of the last network in float32.
+    Accuracies are of the first networks; the other numbers are of the last network in float32.
     """
-    methods = list(dict.fromkeys(row.method for run in runs for row in run.rows))[:_MOST_METHODS]
-    columns: dict[str, list[str]] = {f"accuracy: {method}": [] for method in methods}
+    names = list(dict.fromkeys(row.name for run in runs for row in run.rows))[:_MOST_NETWORKS]
+    columns: dict[str, list[str]] = {f"accuracy: {name}": [] for name in names}
     more = ("agreement", "ratio", "MB", "MACs", "speed-up", "seconds")
     columns |= {heading: [] for heading in more}
     for run in runs:
-        accuracies = {row.method: format_accuracy(row) for row in run.rows if row.accuracy is not None}
-        for method in methods:
-            columns[f"accuracy: {method}"].append(accuracies.get(method, ""))
+        accuracies = {row.name: format_accuracy(row) for row in run.rows if row.accuracy is not None}
+        for name in names:
+            columns[f"accuracy: {name}"].append(accuracies.get(name, ""))
         cells = make_columns([Point("", (find_last(run.rows),))]) if run.rows else {}
         for heading in more:
             columns[heading].append(cells.get(heading, [""])[0])
@@ -234,16 +234,16 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         best = max(students, key=lambda point: point.mean)
         smallest = max(students, key=lambda point: point.average("compression_ratio"))
         sentence = (
-            f"On {dataset}, the teacher has an accuracy of {format_mean(teachers[0])}. The best student is "
+            f"On {dataset}, the teacher has an accuracy of {format_mean(teachers[0])}. The best network is "
             f"{name_point(best)}: {format_mean(best)} with {best.average('compression_ratio'):.2f} times fewer "
             f"parameters"
         )
-        if smallest is not best:
+        if smallest.average("compression_ratio") > best.average("compression_ratio"):
             ratio = f"{smallest.average('compression_ratio'):.2f} times fewer"
             sentence += f"; the smallest, {name_point(smallest)} ({ratio}), {format_mean(smallest)}"
         text.append(f"{sentence}.")
         same = [point for point in measured if _network(point) == _network(best)]
-        better = [f"{point.row.method} {format_mean(point)}" for point in same if point.mean > best.mean]
+        better = [f"{point.row.name} {format_mean(point)}" for point in same if point.mean > best.mean]
         if better:
             text.append(f"Without prior knowledge in the samples the same network is better: {', '.join(better)}.")
     if not can_be_drawn(points):
@@ -261,14 +261,14 @@ def explain_warnings(runs: Sequence[FinishedRun]) -> list[str]:
     """
     found: dict[str, tuple[str, dict[str, None], set[int]]] = {}
     for index, run in enumerate(runs):
-        for method, text in ((row.method, text) for row in run.rows for text in row.warnings or [] if text != TRIAL):
-            _, methods, members = found.setdefault(re.sub(r"\d+(?:[.,]\d+)*", "#", text), (text, {}, set()))
-            methods[method] = None
+        for name, text in ((row.name, text) for row in run.rows for text in row.warnings or [] if text != TRIAL):
+            _, names, members = found.setdefault(re.sub(r"\d+(?:[.,]\d+)*", "#", text), (text, {}, set()))
+            names[name] = None
             members.add(index)
     total = sum(bool(run.rows) for run in runs)
     lines = [
-        f"Warning about {', '.join(methods)} ({len(members)} of {total} runs): {text}"
-        for text, methods, members in found.values()
+        f"Warning about {'; '.join(names)} ({len(members)} of {total} runs): {text}"
+        for text, names, members in found.values()
     ]
     more = [f"{len(lines) - _MOST_WARNINGS:,} more warnings are in the pages of the runs."]
     return lines[:_MOST_WARNINGS] + (more if len(lines) > _MOST_WARNINGS else [])

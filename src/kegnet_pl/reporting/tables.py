@@ -8,7 +8,8 @@ from rich.text import Text
 
 from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting.agreement import format_agreement
-from kegnet_pl.reporting.results import Row
+from kegnet_pl.reporting.names import name_network
+from kegnet_pl.reporting.results import Row, find_last
 
 _SLOWER = 0.95
 """Speed-up below which a network is called slower; measurements vary."""
@@ -23,6 +24,16 @@ def describe_results(rows: Sequence[Row]) -> str:
     selections = sorted({row.selection for row in rows if row.selection is not None})
     where = first.test_set or f"{first.dataset}: no test data, accuracy not measured"
     return f"{where}; seed {first.seed}; epoch kept: {', '.join(selections) or 'nothing was trained'}"
+
+
+def describe_job(rows: Sequence[Row]) -> str:
+    """Return the result of one run as one line: of the teacher, and of its last student."""
+    last, parts = find_last(rows), []
+    if last.accuracy is not None:
+        parts += [f"{row.name} {format_accuracy(row)}" for row in (rows[0], last)]
+    if last.mean_agreement is not None:
+        parts.append(f"agreement {format_agreement(last.mean_agreement, last.agreement_samples)}")
+    return f"results: {', '.join([*parts, f'{last.compression_ratio:.2f}x smaller'])}"
 
 
 def number_columns(*headings: str) -> list[Column]:
@@ -40,14 +51,14 @@ def find_best(rows: Sequence[Row]) -> Row | None:
 def make_results_table(rows: Sequence[Row]) -> Table:
     """Lay out the rows of one run."""
     sizes = list(rows[0].speedups)
-    speed = [f"speed-up at {', '.join(map(str, sizes))}"] if sizes else []
+    speed = [f"speed-up\nat {', '.join(map(str, sizes))}"] if sizes else []
     agrees = ["agreement"] if any(row.agreement is not None for row in rows) else []
     numbers = number_columns("accuracy", *agrees, "parameters", "ratio", "MB", "MACs", *speed, "seconds")
     table = Table("network", "prior", *numbers)
     best, last = find_best(rows), next(row for row in reversed(rows) if row.quantization is None)
     for row in rows:
         table.add_row(
-            row.method,
+            row.name,
             row.prior,
             Text(format_accuracy(row), style="bold green" if row is best else ""),
             *([format_agreement(row.mean_agreement, row.agreement_samples)] if agrees else []),
@@ -66,12 +77,12 @@ def make_results_table(rows: Sequence[Row]) -> Table:
 def explain_names(rows: Sequence[Row]) -> list[str]:
     """Return a sentence on the names of the networks and on the seconds of one run."""
     names = []
-    for letter, network in (("T", "the compressed network"), ("S", "the student")):
-        methods = {row.method for row in rows if row.method.startswith(letter) and row.method != "teacher"}
-        if methods:
-            names.append(f"{letter}: {network} before training")
+    methods = [row.method for row in rows]
+    for letter in ("T", "S"):
+        if letter in methods:
+            names.append(f"{name_network(letter)}: the network before training ({letter} in files and options)")
         if any(method.startswith(f"{letter}+") for method in methods):
-            names.append(f"{letter}+NAME: {letter} trained on samples of NAME")
+            names.append(f"student (NAME): the same network, trained on samples of NAME ({letter}+NAME)")
     return [". ".join([*(["; ".join(names)] if names else []), "Seconds: all stages from the teacher to the network."])]
 
 
@@ -109,10 +120,10 @@ def explain_quantization(rows: Sequence[Row]) -> list[str]:
         f"the same runtime on the CPU."
     ]
     sizes = {f"{row.method} int8": row.size for row in rows}
-    larger = [row.method for row, _ in found if row.size and row.size >= (sizes.get(row.method) or math.inf)]
+    larger = [row.name for row, _ in found if row.size and row.size >= (sizes.get(row.method) or math.inf)]
     if larger:
         lines.append(
-            f"{', '.join(larger)}: the file is not smaller than in float32. In a network of this size, scales and "
+            f"{'; '.join(larger)}: the file is not smaller than in float32. In a network of this size, scales and "
             f"additional nodes need as much space as int8 saves."
         )
     return lines
@@ -154,8 +165,7 @@ def explain_losses(rows: Sequence[Row], norm: str, batch_norm: bool) -> list[str
         if trained and initial is not None and row.accuracy is not None and row.accuracy < initial:
             lost = 100 * (initial - row.accuracy)
             lines.append(
-                f"{row.method} is {lost:.1f} points below T, the network before training."
-                f"{'' if row.is_ceiling else advice}"
+                f"{row.name} is {lost:.1f} points below the network before training.{'' if row.is_ceiling else advice}"
             )
     return lines
 

@@ -29,8 +29,6 @@ _MOST_BARS = 40
 _ONE_SIZE = 1.02
 """Quotient of compression ratios below which they are one ratio; with another seed, ratios differ slightly."""
 
-_UNTRAINED = "untrained"
-
 
 class _Series(NamedTuple):
     """Points that are joined by a line: students of one source, recipe and further settings."""
@@ -140,7 +138,6 @@ def _draw_panel(axis: Axes, points: Sequence[Point], size: str, colors: Mapping[
     for series, group in groupby(students, key=_series):
         line = sorted(group, key=lambda point: point.average(size))
         source = line[0].row.source
-        title = _UNTRAINED if source is None else source["title"]
         recipe = series.recipe if sources.count(series.source) > 1 else ""
         ceiling, informed = line[0].row.is_ceiling, line[0].row.source_prior not in ("", "none")
         places = [(point.average(size), point.mean, point.sd) for point in line]
@@ -157,7 +154,7 @@ def _draw_panel(axis: Axes, points: Sequence[Point], size: str, colors: Mapping[
             linewidth=1.8 if informed else 1.1,
             fillstyle="none" if ceiling else "full",
             capsize=2.5,
-            label=name_of(line[0].row, " ".join(part for part in (title, recipe, series.settings) if part)),
+            label=name_of(line[0].row, " ".join(part for part in (line[0].row.name, recipe, series.settings) if part)),
             zorder=3 if informed else 2,
         )
     axis.autoscale_view()

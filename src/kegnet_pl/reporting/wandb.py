@@ -64,13 +64,13 @@ def report_objects(rows: Sequence[Row], page: Path, sheet: Path | None) -> dict[
     import wandb
 
     columns = (
-        "method", "prior", "accuracy", "parameters", "compression_ratio", "macs", "seconds", "samples", "selection",
+        "name", "prior", "accuracy", "parameters", "compression_ratio", "macs", "seconds", "samples", "selection",
         "seed",
     )  # fmt: skip
-    results = [{key: getattr(row, key) for key in columns} for row in rows]
+    results = [{"network" if key == "name" else key: getattr(row, key) for key in columns} for row in rows]
     costs = [
         {
-            "method": row.method,
+            "network": row.name,
             **{f"seconds {work}": seconds for work, seconds in row.costs["seconds"].items()},
             "samples made": row.costs["samples_made"],
             "answers of the teacher": row.costs["teacher_forwards"],

@@ -2,7 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self, TextIO, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -22,6 +24,24 @@ _BAR_SECONDS = 0.1
 """Seconds between two updates of a bar, which cost as much as a step of a small network."""
 
 
+_LONG_SECONDS = 1.0
+"""Seconds after which a part of a stage gets a line with its time."""
+
+
+class _File:
+    """A file that is open only while text is added to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, text: str) -> int:
+        with self._path.open("a") as file:
+            return file.write(text)
+
+    def flush(self) -> None:
+        pass
+
+
 class _Labelled:
     """A stream whose lines begin with a label."""
 
@@ -38,6 +58,14 @@ class _Labelled:
 
     def flush(self) -> None:
         self._stream.flush()
+
+
+def make_file_console(path: Path) -> Console:
+    """Return a console that writes to a file; what is in the file is deleted. It is silent on other ranks than 0."""
+    if rank() == 0:
+        path.write_text("")
+    stream = cast(TextIO, _File(path))
+    return Console(file=stream, quiet=rank() != 0, highlight=False, markup=False, force_terminal=False, width=140)
 
 
 def make_console(job: int | None = None, quiet: bool = False) -> Console:
@@ -68,24 +96,33 @@ class StageProgress(Callback):
     """Reports the progress of a stage, its losses, and the time left.
 
     It is a context around the stage and a callback of each of its fits.
+
+    Args:
+        title: Title of the stage.
+        console: Gets the bar, or lines if it is no terminal.
+        terminal: Gets the bar, which disappears at the end, if lines go to a file; None if there is none.
     """
 
-    def __init__(self, title: str, console: Console) -> None:
+    def __init__(self, title: str, console: Console, terminal: Console | None = None) -> None:
         self.title = title
         self.console = console
+        self.terminal = terminal
         self.fits = 1
         self.fit = 0
         self._bar: Progress | None = None
         self._start = 0.0
+        self._training_start = 0.0
         self._first: float | None = None
         self._last_update = 0.0
         self._done = 0.0
         self._losses = ""
 
     def __enter__(self) -> Self:
-        self._start = self._last_update = time.monotonic()
-        if not self.console.is_terminal or self.console.quiet:
+        self._start = self._training_start = self._last_update = time.monotonic()
+        if not self.console.is_terminal:
             self.console.print(f"{self.title}: started")
+        shown = self.terminal or self.console
+        if not shown.is_terminal or shown.quiet:
             return self
         losses = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self._bar = Progress(
@@ -95,7 +132,8 @@ class StageProgress(Callback):
             TextColumn("[dim]{task.fields[losses]}", table_column=losses),
             TextColumn("[dim]left"),
             TimeRemainingColumn(elapsed_when_finished=False),
-            console=self.console,
+            console=shown,
+            transient=self.terminal is not None,
             expand=True,  # losses give way on a narrow terminal, time left does not
         )
         self._bar.start()
@@ -108,7 +146,7 @@ class StageProgress(Callback):
             self._move_bar()
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        if kind is None and not self.console.is_terminal:
             seconds = time.monotonic() - self._start
             self._print_line(f"{self.title}: finished in {_clock(seconds)}")
 
@@ -119,6 +157,18 @@ class StageProgress(Callback):
     def move_to(self, share: float) -> None:
         """Show the finished share, in [0, 1], of a stage without a trainer."""
         self._show(lambda: share)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Name a part of the stage without a trainer, and print its time if it took longer than a second."""
+        start, losses = time.monotonic(), self._losses
+        self._losses = name
+        self._move_bar()
+        yield
+        self._losses = losses
+        seconds = time.monotonic() - start
+        if seconds > _LONG_SECONDS:
+            self.console.print(f"{self.title}: {name}: {_clock(seconds)}")
 
     def _show(self, share: Callable[[], float]) -> None:
         """Show what is done, unless it was shown a moment ago."""
@@ -140,6 +190,7 @@ class StageProgress(Callback):
         if self._first is None:
             if trainer.current_epoch:
                 self.console.print(f"{self.title}: resumed after epoch {trainer.current_epoch}")
+            self._training_start = time.monotonic()
             self._first = (self.fit + trainer.current_epoch / max(trainer.max_epochs or 1, 1)) / self.fits
 
     def _share(self, trainer: Trainer) -> float:
@@ -174,7 +225,7 @@ class StageProgress(Callback):
         gained = self._done - (self._first or 0.0)
         text = f"{self.title}: {self._done:4.0%}"
         if gained > 0:
-            left = (time.monotonic() - self._start) * (1 - self._done) / gained
+            left = (time.monotonic() - self._training_start) * (1 - self._done) / gained
             text += f"  about {_clock(left)} left"
         self._print_line(text)
 

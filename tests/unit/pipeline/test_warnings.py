@@ -113,7 +113,7 @@ def test_a_student_that_is_worse_than_its_teacher_is_a_warning() -> None:
 def test_training_that_makes_a_network_worse_is_a_warning() -> None:
     start = student(0.9, method="T", agreement=_agreement(0.97))
     (line,) = warn_of_regression(student(0.6), start)
-    assert line.startswith("Training made the network worse: the accuracy is 60.0%, and was 90.0% before training (T).")
+    assert line.startswith("Training made the network worse: the accuracy is 60.0%, and was 90.0% before training.")
     assert "'sources=[]'" in line and "student.optimizer.lr=auto" in line
     start = dataclasses.replace(start, accuracy=None)
     (line,) = warn_of_regression(student(None, agreement=_agreement(0.8)), start)

@@ -46,8 +46,8 @@ def test_agreement_is_called_no_accuracy_and_the_worst_class_is_named() -> None:
     first, worst = explain_agreement(_rows())
     assert first.startswith("Agreement is not accuracy") and "over waves (normal left out" in first
     assert worst == (
-        "T+KegNet agrees least on class 2: it gives the same class to 25 % of the 12 samples of waves that the teacher "
-        "assigns to this class."
+        "student (KegNet) agrees least on class 2: it gives the same class to 25 % of the 12 samples of waves that the "
+        "teacher assigns to this class."
     )
     assert explain_agreement([TEACHER, student(0.8)]) == []
     by_function = student(0.8, agreement=_agreement(), compression_source={"prior": "procedural"})

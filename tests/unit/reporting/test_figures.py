@@ -110,15 +110,15 @@ def test_accuracy_of_classes() -> None:
 
 def test_a_ceiling_is_dashed_outlined_and_named() -> None:
     looks = looks_of([TEACHER, student(0.8), student(0.9, method="T+Real")])
-    label = "T+Real (ceiling on real data, not data-free)"
+    label = "student (real data): ceiling, not data-free"
     confusion = ClassCounts.of(torch.tensor([[9, 1], [0, 5]]))
     classes = figures.draw_classes(dict.fromkeys(("teacher", "T+KegNet", "T+Real"), confusion), looks)
-    assert [line.get_label() for line in classes.axes[0].lines] == ["teacher", "T+KegNet", label]
+    assert [line.get_label() for line in classes.axes[0].lines] == ["teacher", "student (KegNet)", label]
     assert [line.get_fillstyle() for line in classes.axes[0].lines] == ["full", "full", "none"]
     train = {"train/loss": [(1.0, 1.0)], "train/accuracy": [(1.0, 0.5)]}
     curves = {"T+KegNet": train, "T+Real": train}
     kegnet, ceiling = figures.draw_student_curves(curves, looks).axes[0].lines
-    assert (kegnet.get_label(), kegnet.get_linestyle()) == ("T+KegNet", "-")
+    assert (kegnet.get_label(), kegnet.get_linestyle()) == ("student (KegNet)", "-")
     assert (ceiling.get_label(), ceiling.get_linestyle(), ceiling.get_color()) == (label, "--", RealSource.color)
 
 

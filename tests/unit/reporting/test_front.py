@@ -4,10 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_hex
 
 from kegnet_pl.reporting.front import can_draw_front, choose_ticks, draw_front, find_front, make_front_columns
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.runs import FinishedRun
+from kegnet_pl.reporting.style import COLOURS
 from kegnet_pl.reporting.summary import Point, summarize
 from tests.unit.reporting.rows import TEACHER, quantized, student
 
@@ -44,9 +46,9 @@ def test_networks_are_at_their_size_and_speed() -> None:
     }
     assert markers == {
         "teacher": ("o", 4.0, 0.9),
-        "option1 T": ("x", 2.0, 0.5),
-        "option1 T+KegNet": ("o", 2.0, 0.85),
-        "teacher int8": ("s", 1.0, 0.89),
+        "option1 compressed, untrained": ("x", 2.0, 0.5),
+        "option1 student (KegNet)": ("o", 2.0, 0.85),
+        "teacher, int8": ("s", 1.0, 0.89),
     }, "the ceiling is left out"
     front, of_speed = size.lines[0], speed.lines[0]
     assert list(front.get_xdata()) == [4.0, 1.0] and list(front.get_ydata()) == [0.9, 0.89]
@@ -74,4 +76,18 @@ def test_the_size_has_several_round_ticks_in_any_range() -> None:
 
 def test_the_table_has_the_networks_of_the_fronts() -> None:
     columns = make_front_columns(_points(*ROWS))
-    assert columns["network"] == ["teacher", "teacher int8"] and columns["front"] == ["size, speed", "size, speed"]
+    assert columns["network"] == ["teacher", "teacher, int8"] and columns["front"] == ["size, speed", "size, speed"]
+
+
+def test_colors_tell_sources_apart_where_there_is_one_compression() -> None:
+    def colors(*rows: Row) -> dict[str, str]:
+        containers = draw_front(_points(*rows)).axes[0].containers
+        return {str(container.get_label()): to_hex(container.lines[0].get_color()) for container in containers}
+
+    one = colors(*ROWS[:3])
+    assert one["teacher"] == COLOURS["teacher"] and len(set(one.values())) == 3
+    assert one["option1 student (KegNet)"] == ROWS[2].source["color"], "that of the bars above"  # type: ignore[index]
+    other = _sized(student(0.7, student="option2", compression_ratio=4.0), 1_000_000, 0.9)
+    several = colors(*ROWS[:3], other)
+    assert several["option1 compressed, untrained"] == several["option1 student (KegNet)"]
+    assert several["option2 student (KegNet)"] not in (several["teacher"], several["option1 student (KegNet)"])

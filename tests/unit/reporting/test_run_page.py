@@ -53,11 +53,11 @@ def test_the_story_is_about_the_student_with_the_most_prior_knowledge() -> None:
         "training or selection."
     )
     assert story[2] == (
-        "T+KegNet is correct on 80.00 %, 10.00 points below the teacher (the same network: 30.00 % untrained, 50.00 % "
-        "trained on samples of Normal)."
+        "The student (KegNet) is correct on 80.00 %, 10.00 points below the teacher (the same network: 30.00 % "
+        "untrained, 50.00 % trained on samples of normal noise)."
     )
     assert find_main_student(rows[:2]) is None and len(write_story(rows[:2], {})) == 1
-    assert "64 samples of Normal (prior knowledge in them: none)" in write_story([*rows[:2], normal], {})[1]
+    assert "64 samples of normal noise (prior knowledge in them: none)" in write_story([*rows[:2], normal], {})[1]
     real = student(None, selection="real")
     assert "selected on real validation data" in write_story([*rows[:2], real], {})[1]
 
@@ -75,14 +75,14 @@ def test_the_samples_of_the_compression_do_not_decide_the_main_student() -> None
     ]
     assert [row.prior for row in rows] == ["teacher + procedural", "procedural"]
     assert find_main_student([TEACHER, *rows]) is rows[0]
-    assert "64 samples of Normal (prior knowledge in them: none)" in "".join(write_story([TEACHER, rows[1]], {}))
+    assert "64 samples of normal noise (prior knowledge in them: none)" in "".join(write_story([TEACHER, rows[1]], {}))
 
 
 def test_a_ceiling_is_told_and_the_story_is_about_another_student() -> None:
     untrained, kegnet = student(0.3, method="T", samples=None), student(0.8)
     ceiling = student(0.85, method="T+Real")
     rows = [TEACHER, untrained, kegnet, ceiling]
-    told = "T+Real is not a data-free result: it was trained on real data, as a ceiling for the others."
+    told = "student (real data) is not a data-free result: it was trained on real data, as a ceiling for the others."
     story = write_story(rows, {})
     assert find_main_student(rows) is kegnet
     assert story == [*write_story(rows[:3], {}), told]
@@ -91,7 +91,7 @@ def test_a_ceiling_is_told_and_the_story_is_about_another_student() -> None:
     assert write_story(alone, {}) == [*write_story(alone[:2], {}), told]
     costs = _costs(student_training=1.0)
     rows = [dataclasses.replace(row, costs=costs) for row in rows]
-    assert ("80.00 %", "accuracy of T+KegNet") in _facts(rows) and "T+Real" not in str(_facts(rows))
+    assert ("80.00 %", "accuracy: student (KegNet)") in _facts(rows) and "real data" not in str(_facts(rows))
 
 
 def test_a_page_of_a_thousand_classes_is_small(tmp_path: Path) -> None:

@@ -68,8 +68,9 @@ def _print(table: Any) -> list[list[str]]:
 def test_tables_name_the_source_and_its_prior_knowledge(specifications: dict[str, Any]) -> None:
     rows = _rows(specifications)
     expected = [
-        ["teacher", ""], ["T", ""], ["T+Normal", "none"], ["T+Stripes", "procedural"],
-        ["T+Stripes 50 % + Normal 50 %", "procedural"],
+        ["teacher", ""], ["compressed, untrained", ""], ["student (normal noise)", "none"],
+        ["student (Stripes)", "procedural"],
+        ["student (Stripes 50 % + normal noise 50 %)", "procedural"],
     ]  # fmt: skip
     assert [line[:2] for line in _print(make_results_table(rows))] == expected
     points = summarize([FinishedRun(Path(), {}, tuple(rows))])
@@ -80,8 +81,11 @@ def test_the_plot_has_its_color_marker_and_title(specifications: dict[str, Any])
     figure = draw_tradeoff(summarize([FinishedRun(Path(), {}, tuple(_rows(specifications)))]))
     (legend,) = figure.legends
     titles = [text.get_text() for text in legend.get_texts()]
-    assert titles == ["teacher", "Stripes", "Stripes 50 % + Normal 50 %", "Normal", "untrained"]
-    container = next(c for c in figure.axes[0].containers if c.get_label() == "Stripes")
+    assert titles == [
+        "teacher", "student (Stripes)", "student (Stripes 50 % + normal noise 50 %)", "student (normal noise)",
+        "compressed, untrained",
+    ]  # fmt: skip
+    container = next(c for c in figure.axes[0].containers if c.get_label() == "student (Stripes)")
     line = container.lines[0]
     assert to_hex(line.get_color()) == Stripes.color and line.get_marker() == Stripes.marker
     assert list(line.get_ydata()) == [0.6]
@@ -115,13 +119,14 @@ def test_the_report_needs_results_alone(
 
     monkeypatch.setattr("kegnet_pl.sources.registry.find_source_class", fail)
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
-    assert "T+Stripes" in capsys.readouterr().out
+    assert "student (Stripes)" in capsys.readouterr().out
     for page in (run / "report.html", tmp_path / "out" / "report.html"):
         text = page.read_text()
-        assert "<td>T+Stripes</td><td>procedural</td>" in text and "<td>T+Normal</td><td>none</td>" in text
+        assert "<td>student (Stripes)</td><td>procedural</td>" in text
+        assert "<td>student (normal noise)</td><td>none</td>" in text
         assert Stripes.color in text, "the colour of its marks"
     story = (run / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
-    assert "64 samples of Stripes 50 % + Normal 50 % (prior knowledge in them: procedural)" in story
+    assert "64 samples of Stripes 50 % + normal noise 50 % (prior knowledge in them: procedural)" in story
     header, *lines = (tmp_path / "out" / "results.csv").read_text().splitlines()
     assert {"source.prior", "source.title", "source.shares.mine"} <= set(header.split(","))
     assert sum(",procedural," in line for line in lines) == 2
@@ -137,13 +142,13 @@ def test_every_page_tells_a_ceiling_and_highlights_another_row(
     write_results(rows, run / "results.json")
     jsonschema.validate(json.loads((run / "results.json").read_text()), SCHEMA)
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
-    told = "T+Real is not a data-free result: it was trained on real data, as a ceiling for the others."
+    told = "student (real data) is not a data-free result: it was trained on real data, as a ceiling for the others."
     assert told in capsys.readouterr().out
     for page in (run / "report.html", tmp_path / "out" / "report.html"):
         text = page.read_text()
-        assert told in text and "<td>T+Real</td><td>real data</td>" in text
-        assert "Real (ceiling on real data, not data-free)" in text, "the legend of the plot"
-    assert '<tr class="best"><td>T+KegNet</td>' in (run / "report.html").read_text()
+        assert told in text and "<td>student (real data)</td><td>real data</td>" in text
+        assert "student (real data): ceiling, not data-free" in text, "the legend of the plot"
+    assert '<tr class="best"><td>student (KegNet)</td>' in (run / "report.html").read_text()
     assert make_results_table(rows).rows[3].style == "dim italic"
 
 

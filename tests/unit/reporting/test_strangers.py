@@ -259,7 +259,7 @@ def test_warnings_of_all_runs_are_grouped_and_escaped(tmp_path: Path, capsys: py
         write_run(tmp_path / f"run{index}", [rows[0], dataclasses.replace(rows[1], warnings=texts)], [f"seed={index}"])
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     said, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
-    assert "Warning about T+KegNet (3 of 3 runs): The agreement is 0.5 %." in re.sub(r"\s+", " ", said)
+    assert "Warning about student (KegNet) (3 of 3 runs): The agreement is 0.5 %." in re.sub(r"\s+", " ", said)
     assert "(2 of 3 runs): <script>x</script> [red]y[/red] \\x1b[2J" in re.sub(r"\s+", " ", said)
     assert said.count("The agreement is") == 1 and "\x1b" not in said
     assert "(2 of 3 runs): &lt;script&gt;x&lt;/script&gt; [red]y[/red]" in page and "<script>x" not in page

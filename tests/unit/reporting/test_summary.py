@@ -123,10 +123,18 @@ def test_a_sweep_says_where_noise_is_better() -> None:
     runs = [FinishedRun(HERE, {}, rows)]
     assert (
         describe_sweep(runs, summarize(runs))[-1]
-        == "Without prior knowledge in the samples the same network is better: T+Uniform 70.00 %."
+        == "Without prior knowledge in the samples the same network is better: student (uniform noise) 70.00 %."
     )
     runs = [FinishedRun(HERE, {}, (*rows[:3], student(0.8)))]
     assert "Without prior" not in " ".join(describe_sweep(runs, summarize(runs)))
+
+
+def test_a_sweep_names_the_smallest_network_where_another_is_better() -> None:
+    for ratio, told in ((2.0, False), (4.0, True)):
+        runs = [
+            FinishedRun(HERE, {}, (TEACHER, student(0.7, compression_ratio=ratio), student(0.8, method="T+Leaves")))
+        ]
+        assert ("; the smallest, option1 student (KegNet)" in describe_sweep(runs, summarize(runs))[1]) == told
 
 
 def test_a_sweep_names_a_ceiling_and_compares_nothing_with_it() -> None:
@@ -135,7 +143,10 @@ def test_a_sweep_names_a_ceiling_and_compares_nothing_with_it() -> None:
     plain = [FinishedRun(HERE, {}, rows[:3])]
     *sentences, told = describe_sweep(runs, summarize(runs))
     assert sentences == describe_sweep(plain, summarize(plain))
-    assert told == "T+Real is not a data-free result: it was trained on real data, as a ceiling for the others."
+    assert (
+        told
+        == "student (real data) is not a data-free result: it was trained on real data, as a ceiling for the others."
+    )
 
 
 def test_the_picture_shows_a_ceiling_dashed_outlined_and_named() -> None:
@@ -146,7 +157,7 @@ def test_the_picture_shows_a_ceiling_dashed_outlined_and_named() -> None:
     assert (ceiling.get_linestyle(), ceiling.get_fillstyle()) == ("--", "none")
     assert ceiling.get_color() == RealSource.color
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "teacher", "KegNet", "Real (ceiling on real data, not data-free)",
+        "teacher", "student (KegNet)", "student (real data): ceiling, not data-free",
     ]  # fmt: skip
 
 
@@ -184,7 +195,7 @@ def test_one_ratio_is_drawn_as_bars_with_their_spread() -> None:
     ]
     (axis,) = draw_accuracy(summarize(runs)).axes
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([0.91, 0.75])
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["teacher", "option1 T+KegNet"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["teacher", "option1 student (KegNet)"]
     assert len(draw_accuracy(summarize(_runs())).axes) == 2, "two ratios: accuracy and size, accuracy and work"
 
 

@@ -13,14 +13,16 @@ from tests.unit.reporting.rows import TEACHER, quantized, student
 def test_a_student_below_where_it_began_is_told_with_advice() -> None:
     rows = [TEACHER, student(0.65, method="T", samples=None), student(0.7, method="T+Uniform"), student(0.25)]
     (line,) = explain_losses(rows, "batch", batch_norm=True)
-    assert line.startswith("T+KegNet is 40.0 points below T, the network before training.")
+    assert line.startswith("student (KegNet) is 40.0 points below the network before training.")
     assert "student.norm=frozen" in line and "student.norm=adapt student.shuffle=true" in line
 
 
 @pytest.mark.parametrize(("norm", "batch_norm"), [("frozen", True), ("adapt", True), ("batch", False)])
 def test_advice_is_for_batch_norm_that_has_other_statistics(norm: str, batch_norm: bool) -> None:
     rows = [TEACHER, student(0.65, method="T", samples=None), student(0.25)]
-    assert explain_losses(rows, norm, batch_norm) == ["T+KegNet is 40.0 points below T, the network before training."]
+    assert explain_losses(rows, norm, batch_norm) == [
+        "student (KegNet) is 40.0 points below the network before training."
+    ]
 
 
 @pytest.mark.parametrize("name", ["S", "T"])
@@ -50,7 +52,7 @@ def test_a_ceiling_is_one_with_any_compression() -> None:
 def test_a_ceiling_that_loses_gets_no_advice_on_synthetic_samples() -> None:
     rows = [TEACHER, student(0.65, method="T", samples=None), student(0.25, method="T+Real")]
     assert explain_losses(rows, "batch", batch_norm=True) == [
-        "T+Real is 40.0 points below T, the network before training."
+        "student (real data) is 40.0 points below the network before training."
     ]
 
 
@@ -70,7 +72,7 @@ def test_the_prior_covers_the_samples_of_the_calibration() -> None:
     ceiling = quantized(kegnet, source="Real")
     assert ceiling.is_ceiling and not kegnet.is_ceiling
     (line,) = explain_ceilings([kegnet, ceiling])
-    assert line.startswith("T+KegNet int8 is not a data-free result: it was calibrated on real data")
+    assert line.startswith("student (KegNet), int8 is not a data-free result: it was calibrated on real data")
 
 
 def test_what_int8_means_is_said() -> None:
@@ -82,7 +84,7 @@ def test_what_int8_means_is_said() -> None:
     assert line.startswith("int8: weights; ONNX files")
     float32 = dataclasses.replace(TEACHER, size=299)
     _, line = explain_quantization([float32, rows[1], quantized(float32)])
-    assert line.startswith("teacher int8: the file is not smaller than in float32")
+    assert line.startswith("teacher, int8: the file is not smaller than in float32")
 
 
 def test_the_speed_is_that_of_float32() -> None:
@@ -97,13 +99,13 @@ def test_the_speed_is_that_of_float32() -> None:
 def test_a_trial_is_marked_once_in_every_text() -> None:
     rows = [dataclasses.replace(TEACHER, warnings=[TRIAL]), student(0.7, warnings=[TRIAL, "It is slow."])]
     assert explain_validity(rows) == [TRIAL] == write_story(rows, {})[:1]
-    assert list_warnings(rows) == [("T+KegNet", "It is slow.")]
+    assert list_warnings(rows) == [("student (KegNet)", "It is slow.")]
     assert TRIAL not in [*explain_validity([TEACHER, student(0.7)]), *write_story([TEACHER, student(0.7)], {})]
 
 
 def test_a_warning_about_several_networks_is_one() -> None:
     rows = [TEACHER, student(0.7, warnings=["a", "b"]), student(0.6, method="T+Normal", warnings=["b"])]
-    assert list_warnings(rows) == [("T+KegNet", "a"), ("T+KegNet, T+Normal", "b")]
+    assert list_warnings(rows) == [("student (KegNet)", "a"), ("student (KegNet); student (normal noise)", "b")]
 
 
 def test_names_and_seconds_are_explained() -> None:
@@ -111,9 +113,12 @@ def test_names_and_seconds_are_explained() -> None:
     trained = student(0.8, stage_seconds={"teacher": 3.0, "compression": 2.0, "generators": 4.0, "student": 1.0})
     assert [row.seconds_from_teacher for row in (TEACHER, small, trained)] == [3.0, 2.0, 7.0]
     ends = ". Seconds: all stages from the teacher to the network."
-    assert explain_names([TEACHER, small]) == [f"T: the compressed network before training{ends}"]
+    assert explain_names([TEACHER, small]) == [
+        f"compressed, untrained: the network before training (T in files and options){ends}"
+    ]
     assert explain_names([TEACHER, small, trained]) == [
-        f"T: the compressed network before training; T+NAME: T trained on samples of NAME{ends}"
+        f"compressed, untrained: the network before training (T in files and options); student (NAME): the same "
+        f"network, trained on samples of NAME (T+NAME){ends}"
     ]
     other = student(0.8, method="S")
-    assert explain_names([TEACHER, other]) == [f"S: the student before training{ends}"]
+    assert explain_names([TEACHER, other]) == [f"untrained: the network before training (S in files and options){ends}"]

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from kegnet_pl.training import progress as progress_module
-from kegnet_pl.training.progress import StageProgress, make_console
+from kegnet_pl.training.progress import StageProgress, make_console, make_file_console
 from tests.unit.training.tiny import QUIET, make_checkpoint, make_trainer
 
 pytestmark = QUIET
@@ -203,6 +203,28 @@ def test_lines_of_jobs_that_write_at_the_same_time_say_whose_they_are(capsys: py
     console.print("\ntwo\nlines")
     assert capsys.readouterr().out == "[3] teacher: started\n\n[3] two\n[3] lines\n"
     assert not console.is_terminal, "several live bars would garble each other"
+
+
+def test_a_job_has_lines_in_a_file_and_a_bar_that_disappears(tmp_path: Path) -> None:
+    (tmp_path / "output.txt").write_text("of an earlier job")
+    terminal, file = _console(terminal=True)
+    with StageProgress("teacher", make_file_console(tmp_path / "output.txt"), terminal) as progress:
+        _fit(progress, tmp_path)
+    lines = (tmp_path / "output.txt").read_text().splitlines()
+    assert lines[0] == "teacher: started" and lines[-1].startswith("teacher: finished in 0:0")
+    assert "teacher" in file.getvalue() and file.getvalue().endswith("\x1b[2K"), "the line of the bar is erased"
+
+
+def test_a_long_part_of_a_stage_is_a_line_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, file = _console()
+    with StageProgress("student", console) as progress:
+        with progress.part("drawing samples"):
+            assert progress._losses == "drawing samples", "shown next to the bar"
+        monkeypatch.setattr(progress_module, "_LONG_SECONDS", -1.0)
+        with progress.part("labelling samples"):
+            pass
+    assert file.getvalue().splitlines()[1] == "student: labelling samples: 0:00"
+    assert "drawing" not in file.getvalue()
 
 
 def test_other_ranks_are_silent(

@@ -19,6 +19,7 @@ from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build_optimizer, code_of, own_code, source_definitions
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.trainer import ResumableFit, Selection
+from kegnet_pl.reporting.names import name_network
 from kegnet_pl.reporting.wandb import histogram
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
@@ -39,7 +40,7 @@ _OFF = {"reconstruct": False, "oversampling": 1, "mixing": 0.0}
 
 def student_title(source: SourceInfo) -> str:
     """Return the title of the stage of a student."""
-    return f"student ({source.title})"
+    return name_network(f"T+{source.title}")
 
 
 def student_stage(
