@@ -16,7 +16,7 @@ from kegnet_pl.api.export import export_network
 from kegnet_pl.networks import MLP
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings, Settings, StudentSettings
 
-GIVEN_BY_DATA = {"samples", "noise_std", "min_epochs", "patience", "feature_distillation", "norm"}
+GIVEN_BY_DATA = {"samples", "memory", "noise_std", "min_epochs", "patience", "feature_distillation", "norm"}
 """Settings of a student that are arguments of the data set, need validation data, are two arguments, or are chosen."""
 
 
