@@ -299,7 +299,7 @@ def draw_front(rows: list[dict[str, Any]]) -> Figure:
 
 _INTRODUCTION = f"""
 `compress(teacher, shape, target, method=...)`, then `distill` on {SAMPLES:,} procedural samples that the teacher
-selects: {EPOCHS} passes, cosine schedule, the same settings for all. int8: ONNX Runtime's quantiser, calibrated on
+selects: {EPOCHS} passes, cosine schedule, a learning rate that short trainings choose. int8: ONNX Runtime's quantiser, calibrated on
 {CALIBRATION} such samples; `+ int8` quantises the student of the line above. Test accuracy in %. Teachers of seed 0
 are trained briefly on at most {TRAINING_SAMPLES:,} samples, or published. Prior knowledge in the samples: teacher +
 procedural; of the ceiling, the same student: real data. Compressed: before any training. Agreement: share of
