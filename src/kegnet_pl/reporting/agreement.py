@@ -39,7 +39,7 @@ def describe_sources(row: Row) -> str:
 
 
 def describe_agreement(row: Row) -> list[str]:
-    """Return sentences on the worst class of a network, and on its accuracy where that was not measured."""
+    """Return sentences on the worst class of a network and, if accuracy was not measured, on its accuracy."""
     worst, mean = None if row.agreement is None else row.agreement["worst"], row.mean_agreement
     if worst is None or mean is None:
         return []
@@ -75,7 +75,7 @@ def warn_of_samples(row: Row) -> list[str]:
 
 
 def name_classes(labels: Sequence[int], count: int) -> str:
-    """Return ``count`` classes as text, of which the first labels are given."""
+    """Return ``count`` classes as text; ``labels`` has the first of them."""
     more = f" and {count - len(labels)} more" if count > len(labels) else ""
     return f"class{'es' * (count > 1)} {', '.join(map(str, labels))}{more}"
 
