@@ -32,10 +32,11 @@ def explain_agreement(rows: Sequence[Row]) -> list[str]:
 def describe_sources(row: Row) -> str:
     """Return the sources of the mean agreement of a network, and those that are left out, as text."""
     if row.agreement is None or not row.agreement["over"]:
-        return "no source, as all made the network (add one to agreement.sources)"
+        return "no source, since samples of all sources were used to make the network (add one to agreement.sources)"
     over = row.agreement["over"]
     left_out = [name for name in row.agreement["sources"] if name not in over]
-    return join(over) + (f" ({join(left_out)} left out: such samples made a network of this run)" if left_out else "")
+    reason = f" ({join(left_out)} left out: their samples were used to make a network of this run)" if left_out else ""
+    return join(over) + reason
 
 
 def describe_agreement(row: Row) -> list[str]:
