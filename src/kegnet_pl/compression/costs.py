@@ -155,10 +155,10 @@ class MacCost(Cost):
 class LatencyCost(Cost):
     """Seconds for a batch on this device, measured layer by layer.
 
-    Each layer is measured unchanged and at a few ranks. The time at other ranks is ``a + b r_in + c r_out + d r_in
-    r_out``. Its coefficients are at least 0 and fitted by least squares, separately for each form (the set of parts
-    that exist). Layers of equal shape are measured once. The whole network is also measured. The part of its time that
-    these layers do not explain is taken as constant.
+    Each layer is measured unchanged and at a few ranks. At other ranks, its time is
+    ``a + b r_in + c r_out + d r_in r_out``. The coefficients are at least 0 and fitted by least squares, separately for
+    each form (the set of parts that exist). Layers of equal shape are measured once. The whole network is also
+    measured. The part of its time that these layers do not explain is taken as constant.
 
     Args:
         network: The network, on the device.

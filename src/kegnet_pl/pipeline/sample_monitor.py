@@ -37,7 +37,8 @@ class SampleMonitor(Callback):
     first: ``generator_0/samples/confidence``. Every logger that takes images gets a sheet of samples; a file gets it
     after the epochs 1, 2, 5, 10, 20, 50, ... and the last.
 
-    Its noise has its own seed, and it does not change the statistics of batch norm. So training is the same without it.
+    Generators and teacher are in evaluation mode. The noise has its own seed, and the statistics of batch norm do not
+    change. So training is the same without this callback.
 
     Args:
         teacher: Returns logits. It is copied and frozen.
