@@ -31,7 +31,7 @@ from kegnet_pl.pipeline.provenance import command_line, versions
 from kegnet_pl.training.generator_module import should_vectorize
 
 STEPS = {"lenet5": 20, "resnet14": 10, "mlp": 100}
-"""Generator steps of one measurement: some seconds."""
+"""Generator steps of one measurement; it takes some seconds."""
 
 WORKS = ("generator_step", "student_epoch", "draw")
 
@@ -90,7 +90,7 @@ def measure(task: Task, repeats: int, rates: dict[str, float]) -> dict[str, Any]
 def compare_choices(
     networks: list[str], device: str, precisions: list[str], repeats: int, small: Task, only: Sequence[str] = CHOICES
 ) -> list[dict[str, Any]]:
-    """Measure what the product could do otherwise: what its defaults rest on."""
+    """Measure options of the product with and without each option: the reasons for its defaults."""
     rows = []
     for network in networks:
         for precision in precisions:
@@ -156,7 +156,7 @@ def _commit(folder: Path) -> str:
 
 
 def _merged(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put new rows in the places of older ones of the same kind."""
+    """Replace older rows by new rows of the same kind."""
     kind = ("choice", "work", "network", "device", "precision")
     new = {tuple(row.get(key) for key in kind): row for row in rows}
     old = json.loads(out.read_text()) if out.exists() else []
@@ -255,7 +255,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _tasks(given: argparse.Namespace) -> Iterator[Task]:
-    """Yield what is measured; the product draws in float32 only."""
+    """Yield the tasks to measure; the product draws in float32 only."""
     for network in given.networks:
         for work in given.works:
             for precision in ["32-true"] if work == "draw" else given.precisions:

@@ -1,8 +1,9 @@
-"""Ways to train and to draw on one device, side by side: ``make bench DEVICE=cuda`` writes ``results/bench_cuda.json``.
+"""Comparison of variants of training and drawing on one device: ``make bench DEVICE=cuda``.
 
-For each network, work and precision, workers take turns: the direct implementation, the product step by step (eager),
-with CUDA graphs, and with torch.compile; one generator, and all of an experiment stacked. No new measurement starts
-after ``--minutes``; finished ones are not repeated, so a second call continues.
+The results are in ``results/bench_cuda.json``. For each network, work and precision, workers take turns. The variants
+are the direct implementation, the product with ordinary (eager) steps, with CUDA graphs and with torch.compile, for one
+generator and for all stacked generators of an experiment. No new measurement starts after ``--minutes``. Finished
+measurements are not repeated, so a second call continues.
 """
 
 import argparse
@@ -31,14 +32,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "stacked, eager": {"graphs": False, "together": True},
     "stacked, CUDA graphs": {"together": True},
 }
-"""Way -> fields of its :class:`Task`."""
+"""Name of a variant -> fields of its :class:`Task`."""
 
 Group = tuple[Task, list[str]]
-"""A task, and the ways in which it is done."""
+"""A task, and the variants that are measured."""
 
 
 def groups(networks: list[str], device: str, precisions: list[str], samples: int) -> Iterator[Group]:
-    """Yield what is measured, in the order of importance: torch.compile starts slowly and comes last."""
+    """Yield the tasks in the order of importance; torch.compile comes last, since it starts slowly."""
     for compiled in (False, True):
         for network in networks:
             for work in WORKS:
@@ -56,7 +57,7 @@ def _suits(way: str, work: str, device: str, compiled: bool) -> bool:
 
 
 def measure(task: Task, ways: list[str], repeats: int, rate: float) -> list[dict[str, Any]]:
-    """Measure a task in several ways, in turns; return a row for each. Seconds are those of one generator."""
+    """Measure variants of a task in turns; return a row for each. Seconds are per generator."""
     with running(*(replace(task, **WAYS[way]) for way in ways)) as workers:
         seconds = take_turns(workers, repeats, warm=2)
         peaks = [megabytes(worker, task.device) for worker in workers]
@@ -75,7 +76,7 @@ def measure(task: Task, ways: list[str], repeats: int, rate: float) -> list[dict
 
 
 def main() -> None:
-    """Measure what is missing until the time is over."""
+    """Measure missing rows until the time is over."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.variants", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--networks", nargs="+", default=list(EXPERIMENTS), choices=EXPERIMENTS)

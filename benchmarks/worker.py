@@ -31,7 +31,7 @@ from kegnet_pl.training.fit import quiet_lightning, run_fit
 
 @dataclass(frozen=True)
 class Task:
-    """Work of a worker, and the way it is done.
+    """Work of a worker, and how it is done.
 
     Attributes:
         work: generator_step, student_epoch or draw.
@@ -120,7 +120,7 @@ def _generator_module(case: Case, task: Task) -> GeneratorModule:
 
 
 def _generator_step(case: Case, task: Task) -> Callable[[], float]:
-    """Return what measures the seconds of one step of one generator."""
+    """Return a function that measures the seconds of one step of one generator."""
     config = case.settings.generator
     if task.how == "direct":
         chance = torch.Generator(task.device).manual_seed(0)
@@ -175,7 +175,7 @@ def bare_steps(case: Case, task: Task) -> Callable[[], None]:
 
 
 def _student_epoch(case: Case, task: Task) -> Callable[[], float]:
-    """Return what measures the seconds of one epoch of one student."""
+    """Return a function that measures the seconds of one epoch of one student."""
     config = case.settings.student
     data = SyntheticDataModule(
         NoiseSource("normal", case.input_shape), case.teacher(), samples=task.samples,
@@ -205,7 +205,7 @@ def _student_epoch(case: Case, task: Task) -> Callable[[], float]:
 
 
 def _draw(case: Case, task: Task) -> Callable[[], float]:
-    """Return what measures the seconds of a draw from five generators."""
+    """Return a function that measures the seconds of a draw from five generators."""
     config = case.settings.generator
     generators = [case.generator(i) for i in range(config.count)]
     if task.how == "direct":
@@ -255,7 +255,7 @@ def measure_rate(device: str, precision: str, sides: Sequence[int] = (1024, 2048
 
 
 def serve(task: Task, pipe: Connection) -> None:
-    """Do a task whenever asked; answer with its seconds, or with the peak memory since the second time.
+    """Run a task on request; return its seconds, or the peak memory since the second run.
 
     Args:
         task: What to do.

@@ -106,11 +106,12 @@ def measure(experiment: str, teacher: nn.Module, test: Split, name: str, small: 
 
 
 _INTRODUCTION = """
-Written by `python -m reproduction.speed`. Speed-up: time of the teacher / time of the compressed network, for
-batches of 1 and 64, in PyTorch; the networks take turns, median. As published: three layers for each compressed
-one. Merged factors: the same ranks, two layers for a dense one (`compression.fold=true`). By latency: ranks by
-function and measured time (batches of 64); the first target of 2x, 1.5x and 1.2x that can be reached. Teacher, T:
-test accuracy in %, T before any training.
+`python -m reproduction.speed` writes this page. The speed-up is the time of the teacher / the time of the compressed
+network in PyTorch, for batches of 1 and 64. It is the median of measurements in turns. The columns *teacher* and *T*
+have the test accuracy in %; T is the compressed network before any training. There are three kinds of plans. *As
+published*: each compressed layer becomes three layers. *Merged factors*: the ranks are the same, and a dense layer
+becomes two layers (`compression.fold=true`). *By latency*: ranks are chosen by function and measured time for batches
+of 64; the target is the first of 2x, 1.5x and 1.2x that can be reached.
 """
 
 

@@ -271,12 +271,12 @@ def _below_the_paper(summary: Sequence[dict[str, Any]], cells: dict[str, Any]) -
     head = [
         "## Below the paper",
         "",
-        "By more than twice the standard deviation (by anything, where there is one seed). What was tried stands under",
-        "the tables.",
+        "These rows are below the paper by more than twice the standard deviation (with one seed: by any amount). The",
+        "text under the tables lists the settings that were tried.",
         "",
     ]
     if not lines:
-        return [*head, "None of what was run.", ""]
+        return [*head, "No row.", ""]
     head += ["| cell | network | recipe | paper | ours | difference |", "| --- | --- | --- |" + " ---: |" * 3]
     return [*head, *lines, ""]
 

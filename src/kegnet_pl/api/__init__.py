@@ -1,6 +1,6 @@
-"""The library without Hydra: train generators for a network, draw from them, compress, distill.
+"""The library without Hydra: train generators for a network, sample from them, compress, distill.
 
-What is here is stable and is exported by :mod:`kegnet_pl` itself::
+These functions are stable, and :mod:`kegnet_pl` exports them::
 
     import kegnet_pl
 
@@ -9,7 +9,7 @@ What is here is stable and is exported by :mod:`kegnet_pl` itself::
     small = kegnet_pl.compress(teacher, input_shape=(1, 32, 32), target=4.0)
     student = kegnet_pl.distill(small.network, data)
 
-Nothing here writes a file, moves torch's global random state, or changes a network that it is given.
+They write no files. They change neither torch's global random state nor the networks that they are given.
 """
 
 from kegnet_pl.api.generators import train_generators

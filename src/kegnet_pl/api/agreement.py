@@ -26,13 +26,13 @@ OF_ROWS = "procedural", "fields", "normal", "uniform"
 """Default sources for rows of features, and for volumes."""
 
 ENOUGH = 10
-"""Fewest samples of a class for which its agreement is measured."""
+"""Minimum number of samples of a class. With fewer, its agreement is not measured."""
 
 _NEARLY_ALL = 0.95
-"""Share of samples in one class above which the teacher gives nearly all of them the same class."""
+"""Above this share of samples in one class, nearly all samples count as one class."""
 
 MOST_UNREACHED = 20
-"""Greatest number of unreached classes that are listed by label."""
+"""Maximum number of unreached classes that are listed by label."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SourceAgreement:
 
     Attributes:
         counts: Samples of each of the teacher's classes, ``(C,)``.
-        equal: Those of them to which the student gives the same class, ``(C,)``.
+        equal: Samples to which the student gives the same class as the teacher, by class of the teacher, ``(C,)``.
         divergence: Mean Kullback-Leibler divergence of the student's probabilities from the teacher's, in nats.
     """
 
@@ -110,7 +110,7 @@ class AgreementReport:
         return sum(values) / len(values) if values else None
 
     def worst(self, names: Collection[str] | None = None) -> WorstClass | None:
-        """Return the class with the lowest agreement on one source with enough samples of it; None without any."""
+        """Return the class with the lowest agreement on a single source; None if no class has enough samples."""
         found = [
             WorstClass(label, name, one.counts[label], share)
             for name, one in self._select(names).items()
@@ -155,8 +155,8 @@ class AgreementReport:
         """Return the agreement as plain values, for a row of results.
 
         Args:
-            own: Sources whose kinds of samples the student was compressed or trained with.
-            over: Sources of the mean and of the worst class.
+            own: Sources with kinds of samples that were used to compress or train the student.
+            over: Sources over which the mean and the worst class are taken.
         """
         over = [name for name in self.sources if name in over]
         mean, worst, unreached = self.mean(over), self.worst(over), self.unreached
@@ -198,8 +198,8 @@ def measure_agreement(
 ) -> AgreementReport:
     """Measure how often a student gives the same class as its teacher to synthetic samples.
 
-    Agreement is not accuracy. Leave out sources that the student was compressed or trained with: its agreement on them
-    is too high.
+    Agreement is not accuracy. Leave out sources that were used to compress or train the student: its agreement on their
+    samples is too high.
 
     Args:
         student: A classifier; it is copied.
@@ -208,12 +208,13 @@ def measure_agreement(
         sources: Names of sources without generators; or name -> source, or samples ``(N, *input_shape)``. None: waves,
             procedural and fields for images; procedural, fields, normal and uniform for rows of features.
         samples: Number of samples of each source.
-        mean: Mean of the pixels of each channel, by which the teacher's inputs are normalised; for procedural images.
+        mean: Mean of the pixels of each channel, with which the teacher's inputs are normalised. Procedural images use
+            it.
         std: Standard deviation of the pixels.
         seed: The same seed gives the same samples.
         device: Device of the computation; ``"auto"`` is a GPU if there is one.
-        outputs: Meaning of the numbers that both networks return, see :func:`train_generators`.
-        output_key: Key, attribute or position of their tensor, if they return several; None finds it.
+        outputs: Type of the output of both networks, see :func:`train_generators`.
+        output_key: Key, attribute or position of the output tensor, if they return several; None finds it.
 
     Raises:
         ValueError: If there is no source, a source cannot be built, or the networks do not have the same classes.
@@ -233,12 +234,12 @@ def measure_agreement(
 
 
 def default_sources(input_shape: Sequence[int]) -> tuple[str, ...]:
-    """Return the names of the sources by which networks are compared if none are named."""
+    """Return the names of the default sources for the comparison of networks."""
     return OF_IMAGES if len(input_shape) in (2, 3) else OF_ROWS
 
 
 def draw(source: SyntheticSource, samples: int, seed: int) -> Tensor:
-    """Return the samples by which networks are compared: ``(samples, *input_shape)``, on the CPU."""
+    """Return samples for the comparison of networks: ``(samples, *input_shape)``, on the CPU."""
     x = source.sample(samples, derive_seed(seed, "agreement")).cpu()
     check_finite(source, x)
     return x
@@ -247,9 +248,9 @@ def draw(source: SyntheticSource, samples: int, seed: int) -> Tensor:
 def compare(
     student: nn.Module, samples: Mapping[str, Tensor], teacher_logits: Mapping[str, Tensor], **options: Any
 ) -> AgreementReport:
-    """Return the agreement of a student with logits ``(N, C)`` of its teacher, by the name of the samples' source.
+    """Return the agreement of a student with the teacher's logits ``(N, C)``, by name of the source of the samples.
 
-    ``options`` are those of :func:`find_logits`.
+    ``options`` are passed to :func:`find_logits`.
 
     Raises:
         ValueError: If there are no samples, or the student has another number of classes.

@@ -73,7 +73,8 @@ def load_network(
         folder: Folder of a finished stage, such as the ``student`` folder that a run prints at its end.
         name: Name of both files, without a suffix.
         logits: True for a network that takes standardised samples and returns logits ``(B, C)``, as in the stages of
-            a run; False for one with the inputs and outputs of its class, such as pixels in [0, 255] and probabilities.
+            a run. False for a network that keeps the inputs and outputs of its class, such as pixels in [0, 255] and
+            probabilities.
         trust: Further modules, classes and Python files whose code may run, such as ``["mypackage", "net.py"]``.
 
     Returns:
@@ -83,7 +84,7 @@ def load_network(
         FileNotFoundError: If there is no such network.
         WeightsError: If its weights or its structure are damaged; in the folder of a stage, also if a file differs
             from the manifest.
-        UntrustedCodeError: If it names other code.
+        UntrustedCodeError: If the file names other code.
     """
     if not isinstance(name, str) or not name or Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME:
         raise FileNotFoundError(

@@ -76,7 +76,7 @@ def check_student(
 
 
 def _check_widths(student: nn.Module, teacher: nn.Module, layers: Sequence[str], input_shape: Sequence[int]) -> None:
-    """Check that layers of a pruned student return as many values as the teacher's layers, without pruned channels."""
+    """Check that layers of a pruned student are as wide as the teacher's layers without the pruned channels."""
     x = samples_for_trial(input_shape)
     shapes = []
     for network, kept in ((student, {}), (teacher, kept_channels(student, teacher))):
@@ -116,9 +116,10 @@ def _check_compressed(student: nn.Module, teacher: nn.Module) -> None:
 
 @torch.no_grad()
 def explain_inputs(network: nn.Module, x: Tensor) -> list[str]:
-    """Return a sentence for each sign that samples are not like the inputs that a classifier was trained on.
+    """Return a sentence for each sign that samples differ from the training data of a classifier.
 
-    Signs are those of :func:`explain_scale`, one class for all samples, and equal probabilities of all classes.
+    The signs are a wrong scale (:func:`explain_scale`), one class for all samples, and equal probabilities of all
+    classes.
 
     Args:
         network: Returns logits ``(N, C)``.
@@ -151,7 +152,7 @@ def explain_inputs(network: nn.Module, x: Tensor) -> list[str]:
 
 
 def explain_scale(network: nn.Module, x: Tensor) -> list[str]:
-    """Return a sentence if samples ``(N, *input_shape)`` are on another scale than the training data of a network."""
+    """Return a sentence if samples ``(N, *input_shape)`` have another scale than the training data of a network."""
     found = measure_scale(network, x)
     if found is None or 1 / _SCALE < found[1] < _SCALE:
         return []
@@ -239,7 +240,7 @@ def check_counts(**at_least: tuple[int, int]) -> None:
     """Check whole numbers among the arguments of a function, given as ``name=(value, minimum)``.
 
     Raises:
-        ValueError: If a value is too small, or no whole number.
+        ValueError: If a value is too small, or is not a whole number.
     """
     for name, (value, least) in at_least.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:

@@ -1,4 +1,4 @@
-"""Fits of compressed networks, generators and students: the library and the command line wire modules here."""
+"""Fits of compressed networks, generators and students, for the library and the command line."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -52,9 +52,9 @@ def fit_compression(
     oversampling: int = 1,
     seed: int = 0,
 ) -> Compressed:
-    """Compress a network: without a source by its weights alone, with one by what it returns for samples.
+    """Compress a network by its weights alone, or, with a source, by its outputs for samples.
 
-    ``samples``, ``oversampling`` and ``seed`` are those of the source; see :func:`kegnet_pl.compress`.
+    ``samples``, ``oversampling`` and ``seed`` describe the samples of the source; see :func:`kegnet_pl.compress`.
 
     Raises:
         ValueError: If an argument is out of range, or the network does not accept such samples.
@@ -69,7 +69,7 @@ def fit_compression(
 def _calibrate(
     network: nn.Module, shape: tuple[int, ...], source: SyntheticSource, samples: int, oversampling: int, seed: int
 ) -> Calibration:
-    """Return samples of a source, and further ones to decide whether the fit of a layer is kept."""
+    """Return samples of a source, and held-out samples that decide if the fit of a layer is kept."""
     check_counts(samples=(samples, 10), oversampling=(oversampling, 1))
     if not isinstance(source, SyntheticSource):
         raise ValueError(
@@ -102,7 +102,7 @@ class GeneratorTask:
 
     Attributes:
         make_generator: Returns a new generator with attributes ``noise_dim`` and ``classes``.
-        make_decoder: Returns a new decoder, from samples to noise.
+        make_decoder: Returns a new decoder, which maps samples to noise.
         objective: Returns the weighted sum of losses.
         clipping: ``gradient_clip_val`` and ``gradient_clip_algorithm`` of the trainer.
     """
@@ -119,7 +119,7 @@ class GeneratorTask:
     clipping: tuple[float | None, str | None] = (None, None)
 
     def make_pair(self, index: int) -> tuple[nn.Module, nn.Module]:
-        """Return a new generator and its decoder, with the weights that the seed gives to this index."""
+        """Return a new generator and its decoder, with initial weights that depend on the seed and the index."""
         with seeded(self.settings.seed, "generator", index):
             return self.make_generator(), self.make_decoder()
 
@@ -148,14 +148,14 @@ class GeneratorTask:
         )
 
     def choose_parallel(self, count: int | None = None) -> tuple["GeneratorTask", str | None]:
-        """Decide how generators are trained.
+        """Choose if generators are trained as one batch of networks or one after another.
 
         Args:
             count: Number of generators that a process trains; None for all.
 
         Returns:
-            The task with ``parallel`` set to ``"vmap"`` or ``"sequential"``; and the reason why torch cannot vectorise
-            the networks, if ``"auto"`` would have done so.
+            The task with ``parallel`` set to ``"vmap"`` or ``"sequential"``. Also a reason if ``"auto"`` would choose
+            ``"vmap"`` but torch cannot vectorise the networks, otherwise None.
 
         Raises:
             ValueError: If ``parallel="vmap"`` is set and torch cannot vectorise the networks.
@@ -188,11 +188,11 @@ def fit_generators(
 ) -> Generators:
     """Train the generators of a task, as one batch of networks or one after another.
 
-    :meth:`GeneratorTask.choose_parallel` must have set ``parallel`` of the task. Metrics of the generators are empty on
-    other ranks than 0.
+    :meth:`GeneratorTask.choose_parallel` must have set ``parallel`` of the task. Only rank 0 has the metrics of the
+    generators.
 
-    ``share`` are the indices of the generators that this process trains; it receives the others from the other
-    processes of the run, which train them at the same time. None: it trains all.
+    ``share`` has the indices of the generators that this process trains. It receives the other generators from the
+    other processes, which train at the same time. None: it trains all generators.
     """
     count = task.settings.count
     own = list(range(count)) if share is None else list(share)
@@ -236,9 +236,9 @@ def fit_student(
 ) -> tuple[StudentModule, Metrics]:
     """Train a student on the teacher's logits of synthetic samples.
 
-    The network is trained in place, on the device of the data; dropout has the seed of the data. With ``find_lr``, the
-    optimiser gets the best learning rate of short trainings, which is one of the metrics: see
-    :func:`try_learning_rates`. Loggers get ``LABEL/train/loss`` if there is a label.
+    The network is trained in place, on the device of the data. Dropout uses the seed of the data. With ``find_lr``,
+    short trainings choose the learning rate (:func:`try_learning_rates`), and the metrics include it. With a label,
+    loggers get ``LABEL/train/loss``.
 
     Returns:
         The fitted module, its network on the CPU in evaluation mode, and its metrics.
@@ -275,12 +275,12 @@ def fit_students(
     fit: Fit,
     progress: StageProgress,
 ) -> list[nn.Module]:
-    """Train students of one structure as one batch of networks, each on data of its own, whose seeds differ.
+    """Train students of one structure as one batch of networks, each on its own data.
 
-    :func:`stacking_obstacle` must have found none.
+    The data modules differ in their seeds. :func:`stacking_obstacle` must have returned None.
 
     Returns:
-        The networks, which are trained in place; on the CPU, in evaluation mode.
+        The networks, trained in place; on the CPU, in evaluation mode.
     """
     for network, own in zip(networks, data, strict=True):
         own.setup()
@@ -296,9 +296,9 @@ def fit_students(
 def stacking_obstacle(
     network: nn.Module, data: SyntheticDataModule, settings: DistillationSettings, optimizer: OptimizerFactory
 ) -> str | None:
-    """Return the reason why students cannot be trained together, None if two can make a step on the CPU.
+    """Return the reason why students cannot be trained as one batch of networks; None if they can.
 
-    The network is on the CPU, and is not changed.
+    The test is a training step of two copies on the CPU. The network must be on the CPU; it is not changed.
     """
     if settings.feature_distillation.weight:
         return "feature distillation"
@@ -315,7 +315,7 @@ def stacking_obstacle(
 
 
 def _prepare_student(network: nn.Module, data: SyntheticDataModule, settings: DistillationSettings) -> None:
-    """Change what a student does before training, on the device of the data."""
+    """Apply the changes that precede training to a student: batch norm, and the fit of its layers."""
     if settings.norm != "frozen":
         forget_counts(network)
     if settings.reconstruct:
@@ -327,7 +327,7 @@ def _prepare_student(network: nn.Module, data: SyntheticDataModule, settings: Di
 def _student_module(
     network: nn.Module, data: SyntheticDataModule, settings: DistillationSettings, optimizer: OptimizerFactory
 ) -> StudentModule:
-    """Return the module that trains a student, or stacked ones."""
+    """Return the module that trains one student, or stacked students."""
     features = None
     if settings.feature_distillation.weight:
         layers = match_layers(data.teacher.network, settings.feature_distillation.layers)

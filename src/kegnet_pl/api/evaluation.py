@@ -28,8 +28,8 @@ def count_answers(
         split: Samples ``(N, *input_shape)`` and classes ``(N,)``.
         device: Device of the computation.
         batch_size: Samples per forward pass; None to fit the device.
-        outputs: Meaning of the numbers that the network returns, see :func:`train_generators`.
-        output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
+        outputs: Type of the output of the network, see :func:`train_generators`.
+        output_key: Key, attribute or position of the output tensor, if it returns several; None finds it.
 
     Returns:
         Counts ``(C, C)``, int64, on the CPU: rows are true classes, columns are predicted classes.
@@ -60,7 +60,7 @@ def find_logits(
 ) -> Tensor:
     """Return the logits ``(N, C)`` of a network for samples ``(N, *input_shape)``, on the CPU.
 
-    See :func:`count_answers` for the other arguments; messages have the network's ``name``.
+    See :func:`count_answers` for the other arguments. Error messages contain ``name``, the name of the network.
 
     Raises:
         ValueError: If there are no samples, they are not floating-point numbers, or logits are not finite.

@@ -120,7 +120,8 @@ def export_network(
 ) -> list[ExportedFile]:
     """Write a network as files that run without kegnet_pl, and compare each with the network.
 
-    A network that returns a tensor keeps its answers; one that returns a tuple or dict is exported with logits.
+    If the network returns a tensor, the files return the same tensor. If it returns a tuple or dict, they return
+    logits.
 
     Args:
         network: Any classifier; it is not changed.
@@ -128,15 +129,15 @@ def export_network(
         input_shape: Shape of one sample.
         formats: Some of ``"onnx"``, ``"torch_export"`` and ``"torchscript"``.
         batch_size: Samples of every batch; None for any number.
-        outputs: Meaning of the numbers of a network that returns a tuple or dict, see :func:`as_classifier`.
+        outputs: Type of the output of a network that returns a tuple or dict, see :func:`as_classifier`.
         output_key: Key, attribute or position of its tensor; None finds it.
 
     Returns:
         One entry per format: path, size, and difference from the network.
 
     Raises:
-        UserError: If a package is missing, the network cannot be exported, or a file does not return what the network
-            returns.
+        UserError: If a package is missing, the network cannot be exported, or the outputs of a file differ from those
+            of the network.
     """
     unknown = [name for name in formats if name not in _WRITERS]
     if unknown:

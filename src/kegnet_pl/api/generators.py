@@ -65,13 +65,13 @@ def train_generators(
     Args:
         teacher: Any classifier; it is not changed.
         input_shape: Shape of one sample: ``(channels, height, width)``, ``(channels, length)``, ``(channels, depth,
-            height, width)``, or the number of features; any other one needs ``make_generator``. Samples are
-            standardised, as the teacher's own input should have been.
-        count: Generators, trained independently; a student learns more from several.
+            height, width)``, or the number of features; any other shape needs ``make_generator``. Samples are
+            standardised, as the training data of the teacher should have been.
+        count: Number of generators. They are trained independently. A student learns more from several generators.
         noise_dim: Dimensions of the noise.
-        epochs: Epochs; the paper's images have 200 of 100 steps.
-        steps_per_epoch: Optimiser steps of an epoch.
-        batch_size: Samples of a step and generator.
+        epochs: Number of epochs. For images, the paper has 200 epochs of 100 steps.
+        steps_per_epoch: Optimiser steps per epoch.
+        batch_size: Samples per step and generator.
         lr: Adam's learning rate.
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
         objective: Weights of the terms ``classifier``, ``decoder``, ``diversity`` and ``statistics``, or another
@@ -80,11 +80,12 @@ def train_generators(
         make_decoder: Returns a new decoder from samples to noise.
         teacher_norm: Statistics of the teacher's batch norm: ``"batch"``, as in the paper's release, or ``"running"``.
         teacher_dropout: True to keep the teacher's dropout on, as in the paper's release.
-        outputs: Meaning of the numbers that the teacher returns: ``"logits"``, ``"probabilities"``,
-            ``"log_probabilities"``, ``"sigmoid"``, or ``"auto"`` to find out by a trial (:func:`as_classifier`).
-        output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
+        outputs: Type of the output of the teacher: ``"logits"``, ``"probabilities"``,
+            ``"log_probabilities"``, ``"sigmoid"``, or ``"auto"``, which detects it with trial samples
+            (:func:`as_classifier`).
+        output_key: Key, attribute or position of the output tensor, if it returns several; None finds it.
         parallel: ``"vmap"``, all generators as one batch of networks; ``"sequential"``; ``"auto"``: vmap on a GPU and
-            for rows of features, where torch can vectorise the networks.
+            for rows of features, if torch can vectorise the networks.
         compile: True to compile the step with ``torch.compile``.
         cuda_graphs: True to record a step on one GPU and replay it.
         seed: All random numbers derive from it.
@@ -97,8 +98,7 @@ def train_generators(
 
     Raises:
         ValueError: If an argument is out of range, the networks do not fit each other, the teacher passes no gradient
-            to its input, or ``parallel="vmap"`` is set
-            and torch cannot vectorise them.
+            to its input, or ``parallel="vmap"`` is set and torch cannot vectorise the networks.
     """
     settings = read_arguments(
         GeneratorTrainingSettings, "generator", count=count, noise_dim=noise_dim, epochs=epochs,
@@ -151,7 +151,7 @@ def _check_networks(task: GeneratorTask, classes: int) -> None:
 
 
 def _make(make: Callable[[], Any], name: str) -> nn.Module:
-    """Call a function of the user; raise a ValueError if it is none, or returns no module."""
+    """Call a function of the user; raise a ValueError if it is not callable, or does not return a module."""
     if isinstance(make, nn.Module):
         raise ValueError(f"Expected `{name}` to be a function that returns a new module, but got a module: lambda: ...")
     network = make()
@@ -178,7 +178,7 @@ def make_objective(given: GeneratorObjective | Terms | None, input_shape: tuple[
     """Return an objective from weights by name; None: the paper's weights for samples of this shape.
 
     Raises:
-        ValueError: If there is no term of such a name.
+        ValueError: If no term has such a name.
     """
     if isinstance(given, GeneratorObjective):
         return given

@@ -1,4 +1,4 @@
-"""Choice of a student's learning rate by short trainings, compared on synthetic samples that are held out."""
+"""Choice of a student's learning rate: short trainings are compared on held-out synthetic samples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from kegnet_pl.training.base import accuracy
 from kegnet_pl.training.fit import QuietFit
 
 FIRST, SMALLER, LARGER = 3e-4, (1e-4, 3e-5), (1e-3, 3e-3)
-"""The learning rate of the first trial, and those that may follow, for Adam."""
+"""Learning rates for Adam: that of the first trial, and those that may follow."""
 
 MOST_TRIALS = 4
 """Maximum number of trials."""
@@ -29,7 +29,7 @@ _STEPS = (20, 200)
 """Minimum and maximum number of steps of a trial."""
 
 _EPOCHS = 4
-"""Epochs of a trial, over which the learning rate follows the student's schedule."""
+"""Number of epochs of a trial. Over them, the learning rate follows the student's schedule."""
 
 _HELD_OUT = 1_000
 """Maximum number of samples that are held out, at most one in five."""
@@ -51,26 +51,27 @@ class Trial:
 
 
 def count_steps(samples: int, epochs: int, batch_size: int) -> int:
-    """Return the number of optimiser steps of a trial for a student that sees ``samples`` in each of its epochs."""
+    """Return the number of optimiser steps of a trial. ``samples`` is the number per epoch of the student."""
     return min(max(epochs * samples // batch_size // _SHARE, _STEPS[0]), _STEPS[1])
 
 
 def try_learning_rates(
     network: nn.Module, data: SyntheticDataModule, epochs: int, make_module: Callable[[nn.Module, float], StudentModule]
 ) -> list[Trial]:
-    """Train copies of a student with several learning rates, as long as the loss on held-out samples falls.
+    """Compare learning rates by short trainings of copies of a student.
 
-    A compressed network that is close to its teacher loses accuracy with large steps. One that has lost much accuracy
-    needs them. Smaller learning rates are tried first, and larger ones only if no smaller one is better.
+    A compressed network that is close to its teacher loses accuracy at high learning rates. A network that has lost
+    much accuracy needs them. Lower learning rates are tried first, as long as the loss on held-out samples falls.
+    Higher ones are tried only if no lower one is better.
 
     Args:
         network: The student, on the device of the data; it is not changed.
-        data: The student's samples, which are set up.
+        data: The student's samples, after :meth:`SyntheticDataModule.setup`.
         epochs: Epochs of the student's training.
         make_module: Returns the module that trains a network with a learning rate.
 
     Returns:
-        The trials in their order, on all processes those of rank 0. :func:`best` returns the best.
+        The trials in their order. All processes get the trials of rank 0. :func:`best` returns the best trial.
     """
     samples = len(data.splits["train"][0])
     is_held_out = torch.arange(samples) % 5 == 4
@@ -111,7 +112,7 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 
 def describe_trials(trials: Sequence[Trial]) -> str:
-    """Return the learning rate that is chosen, and the agreement of all trials."""
+    """Return the chosen learning rate and the agreement of all trials, as text."""
     tried = ", ".join(f"{trial.lr:g}: {trial.agreement:.1%}" for trial in trials)
     return f"learning rate {best(trials).lr:g} (agreement in short trainings: {tried})"
 

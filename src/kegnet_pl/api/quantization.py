@@ -25,7 +25,7 @@ CalibrationMethod = Literal["minmax", "percentile", "entropy"]
 """Method that chooses the range of an activation from its values for the calibration samples."""
 
 _CHUNK = 64
-"""Most samples of a forward pass of the calibration."""
+"""Maximum number of samples per forward pass of the calibration."""
 
 
 class OnnxNetwork(nn.Module):
@@ -66,7 +66,7 @@ class OnnxNetwork(nn.Module):
         return torch.cat(parts).to(x.device)
 
     def _open(self) -> Any:
-        """Return a session with PyTorch's present number of threads."""
+        """Return a session with PyTorch's current number of threads."""
         threads = torch.get_num_threads()
         if self._session is None or self._session[0] != threads:
             runtime = import_onnx()
@@ -115,7 +115,7 @@ def quantize(
         method: ``"minmax"`` takes the whole range of the samples, ``"percentile"`` leaves out 0.01 % at both ends,
             ``"entropy"`` takes the range that changes the distribution least. The latter two take longer.
         batch_size: Samples of every batch of the file; None for any number.
-        outputs: Meaning of the numbers of a network that returns a tuple or dict, see :func:`export_network`.
+        outputs: Type of the output of a network that returns a tuple or dict, see :func:`export_network`.
         output_key: Key, attribute or position of its tensor; None finds it.
 
     Returns:

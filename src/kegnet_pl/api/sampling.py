@@ -29,7 +29,7 @@ from kegnet_pl.settings import Outputs
 from kegnet_pl.sources import GeneratorSource, SyntheticSource
 
 _ROWS = 2**16
-"""Labels that are compared at once."""
+"""Number of labels that are compared at once."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,8 @@ class Generators:
 class SyntheticDataset(TensorDataset):
     """Synthetic samples ``x (*input_shape)`` with the teacher's logits ``(C,)``, on the CPU.
 
-    They are in memory, or in a temporary file if they exceed the memory budget. Samples above 1 GiB are drawn in parts.
+    They are stored in memory, or in a temporary file if they exceed the memory budget. A set of more than 1 GiB is
+    drawn in parts.
 
     It is a ``torch.utils.data.Dataset`` for any ``DataLoader``; :func:`distill` accepts it directly.
 
@@ -198,11 +199,11 @@ class SyntheticDataset(TensorDataset):
         samples: Number of samples, a multiple of the number of generators.
         seed: The same seed gives the same samples.
         device: Device of the teacher; ``"auto"`` is a GPU if there is one.
-        outputs: Meaning of the numbers that the teacher returns, see :func:`train_generators`.
-        output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
-        memory: Memory budget of the samples, in GB (10^9 bytes); None for half of the free memory. A larger set is in a
-            temporary file (in the folder of the variable TMPDIR), which is removed with the data set. Samples are the
-            same. :func:`distill` has this budget, too.
+        outputs: Type of the output of the teacher, see :func:`train_generators`.
+        output_key: Key, attribute or position of the output tensor, if it returns several; None finds it.
+        memory: Memory budget of the samples, in GB (10^9 bytes); None for half of the free memory. A larger set is
+            stored in a temporary file (in the folder of the variable TMPDIR), which is removed with the data set. The
+            samples are the same. :func:`distill` uses the same budget.
 
     Raises:
         ConfigError: If the samples fit neither into the memory budget nor on the disk.
@@ -284,8 +285,8 @@ def load_generators(
     Raises:
         FileNotFoundError: If the folder has no generators.
         WeightsError: If a file is damaged, or differs from the manifest.
-        ValueError: If the generators have another teacher, or the network another number of classes (weights are not
-            compared).
+        ValueError: If the generators were trained with another teacher, or the network has another number of classes
+            (weights are not compared).
     """
     folder = to_folder(folder)
     manifest = folder / "manifest.json"
@@ -356,8 +357,8 @@ def _check_teacher(folder: Path, fingerprint: str) -> None:
 def class_confidence(logits: Tensor, classes: Sequence[int] | None = None) -> Tensor:
     """Return the teacher's mean probability of the intended class, for every class: ``(K,)``, in [0, 1].
 
-    ``logits[k]`` of ``logits (K, N, C)`` are those of ``N`` samples that were generated for ``classes[k]``; without
-    ``classes``, for class k, with K = C.
+    ``logits`` has the shape ``(K, N, C)``: ``logits[k]`` belongs to ``N`` samples that were generated for
+    ``classes[k]``. Without ``classes``, K = C, and they were generated for class k.
 
     Raises:
         ValueError: If the number of classes differs.

@@ -1,4 +1,4 @@
-"""Generators that are spread over processes: the exchange of what each has trained."""
+"""Exchange of trained generators between processes."""
 
 from collections.abc import Callable
 

@@ -93,47 +93,48 @@ def compress(
     Args:
         network: Any network; it is not changed.
         input_shape: Shape of one sample.
-        target: Ratio of the whole network, before / after, of its parameters or of what ``by`` names.
+        target: Compression ratio of the whole network, before / after, for the quantity in ``by``.
         method: ``"tucker"``: layers are factorised (Tucker-2 for convolutions). ``"pruning"``: channels, units and
-            attention heads are removed from all layers that share them (:class:`PruningPlan`; it needs a target and the
-            package ``torch-pruning``). Layers are then plain ones of smaller width. ``"auto"``: pruning and
-            factorisation with and without merged factors are compared, and the network that agrees most with the
-            original on held-out samples is kept (:class:`AutomaticPlan`); without ``torch-pruning``, only the
-            factorisations. It is ``"tucker"`` without a target, with ``rules``, ``when_larger`` or ``fold``, and for
-            ``fit="weights"``.
+            attention heads are removed from all layers that share them (:class:`PruningPlan`). The layers keep their
+            classes and become narrower. It needs a target and the package ``torch-pruning``. ``"auto"``: pruning, and
+            factorisation with and without merged factors, are compared. The network that agrees most with the original
+            on held-out samples is kept (:class:`AutomaticPlan`). Without ``torch-pruning``, only factorisations are
+            compared. ``"auto"`` means ``"tucker"`` without a target, with ``rules``, ``when_larger`` or ``fold``, and
+            for ``fit="weights"``.
         rules: Pattern of layer names -> rank (a number, a fraction, ``"evbmf"``, ``"full"``, ``"target"``, or ``{"in":
-            ..., "out": ...}``); the first that matches a layer decides. None: every layer, for the target, or by EVBMF
-            if there is none.
+            ..., "out": ...}``). The first pattern that matches a layer applies. None: all layers, with ranks for the
+            target, or with EVBMF ranks without a target.
         when_larger: Treatment of a layer whose factorisation does not reduce its cost in ``by``: ``"keep"`` leaves it
             unchanged, ``"compress"`` factorises it.
-        fit: ``"function"``: ranks for the target are those that change the logits least on synthetic samples, and
-            layers are fitted one after another to what the network's layers do on them. ``"weights"``: both depend on
-            the weights alone, as in the paper.
+        fit: ``"function"``: ranks for the target are chosen to change the logits least on synthetic samples. Layers are
+            fitted one after another to the outputs of the original layers on these samples. ``"weights"``: ranks and
+            factors depend on the weights alone, as in the paper.
         fold: True to merge redundant factors: a dense layer or 1x1 convolution becomes two layers with the smaller
             rank, and a side at full rank gets no layer. False for the paper's three layers. None: True for
             ``fit="function"``.
         by: Quantity of the target: ``"parameters"``, ``"macs"`` (multiply-accumulates) or ``"latency"``, the time for a
-            batch, measured on the device of the network. Fewer parameters need not take less time.
+            batch, measured on the device of the network. Fewer parameters do not always mean lower latency.
         round_to: Ranks that are chosen for the target are multiples of this number (8 suits most hardware), or full.
         batch_size: Samples of the batch for ``by="latency"``.
-        source: Source of the samples; None: :class:`Procedural`, images, signals or rows of all kinds.
-        mean: Mean of the pixels of each channel, in [0, 1], by which inputs are normalised. With it and ``std`` the
-            images of the default source have the right range; without, their values are about N(0, 1).
+        source: Source of the samples. None: :class:`Procedural`, which draws all kinds of images, signals or rows.
+        mean: Mean of the pixels of each channel, in [0, 1], with which inputs are normalised. With ``mean`` and
+            ``std``, the images of the default source have the right range. Without them, their values are about N(0,
+            1).
         std: Standard deviation of the pixels.
         samples: Number of samples, at least 10.
-        oversampling: Candidates for each sample, of which the network selects: as many for each class, nearest to the
-            statistics of its batch norm (:class:`SelectedSource`). 1 takes the samples as they are drawn.
-        outputs: Meaning of the numbers that the network returns, see :func:`train_generators`.
-        output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
+        oversampling: Candidates per sample. The network selects samples with balanced classes, nearest to the
+            statistics of its batch norm (:class:`SelectedSource`). 1: samples are used as they are drawn.
+        outputs: Type of the output of the network, see :func:`train_generators`.
+        output_key: Key, attribute or position of the output tensor, if it returns several; None finds it.
         seed: Seed of the samples.
         progress: True to print the progress; False for none.
 
     Returns:
-        ``network``, the smaller one, which answers as the original does; ``report``, the size of every layer before and
-        after; ``fitted``, the names of the layers that were fitted (a fit that makes the network worse on further
-        samples is undone); ``method`` and, for ``"auto"``, ``compared``, the agreement of each method; and
-        ``agreement``, the share of held-out samples to which both networks give the same class. It is None for
-        ``fit="weights"``, or if the network gives one class to all samples. There is a warning below 0.9.
+        ``network``: the smaller network, with the same type of output as the original. ``report``: the size of every
+        layer before and after. ``fitted``: the names of the layers that were fitted (a fit that makes the network worse
+        on held-out samples is undone). ``method``; and, for ``"auto"``, ``compared``: the agreement of each method.
+        ``agreement``: the share of held-out samples to which both networks give the same class. It is None for
+        ``fit="weights"``, or if the network gives one class to all samples. Below 0.9 there is a warning.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
@@ -260,32 +261,35 @@ def distill(
             without ``requires_grad`` stay as they are.
         data: Samples and the teacher's logits.
         epochs: Passes over the samples.
-        batch_size: Samples of an optimiser step; an epoch leaves out what does not fill one, with ``shuffle`` other
-            ones every time.
-        lr: Adam's learning rate. ``"auto"``: learning rates from 3e-5 to 3e-3 are compared by short trainings on four
-            fifths of the samples, and the one with the lowest loss on the others is taken. A network that is close to
-            its teacher gets a small one.
+        batch_size: Samples per optimiser step. An epoch skips an incomplete last batch; with ``shuffle``, it skips
+            different samples every time.
+        lr: Adam's learning rate. ``"auto"``: short trainings on four fifths of the samples compare learning rates from
+            3e-5 to 3e-3. The one with the lowest loss on the other samples is used. A network that is close to its
+            teacher gets a low learning rate.
         lr_scheduler: ``"constant"``, or ``"cosine"``: down to zero after the last epoch.
         temperature: Divides the logits of teacher and student.
-        norm: Statistics of the student's batch norm: ``"batch"``, of synthetic samples; ``"frozen"``, those it has;
-            ``"adapt"``, set before training so that layers return what the teacher's do (:func:`adapt_norm`). None:
-            ``"frozen"`` for a compressed network, whose statistics are those of the teacher's data, else ``"batch"``.
+        norm: Statistics of the student's batch norm. ``"batch"``: those of synthetic samples. ``"frozen"``: the stored
+            ones, without change. ``"adapt"``: those of synthetic samples, with scale and shift that match outputs of
+            the teacher's layers (:func:`adapt_norm`). None: ``"frozen"`` for a compressed network, which has the
+            statistics of the teacher's data; otherwise ``"batch"``.
         dropout: False to turn the student's dropout off.
         reconstruct: True to fit the layers of a compressed teacher to the teacher's function on the samples, in closed
             form, before training, as :func:`compress` does with its own samples.
-        feature_distillation: Weight of the loss between layers of student and teacher that have the same names.
-        feature_distillation_layers: Patterns of their names; None for all batch-norm layers.
-        outputs: Meaning of the numbers that the student returns, see :func:`train_generators`. A compressed teacher
-            answers as the teacher does.
-        output_key: Key, attribute or position of its tensor, if it returns several; None finds it.
+        feature_distillation: Weight of the loss between outputs of layers that have the same name in student and
+            teacher.
+        feature_distillation_layers: Patterns of the names of these layers; None for all batch-norm layers.
+        outputs: Type of the output of the student, see :func:`train_generators`. A compressed teacher has
+            the same type of output as the teacher.
+        output_key: Key, attribute or position of the output tensor, if it returns several; None finds it.
         resample_each_epoch: True to draw new samples for every epoch.
         shuffle: True to shuffle every epoch.
         compile: True to compile the student with ``torch.compile``.
         cuda_graphs: True to record a step on one GPU and replay it.
-        seed: Seed of the order, of dropout, and of new samples; or several seeds, for a student each.
-        parallel: ``"vmap"``, students of several seeds are trained as one batch of networks, with other rounding and
-            other dropout masks than that of one seed; ``"sequential"``; ``"auto"``: vmap on a GPU and for tables, if
-            ``lr`` is a number and torch can vectorise the student.
+        seed: Seed of the order, of dropout, and of new samples; or several seeds, for one student each.
+        parallel: For several seeds. ``"vmap"``: students are trained as one batch of networks. Rounding and dropout
+            masks differ from those of a student that is trained alone. ``"sequential"``: students are trained one after
+            another. ``"auto"``: vmap on a GPU and for tables, if ``lr`` is a number and torch can vectorise the
+            student.
         device: Device of the training; ``"auto"`` is a GPU if there is one.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers.

@@ -19,7 +19,7 @@ _CLASSES = (
     "kegnet_pl.networks", "kegnet_pl.compression", "kegnet_pl.sources", "torch.nn", "torchvision.models",
     "torchvision.ops", "timm.models", "timm.layers", "transformers",
 )  # fmt: skip
-"""Packages whose classes of networks, and of sources, files may name."""
+"""Packages with classes of networks and sources that files may name."""
 
 _LOADERS = re.compile(r"pretrained|weights|checkpoint|auto_map|trust_remote_code|hub_id|url", re.IGNORECASE)
 """Arguments of networks that read or download files, which a stored network does not need."""

@@ -18,19 +18,19 @@ from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.runtime.seeds import stream
 
 POSITIONS = 64
-"""Output positions of a convolution that are used per sample; positions of one sample are much alike."""
+"""Number of output positions of a convolution that are used per sample; positions of one sample are similar."""
 
 _MOST, _LEAST, _VALUES = 128, 16, 2**21
-"""Most and fewest samples of a forward pass, and the values of its input: large images come in smaller chunks."""
+"""Maximum and minimum number of samples per forward pass, and number of input values: it limits large images."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Samples for a compression that looks at the function of a network, not only at its weights.
+    """Samples for a compression that preserves the function of a network, not only its weights.
 
     Attributes:
         samples: ``(N, *input_shape)``, for the choice of ranks and for the fit of layers.
-        held_out: Samples for the decision whether the fit of a layer is kept.
+        held_out: Samples that decide if the fit of a layer is kept.
         seed: Seed of random directions and positions.
     """
 
@@ -60,7 +60,7 @@ class LayerMoments:
 
 
 def chunks(samples: Tensor) -> tuple[Tensor, ...]:
-    """Return samples ``(N, *input_shape)`` in the chunks of forward passes, which keep the outputs of all layers."""
+    """Split samples ``(N, *input_shape)`` into chunks for forward passes that store the outputs of all layers."""
     size = min(max(_VALUES // math.prod(samples.shape[1:]), _LEAST), _MOST)
     return tuple(samples.split(size))
 

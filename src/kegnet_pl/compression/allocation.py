@@ -46,7 +46,7 @@ def metric_root(metric: Tensor) -> Tensor:
 
 
 def weighted_inputs(layer: Factorisable, inputs: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how much the input channels of a layer matter to its outputs.
+    """Return the influence of the input channels of a layer on its outputs.
 
     Args:
         layer: Its weights connect the channels with the outputs.
@@ -83,8 +83,9 @@ def needs_inputs(layer: Factorisable, ranks: tuple[SideRank, SideRank], fold: bo
 def truncation_losses(layer: Factorisable, moments: LayerMoments) -> tuple[np.ndarray | None, np.ndarray]:
     """Estimate the squared change of the logits by a truncation of one side of a layer to 1, 2, ... components.
 
-    The output side loses the smallest directions of the outputs, weighted by the sensitivity of the logits; the input
-    side those of the weights, weighted by the moments of the inputs and by that sensitivity.
+    The output side loses the directions of the outputs with the smallest effect, weighted by the sensitivity of the
+    logits. The input side loses the directions of the weights with the smallest effect, weighted by the moments of the
+    inputs and by the same sensitivity.
 
     Returns:
         Losses per sample, for the input side ``(in,)``, None without moments of the inputs, and for the output side
@@ -155,9 +156,9 @@ def allocate_ranks(
 ) -> dict[str, Ranks]:
     """Choose the ranks of all layers for a budget, both sides of each layer independently.
 
-    The sum of the losses (:func:`truncation_losses`) is minimised by a Lagrangian: with one price for all layers, each
-    layer takes its best pair of ranks; the price is found by bisection. What is left of the budget is spent on the
-    layer that gains most.
+    The sum of the losses (:func:`truncation_losses`) is minimised with a Lagrange multiplier. For a given multiplier,
+    the same for all layers, each layer gets its best pair of ranks. The multiplier is found by bisection. The rest of
+    the budget goes to the layer with the largest gain.
 
     Args:
         layers: Convolutions and dense layers by name.
@@ -169,7 +170,7 @@ def allocate_ranks(
         round_to: Ranks are multiples of this number, or full.
 
     Returns:
-        Ranks by name; layers without are better left as they are.
+        Ranks by name. Layers without ranks should stay unchanged.
 
     Raises:
         ValueError: If the budget is below the cost with all ranks at 1.
@@ -232,7 +233,7 @@ class TargetError(BudgetError):
     """A target above the largest that can be reached.
 
     Args:
-        most: The largest; the message rounds it down.
+        most: The largest ratio that can be reached; the message rounds it down.
         target: The target.
         by: Quantity of the target.
         reason: Sentences on the reason and the remedy.

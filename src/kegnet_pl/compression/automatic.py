@@ -17,10 +17,10 @@ from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 
 MARGIN = 0.01
-"""Lead in agreement over the method chosen so far that a later method needs to be chosen."""
+"""A later method replaces the one chosen so far only if its agreement is higher by more than this."""
 
 THREE_LAYERS = "tucker, three layers"
-"""Name of a factorisation without merged factors, where one with merged factors is compared, too."""
+"""Name of the factorisation without merged factors, if the one with merged factors is also compared."""
 
 
 class Plan(Protocol):
@@ -111,7 +111,7 @@ class AutomaticPlan:
 
 
 def _join(errors: Mapping[str, TargetError]) -> TargetError:
-    """Return one error for a target that no method reaches; ``errors``: name of the method -> its error."""
+    """Return one error for a target that no method reaches. ``errors`` maps the name of a method to its error."""
     best = max(errors.values(), key=lambda error: error.most)
     limits = "; ".join(f"{name} {error.most:.2f}" for name, error in errors.items())
     reason = (

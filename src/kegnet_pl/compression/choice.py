@@ -34,13 +34,13 @@ _NO_CANDIDATES = (
 _UNITS = {"parameters": "parameters", "macs": "MACs", "latency": "seconds"}
 
 _CORRECTIONS = 7
-"""Networks that are measured to reach a target of latency."""
+"""Maximum number of networks that are measured to reach a target of latency."""
 
 _ALMOST = 0.97
-"""Share of a target of latency that is enough; measurements vary."""
+"""A target of latency counts as reached at this share of it, since measurements vary."""
 
 _OVERSHOOT = 1.05
-"""Ratio to the target above which the remaining parameters are assigned to other layers."""
+"""If the result exceeds the target by more than this ratio, the remaining parameters go to other layers."""
 
 
 def check_target(target: float | None, by: CostName, round_to: int, batch_size: int) -> None:
@@ -105,7 +105,7 @@ def search_speed(
 
 @dataclass(frozen=True)
 class RankChoice:
-    """The choice of ranks of a :class:`CompressionPlan`, whose arguments these are."""
+    """Chooses the ranks for a :class:`CompressionPlan`; the arguments are those of the plan."""
 
     target: float | None
     when_larger: WhenLarger
@@ -140,7 +140,7 @@ class RankChoice:
         sample: torch.Tensor,
         on_progress: Callable[[float], None],
     ) -> Cost:
-        """Return the costs of the candidates; of operations and of time, those that the network calls."""
+        """Return the costs of the candidates; for operations and time, only of layers that the network calls."""
         if self.by == "parameters":
             return ParameterCost({c.name: c.layer for c in candidates}, size.parameters, self.fold)
         shapes = observe_shapes(network, [c.name for c in candidates], sample)
@@ -203,7 +203,7 @@ class RankChoice:
     ) -> dict[str, Ranks]:
         """Return ranks whose network reaches the target of latency when it is measured, at the largest budget.
 
-        The times of layers do not add up to that of the network, so the budget is found by bisection.
+        The times of layers do not add up to the time of the network, so the budget is found by bisection.
         """
         assert self.target is not None
 

@@ -31,14 +31,14 @@ CostName = Literal["parameters", "macs", "latency"]
 """Quantity that a compression reduces."""
 
 _REPEATS = 7
-"""Measurements of a layer, of which the shortest counts: other work on the machine only adds time."""
+"""Number of measurements of a layer. The shortest counts, since other work on the machine only adds time."""
 
 _SHORTEST = 1e-3
-"""Seconds of one measurement at least."""
+"""Minimum seconds of one measurement."""
 
 
 class Cost(ABC):
-    """Costs of the layers of a network, as they are and factorised.
+    """Costs of the layers of a network, unchanged and factorised.
 
     Attributes:
         layers: The layers, by name.
@@ -50,7 +50,7 @@ class Cost(ABC):
 
     @abstractmethod
     def of_layer(self, name: str) -> float:
-        """Return the cost of a layer as it is."""
+        """Return the cost of an unchanged layer."""
 
     @abstractmethod
     def of_factors(self, name: str, in_ranks: np.ndarray, out_ranks: np.ndarray) -> np.ndarray:
@@ -155,10 +155,10 @@ class MacCost(Cost):
 class LatencyCost(Cost):
     """Seconds for a batch on this device, measured layer by layer.
 
-    A layer is measured as it is and at a few ranks. The time at other ranks is ``a + b r_in + c r_out + d r_in r_out``,
-    with coefficients of at least 0 that are fitted by least squares, separately for each form (which of the parts
-    exist). Layers of equal shape are measured once. The whole network is measured, too; the time that these layers do
-    not explain is taken as constant.
+    Each layer is measured unchanged and at a few ranks. At other ranks, its time is
+    ``a + b r_in + c r_out + d r_in r_out``. The coefficients are at least 0 and fitted by least squares, separately for
+    each form (the set of parts that exist). Layers of equal shape are measured once. The whole network is also
+    measured. The part of its time that these layers do not explain is taken as constant.
 
     Args:
         network: The network, on the device.
@@ -212,7 +212,7 @@ class LatencyCost(Cost):
 
 
 class _TimeModel:
-    """Seconds of a layer as it is, and of its factorised forms as a function of the ranks."""
+    """Seconds of an unchanged layer, and of its factorised forms as a function of the ranks."""
 
     def __init__(self, layer: Factorisable, x: Tensor, fold: bool) -> None:
         self.full, self.one_rank = sides(layer), fold and has_one_rank(layer)

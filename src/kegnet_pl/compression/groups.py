@@ -17,8 +17,8 @@ from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 
 _TOLERANCE, _ROUNDING = 1e-3, 1e-5
-"""Largest difference of the logits between a network without channels and one that ignores them: relative to the change
-of the logits that the removal causes, and to their size."""
+"""Maximum difference of the logits between a network without channels and one that ignores them: relative to the change
+of the logits by the removal, and to their size."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def keep(network: nn.Module, groups: Sequence[ChannelGroup], alive: Sequence[Ten
 def find_groups(network: nn.Module, sample: Tensor) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Return the groups of channels that can be removed from a network, and the reasons why other layers keep theirs.
 
-    Each group is tried: the network without its first, its last, or half of its channels (or heads) must return what
-    the network returns if the layers that read the channels ignore them. For this, layers that normalise over the
+    Each group is tested: its first, its last, or half of its channels (or heads) are removed. The outputs must equal
+    those of the full network whose later layers ignore these channels. In this test, layers that normalise over the
     channels only scale and shift.
 
     Args:
@@ -226,7 +226,7 @@ def _try(network: nn.Module, group: ChannelGroup, sample: Tensor) -> ChannelGrou
 
 
 def _is_removed(network: nn.Module, group: ChannelGroup, alive: Tensor, x: Tensor) -> bool:
-    """Return True if a network without channels returns what it returns if their readers ignore them."""
+    """Return True if a network without channels has the outputs of the network whose readers ignore them."""
     masks = {part.name: torch.ones(width(network, part.name, "in")) for part in group.readers}
     for part in group.readers:
         masks[part.name][part.channels[~alive[part.roots]]] = 0

@@ -5,9 +5,9 @@ predict a part of ``x_c``, and their weights replace it (:func:`~kegnet_pl.compr
 The rest has the conditional variance ``1 / P_cc``, P is the inverse of the second moments of x. So a channel costs
 ``positions * (W_c^T G W_c) / P_cc``, with the sensitivity G of the logits to y. W and P are updated after each removal.
 
-This takes positions and layers as independent. So each channel is scaled by the ratio of two changes without
-compensation: the mean square of ``sum x_c dz/dx_c`` over all positions and layers that read it, for logits z and
-centred x, and the same by the formula above.
+The formula assumes that positions and layers are independent. To correct this, the cost of each channel is scaled by a
+ratio of two changes without compensation. The first is the mean square of ``sum x_c dz/dx_c`` over all positions and
+layers that read the channel, for logits z and centred x. The second follows from the formula above.
 
 Source:
     Optimal brain surgeon: Hassibi and Stork, "Second order derivatives for network pruning", 1993, for whole channels.

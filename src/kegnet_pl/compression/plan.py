@@ -97,10 +97,10 @@ class CompressionPlan:
     Args:
         rules: The first rule that matches a layer determines its ranks; layers without a rule are unchanged.
         target: Ratio of the whole network before / after, above 1, of its parameters or of what ``by`` names. It
-            determines the ranks of sides with the rank ``"target"``. With samples, they change the logits least.
-            Without, they all keep the same share of their squared singular values, the largest share that reaches the
-            ratio; if the result exceeds the ratio by more than 5 % (because one more rank of one layer would miss it),
-            ranks of other layers are raised, starting with the smallest share.
+            determines the ranks of sides with the rank ``"target"``. With samples, these ranks change the logits least.
+            Without samples, all sides keep the same share of their squared singular values, the largest share that
+            reaches the ratio. The result may exceed the ratio by more than 5 %, since one more rank of one layer would
+            miss it. Then ranks of other layers are raised, starting with the smallest share.
         when_larger: Treatment of a layer whose factorisation does not reduce its cost in ``by``: ``"keep"`` leaves it
             unchanged (with a note in the report), ``"compress"`` factorises it, as the paper does with the outer
             layers of its MLP.
@@ -156,7 +156,7 @@ class CompressionPlan:
             network: Any network; it is not changed.
             input_shape: Shape of one sample.
             calibration: Samples. With them, ranks ``"target"`` change the logits least (:func:`allocate_ranks`), and
-                layers are fitted to the network's function (:func:`reconstruct`); else weights alone decide.
+                layers are fitted to the network's function (:func:`reconstruct`). Without them, only weights count.
             on_progress: Called with the finished share, in [0, 1): with samples, of the layers that are fitted; else of
                 the parameters of the layers to factorise.
 
@@ -244,7 +244,7 @@ class CompressionPlan:
     def _find_candidates(
         self, layers: Mapping[str, nn.Module], obstacles: Mapping[str, str]
     ) -> tuple[list[Candidate], dict[str, str]]:
-        """Return the layers that can be factorised, and for the others by name the reason why not."""
+        """Return the layers that can be factorised, and the reason for each other layer by name."""
         notes: dict[str, str] = {}
         candidates: list[Candidate] = []
         for name, layer in layers.items():
@@ -265,7 +265,7 @@ class CompressionPlan:
         cost: Cost,
         on_progress: Callable[[float], None],
     ) -> None:
-        """Factorise the candidates; one whose cost would grow gets a note and is removed from the chosen ranks."""
+        """Factorise the candidates. A layer whose cost would grow gets a note, and its ranks are removed."""
         total, done = sum(count_parameters(candidate.layer) for candidate in candidates), 0
         for candidate in candidates:
             on_progress(done / total)

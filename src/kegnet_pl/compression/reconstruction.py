@@ -1,4 +1,4 @@
-"""Reconstruction: layers of a compressed network are fitted to what the teacher's layers do to its logits.
+"""Reconstruction: layers of a compressed network are fitted to the outputs of the teacher's layers.
 
 For a layer with inputs p (patches, of the compressed network), the teacher's outputs y at the same positions, and the
 sensitivity G of the teacher's logits to y, the fit minimises ``E (y - W p - b)^T G (y - W p - b)`` in closed form. W
@@ -63,8 +63,8 @@ MOST_INPUTS = 6_000
 """Largest number of inputs (channels x kernel) of a layer that is fitted: a matrix of them squared is needed."""
 
 _MOST_BYTES = 2**29
-"""Limit for stored outputs of the teacher. Layers share a forward pass as long as their outputs fit; a single layer may
-exceed it."""
+"""Limit for stored outputs of the teacher. Layers share a forward pass if their outputs fit into the limit; a single
+layer may exceed it."""
 
 
 @dataclass
@@ -126,7 +126,7 @@ class _TeacherOutputs:
         return self._found.pop(name)
 
     def _record(self, first: str) -> dict[str, list[Calls]]:
-        """Return the outputs of a layer, and of as many later ones as have room."""
+        """Return the outputs of a layer, and of as many later layers as fit into the limit."""
         order = list(self._moments)
         names: list[str] = []
         total = 0
@@ -170,7 +170,7 @@ def _collect(
 ) -> _Regression | None:
     """Return the regression of a layer of the teacher; patches are of the student, ``outputs`` of the teacher.
 
-    None if they do not belong together: a network may route its samples depending on their values.
+    None if the calls do not match: a network may route samples by their values.
     """
     rng = stream(calibration.seed, "positions")
     weight = read_weight(layer).detach().cpu().double().flatten(1)
@@ -347,9 +347,9 @@ def reconstruct(
 ) -> list[str]:
     """Fit the layers of a compressed network one after another to the teacher's function; no gradient step is made.
 
-    A fit is kept if it lowers the divergence from the teacher on samples that were not used to fit. In a pruned network
-    all fits are kept, or none: each layer compensates for channels that are missing in all layers, so the first fits
-    alone do not help. Outputs are fitted to those outputs of the teacher that the network has kept.
+    A fit is kept if it lowers the divergence from the teacher on samples that were not used to fit. In a pruned
+    network, all fits are kept or none: each layer compensates for channels that are missing in all layers, so some fits
+    alone do not help. Outputs of a pruned layer are fitted to the same channels of the teacher.
 
     Args:
         teacher: Returns logits ``(B, C)``; it is not changed.

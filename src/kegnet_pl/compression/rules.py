@@ -228,7 +228,7 @@ def _answer(network: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def _answers_alike(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Return True if tensors are equal up to rounding for most samples; rounding can change a few samples a lot."""
+    """Return True if tensors are equal up to rounding for most samples; rounding may change a few samples strongly."""
     for own, other in zip(found, expected, strict=True):
         if own.shape != other.shape or len(other) != _SAMPLES:
             return own.shape == other.shape

@@ -40,7 +40,7 @@ def read_weight(layer: nn.Module) -> Tensor:
 
 
 def _reverse(weight: Tensor) -> Tensor:
-    """Return a weight with its sides exchanged and its kernel reversed: what it is to a transposed convolution."""
+    """Return a weight with exchanged sides and reversed kernel, as a transposed convolution needs it."""
     return weight.transpose(0, 1).flip(tuple(range(2, weight.dim())))
 
 
@@ -344,9 +344,10 @@ def empty_copy(layer: Factorisable, ranks: Ranks, fold: bool = False) -> TuckerL
 def factorise(layer: Factorisable, ranks: Ranks, fold: bool = False) -> TuckerLayer:
     """Return the Tucker factorisation of a convolution (over its channel modes) or dense layer, a new module.
 
-    TensorLy iterates until the error no longer falls, as in the paper. A layer with more than :data:`LARGE` inputs
-    gets one iteration from eigenvectors of Gram matrices, many times faster; its error is nearly as low. So is that
-    of a matrix of millions of weights, which is projected on a random subspace (ranks up to a third of its side).
+    TensorLy iterates until the error no longer falls, as in the paper. A layer with more than :data:`LARGE` inputs gets
+    one iteration from eigenvectors of Gram matrices. This is many times faster, and the error is nearly as low. A
+    matrix of millions of weights is projected on a random subspace (ranks up to a third of its side), also with nearly
+    the same error.
 
     Args:
         layer: A dense layer or a convolution of any dimension, possibly transposed.

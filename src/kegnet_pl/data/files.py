@@ -15,7 +15,7 @@ from kegnet_pl.networks import ValueRange
 _PARTS = ("train", "val", "test")
 
 _LEAST_SHARE = 0.02
-"""Least share of the value range that the pixels of a file must span."""
+"""Minimum share of the value range that the pixels of a file must span."""
 
 
 class FilesDataModule(RealDataModule):

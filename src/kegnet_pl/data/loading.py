@@ -29,8 +29,8 @@ class TensorLoader(DataLoader[tuple[Tensor, ...]]):
         trainer: The trainer whose processes share the rows; None without one.
         seed: Seed of the order.
         shuffle: True to shuffle every epoch.
-        train: True for steps of one size, and as many in every process: the last, smaller batch is left out if there is
-            another, as batch norm cannot normalise a batch of one.
+        train: True for training: all steps have the same size, and all processes have the same number of steps. A last,
+            smaller batch is skipped if there is another batch, since batch norm cannot normalise a batch of one.
         refresh: Takes an epoch, returns its tensors, of the same lengths; None for the same tensors in every epoch.
 
     Raises:
@@ -129,7 +129,7 @@ class NoiseLoader(DataLoader[tuple[Tensor, Tensor]]):
 
 
 def local_batch_size(batch_size: int, trainer: Trainer | None) -> int:
-    """Return the share of a batch that one process of a trainer sees; all of it without a trainer.
+    """Return the batch size of one process of a trainer; the whole batch size without a trainer.
 
     Raises:
         ValueError: If the batch cannot be shared evenly.

@@ -21,19 +21,21 @@ from kegnet_pl.runtime.storage import Place, Room, allocate, layout_of
 from kegnet_pl.sources import SyntheticSource, check_finite
 
 _PART = 2**30
-"""Most bytes of samples and candidates that are drawn at once. The samples of a larger set depend on it."""
+"""Maximum number of bytes of samples and candidates that are drawn at once. Larger sets depend on this number."""
 
 _ROWS = 2**16
-"""Labels that are read at once."""
+"""Number of labels that are read at once."""
 
 
 def divide_draw(samples: int, input_shape: Sequence[int], candidates: int = 1, multiple: int = 1) -> list[int]:
-    """Return the lengths of the parts in which a set is drawn, each with a seed of its own; one for at most 1 GiB.
+    """Return the lengths of the parts in which a set is drawn: one part for a set of at most 1 GiB.
+
+    If there are several parts, each has its own seed.
 
     Args:
         samples: Samples of the set.
-        input_shape: Shape of one sample; () if it is unknown: then there is one part.
-        candidates: Candidates of a sample.
+        input_shape: Shape of one sample; () if it is unknown, and then there is one part.
+        candidates: Candidates per sample.
         multiple: Every length is a multiple of this, if ``samples`` is.
     """
     if not input_shape or samples % multiple:  # the source raises an error
@@ -60,11 +62,11 @@ class SyntheticDataModule(LightningDataModule):
         resample_each_epoch: True to draw new training samples for every epoch.
         seed: Seed of the draw and of the order.
         device: Device of the student's training, which labels and stores the samples.
-        costs: Costs of a stage, to which drawing and labelling are added; between steps, they are no training.
-        share: True if the processes of the run, all of which call :meth:`setup`, draw and label a share each; each gets
-            all samples. False: each process draws and labels all.
-        room: Room for the samples: its memory budget decides if they are in memory or on a disk; they are the same.
-        as_classifier: Called with the teacher and the shape of the first samples; returns a network of logits.
+        costs: Costs of a stage. Drawing and labelling are added to them, and do not count as training.
+        share: True: each process of the run draws and labels a share of the samples, and receives the other shares. All
+            processes must call :meth:`setup`. False: each process draws and labels all samples.
+        room: Storage of the samples, in memory or on a disk. The samples do not depend on it.
+        as_classifier: Takes the teacher and the shape of the first samples, returns a network that returns logits.
 
     Raises:
         ValueError: If a count is out of range. :meth:`setup` raises it for samples or logits that are not finite.
@@ -143,12 +145,12 @@ class SyntheticDataModule(LightningDataModule):
         return (counts == 0).nonzero().flatten().tolist()
 
     def subset(self, n: int) -> Tensor:
-        """Return ``n`` of the training samples, or all, at equal distances: from all generators."""
+        """Return ``n`` of the training samples, or all, at equal distances, so that all generators are included."""
         x = self.splits["train"][0]
         return x[torch.linspace(0, len(x) - 1, min(n, len(x)), device=x.device).round().long()].to(self.device)
 
     def select(self, rows: Tensor) -> "SyntheticDataModule":
-        """Return data of some of the training samples alone, the same in every epoch.
+        """Return a data module with some of the training samples, the same in every epoch.
 
         Args:
             rows: Indices of the samples ``(N,)``.
@@ -188,7 +190,7 @@ class SyntheticDataModule(LightningDataModule):
         return x, logits
 
     def _find_place(self, part: Sequence[Tensor]) -> Place:
-        """Return the place for all samples, and logits, of which some are given; it is decided once."""
+        """Choose once where all samples and logits are stored; ``part`` holds some of them."""
         if self._place is None:
             row = sum(tensor[0].numel() * tensor.itemsize for tensor in part)
             # An epoch's own samples are drawn while those of the first are there.
@@ -199,7 +201,7 @@ class SyntheticDataModule(LightningDataModule):
         return self._place
 
     def use(self, x: Tensor, logits: Tensor) -> None:
-        """Train on samples that are drawn and labelled; they stay where they are if the device has no room for them."""
+        """Use samples that are already drawn and labelled; they move to the device if its memory budget allows it."""
         fits = self._find_place((x, logits)) == self.device
         self.splits["train"] = (x.to(self.device), logits.to(self.device)) if fits else (x, logits)
 
@@ -219,7 +221,7 @@ class SyntheticDataModule(LightningDataModule):
         return x, logits
 
     def _draw_again(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Draw and label an epoch's own samples; the first epoch has those of the start."""
+        """Draw and label new samples for an epoch; the first epoch uses the samples of :meth:`setup`."""
         if epoch == 0:
             return self.splits["train"]
         start = time.perf_counter()
@@ -257,7 +259,7 @@ class StackedDataModule(LightningDataModule):
         self.modules = modules
 
     def train_dataloader(self) -> list[TensorLoader]:
-        """Return the loaders of all modules, which Lightning reads in step."""
+        """Return the loaders of all modules; Lightning reads one batch of each per step."""
         for module in self.modules:
             module.trainer = self.trainer
         return [module.train_dataloader() for module in self.modules]

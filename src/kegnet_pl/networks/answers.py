@@ -1,4 +1,4 @@
-"""Answers of classifiers: tuples, dicts, probabilities or one sigmoid, turned into logits ``(B, C)``."""
+"""Outputs of classifiers: tuples, dicts, probabilities or one sigmoid, converted to logits ``(B, C)``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,23 +13,23 @@ from kegnet_pl.networks.hooks import find_hook, hook_output, remove_hooks
 from kegnet_pl.networks.validation import call_single, call_trial, check_module, materialise, samples_for_trial
 
 Outputs = Literal["auto", "logits", "probabilities", "log_probabilities", "sigmoid"]
-"""Meaning of the numbers that a classifier returns."""
+"""Type of the output of a classifier."""
 
 OutputKey = str | int | None
-"""Place of the classifier's tensor in its answer; None finds it."""
+"""Key, attribute or position of the output tensor; None finds it."""
 
 _TRIAL = 16
-"""Samples that tell what a network returns."""
+"""Number of trial samples that determine the type of an output."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The way from the answer of a classifier to logits ``(B, C)``. It is a forward hook of the network.
+    """Forward hook that converts the output of a classifier to logits ``(B, C)``.
 
     Attributes:
-        outputs: Meaning of the numbers. One logit or sigmoid ``(B,)`` or ``(B, 1)`` becomes two classes; several
-            sigmoids become the logits of their classes.
-        key: Key, attribute or position of the tensor in the answer; None for ``.logits``, the key ``"logits"``, or the
+        outputs: Type of the output. One logit or sigmoid ``(B,)`` or ``(B, 1)`` becomes two classes; several sigmoids
+            become the logits of their classes.
+        key: Key, attribute or position of the tensor in the output; None for ``.logits``, the key ``"logits"``, or the
             first tensor.
     """
 
@@ -37,7 +37,7 @@ class Answers:
     key: OutputKey = None
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], answer: Any) -> Tensor:  # noqa: ARG002
-        """Return logits ``(B, C)`` for the answer of a network."""
+        """Return logits ``(B, C)`` for the output of a network."""
         values = find_tensor(answer, self.key)
         if values.dim() < 2:  # after squeeze(), a batch of one has no dimension for the batch
             values = values.reshape(len(inputs[0]) if inputs else -1, -1)
@@ -59,7 +59,7 @@ class Answers:
 
 
 def find_tensor(answer: Any, key: OutputKey = None) -> Tensor:
-    """Return the tensor of a classifier's answer: a tensor, or one in a tuple, list, dict or ``ModelOutput``.
+    """Return the tensor in a classifier's output: the output itself, or one in a tuple, list, dict or ``ModelOutput``.
 
     Raises:
         ValueError: If there is none, or none at ``key``.
@@ -100,12 +100,12 @@ def _describe(answer: Any) -> str:
 
 
 def answers_of(network: nn.Module) -> Answers | None:
-    """Return the hook by which a network returns logits; None for a network that returns them itself."""
+    """Return the hook that converts the output of a network to logits; None for a network without one."""
     return find_hook(network._forward_hooks, Answers)
 
 
 def restore_answers(network: nn.Module) -> nn.Module:
-    """Make a network answer as its class does again, in place, and return it."""
+    """Remove the conversion to logits from a network, in place, and return the network."""
     remove_hooks(network._forward_hooks, Answers)
     return network
 
@@ -126,12 +126,12 @@ def as_classifier(
     Args:
         network: A classifier; it is not changed.
         input_shape: Shape of one sample.
-        outputs: Meaning of its numbers; or the :class:`Answers` of another network that answers alike.
-        key: Place of its tensor, see :class:`Answers`.
+        outputs: Type of its output; or the :class:`Answers` of another network with the same type of output.
+        key: See :class:`Answers`.
         name: Name of the network in messages.
 
     Raises:
-        ValueError: If the network does not accept such samples, or no logits can be made of its answer.
+        ValueError: If the network does not accept such samples, or its output cannot be converted to logits.
     """
     check_module(network, name)
     if answers_of(network) is not None:
@@ -227,7 +227,7 @@ def check_training_answers(network: nn.Module, input_shape: Sequence[int], name:
 
 
 def explain_answers(network: nn.Module) -> str:
-    """Return a sentence that explains how the output of a network is read."""
+    """Return a sentence that explains how the output of a network is interpreted."""
     answers = answers_of(network) or Answers("logits")
     place = "" if answers.key is None else f" at {answers.key!r}"
     return f"The output of {type(network).__name__}{place} is read as {answers.outputs.replace('_', '-')}."

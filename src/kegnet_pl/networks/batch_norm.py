@@ -15,7 +15,7 @@ Moments = tuple[Tensor, Tensor]
 """Mean and variance ``(C,)`` of every channel."""
 
 ADAPTING_SAMPLES = 1280
-"""Synthetic samples for :func:`adapt_norm`; their activations are in memory at once."""
+"""Number of synthetic samples for :func:`adapt_norm`; all their activations are in memory at once."""
 
 
 def norm_layers(network: nn.Module) -> dict[str, _BatchNorm]:

@@ -73,7 +73,7 @@ class StackedModule(nn.Module):
         networks: Two or more networks of one structure. They are copied.
 
     Shapes:
-        Inputs ``(K, ...)``, one slice a network; outputs ``(K, ...)``.
+        Inputs ``(K, ...)``, one slice per network; outputs ``(K, ...)``.
 
     Raises:
         ValueError: If there are fewer than two networks.

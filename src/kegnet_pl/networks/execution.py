@@ -41,7 +41,7 @@ def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.M
 
 
 def first_weight(network: nn.Module) -> Tensor:
-    """Return the first floating-point weight of a network, whose device and dtype its samples have; empty if none."""
+    """Return the first floating-point weight of a network; samples get its device and dtype. Empty if there is none."""
     return next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
 
 

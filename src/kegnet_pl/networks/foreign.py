@@ -1,7 +1,7 @@
 """Networks of torchvision, timm and Hugging Face, of Python files and of exported programs.
 
-A run writes the recipe of its networks to ``network.json``. Here the recipe has no pretrained weights, since those of
-the run are read from its own file: nothing is downloaded again.
+A run writes the recipe of its networks to ``network.json``. The recipe has no pretrained weights: weights are read from
+a file of the run, and nothing is downloaded again.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ FILE_MODULE = "_kegnet_file_"
 
 
 def recipe_of(network: nn.Module, default: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``_target_`` and arguments that rebuild a network without its weights; ``default`` if it has no own."""
+    """Return ``_target_`` and arguments that rebuild a network without its weights; ``default`` if it has none."""
     return dict(getattr(network, _RECIPE, default))
 
 

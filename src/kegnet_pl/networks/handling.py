@@ -27,9 +27,9 @@ _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 def set_mode(network: Module, training: bool) -> Module:
     """Set a network to training or evaluation mode, and return it.
 
-    A method ``train`` or ``eval`` of a user's class is called only if it has the arguments of torch's: it may keep some
-    layers in another mode. Otherwise the mode of each module is set here. This is also done if such a method fails, or
-    leaves the network in training mode where it should not be.
+    A class of the user may have its own ``train`` or ``eval``, which keeps some layers in another mode. It is called if
+    it has the same arguments as torch's method. Otherwise, the mode of each module is set here, and also if the method
+    fails or ``eval`` leaves the network in training mode.
     """
     if not training and type(network).eval is not nn.Module.eval and _are_modes(network, "eval"):
         _call(network.eval)

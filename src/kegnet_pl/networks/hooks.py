@@ -15,7 +15,7 @@ FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """Attributes of a module with its forward hooks."""
 
 _OWN = ("kegnet_pl.", "torch.")
-"""Packages whose hooks are part of what a network computes (weight_norm, pruning, :class:`Answers`)."""
+"""Packages with hooks that are part of the computation of a network (weight_norm, pruning, :class:`Answers`)."""
 
 
 class _Stop(BaseException):
@@ -147,7 +147,7 @@ def hook_output(network: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) 
 
 
 def carry_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Give a new layer the forward hooks of the old one, which are part of what the network computes."""
+    """Copy the forward hooks of a layer to its replacement, since they are part of the computation."""
     for key, hook in old._forward_pre_hooks.items():
         new.register_forward_pre_hook(hook, with_kwargs=key in old._forward_pre_hooks_with_kwargs)
     for key, hook in old._forward_hooks.items():

@@ -72,7 +72,7 @@ class ValueRange:
         return (pixels - scales[1]) / scales[0]
 
     def attach(self, network: nn.Module) -> nn.Module:
-        """Make a network take standardised samples, in place, and return it."""
+        """Add the conversion to a network, in place, so that it accepts standardised samples; return the network."""
         hook_input(network, self)
         return network
 

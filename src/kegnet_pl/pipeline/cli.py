@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kegnet_pl.settings import RunSettings
 
 _TRIAL_STEPS = 1000
-"""Steps of a generator, up to which a run is as short as the demo."""
+"""Number of steps of a generator. Up to this number, a run counts as short as the demo."""
 
 _DEMO = "digits_lenet"
 """The preset that runs by default."""
@@ -89,7 +89,7 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
 
 
 def _speaks() -> bool:
-    """Return True if this process prints its error: rank 0, or any other one after all have met."""
+    """Return True if this process prints its error: rank 0, or any rank after the processes have formed a group."""
     from kegnet_pl.runtime.distributed import distributed
 
     return global_rank() == 0 or launched() == 1 or distributed()

@@ -37,10 +37,10 @@ QUANTIZED = "network.onnx"
 """File of a quantised network in the folder of its stage."""
 
 OUTPUT = "output.txt"
-"""File in the folder of a job of a sweep: what a run prints."""
+"""File in the folder of a job of a sweep. It has the printed output of the run."""
 
 _ALWAYS_LOGGED = {"csv": {"_target_": "pytorch_lightning.loggers.CSVLogger"}}
-"""Loggers with logger=[]: the report draws its curves from the CSV files."""
+"""Loggers for ``logger=[]``: the report draws its curves from the CSV files."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class RunContext:
         trainers: Makes trainers, callbacks and loggers.
         console: Prints messages and progress; in a sweep, to a file in the folder of the job.
         device: Device of sampling and evaluation.
-        data: Real data; None where there is none.
-        folder: Folder of the run, that of rank 0. Its ``stages.json`` names the stages as soon as they are finished, so
-            that the store knows the user of each, also of a run that is stopped.
+        data: Real data; None without real data.
+        folder: Folder of the run on rank 0. Its ``stages.json`` lists stages as soon as they are finished. So the store
+            knows which stages a run uses, also if the run is stopped.
         titles: Titles of the stages that print progress, in order.
-        terminal: Gets a line of the result of a job of a sweep, and its bar; None outside of sweeps.
+        terminal: Shows the result line and the progress bar of a job of a sweep; None outside of sweeps.
     """
 
     settings: RunSettings
@@ -105,7 +105,7 @@ class RunContext:
     def network(self, stage: Stage) -> nn.Module:
         """Return the network of a stage, on the CPU in evaluation mode; it returns logits.
 
-        It is read once and must stay as it is.
+        It is read once and must not be changed.
         """
         key = (stage.folder, stage.fingerprint)
         if key not in self._networks and stage.name == "quantization":
@@ -116,7 +116,7 @@ class RunContext:
         return self._networks[key]
 
     def data_fingerprint(self, *parts: str) -> dict[str, Any]:
-        """Return the settings and the content of the splits of real data that train or select."""
+        """Return the settings and the content of the splits of real data that are used for training or selection."""
         assert self.data is not None
         data = self.settings.data
         return data.fingerprint() | code_of(data) | {"content": self.data.digest(*parts)}
@@ -214,7 +214,7 @@ def open_context(
 
 
 def _share_folder(folder: Path) -> Path:
-    """Return the folder of rank 0, and remove the one that Hydra has made for another process."""
+    """Return the folder of rank 0; on another rank, remove the folder that Hydra has made for it."""
     first = exchange(folder.absolute())[0]
     if folder.absolute() != first:
         shutil.rmtree(folder / ".hydra", ignore_errors=True)

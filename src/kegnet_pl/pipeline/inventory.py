@@ -42,7 +42,7 @@ class Entry:
         parents: Names of the folders of the stages that it read.
         reason: Description of the damage.
         runs: Folders of the runs that use it.
-        target: Folder that it leads to, if it is a link; size, change and state are those of that folder.
+        target: Target folder, if the folder is a link; size, change and state are those of the target.
     """
 
     folder: Path

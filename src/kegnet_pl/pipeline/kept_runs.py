@@ -1,4 +1,4 @@
-"""The identifier of a tracker's run, which an interrupted pipeline leaves for its next attempt."""
+"""The identifier of a tracker's run. An interrupted pipeline stores it for the next attempt."""
 
 import json
 import secrets
@@ -12,7 +12,7 @@ from kegnet_pl.runtime.locks import locked
 class KeptRun:
     """Identifier of a tracker's run and the curves in it; the next attempt of an interrupted pipeline continues it.
 
-    A lock keeps another process, which runs the same pipeline at the same time, from taking the same identifier.
+    A lock prevents a second process that runs the same pipeline at the same time from using the same identifier.
 
     Args:
         path: The file; None keeps nothing.

@@ -64,7 +64,7 @@ class Loggers:
         return loggers
 
     def pass_on(self, stage: str, folder: Path, names: Sequence[str]) -> None:
-        """Give the curves of networks that other processes have trained to the loggers that only rank 0 has."""
+        """Log curves of networks that other processes have trained to the loggers that only rank 0 has."""
         others = [tracker for tracker in self._trackers if not isinstance(tracker, CSVTracker)] if rank() == 0 else []
         for logger in filter(None, [tracker.make(stage, stage, folder) for tracker in others]):
             copy_curves(logger, [folder / "logs" / name for name in names])
@@ -103,6 +103,6 @@ class Loggers:
             tracker.finish_stage(stage, parents)
 
     def finish(self, result: Result | None) -> None:
-        """Log the result of the run, and close what is open; None if the run failed or was stopped."""
+        """Log the result of the run and close all loggers; ``result`` is None if the run failed or was stopped."""
         for tracker in self._trackers:
             tracker.finish(result)

@@ -100,7 +100,8 @@ def make_value_range(data: DataSettings) -> ValueRange | None:
 def source_definitions(settings: RunSettings, names: Iterable[str]) -> dict[str, Mapping[str, Any] | None]:
     """Return the entries ``source.NAME`` of sources, None where there is none.
 
-    Sources of images whose class takes them also get ``data.mean`` and ``data.std``, by which inputs are normalised.
+    Sources of images also get ``data.mean`` and ``data.std``, with which inputs are normalised, if their class accepts
+    them.
     """
     data, values = settings.data.model_extra or {}, make_value_range(settings.data)
     pixels = {key: data[key] for key in ("mean", "std") if data.get(key) is not None}

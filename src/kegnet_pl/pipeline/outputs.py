@@ -57,7 +57,7 @@ class Network:
     Attributes:
         method: ``teacher``, ``T`` (compressed, untrained), ``S`` (another network, untrained), ``T+KegNet``, ...;
             ``T+KegNet int8`` if it is quantised.
-        stages: The stages behind it; the last one holds the network.
+        stages: The stages that made it; the last one holds the network.
         source: Source of its training samples; None without training on synthetic data.
         quantization: Description of its quantisation, see ``results.schema.json``; None for float32.
         evaluation: Its evaluation, None where there is no test data.
@@ -99,9 +99,9 @@ def describe_networks(
     latency: LatencyReport | None,
     quantized_latency: LatencyReport | None,
 ) -> list[Row]:
-    """Return the rows of results of the teacher, which comes first, of its students, and of quantised networks.
+    """Return the rows of results: the teacher (first), its students, and quantised networks.
 
-    ``compression_source`` is that of the samples that students were compressed with.
+    ``compression_source`` describes the samples that were used for the compression of students.
     """
     teacher, *students = networks
     compared = [*students, *quantized]
@@ -215,7 +215,7 @@ def _warn(settings: RunSettings, network: Network, row: Row, last: Row, start: R
 
 
 def write_outputs(context: RunContext, rows: Sequence[Row], networks: Sequence[Network]) -> None:
-    """Write results and report to the folder of the run and to loggers, and print the tables; of a job, also one line.
+    """Write results and report to the folder of the run and to loggers; print the tables and, for a job, its line.
 
     Rows are in the order of networks.
     """
@@ -285,7 +285,7 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
 def _print_paths(
     context: RunContext, networks: Sequence[Network], last: str, generators: Stage | None, page: Path
 ) -> None:
-    """Print where everything is; ``last`` is the method of the student that is printed."""
+    """Print the paths of stages, results and report; ``last`` is the method of the student whose path is printed."""
     folder = page.parent
     (student,) = (one.stages[-1].folder for one in networks if one.method == last)
     lines = [

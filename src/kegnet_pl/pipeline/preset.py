@@ -27,12 +27,12 @@ BUDGETS = {"cpu": 1e14, "cuda": 1e16}
 """Type of device -> multiply-accumulates of a run: about an hour on two cores or on one GPU."""
 
 _GENERATORS, _PART = 0.7, 0.5
-"""Greatest shares of the budget: for the generators; for the compression, or for each student."""
+"""Maximum shares of the budget: for the generators; for the compression, or for each student."""
 
 _LEAST_SAMPLES = {"student.samples": 1000, "compression.samples": 200}
 
 _FLOOR = 60.0
-"""Seconds below which an estimate says nothing: start, measurements and report of a run take as long."""
+"""Shorter estimates have no meaning: start, measurements and report of a run take as many seconds."""
 
 _FITTING = 3.0
 """Forward passes of the teacher for each sample and layer of a compression by function (measured for small CNNs)."""
@@ -244,7 +244,7 @@ def build_untrained(settings: RunSettings) -> nn.Module | None:
     """Return the teacher without the weights of its file, with logits as its output.
 
     Returns:
-        None if it cannot be built, or does not take the samples: the stage of the teacher says why.
+        None if it cannot be built, or does not accept the samples. The stage of the teacher reports the reason.
     """
     shape, teacher = tuple(settings.data.input_shape), settings.teacher
     try:

@@ -111,10 +111,10 @@ def clean(final: Path) -> None:
 
 
 def discard(folder: Path) -> bool:
-    """Delete a folder, or a link to one; return False if something of it is left.
+    """Delete a folder, or a link to one; return False if it could not be deleted completely.
 
-    It is renamed first, so that a kill leaves no part of it under its name. What cannot be deleted, such as a folder of
-    another user, keeps the new name: the old one is free.
+    It is renamed first, so a killed process leaves no incomplete folder under the old name. A folder that cannot be
+    deleted, such as that of another user, keeps the new name.
     """
     away = folder
     with suppress(OSError):

@@ -47,8 +47,9 @@ def run(
         gpu: Index of the GPU that is reserved for this run; None for the first.
 
     Returns:
-        The setting ``objective``, by which a sweeper compares runs, of the last network that is no ceiling: its test
-        accuracy in [0, 1], None without test data; or its agreement with the teacher; or both agreement and speed-up.
+        The value of the setting ``objective``, with which a sweeper compares runs, for the last network that is not a
+        ceiling. It is the test accuracy in [0, 1] (None without test data), the agreement with the teacher, or both
+        agreement and speed-up.
 
     Raises:
         UserError: If something is wrong that the user can repair.
@@ -120,7 +121,7 @@ def _run_stages(
 
 
 def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None:
-    """Return the number, or numbers, by which a sweeper compares a run.
+    """Return the value of ``objective`` for a sweeper: one number or two.
 
     Raises:
         ConfigError: If they were not measured.

@@ -29,19 +29,21 @@ ROWS = 4
 
 
 class SampleMonitor(Callback):
-    """Makes samples of the same noise after every epoch, and lets the teacher classify them in evaluation mode.
+    """Callback that generates samples from the same noise after every epoch and classifies them with the teacher.
 
-    Logs ``samples/confidence`` (the teacher's mean probability of the intended class, in [0, 1]), the same for every
-    class (``samples/confidence_3``), and ``samples/entropy`` (of the teacher's answers, mean, in nats). With more than
-    50 classes, it logs 24 at equal distances. If the module has ``names``, the name of the generator comes first:
-    ``generator_0/samples/confidence``. Every logger that takes images gets a sheet of samples; a file gets it after the
-    epochs 1, 2, 5, 10, 20, 50, ... and the last.
+    It logs ``samples/confidence`` (the teacher's mean probability of the intended class, in [0, 1]), the same for every
+    class (``samples/confidence_3``), and ``samples/entropy`` (mean entropy of the teacher's predictions, in nats). With
+    more than 50 classes, it logs 24 at equal distances. If the module has ``names``, the name of the generator comes
+    first: ``generator_0/samples/confidence``. Every logger that takes images gets a sheet of samples; a file gets it
+    after the epochs 1, 2, 5, 10, 20, 50, ... and the last.
 
-    Its noise has a seed of its own and statistics stay as they are: training is the same without it.
+    Generators and teacher are in evaluation mode. The noise has its own seed, and the statistics of batch norm do not
+    change. So training is the same without this callback.
 
     Args:
         teacher: Returns logits. It is copied and frozen.
-        spare: A network of the generators' structure, for the values of one of several that train together.
+        spare: A network with the structure of the generators. It gets the weights of one generator if several train
+            together.
         names: Names of the generators that train, in order.
         folder: Folder of the sheets, ``folder/NAME/epoch_0010.png``.
         seed: Seed of the noise.
@@ -115,10 +117,10 @@ class SampleMonitor(Callback):
 
 
 def describe_answers(logits: Tensor, classes: Sequence[int] | None = None) -> tuple[dict[str, float], Tensor]:
-    """Return a teacher's confidence in samples that were made for each class.
+    """Return a teacher's confidence in samples that were generated for each class.
 
     Args:
-        logits: ``(K, N, C)``; the first dimension is the class that samples were made for.
+        logits: ``(K, N, C)``; the first dimension is the intended class.
         classes: These classes; None for all C.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Trackers: what one logger of the configuration writes over all stages of a pipeline."""
+"""Trackers: the output of one logger of the configuration over all stages of a pipeline."""
 
 import csv
 import inspect
@@ -87,7 +87,7 @@ class Namespaced(Logger):
         """Log nothing: the run has the settings of the whole pipeline."""
 
     def save(self) -> None:
-        """Write what is buffered."""
+        """Write buffered values."""
         self.base.save()
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
@@ -183,7 +183,7 @@ class Tracker:
         """Log a finished stage."""
 
     def finish(self, result: Result | None) -> None:
-        """Close what is open; ``result`` is None if the run failed."""
+        """Close open runs; ``result`` is None if the run failed."""
 
 
 class CSVTracker(Tracker):
@@ -203,7 +203,7 @@ class CSVTracker(Tracker):
 class PipelineTracker(Tracker):
     """A logger with one run for the whole pipeline, in which every fit has a namespace.
 
-    Curves of stages that were trained before are copied from their CSV files: the run of a pipeline is complete.
+    Curves of stages that were trained before are copied from their CSV files, so the run has all curves.
     """
 
     kept: KeptRun = field(default_factory=lambda: KeptRun(None))

@@ -53,7 +53,7 @@ class TrainerFactory:
     loggers: Loggers
 
     def apart(self, device: torch.device) -> "TrainerFactory":
-        """Return a factory for fits of this process alone, while other processes run other fits of the stage.
+        """Return a factory for fits of this process, while other processes run other fits of the stage.
 
         Only rank 0 has the loggers that do not write to files of their own.
         """
@@ -90,7 +90,7 @@ class ResumableFit:
         costs: Costs of the stage.
         work: Kind of work that training counts as.
         selection: Selection of the epoch that is kept.
-        apart: True if other processes run other fits of the stage: the files of its loggers have a folder of their own.
+        apart: True if other processes run other fits of the stage. Log files of this fit then have their own folder.
     """
 
     trainers: TrainerFactory

@@ -32,14 +32,15 @@ def explain_agreement(rows: Sequence[Row]) -> list[str]:
 def describe_sources(row: Row) -> str:
     """Return the sources of the mean agreement of a network, and those that are left out, as text."""
     if row.agreement is None or not row.agreement["over"]:
-        return "no source, as all made the network (add one to agreement.sources)"
+        return "no source, since samples of all sources were used to make the network (add one to agreement.sources)"
     over = row.agreement["over"]
     left_out = [name for name in row.agreement["sources"] if name not in over]
-    return join(over) + (f" ({join(left_out)} left out: such samples made a network of this run)" if left_out else "")
+    reason = f" ({join(left_out)} left out: their samples were used to make a network of this run)" if left_out else ""
+    return join(over) + reason
 
 
 def describe_agreement(row: Row) -> list[str]:
-    """Return sentences on the worst class of a network, and on its accuracy where that was not measured."""
+    """Return sentences on the worst class of a network and, if accuracy was not measured, on its accuracy."""
     worst, mean = None if row.agreement is None else row.agreement["worst"], row.mean_agreement
     if worst is None or mean is None:
         return []
@@ -75,7 +76,7 @@ def warn_of_samples(row: Row) -> list[str]:
 
 
 def name_classes(labels: Sequence[int], count: int) -> str:
-    """Return ``count`` classes as text, of which the first labels are given."""
+    """Return ``count`` classes as text; ``labels`` has the first of them."""
     more = f" and {count - len(labels)} more" if count > len(labels) else ""
     return f"class{'es' * (count > 1)} {', '.join(map(str, labels))}{more}"
 

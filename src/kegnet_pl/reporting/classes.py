@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 MOST_CLASSES = 50
-"""Greatest number of classes that are all shown."""
+"""Maximum number of classes that are all shown."""
 
 _FEW = 24
 _WORST = 20
@@ -32,7 +32,7 @@ class ClassCounts:
         classes: Number of classes.
         labels: Classes that are shown, see :func:`shown_classes`.
         samples: Test samples of each of them.
-        right: Those with the right answer.
+        right: Correctly classified samples of each of them.
         confusion: All answers ``(C, C)``, rows the true classes; None for more than 50 classes.
         worst: Class, samples and right answers of the classes with the lowest accuracy, for more than 50 classes.
         confused: True class, answer and samples of the most frequent wrong answers, for more than 50 classes.

@@ -18,7 +18,7 @@ EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Edges of the ranges of agreement within which networks are compared."""
 
 _FEWEST_NETWORKS, _FEWEST_SETS = 10, 3
-"""Fewest networks and data sets of a range of agreement that is used for a new network."""
+"""Minimum number of networks and data sets in a range of agreement that is used for a new network."""
 
 ENOUGH_COVERAGE = 0.9
 """Smallest share of the networks of a data set that must lie within the range of the other data sets."""
@@ -76,11 +76,11 @@ def find_range(agreement: float) -> int:
 
 @dataclass(frozen=True)
 class Check:
-    """Estimates for the networks of one data set by those of all others.
+    """Estimates for the networks of one data set by the networks of all others.
 
     Attributes:
         networks: Number of networks.
-        estimated: Those for which there is an estimate.
+        estimated: Number of networks with an estimate.
         error: Mean absolute error of the median; None without an estimate.
         covered: Share of estimates whose range holds the truth; None without an estimate.
     """

@@ -26,9 +26,9 @@ def draw_front(points: Sequence[Point], narrow: bool = False) -> Figure:
     """Draw accuracy against size on disk and against speed-up; a pair of panels for each data set.
 
     Each compression has a colour; if there is only one, each source of samples has. Networks in int8 are squares,
-    trained ones in float32 circles, untrained ones crosses. A line joins the networks of the Pareto front: no other one
-    is better in both quantities. Ceilings are left out. Speed-ups of int8 networks are in ONNX Runtime, those of others
-    in PyTorch. ``narrow`` puts panels below each other, for a phone.
+    trained ones in float32 circles, untrained ones crosses. A line joins the networks of the Pareto front: no other
+    network is better in both quantities. Ceilings are left out. Speed-ups of int8 networks are in ONNX Runtime, those
+    of others in PyTorch. ``narrow`` puts panels below each other, for a phone.
     """
     shown = [point for point in points if point.accuracies and point.size is not None and not point.row.is_ceiling]
     groups = [list(group) for _, group in groupby(sorted(shown, key=_dataset), key=_dataset)]
@@ -60,7 +60,7 @@ def can_draw_front(points: Sequence[Point]) -> bool:
 
 
 def find_front(values: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of pairs that no other pair exceeds in one number and reaches in the other, in order."""
+    """Return the indices of the pairs on the Pareto front, in order: larger numbers are better."""
     front: list[int] = []
     for index in sorted(range(len(values)), key=lambda i: (values[i][0], values[i][1]), reverse=True):
         if not front or values[index][1] > values[front[-1]][1]:
@@ -69,7 +69,7 @@ def find_front(values: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def make_front_columns(points: Sequence[Point]) -> dict[str, list[str]]:
-    """Return the table of the networks on a Pareto front: those of :func:`make_columns`, and the fronts of each."""
+    """Return the table of networks on a Pareto front: the columns of :func:`make_columns`, and the fronts of each."""
     shown = [point for point in points if point.accuracies and point.size is not None and not point.row.is_ceiling]
     fronts: dict[int, list[str]] = {}
     for _, group in groupby(sorted(shown, key=_dataset), key=_dataset):
@@ -87,7 +87,7 @@ def _largest_batch(points: Sequence[Point]) -> int:
 
 
 def _measure(points: Sequence[Point], quantity: str, batch: int) -> list[tuple[Point, float]]:
-    """Return points with their mean size in MB or speed-up, without those for which it is not known."""
+    """Return points with their mean size in MB or speed-up; points without this value are left out."""
     if quantity == "size":
         return [(point, (point.size or 0.0) / 1e6) for point in points]
     found = [(point, [row.speedups[batch] for row in point.rows if batch in row.speedups]) for point in points]

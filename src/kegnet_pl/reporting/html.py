@@ -18,7 +18,7 @@ from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.safe_files import printable, read_png
 
 _MOST_PICTURE = 16 * 2**20
-"""Greatest size of a picture in a page, in bytes."""
+"""Maximum size of a picture in a page, in bytes."""
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("kegnet_pl.reporting"),

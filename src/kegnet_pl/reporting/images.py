@@ -14,7 +14,7 @@ from torch import Tensor
 _GAP = 2
 _MOST_PIXELS = 500_000
 _FEATURE_RANGE = 2.5
-"""Features are standardised: this many standard deviations have the strongest red or blue."""
+"""Features are standardised: values of this many standard deviations get the strongest red or blue."""
 
 
 _SHEET_PIXELS = 88

@@ -4,10 +4,10 @@ import re
 
 _UNTRAINED = {"T": "compressed, untrained", "S": "untrained"}
 _TITLES = {"Uniform": "uniform noise", "Normal": "normal noise", "Real": "real data"}
-"""Title of a source -> its name in the name of a student, where they differ."""
+"""Title of a source -> its name in names of students, where they differ."""
 
 _COMPRESSIONS = {"ratio": "", "auto": "auto ", "pruning": "pruned "}
-"""Kind of a compression with a target -> the words in front of the ratio."""
+"""Name of a compression with a target, without the ratio -> the words before the ratio."""
 
 _INT8 = " int8"
 

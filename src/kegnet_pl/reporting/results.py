@@ -106,7 +106,7 @@ class Row:
 
     @property
     def seconds_from_teacher(self) -> float:
-        """Seconds of all stages between the teacher and this network; those of the teacher itself for a teacher."""
+        """Seconds of all stages from the teacher to this network; for a teacher, its own seconds."""
         stages = {
             name: seconds for name, seconds in self.stage_seconds.items() if name not in ("teacher", "evaluation")
         }
@@ -145,10 +145,10 @@ def find_named(rows: Iterable[Row], name: str) -> Row | None:
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, float | str]:
-    """Return what trackers compare of a run: the result, and ``METHOD/accuracy`` and so on of every network.
+    """Return the values that trackers compare: the result of a run, and ``METHOD/accuracy``, ... of every network.
 
-    ``speedup`` is that of the largest batch size, ``seconds`` the time to make the network (a student without its
-    teacher). What was not measured is left out.
+    ``speedup`` is the speed-up at the largest batch size. ``seconds`` is the time to make the network, without its
+    teacher. Values that were not measured are left out.
     """
     result = find_last(rows)
     named = {f"{row.method}/{name}": value for row in rows for name, value in _numbers(row).items()}
@@ -171,7 +171,7 @@ def _numbers(row: Row) -> dict[str, float]:
 
 
 def explain_validity(rows: Iterable[Row]) -> list[str]:
-    """Return sentences on numbers without meaning and on ceilings: every table, plot and page of them has these."""
+    """Return sentences on numbers without meaning and on ceilings, for every table, plot and page with these rows."""
     rows = list(rows)
     return explain_trial(rows) + explain_ceilings(rows)
 

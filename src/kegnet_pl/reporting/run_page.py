@@ -201,7 +201,7 @@ def _machine(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _spent(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the seconds by kind of work of all rows; what they share counts once."""
+    """Return the seconds by kind of work of all rows; shared stages count once."""
     shared = next(row for row in reversed(rows) if row.source is None and row.quantization is None).costs["seconds"]
     total = dict(shared)
     for row in rows:

@@ -27,7 +27,7 @@ _MOST_ROWS = 500
 _MOST_DEPTH = 40
 _MOST_NAME = 200
 _MOST_SMALL = 2**20
-"""Greatest size of a run's small files, in bytes."""
+"""Maximum size of a run's small files, in bytes."""
 
 
 @dataclass(frozen=True)

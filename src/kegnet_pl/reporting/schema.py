@@ -13,7 +13,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 _MOST = 2_000
-"""Greatest number of entries of a list or dict within a row."""
+"""Maximum number of entries of a list or dict within a row."""
 
 
 @functools.cache

@@ -177,7 +177,7 @@ def percent_axis(axis: Axes) -> None:
 
 
 def short_number(value: float) -> str:
-    """Return a number with the letters of thousands, millions and milliards: ``417 k``."""
+    """Return a number with the letters of thousands, millions and billions: ``417 k``."""
     for exponent, unit in ((9, " G"), (6, " M"), (3, " k")):
         if abs(value) >= 10**exponent:
             return f"{value / 10**exponent:.3g}{unit}"

@@ -46,7 +46,7 @@ class Point:
         return "" if self.row.source is None else self.row.recipe
 
     def average(self, name: str) -> float:
-        """Return the mean of a number that every row has."""
+        """Return the mean of a number over all rows; every row must have it."""
         return float(statistics.mean(getattr(row, name) for row in self.rows))
 
     @property
@@ -78,14 +78,14 @@ class Point:
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation of the accuracy over seeds; None of a single one."""
+        """Standard deviation of the accuracy over seeds; None for a single seed."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 def summarize(runs: Sequence[FinishedRun]) -> list[Point]:
     """Average over seeds: a point for each kind of network, in the order of the runs.
 
-    Networks that several runs share (the teacher of a sweep over compressions) count once a seed.
+    Networks that several runs share (the teacher of a sweep over compressions) count once per seed.
     """
     methods = {row.method: row for run in runs for row in run.rows}
     keys = {

@@ -27,7 +27,7 @@ def describe_results(rows: Sequence[Row]) -> str:
 
 
 def describe_job(rows: Sequence[Row]) -> str:
-    """Return the result of one run as one line: of the teacher, and of its last student."""
+    """Return the results of the teacher and of the last student of one run, as one line."""
     last, parts = find_last(rows), []
     if last.accuracy is not None:
         parts += [f"{row.name} {format_accuracy(row)}" for row in (rows[0], last)]

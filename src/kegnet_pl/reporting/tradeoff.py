@@ -27,7 +27,7 @@ _LABEL_WIDTH = 90
 _MOST_BARS = 40
 
 _ONE_SIZE = 1.02
-"""Quotient of compression ratios below which they are one ratio; with another seed, ratios differ slightly."""
+"""Compression ratios count as equal below this quotient; with another seed, ratios differ slightly."""
 
 
 class _Series(NamedTuple):

@@ -45,8 +45,7 @@ class StageCosts:
     def recorded(self, path: Path) -> Iterator[None]:
         """Count the seconds inside the context, and record all costs in a file.
 
-        :meth:`keep` updates the file, and so does the end of the context. A killed attempt loses its costs since the
-        last update.
+        :meth:`keep` and the end of the context update the file. A killed attempt loses its costs since the last update.
         """
         self._file, self._since = path, time.perf_counter()
         try:

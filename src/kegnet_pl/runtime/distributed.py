@@ -22,7 +22,7 @@ _DECISIONS = "KEGNET_STAGES"
 """Environment variable that passes the stage being built from the main process to the processes that it starts."""
 
 _PATIENCE = timedelta(days=30)
-"""Time that a process waits for the others: they may train other networks, or wait for the work of rank 0 alone."""
+"""Maximum time that a process waits for the others, which may train other networks or wait for rank 0."""
 
 _group: Any = None
 """The group of the run's processes for messages; Lightning's group transfers gradients, and waits half an hour."""
@@ -46,7 +46,7 @@ def place() -> tuple[int, int]:
 
 
 def meet() -> None:
-    """Form a group for messages; every process of torch's process group calls it once."""
+    """Form a group for messages. Every process of torch's process group must call this function once."""
     global _group
     _group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
@@ -81,7 +81,7 @@ def in_turn() -> Iterator[None]:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Make this process rank 0 within the context, where each process trains networks of its own."""
+    """Make this process rank 0 within the context, in which each process trains its own networks."""
     before = rank()
     vars(rank_zero_only)["rank"] = 0
     try:
@@ -91,7 +91,7 @@ def apart() -> Iterator[None]:
 
 
 def shares(count: int, processes: int) -> list[range]:
-    """Return the indices below ``count`` that each process works on: neighbours, and at most one more than another."""
+    """Return the indices below ``count`` for each process: contiguous ranges whose lengths differ by at most one."""
     least, more = divmod(count, processes)
     ends = accumulate((least + (number < more) for number in range(processes)), initial=0)
     return [range(start, end) for start, end in pairwise(ends)]
@@ -110,8 +110,8 @@ def work_shared(enabled: bool = True) -> Iterator[None]:
 def concatenate(compute: Callable[[int], Tensor], lengths: Sequence[int], device: torch.device) -> Tensor:
     """Return ``compute(0)``, ``compute(1)``, ... as one tensor on a device.
 
-    Within :func:`work_shared`, each process computes its share and receives the others; the result is the same, bit for
-    bit. Parts are written into the result one by one, so that it is held once.
+    Within :func:`work_shared`, each process computes its share and receives the other shares. The result is the same,
+    bit for bit. Parts are written into the result one by one, so memory for a second copy is not needed.
 
     Args:
         compute: Takes the index of a part, returns its rows ``(length, ...)``.

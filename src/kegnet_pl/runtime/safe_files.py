@@ -12,10 +12,10 @@ from typing import Any
 from kegnet_pl.runtime.errors import UserError, first_line
 
 MOST_BYTES = 64 * 2**20
-"""Greatest size of a file that is read."""
+"""Maximum size of a file that is read."""
 
 LARGEST = 1e100
-"""Greatest number that is read; sums and plots of greater ones overflow."""
+"""Maximum number that is read; sums and plots of larger numbers overflow."""
 
 _MOST_DIGITS = 24
 _MOST_TEXT = 4_000
@@ -50,7 +50,7 @@ def read_bytes(path: Path, folder: Path | None, most: int = MOST_BYTES) -> bytes
     Args:
         path: The file.
         folder: Folder that it must lie in, after links are followed; None for any.
-        most: Greatest number of bytes.
+        most: Maximum number of bytes.
 
     Raises:
         RefusedFileError: If it is not a regular file, is outside the folder, is too large, or cannot be read.
@@ -104,7 +104,7 @@ def printable(text: object, most: int = _MOST_TEXT, *, lines: bool = False) -> s
 
     Args:
         text: The text.
-        most: Greatest number of characters; longer texts end with an ellipsis.
+        most: Maximum number of characters; longer texts end with an ellipsis.
         lines: True to keep line breaks.
     """
     found = str(text)

@@ -1,4 +1,4 @@
-"""Storage of large tensors: in memory within a budget, otherwise in files that have no name."""
+"""Storage of large tensors: in memory within a budget, otherwise in unnamed temporary files."""
 
 import gc
 import logging
@@ -17,13 +17,13 @@ from torch import Tensor
 from kegnet_pl.runtime.errors import ConfigError
 
 SHARE = 0.5
-"""The default budget is this share of the free memory."""
+"""Share of the free memory that is the default budget."""
 
 Layout = tuple[tuple[int, ...], torch.dtype, bool]
 """Shape of a row, type, and True for channels-last memory."""
 
 Place = torch.device | Path
-"""A device, whose memory holds a tensor, or a folder, in which a file holds it."""
+"""Where a tensor is stored: the device of the memory, or the folder of the file."""
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,10 @@ def layout_of(x: Tensor) -> Layout:
 
 
 def allocate(count: int, layout: Layout, place: Place) -> Tensor:
-    """Return a tensor of ``count`` rows without values, in memory or in a file.
+    """Return an uninitialised tensor of ``count`` rows, in memory or in a file.
 
-    The file has no name: its space is freed with the tensor, or at the end of the process, however it ends.
+    The file has no name. The system frees its space with the tensor, or at the end of the process, also if it is
+    killed.
 
     Raises:
         OSError: If the disk is full.
@@ -59,13 +60,13 @@ def allocate(count: int, layout: Layout, place: Place) -> Tensor:
 
 @dataclass(frozen=True)
 class Room:
-    """Room for a set of samples: memory within a budget, otherwise a disk.
+    """Storage limits of a set of samples: memory within a budget, otherwise a disk.
 
     Attributes:
-        memory: The budget, in GB (10^9 bytes); None for half of the free memory.
-        folder: Folder of the files; None for that of temporary files (the variable TMPDIR).
-        processes: Processes of this machine, which share its memory and its disk; each holds the set.
-        notify: Called with a message if the set is not where it is used.
+        memory: Memory budget, in GB (10^9 bytes); None for half of the free memory.
+        folder: Folder of the files; None for the folder of temporary files (the variable TMPDIR).
+        processes: Number of processes on this machine. They share its memory and its disk, and each holds the set.
+        notify: Called with a message if the set is not stored on the device that uses it.
     """
 
     memory: float | None = None
@@ -80,7 +81,7 @@ class Room:
         return SHARE * free_memory(device) / (self.processes if device.type == "cpu" else 1)
 
     def find(self, size: int, device: torch.device, what: str) -> Place:
-        """Return the place for a set: the device that uses it, the memory of the host, or a disk.
+        """Choose where a set is stored: on the device that uses it, in the memory of the host, or on a disk.
 
         Args:
             size: Bytes of the set.
@@ -109,7 +110,7 @@ class Room:
         return folder
 
     def tell(self, place: Place, size: int, device: torch.device, what: str) -> None:
-        """Say where a set is, how large it is, and why; nothing if it is on the device that uses it."""
+        """Report where a set is stored, its size and the reason; nothing if it is on the device that uses it."""
         if place == device:
             return
         where = "the memory of the host" if isinstance(place, torch.device) else f"a temporary file in {place}"
@@ -124,7 +125,7 @@ def _gigabytes(size: float) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the memory of a device that is free, in bytes; for a CPU, within the limits of the process's cgroup."""
+    """Return the free memory of a device, in bytes; for a CPU, within the limits of the cgroup of the process."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserved

@@ -15,9 +15,9 @@ def time_in_turns(
 
     Args:
         calls: Networks with their inputs, which are copied: a network may work in place.
-        shortest: Seconds of one measurement at least; a faster network is called several times.
-        rounds: Least and greatest number of rounds.
-        seconds: Time after which no round begins, once there are enough.
+        shortest: Minimum seconds of one measurement; a faster network is called several times.
+        rounds: Minimum and maximum number of rounds.
+        seconds: Time limit. No round begins after it if the minimum number of rounds is done.
     """
     numbers = []
     for network, x in calls:

@@ -143,15 +143,15 @@ class BaselineSettings(Settings):
     temperature: Positive = 4.0
     """Temperature that divides the logits of teacher and student."""
     lr: LearningRate = "auto"
-    """Learning rate, or auto, as for student.optimizer."""
+    """Learning rate, or auto; see student.optimizer."""
 
 
 class StudentOptimizerSettings(OptimizerSettings):
     """The student's optimiser. Further settings are its arguments."""
 
     lr: LearningRate = "auto"  # type: ignore[assignment]
-    """Learning rate. auto: learning rates from 3e-5 to 3e-3 are compared by short trainings on four fifths of the
-    samples, and the one with the lowest loss on the others is taken; for Adam and AdamW."""
+    """Learning rate. auto (only with Adam and AdamW): short trainings on four fifths of the samples compare learning
+    rates from 3e-5 to 3e-3. The one with the lowest loss on the other samples is used."""
 
 
 class DistillationSettings(TrainingSettings):
@@ -166,8 +166,8 @@ class DistillationSettings(TrainingSettings):
     resample_each_epoch: bool = False
     """true: every epoch uses new samples."""
     memory: NotNegative | None = Field(default=None, json_schema_extra=FREE)
-    """Memory budget of the synthetic set, in GB (10^9 bytes). A larger set is in a temporary file. null: half of the
-    free memory."""
+    """Memory budget of the synthetic set, in GB (10^9 bytes). A larger set is stored in a temporary file. null: half of
+    the free memory."""
     noise_std: NotNegative = 0.0
     """Standard deviation of Gaussian noise added to every sample of the generators."""
     epochs: Count = 8

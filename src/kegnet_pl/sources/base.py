@@ -29,9 +29,9 @@ class SyntheticSource(nn.Module, ABC):
         needs_generators: True: the constructor takes the trained generators (see :func:`build_source`).
         needs_teacher: True: the constructor takes the teacher.
         needs_data: True: the constructor takes the inputs of the real training data; the prior is ``"real data"``.
-        multiple: The number of samples must be a multiple of this.
+        multiple: The number of samples must be a multiple of this number.
         candidates: Samples that are drawn, and classified by the teacher, to select one; 1 without a selection.
-        input_shape: Shape of one sample; () if the source does not tell: its samples are then drawn at once.
+        input_shape: Shape of one sample; () if it is unknown, and then all samples are drawn at once.
     """
 
     title: str

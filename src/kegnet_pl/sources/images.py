@@ -14,13 +14,13 @@ from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources.procedural import ProceduralSource, RandomRows, draw_fields
 
 _CHUNK = 1024
-"""Images that are drawn at once."""
+"""Number of images that are drawn at once."""
 
 _STEPS = 2048
-"""Steps of the table of quantiles."""
+"""Number of steps of the table of quantiles."""
 
 _SHAPES = 12
-"""Most shapes of an image."""
+"""Maximum number of shapes in an image."""
 
 
 class PixelSource(ProceduralSource):

@@ -14,7 +14,7 @@ from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources.base import Prior, SyntheticSource
 
 _ROWS = 8192
-"""Samples to which noise is added at once."""
+"""Number of samples to which noise is added at once."""
 
 
 def sample_labels_and_noise(n: int, classes: int, noise_dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -36,8 +36,8 @@ class GeneratorSource(SyntheticSource):
         generators: One or more, with attributes ``noise_dim`` and ``classes``. They are copied and frozen.
         device: Device of the generators.
         chunk: Samples per forward pass; None to fit the device.
-        norm: Statistics of the generators' batch norm: ``"running"``, or ``"batch"``, those of each chunk, as in their
-            training. The chunk, about as large as a batch of that training, must then be given.
+        norm: Statistics of the generators' batch norm. ``"running"``: the stored ones. ``"batch"``: those of each
+            chunk, as in training; ``chunk`` is then required, and should be about a batch of the training.
         noise_std: Standard deviation of Gaussian noise that is added to every sample (Bishop, "Training with Noise is
             Equivalent to Tikhonov Regularization", 1995): it spreads samples, which cluster where the teacher is
             certain.

@@ -13,11 +13,11 @@ _EXPONENTS = 1.0, 4.0
 """Range of the exponents of the spectra; natural images have about 2."""
 
 _COMPONENTS = 32
-"""Gaussians of the mixture for rows of features."""
+"""Number of Gaussians of the mixture for rows of features."""
 
 
 _MOST_DIRECTIONS = 1024
-"""Most directions in which a Gaussian of the mixture varies; more would need a large matrix for each Gaussian."""
+"""Maximum number of directions in which a Gaussian varies; more would need a large matrix per Gaussian."""
 
 
 class ProceduralSource(SyntheticSource):
@@ -105,10 +105,11 @@ def _draw_rows(n: int, features: int, rng: torch.Generator) -> Tensor:
 
 
 class RandomRows(ProceduralSource):
-    """Rows of features of several kinds, a quarter each; features have mean 0 and about variance 1.
+    """Rows of features of four kinds, a quarter each; features have mean 0 and about variance 1.
 
-    Independent values from N(0, 1), correlated Gaussians (:class:`RandomFields`), the same with heavy tails (Student's
-    t with 3 degrees of freedom, scaled to about variance 1), and the same in a bounded range, half of them in steps.
+    The kinds are independent values from N(0, 1); correlated Gaussians (:class:`RandomFields`); correlated Gaussians
+    with heavy tails (Student's t with 3 degrees of freedom, scaled to about variance 1); and correlated Gaussians in a
+    bounded range, half of them in steps.
 
     Args:
         input_shape: Number of features.

@@ -1,4 +1,4 @@
-"""Search of sources by name, their descriptions, and their construction."""
+"""Search for sources by name; their descriptions and their construction."""
 
 import functools
 import importlib
@@ -31,7 +31,7 @@ _KINDS_OF_IMAGES = {
     "procedural": {"leaves", "strokes", "fields"}, "leaves": {"leaves"}, "strokes": {"strokes"}, "blobs": {"fields"},
     "fields": {"fields"}, "normal": {"noise"}, "uniform": {"noise"},
 }  # fmt: skip
-"""Source of images or signals -> kinds of its samples; a source that is missing shares no kind with others."""
+"""Source of images or signals -> kinds of its samples; a missing source shares no kind with others."""
 
 _KINDS_OF_ROWS = {"procedural": {"normal", "fields"}, "normal": {"normal"}, "fields": {"fields"}}
 """The same for rows of features."""
@@ -177,11 +177,11 @@ def build_source(
 ) -> SyntheticSource:
     """Build a source, or a mixture of several, from names with shares relative to their sum.
 
-    A class is given ``input_shape``, ``device``, ``mean`` and ``std`` (of pixels) if its constructor takes them; if it
-    needs the teacher, also ``teacher``; if it needs generators, also ``generators``, ``chunk``, ``norm`` (here
-    ``sampling_norm``) and ``noise_std``, which :class:`GeneratorSource` describes; if it needs data, also ``inputs``,
-    those of the real training data. Arguments of its specification, the configuration entry ``source.NAME``, come
-    first.
+    The constructor of a class gets ``input_shape``, ``device``, ``mean`` and ``std`` (of pixels), as far as it accepts
+    them. If the class needs the teacher, it also gets ``teacher``. If it needs generators, it also gets ``generators``,
+    ``chunk``, ``norm`` (here ``sampling_norm``) and ``noise_std``; :class:`GeneratorSource` describes them. If it needs
+    data, it also gets ``inputs``, the inputs of the real training data. Arguments in its specification, the
+    configuration entry ``source.NAME``, take precedence.
 
     Raises:
         ValueError: If a source cannot be found or built, or teacher, generators or inputs are missing.

@@ -44,11 +44,11 @@ class SelectedSource(SyntheticSource):
 def select_samples(x: Tensor, teacher: nn.Module, n: int, seed: int = 0) -> Tensor:
     """Select samples of balanced classes that are near to the statistics of the teacher's batch norm.
 
-    Every class of the teacher's answers gets the same number of samples, as far as it has candidates. Candidates of a
-    class are selected by their distance from the teacher's training data: for every channel of the inputs of batch
-    norm, the squared difference of the sample's mean from the stored mean, divided by the stored variance v, plus half
-    of |s / v - 1|, where s is the mean squared distance from the stored mean. The distance is the mean over channels
-    and layers. Without batch norm, the first candidates of each class are selected.
+    Every predicted class gets the same number of samples, if it has enough candidates. In each class, the candidates
+    with the smallest distance from the teacher's training data are selected. The distance is a mean over the channels
+    of the inputs of all batch-norm layers. For a channel with stored variance v, it is the squared difference of the
+    sample's mean from the stored mean, divided by v, plus half of |s / v - 1|, where s is the mean squared distance
+    from the stored mean. Without batch norm, the first candidates of each class are selected.
 
     Args:
         x: Candidates ``(N, *input_shape)``, on the teacher's device.

@@ -18,7 +18,7 @@ from kegnet_pl.training.optimizers import OptimizerFactory, compiled, fused, gra
 Phase = Literal["train", "val", "test"]
 
 GRAD_NORM_EVERY = 10
-"""The norm of the gradients is taken at every tenth optimiser step, as it costs as much as other metrics together."""
+"""The norm of gradients is computed at every tenth optimiser step: it costs as much as all other metrics."""
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class MetricSums(dict[str, tuple[Tensor, int]]):
-    """Name of a metric -> its weighted sum and its weight; a GPU is not waited for until means are taken.
+    """Weighted sums of metrics and their weights, by name; the GPU is synchronised only when means are taken.
 
     Metrics are scalars, or ``(K,)`` if K networks are trained in one module.
     """
@@ -43,7 +43,7 @@ class MetricSums(dict[str, tuple[Tensor, int]]):
     def take_means(self, networks: int, reduce: Callable[..., Any]) -> tuple[list[str], Tensor]:
         """Return the names of the metrics and their means ``(networks, names)`` over all processes, and drop the sums.
 
-        A metric of all networks together counts for each. ``reduce`` is ``Strategy.reduce`` of Lightning.
+        A metric of all networks together counts for each network. ``reduce`` is ``Strategy.reduce`` of Lightning.
         """
         names = list(self)
         sums = torch.stack([total.expand(networks) for total, _ in self.values()]).T
@@ -87,11 +87,11 @@ class FiniteSteps:
 
 
 class TrainingModule(GraphedModule):
-    """A LightningModule with automatic optimisation whose metrics leave the device once an epoch.
+    """A LightningModule with automatic optimisation. Its metrics leave the device once per epoch.
 
-    Random numbers of an epoch come from a stream of its own, so that a resumed fit equals an uninterrupted one.
-    ``train/loss``, the other metrics of :meth:`step`, and ``train/grad_norm`` (before clipping) are logged at the end
-    of an epoch as means over its samples.
+    Each epoch has its own random stream. So a resumed fit equals an uninterrupted one. ``train/loss``, the other
+    metrics of :meth:`step`, and ``train/grad_norm`` (before clipping) are logged at the end of an epoch as means over
+    its samples.
 
     Args:
         seed: Seed of the run.

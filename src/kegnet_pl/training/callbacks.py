@@ -15,12 +15,12 @@ class Patience(Callback):
     """Stops a fit after ``patience`` epochs without a higher ``val/accuracy``, but not before ``min_epochs``.
 
     Lightning's early stopping decides only once: if patience runs out before ``min_epochs``, it stops there, even if
-    accuracy has risen since. Here both must hold at the same time. A fit that is resumed after it stopped makes no
+    accuracy has risen since. Here both conditions must hold at the same time. A stopped fit that is resumed makes no
     further epoch.
 
     Args:
         patience: Epochs without a higher accuracy.
-        min_epochs: Minimum of epochs.
+        min_epochs: Minimum number of epochs.
 
     Source:
         The authors' release: "stops 50 epochs after the best (100 at least)" (PAPER section 5).

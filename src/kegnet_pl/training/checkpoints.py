@@ -36,9 +36,9 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes checkpoints atomically, and keeps the previous one.
 
     Lightning writes to TMPDIR and copies the file if that is another file system, so a full disk or a kill can leave an
-    incomplete file. A checkpoint is a file of ``torch.save`` whose archive comment is its SHA-256. It names its stage
-    and fit, so that one of another fit is not taken for it. Paths of files in its folder are stored relative to the
-    folder, so that the store can be moved.
+    incomplete file. A checkpoint is a file of ``torch.save`` whose archive comment is its SHA-256. It records its stage
+    and fit, so a checkpoint of another fit is not loaded by mistake. Paths of files in its folder are relative to the
+    folder, so the store can be moved.
 
     Args:
         folder: Folder of the fit; the previous checkpoint is kept only there, as ``NAME.previous.ckpt``.

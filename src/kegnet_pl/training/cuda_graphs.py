@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 WARM_UP = 3
-"""Steps that are made as usual before one is recorded: libraries choose their kernels and take their workspaces."""
+"""Ordinary steps before one is recorded: in them, libraries choose kernels and allocate workspaces."""
 
 Differentiate = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 """Takes the tensors of a batch, writes the gradients of all parameters, returns the loss and metrics, detached."""
@@ -28,7 +28,7 @@ class GraphedStep:
 
     Python code of a step (a term whose weight grows, a callback's ``on_before_backward``) runs when the step is
     recorded, and not afterwards: set ``cuda_graphs=false`` for such code. A step that waits for a value of the GPU
-    cannot be recorded; it is computed as usual, as are batches of another shape than the first.
+    cannot be recorded and is computed without a graph. So are batches with another shape than the first.
 
     Args:
         differentiate: The step; starts with gradients of None.

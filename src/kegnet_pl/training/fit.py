@@ -1,4 +1,4 @@
-"""Fits: the protocol by which the engine trains a module, and the quiet fit of the library."""
+"""Fits: the protocol with which the engine trains a module, and the quiet fit of the library."""
 
 import logging
 import os
@@ -40,8 +40,8 @@ def run_fit(
 ) -> None:
     """Run a trainer without Lightning's warnings about intended choices.
 
-    All that is not frozen is trained in training mode. ``begun`` is the checkpoint of an interrupted fit. A module
-    without data draws its own.
+    Modules that are not frozen are in training mode. ``begun`` is the checkpoint of an interrupted fit. Without data,
+    the module draws its own batches.
 
     Raises:
         KeyboardInterrupt: If the user stopped it.
@@ -102,8 +102,8 @@ class Fit(Protocol):
     ) -> Metrics:
         """Train a module for at most ``epochs``, and return the metrics of the last one by name.
 
-        The module is on the CPU afterwards. Without data, it draws its own. ``name`` is the name of the fit in its
-        stage.
+        The module is on the CPU afterwards. Without data, it draws its own batches. ``name`` is the name of the fit in
+        its stage.
         """
 
 

@@ -33,8 +33,9 @@ _ELEMENTWISE = frozenset(
 class GeneratorModule(TrainingModule):
     """Generators and their decoders, trained so that the teacher recognises the generated samples.
 
-    One generator, or K that are stacked (:class:`StackedModule`) and trained together: the same mathematics and the
-    same noise and labels as K modules of one generator each. Only active dropout of the teacher has other masks.
+    The module trains one generator, or K stacked generators (:class:`StackedModule`). With K, the computation, the
+    noise and the labels equal those of K modules with one generator each. Only the masks of active dropout of the
+    teacher differ.
 
     Logs ``train/loss``, ``train/loss_<term>`` for every term of the objective (nats, unweighted) and
     ``train/accuracy``, the share of samples that the teacher classifies as their label. If ``names`` is set, loggers
@@ -134,7 +135,7 @@ class GeneratorModule(TrainingModule):
         """Return an optimiser of the generators, and of the decoders if a term uses them.
 
         Raises:
-            ValueError: If generators are stacked and the optimiser, or clipping by norm, looks at several weights.
+            ValueError: If generators are stacked and the optimiser, or clipping by norm, combines several weights.
         """
         optimizer = super().make_optimizer()
         if self.networks > 1:
@@ -172,9 +173,9 @@ def check_separable(optimizer: torch.optim.Optimizer, clip: float | None, algori
 
 
 def should_vectorize(training: str, count: int, device: torch.device, input_shape: Sequence[int]) -> bool:
-    """Return True if generators, or students, are to be trained together, provided that torch can vectorise them.
+    """Return True if generators or students should be trained together, provided that torch can vectorise them.
 
-    ``"auto"`` trains them together on a GPU and for feature rows: one network of images occupies a CPU.
+    ``"auto"`` trains them together on a GPU and for feature rows. One network for images already uses the whole CPU.
     ``python -m benchmarks.bench --choices`` measures both on a device; a GPU has not been measured yet.
     """
     faster = device.type == "cuda" or len(input_shape) == 1

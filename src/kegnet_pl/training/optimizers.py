@@ -56,7 +56,7 @@ def compiled(network: nn.Module, device: torch.device) -> Callable[..., Any]:
 def with_learning_rate(factory: OptimizerFactory, lr: float) -> OptimizerFactory:
     """Return a factory with another learning rate.
 
-    A ``functools.partial`` is not nested in another one, since :func:`fused` looks for its class.
+    It replaces the keyword of a ``functools.partial`` and does not wrap it, since :func:`fused` reads its class.
     """
     if isinstance(factory, functools.partial):
         return functools.partial(factory.func, *factory.args, **factory.keywords | {"lr": lr})

@@ -25,7 +25,7 @@ _BAR_SECONDS = 0.1
 
 
 _LONG_SECONDS = 1.0
-"""Seconds after which a part of a stage gets a line with its time."""
+"""A part of a stage that takes more seconds gets a line with its time."""
 
 
 class _File:
@@ -61,7 +61,7 @@ class _Labelled:
 
 
 def make_file_console(path: Path) -> Console:
-    """Return a console that writes to a file; what is in the file is deleted. It is silent on other ranks than 0."""
+    """Return a console that overwrites a file; it is silent on ranks other than 0."""
     if rank() == 0:
         path.write_text("")
     stream = cast(TextIO, _File(path))
@@ -69,7 +69,7 @@ def make_file_console(path: Path) -> Console:
 
 
 def make_console(job: int | None = None, quiet: bool = False) -> Console:
-    """Return the console of a process, which is silent on other ranks than 0.
+    """Return the console of a process; it is silent on ranks other than 0.
 
     Args:
         job: Number of a job of a parallel sweep, whose jobs share a terminal: its lines begin with the number, and it
@@ -99,8 +99,8 @@ class StageProgress(Callback):
 
     Args:
         title: Title of the stage.
-        console: Gets the bar, or lines if it is no terminal.
-        terminal: Gets the bar, which disappears at the end, if lines go to a file; None if there is none.
+        console: Shows the bar. If it is not a terminal, it gets lines.
+        terminal: Shows the bar if lines go to a file; the bar disappears at the end. None: ``console`` shows it.
     """
 
     def __init__(self, title: str, console: Console, terminal: Console | None = None) -> None:
@@ -171,7 +171,7 @@ class StageProgress(Callback):
             self.console.print(f"{self.title}: {name}: {_clock(seconds)}")
 
     def _show(self, share: Callable[[], float]) -> None:
-        """Show what is done, unless it was shown a moment ago."""
+        """Show the finished share, unless it was shown a moment ago."""
         seconds = _LINE_SECONDS if self._bar is None else _BAR_SECONDS
         if time.monotonic() - self._last_update <= seconds:
             return
@@ -230,7 +230,7 @@ class StageProgress(Callback):
         self._print_line(text)
 
     def _print_line(self, text: str) -> None:
-        """Print a line of a log file, with as many of the losses as it has room for."""
+        """Print a line of a log file, with as many losses as fit into the line."""
         for part in filter(None, self._losses.split("  ")):
             if len(text) + 2 + len(part) > _LINE_WIDTH:
                 break

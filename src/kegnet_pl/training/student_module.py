@@ -22,7 +22,7 @@ StudentNorm = Literal["batch", "frozen"]
 
 @dataclass(frozen=True)
 class FeatureDistillation:
-    """Layers of the student that learn from the teacher's.
+    """Layers of the student that learn from the teacher's layers.
 
     Attributes:
         teacher: In evaluation mode, on the student's device; it is called at every step.
@@ -39,18 +39,18 @@ class FeatureDistillation:
 class StudentModule(ClassifierModule):
     """A student that learns the teacher's logits of synthetic samples.
 
-    One student, or K that are stacked (:class:`StackedModule`) and trained together: the same mathematics as K modules
-    of one student each. Only active dropout has other masks. Stacked students have no validation.
+    The module trains one student, or K stacked students (:class:`StackedModule`). With K, the computation equals that
+    of K modules with one student each. Only the masks of active dropout differ. Stacked students have no validation.
 
     Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and ``val/accuracy``
-    on the validation data (teacher's logits or true classes); ``test/accuracy``. With feature distillation
-    ``train/loss`` is the sum of both losses, and ``train/loss_features`` the second, without its weight.
+    on the validation data (teacher's logits or true classes); ``test/accuracy``. With feature distillation,
+    ``train/loss`` is the sum of both losses. ``train/loss_features`` is the feature loss without its weight.
 
     Args:
-        network: Returns logits ``(B, C)``; or K students, stacked.
+        network: A student that returns logits ``(B, C)``; or K stacked students.
         distillation: The loss.
-        norm: Statistics of the student's batch norm: ``"batch"``, those of the synthetic batches, which also update the
-            stored ones, as in the release; ``"frozen"``, the stored ones, which never change.
+        norm: Statistics of the student's batch norm. ``"batch"``: those of the synthetic batches, which also update the
+            stored statistics, as in the release. ``"frozen"``: the stored statistics, which never change.
         dropout: False to turn the student's dropout off in training.
         feature_distillation: Layers that learn from the teacher's; None for none.
         optimizer, seed, lr_scheduler, compile, cuda_graphs: See :class:`TrainingModule`.
@@ -60,8 +60,9 @@ class StudentModule(ClassifierModule):
             have feature distillation.
 
     Shapes:
-        Training batches ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``, with a leading dimension of K
-        for K stacked students; validation batches the same, or with classes ``(B,)`` as test batches have.
+        Training batches are ``(x, teacher_logits)`` of ``(B, *input_shape)`` and ``(B, C)``; with K stacked students,
+        they have a leading dimension of K. Validation batches have the same form, or classes ``(B,)`` instead of
+        logits, as test batches.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class StudentModule(ClassifierModule):
         return batch[1].shape[-2]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch; count the samples that the teacher is called with for its features."""
+        """Return the loss of a batch; count the samples for which the teacher computes features."""
         if self.feature_distillation is not None:
             self.teacher_forwards += len(batch[0])
         return super().training_step(batch, batch_idx)

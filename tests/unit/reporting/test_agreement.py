@@ -75,7 +75,7 @@ def test_unreached_classes_and_a_teacher_of_one_class_are_warned_of() -> None:
 
 def test_where_no_source_is_left_it_is_said() -> None:
     (only,) = explain_agreement(_rows(over=[], mean=None, worst=None))
-    assert "over no source, as all made the network" in only
+    assert "over no source, since samples of all sources were used to make the network" in only
 
 
 def test_without_test_data_the_story_has_agreement_and_what_follows_from_it() -> None:

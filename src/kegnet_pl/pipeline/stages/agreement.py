@@ -68,14 +68,14 @@ def agreement_stages(context: RunContext, teacher: Stage, students: Sequence[Sta
 def describe_agreements(
     context: RunContext, measured: Sequence[tuple[Stage | None, Sequence[SourceInfo]]]
 ) -> list[dict[str, Any] | None]:
-    """Return the agreement of networks as rows of results have it.
+    """Return the agreement of networks in the form of rows of results.
 
-    The mean is over sources that made none of the networks of the run, so that the networks can be compared. Without
-    such a source, it is over those that did not make the network itself.
+    The mean is over sources that were used for none of the networks of the run, so the networks can be compared.
+    Without such a source, it is over the sources that were not used for the network itself.
 
     Args:
         context: Context of the run.
-        measured: For each network its agreement, and the sources that it was compressed and trained with.
+        measured: For each network, its agreement and the sources that were used to compress and train it.
     """
     names = find_sources(context.settings)
     own = [
@@ -91,13 +91,13 @@ def describe_agreements(
 
 
 def find_sources(settings: RunSettings) -> list[str]:
-    """Return the names of the sources of a run by which students are compared with their teacher."""
+    """Return the names of the sources of a run for the agreement of students with their teacher."""
     named = settings.agreement.sources
     return list(default_sources(settings.data.input_shape) if named is None else named)
 
 
 def check_agreement_sources(settings: RunSettings) -> None:
-    """Check the sources by which students are compared with their teacher.
+    """Check the sources for the agreement of students with their teacher.
 
     Raises:
         ConfigError: If one needs generators, or is real data.

@@ -1,4 +1,4 @@
-"""The stage of evaluation: accuracy of a finished network, which no training or selection ever sees."""
+"""The stage of evaluation: test accuracy of a finished network. No training or selection uses it."""
 
 from pathlib import Path
 from typing import Any

@@ -96,7 +96,7 @@ def _fit_share(
 
 @contextmanager
 def _recorded(fit: ResumableFit, number: int) -> Iterator[None]:
-    """Continue and record the costs of another process than rank 0, whose costs the store records."""
+    """Continue and record the costs of a process other than rank 0; the store records those of rank 0."""
     if number == 0:
         yield
         return
@@ -120,10 +120,10 @@ def _describe(count: int, processes: int, spread: bool) -> str:
 
 
 def _make_task(context: RunContext, teacher: nn.Module, count: int) -> GeneratorTask:
-    """Return the task of the engine; ``parallel`` is decided for the networks, the device and the number in a process.
+    """Return the task of the engine. ``parallel`` depends on networks, device and number of generators per process.
 
     Raises:
-        ConfigError: If they shall be and torch cannot vectorise them.
+        ConfigError: If ``generator.parallel=vmap`` is set and torch cannot vectorise the networks.
     """
     generator, trainer = context.settings.generator, context.settings.trainer
     objective = {name: term for name, term in generator.objective.items() if term.weight}

@@ -33,7 +33,7 @@ def measure_stage_latency(context: RunContext, teacher: Stage, initial: Stage) -
 def measure_quantized_latency(context: RunContext, teacher: Stage, quantized: Sequence[Stage]) -> LatencyReport | None:
     """Return the latencies of the quantised teacher and of a quantised student, in ONNX Runtime on the CPU.
 
-    Speed-ups are those against the teacher in float32 in ONNX Runtime.
+    Speed-ups are relative to the teacher in float32 in ONNX Runtime.
 
     Args:
         context: The run.

@@ -15,7 +15,7 @@ from kegnet_pl.runtime.seeds import derive_seed
 _SHEET_ROWS = 8
 _CONFIDENCE_SAMPLES = 100
 _FEWER_SAMPLES = 8
-"""Samples of a class for its confidence, if not all classes are shown."""
+"""Samples per class for its confidence, if not all classes are shown."""
 
 _WALKS = 5
 _WALK_STEPS = 11
@@ -52,7 +52,7 @@ def draw_samples(context: RunContext, generators: Generators, folder: Path, cost
 
 
 def draw_walk(generators: Generators, seed: int, folder: Path, costs: StageCosts) -> list[dict[str, Any]]:
-    """Write ``walk.png``: from one class to another at the same noise, a row a pair of classes.
+    """Write ``walk.png``: interpolation from one class to another with the same noise, one row per pair of classes.
 
     Returns:
         For each row the two classes, and the teacher's probabilities of them at every step.

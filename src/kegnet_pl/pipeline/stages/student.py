@@ -35,7 +35,7 @@ from kegnet_pl.sources import (
 )
 
 _OFF = {"reconstruct": False, "oversampling": 1, "mixing": 0.0}
-"""Values of settings that change nothing; stages of earlier versions lack these settings."""
+"""Values that turn settings off; stages of earlier versions lack these settings."""
 
 
 def student_title(source: SourceInfo) -> str:
@@ -97,13 +97,13 @@ def student_stage(
 
 
 def describe_student_source(settings: RunSettings, shares: Mapping[str, float]) -> SourceInfo:
-    """Return the description of a student's samples; the teacher's knowledge is in them if it selects them."""
+    """Return the description of a student's samples. If the teacher selects them, their prior includes the teacher."""
     info = describe_mixture(shares, settings.source)
     return info.selected(settings_for(settings.student, info).oversampling)
 
 
 def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettings:
-    """Return the settings of a student: samples of noise and of real data stay as they are; noise has ``baselines``."""
+    """Return a student's settings: noise and real data are neither selected nor mixed; noise uses ``baselines``."""
     if source.prior != "none" and not source.is_ceiling:
         return settings
     changes: dict[str, Any] = {"oversampling": 1, "mixing": 0.0}
@@ -130,7 +130,7 @@ def _deciding(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
 
 
 def _parts(student: StudentSettings, source: SourceInfo, input_shape: Sequence[int]) -> dict[str, int]:
-    """Return the number of parts in which the samples are drawn, if there are several: the samples depend on it."""
+    """Return the number of parts in which samples are drawn if there are several, since samples depend on it."""
     parts = len(divide_draw(student.samples, () if source.needs_data else input_shape, student.oversampling))
     return {"parts": parts} if parts > 1 else {}
 

@@ -82,7 +82,7 @@ def _build_teacher(context: RunContext, weights: Path | None = None) -> nn.Modul
     """Return the teacher, with the weights of a file if there is one; it returns logits.
 
     Raises:
-        ConfigError: If it does not take the data, or its answers are no logits of this number of classes.
+        ConfigError: If it does not accept the data, or does not return logits of this number of classes.
     """
     teacher = context.settings.teacher
     network: nn.Module = build(teacher.network)
@@ -107,7 +107,7 @@ def _interface(network: nn.Module) -> dict[str, Any]:
 
 
 def _digest(network: nn.Module) -> str:
-    """Return a hash of a network's weights, whatever file they were in."""
+    """Return a hash of a network's weights, independent of their file."""
     found = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
