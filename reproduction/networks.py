@@ -185,13 +185,13 @@ def _data(folder: Path) -> dict[str, tuple[RealDataModule | CifarFiles, dict[str
 
 _INTRODUCTION = """
 `compress(teacher, shape, target, mean=..., std=...)`, which compares pruning and factorisation with merged factors
-(tucker) or with three layers by agreement and chooses one, then `distill` on 8,000 procedural samples that the teacher
-selects: five passes, cosine schedule, a learning rate that short trainings choose. Test accuracy in %; teachers of seed 0, four passes over 12,000 samples. T is the
-chosen network before any training; tucker is the factorised one before any training. Prior knowledge in the samples of
-T and of the student: teacher + procedural; of the ceiling, the same student: real data. Agreement: share of held-out
-synthetic samples to which the compressed network and the teacher give the same class; it needs no data. ResNet20 of
-CIFAR-10 is published (20 test images of 10,000 are JPEG copies); its ceiling has the first 10,000 training images.
-Nothing was chosen with this table.
+(tucker) or with three layers by agreement and chooses one, then `distill` on 8,000 procedural samples that the
+teacher selects: five passes, cosine schedule, a learning rate that short trainings choose. Test accuracy in %;
+teachers of seed 0, four passes over 12,000 samples. T is the chosen network before any training; tucker is the
+factorised one before any training. Prior knowledge in the samples of T and of the student: teacher + procedural; of
+the ceiling, the same student: real data. Agreement: share of held-out synthetic samples to which the compressed
+network and the teacher give the same class; it needs no data. ResNet20 of CIFAR-10 is published (20 test images of
+10,000 are JPEG copies); its ceiling has the first 10,000 training images. Nothing was chosen with this table.
 """
 
 

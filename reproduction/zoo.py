@@ -299,16 +299,17 @@ def draw_front(rows: list[dict[str, Any]]) -> Figure:
 
 _INTRODUCTION = f"""
 `compress(teacher, shape, target, method=...)`, then `distill` on {SAMPLES:,} procedural samples that the teacher
-selects: {EPOCHS} passes, cosine schedule, a learning rate that short trainings choose. int8: ONNX Runtime's quantiser, calibrated on
-{CALIBRATION} such samples; `+ int8` quantises the student of the line above. Test accuracy in %. Teachers of seed 0
-are trained briefly on at most {TRAINING_SAMPLES:,} samples, or published. Prior knowledge in the samples: teacher +
-procedural; of the ceiling, the same student: real data. Compressed: before any training. Agreement: share of
-held-out synthetic samples to which the compressed network and the teacher give the same class. Faster: the target is
-the time of a batch of 64, measured in PyTorch, instead of the number of parameters. Smaller: bytes of the teacher's
-ONNX file / bytes of the student's. Speed-up: time of the teacher / time of the student for batches of 1 and 64, in
-PyTorch; for int8 both in ONNX Runtime. Networks take turns; a time is the shortest of at least ten rounds. Min:
-minutes from the teacher to the student. An earlier version of this table showed that the former default learning rate
-was too high; the present default was chosen on validation data (decision 5). Nothing else was chosen with this table.
+selects: {EPOCHS} passes, cosine schedule, a learning rate that short trainings choose. int8: ONNX Runtime's
+quantiser, calibrated on {CALIBRATION} such samples; `+ int8` quantises the student of the line above. Test accuracy
+in %. Teachers of seed 0 are trained briefly on at most {TRAINING_SAMPLES:,} samples, or published. Prior knowledge in
+the samples: teacher + procedural; of the ceiling, the same student: real data. Compressed: before any training.
+Agreement: share of held-out synthetic samples to which the compressed network and the teacher give the same class.
+Faster: the target is the time of a batch of 64, measured in PyTorch, instead of the number of parameters. Smaller:
+bytes of the teacher's ONNX file / bytes of the student's. Speed-up: time of the teacher / time of the student for
+batches of 1 and 64, in PyTorch; for int8 both in ONNX Runtime. Networks take turns; a time is the shortest of at
+least ten rounds. Min: minutes from the teacher to the student. An earlier version of this table showed that the
+former default learning rate was too high; the present default was chosen on validation data (decision 5). Nothing
+else was chosen with this table.
 """
 
 
