@@ -200,8 +200,10 @@ class SyntheticDataModule(LightningDataModule):
 
     def use(self, x: Tensor, logits: Tensor) -> None:
         """Train on samples that are drawn and labelled; they stay where they are if the device has no room for them."""
-        fits = self._find_place((x, logits)) == self.device
-        self.splits["train"] = (x.to(self.device), logits.to(self.device)) if fits else (x, logits)
+        needs_room = self.resample_each_epoch or x.device != self.device
+        if needs_room and self._find_place((x, logits)) == self.device:
+            x, logits = x.to(self.device), logits.to(self.device)
+        self.splits["train"] = (x, logits)
 
     def _draw_and_label(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         with self.costs.measure("drawing"):
