@@ -54,6 +54,16 @@ def test_all_wrong_arguments_are_named_at_once() -> None:
     assert "generator." not in str(caught.value), "the library has no groups"
 
 
+@pytest.mark.parametrize("lr", ["Auto", None, 0, float("nan")])
+def test_a_learning_rate_that_is_no_number_above_0_is_refused(lr: Any) -> None:
+    teacher, source = MLP(4, 3, width=4, blocks=1), kegnet_pl.NoiseSource("normal", (4,))
+    data = kegnet_pl.SyntheticDataset(source, teacher, 8, device="cpu")
+    with pytest.raises(ValueError, match=f"Expected `lr` to be a number above 0.*, but got {lr!r}"):
+        kegnet_pl.distill(teacher, data, lr=lr, device="cpu")
+    with pytest.raises(ValueError, match="Expected `memory` of at least 0 GB, or None, but got '1'"):
+        kegnet_pl.SyntheticDataset(source, teacher, 8, device="cpu", memory="1")  # type: ignore[arg-type]
+
+
 def test_global_random_state_is_left_alone() -> None:
     teacher = MLP(4, 3, width=4, blocks=1)
     before = torch.random.get_rng_state()
