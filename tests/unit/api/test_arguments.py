@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import nn
 
 import kegnet_pl
@@ -137,3 +139,20 @@ def test_numbers_of_numpy_are_numbers() -> None:
     kegnet_pl.SyntheticDataset(source, MLP(8, 3), np.int64(8), seed=np.int64(3), device="cpu")
     small = kegnet_pl.compress(MLP(8, 3), (8,), target=np.float32(1.5), method="tucker", fit="weights", progress=False)
     assert small.report.parameters_before > small.report.parameters_after
+
+
+def test_early_stopping_of_one_seed_does_not_stop_the_next_one() -> None:
+    class Epochs(Callback):
+        def __init__(self) -> None:
+            self.counts: list[int] = []
+
+        def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self.counts.append(trainer.current_epoch)
+
+    teacher, source = MLP(4, 3, width=4, blocks=1), kegnet_pl.NoiseSource("normal", (4,))
+    data = kegnet_pl.SyntheticDataset(source, teacher, 8, device="cpu")
+    epochs, stop = Epochs(), EarlyStopping("train/loss", min_delta=10.0, patience=2, check_on_train_epoch_end=True)
+    kegnet_pl.distill(
+        teacher, data, lr=1e-3, epochs=5, seed=[0, 1], parallel="sequential", callbacks=[epochs, stop], device="cpu"
+    )
+    assert epochs.counts == [3, 3]
