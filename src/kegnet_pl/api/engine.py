@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 
 import torch
 from pytorch_lightning import Callback
@@ -368,8 +369,8 @@ def adam(lr: float) -> OptimizerFactory:
     """Return the library's optimiser: Adam with a learning rate.
 
     Raises:
-        ValueError: If the learning rate is not positive.
+        ValueError: If the learning rate is not a positive number.
     """
-    if not lr > 0:
+    if not (isinstance(lr, Real) and 0 < lr < float("inf")):
         raise ValueError(f"Expected `lr` to be a number above 0, but got {lr!r}.")
     return partial(torch.optim.Adam, lr=lr)

@@ -1,5 +1,6 @@
 """Choice of a student's learning rate: short trainings are compared on held-out synthetic samples."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Trial:
 
     Attributes:
         lr: The learning rate.
-        loss: Distillation loss on the held-out samples, in nats; infinite if the training diverged.
+        loss: Distillation loss on the held-out samples, in nats; infinite if the training diverged or the loss is NaN.
         agreement: Share of these samples to which student and teacher give the same class, in [0, 1].
     """
 
@@ -92,7 +93,8 @@ def try_learning_rates(
             data.costs.teacher_forwards += module.teacher_forwards
         answers = _answer(module.network, x, data.device)
         agreement = accuracy(answers, logits.argmax(dim=1))
-        return Trial(lr, float(module.distillation(answers, logits)), float(agreement))
+        loss = float(module.distillation(answers, logits))
+        return Trial(lr, loss if math.isfinite(loss) else float("inf"), float(agreement))
 
     with data.costs.measure("student_training"):
         trials = [attempt(FIRST)]
@@ -112,9 +114,9 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 
 def describe_trials(trials: Sequence[Trial]) -> str:
-    """Return the chosen learning rate and the agreement of all trials, as text."""
-    tried = ", ".join(f"{trial.lr:g}: {trial.agreement:.1%}" for trial in trials)
-    return f"learning rate {best(trials).lr:g} (agreement in short trainings: {tried})"
+    """Return the learning rate that is chosen, and loss and agreement of all trials; the loss decides."""
+    tried = "; ".join(f"{trial.lr:g}: {trial.loss:.3g}, {trial.agreement:.1%}" for trial in trials)
+    return f"learning rate {best(trials).lr:g} (loss and agreement in short trainings: {tried})"
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ class SyntheticDataset(TensorDataset):
         memory: float | None = None,
     ) -> None:
         check_counts(samples=(samples, 1), seed=(seed, 0))
-        if memory is not None and not memory >= 0:
+        if memory is not None and not (isinstance(memory, Real) and memory >= 0):
             raise ValueError(f"Expected `memory` of at least 0 GB, or None, but got {memory!r}.")
         check_module(teacher, "teacher")
         if not isinstance(source, SyntheticSource):

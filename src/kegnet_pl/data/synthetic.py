@@ -202,8 +202,10 @@ class SyntheticDataModule(LightningDataModule):
 
     def use(self, x: Tensor, logits: Tensor) -> None:
         """Use samples that are already drawn and labelled; they move to the device if its memory budget allows it."""
-        fits = self._find_place((x, logits)) == self.device
-        self.splits["train"] = (x.to(self.device), logits.to(self.device)) if fits else (x, logits)
+        needs_room = self.resample_each_epoch or x.device != self.device
+        if needs_room and self._find_place((x, logits)) == self.device:
+            x, logits = x.to(self.device), logits.to(self.device)
+        self.splits["train"] = (x, logits)
 
     def _draw_and_label(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         with self.costs.measure("drawing"):

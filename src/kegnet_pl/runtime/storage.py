@@ -89,7 +89,7 @@ class Room:
             what: Name of the set in messages.
 
         Raises:
-            ConfigError: If the disk has too little space.
+            ConfigError: If the disk has too little space, or nothing can be written to the folder.
         """
         host = torch.device("cpu")
         if size > self.budget(device):
@@ -98,6 +98,12 @@ class Room:
             if size <= self.budget(place):
                 return place
         folder = Path(self.folder or tempfile.gettempdir())
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"Expected a folder of temporary files that exists and can be written, for {what}, but got {folder}. "
+                f"Set the variable TMPDIR to another folder, or raise the memory budget (`memory`, student.memory on "
+                f"the command line, in GB)."
+            )
         free = shutil.disk_usage(folder).free // self.processes
         if size > free:
             of_all = f" for each of {self.processes} processes" if self.processes > 1 else ""

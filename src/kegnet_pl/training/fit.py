@@ -1,5 +1,6 @@
 """Fits: the protocol with which the engine trains a module, and the quiet fit of the library."""
 
+import copy
 import logging
 import os
 import signal
@@ -8,9 +9,9 @@ import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
@@ -115,7 +116,7 @@ class QuietFit:
         device: Device of the training.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         logger: Lightning loggers.
-        callbacks: Further callbacks of every fit.
+        callbacks: Further callbacks of every fit; each fit starts with the state that they have now.
 
     Raises:
         ValueError: If the precision is unknown, or the device does not support it.
@@ -125,6 +126,7 @@ class QuietFit:
     precision: Precision = "32-true"
     logger: Logger | Sequence[Logger] | bool = False
     callbacks: Sequence[Callback] = ()
+    _states: list[dict[str, Any]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         allowed = get_args(Precision)
@@ -132,6 +134,7 @@ class QuietFit:
             raise ValueError(f"Expected `precision` to be one of {', '.join(allowed)}, but got {self.precision!r}.")
         if self.precision == "16-mixed" and self.device.type == "cpu":
             raise ValueError("Expected `precision` to be 32-true or bf16-mixed on a CPU, but got '16-mixed'.")
+        object.__setattr__(self, "_states", [copy.deepcopy(callback.state_dict()) for callback in self.callbacks])
 
     def __call__(
         self,
@@ -144,6 +147,11 @@ class QuietFit:
     ) -> Metrics:
         """Train a module; see :class:`Fit`."""
         all_callbacks = [*self.callbacks, *callbacks]
+        for callback, state in zip(self.callbacks, self._states, strict=True):
+            # Otherwise, early stopping of one fit would stop the next one. Lightning's checkpoints keep their state if
+            # they have no folder before the first fit.
+            if state and state.get("dirpath") == getattr(callback, "dirpath", None):
+                callback.load_state_dict(copy.deepcopy(state))
         with seeded(0, "fit"), _quietly():
             trainer = Trainer(
                 max_epochs=epochs,

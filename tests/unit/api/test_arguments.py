@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import nn
 
 import kegnet_pl
@@ -52,6 +54,16 @@ def test_all_wrong_arguments_are_named_at_once() -> None:
     lines = str(caught.value).splitlines()
     assert [line.split("`")[1] for line in lines] == ["count", "epochs", "teacher_norm"]
     assert "generator." not in str(caught.value), "the library has no groups"
+
+
+@pytest.mark.parametrize("lr", ["Auto", None, 0, float("nan")])
+def test_a_learning_rate_that_is_no_number_above_0_is_refused(lr: Any) -> None:
+    teacher, source = MLP(4, 3, width=4, blocks=1), kegnet_pl.NoiseSource("normal", (4,))
+    data = kegnet_pl.SyntheticDataset(source, teacher, 8, device="cpu")
+    with pytest.raises(ValueError, match=f"Expected `lr` to be a number above 0.*, but got {lr!r}"):
+        kegnet_pl.distill(teacher, data, lr=lr, device="cpu")
+    with pytest.raises(ValueError, match="Expected `memory` of at least 0 GB, or None, but got '1'"):
+        kegnet_pl.SyntheticDataset(source, teacher, 8, device="cpu", memory="1")  # type: ignore[arg-type]
 
 
 def test_global_random_state_is_left_alone() -> None:
@@ -127,3 +139,20 @@ def test_numbers_of_numpy_are_numbers() -> None:
     kegnet_pl.SyntheticDataset(source, MLP(8, 3), np.int64(8), seed=np.int64(3), device="cpu")
     small = kegnet_pl.compress(MLP(8, 3), (8,), target=np.float32(1.5), method="tucker", fit="weights", progress=False)
     assert small.report.parameters_before > small.report.parameters_after
+
+
+def test_early_stopping_of_one_seed_does_not_stop_the_next_one() -> None:
+    class Epochs(Callback):
+        def __init__(self) -> None:
+            self.counts: list[int] = []
+
+        def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self.counts.append(trainer.current_epoch)
+
+    teacher, source = MLP(4, 3, width=4, blocks=1), kegnet_pl.NoiseSource("normal", (4,))
+    data = kegnet_pl.SyntheticDataset(source, teacher, 8, device="cpu")
+    epochs, stop = Epochs(), EarlyStopping("train/loss", min_delta=10.0, patience=2, check_on_train_epoch_end=True)
+    kegnet_pl.distill(
+        teacher, data, lr=1e-3, epochs=5, seed=[0, 1], parallel="sequential", callbacks=[epochs, stop], device="cpu"
+    )
+    assert epochs.counts == [3, 3]

@@ -62,6 +62,20 @@ def test_a_rate_whose_training_diverges_is_not_chosen() -> None:
     assert trials[1].loss == float("inf") and best(trials).lr == FIRST
 
 
+def test_a_rate_whose_loss_is_not_a_number_is_not_chosen() -> None:
+    class Broken(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (1.0 if self.training else float("nan"))
+
+    def breaking(network: nn.Module, lr: float) -> StudentModule:
+        if lr == FIRST:
+            network[2].__class__ = Broken  # type: ignore[operator]
+        return make_module(network, lr)
+
+    trials = try_learning_rates(make_network(), make_data(make_network(1)), 2, breaking)
+    assert trials[0].loss == float("inf") and best(trials) is not trials[0]
+
+
 @pytest.mark.parametrize("samples", [1, 4, 33])
 def test_few_samples_are_enough(samples: int) -> None:
     trials = try_learning_rates(make_network(), make_data(make_network(), samples), 1, make_module)
@@ -79,7 +93,7 @@ def test_the_student_equals_one_that_is_given_the_rate(capsys: pytest.CaptureFix
     found = kegnet_pl.distill(start, data, **options)  # type: ignore[arg-type]
     printed = capsys.readouterr().out
     chosen, tried = re.search(
-        r"student: learning rate (\S+) \(agreement in short trainings: 0.0003: (.*)\)", printed
+        r"student: learning rate (\S+) \(loss and agreement in short trainings: 0.0003: (.*)\)", printed
     ).groups()
     assert f"{chosen}: " in f"0.0003: {tried}"
     given: dict[str, Any] = {**options, "lr": float(chosen), "progress": False}

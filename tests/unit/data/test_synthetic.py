@@ -392,6 +392,17 @@ def test_samples_on_a_disk_are_those_in_memory(parts: int, tmp_path: Path, monke
     assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "files of past epochs are kept"
 
 
+def test_samples_that_are_where_they_are_used_need_no_further_room(tmp_path: Path) -> None:
+    said: list[str] = []
+    data = _data(GeneratorSource(_generators()), _teacher(), samples=40)
+    x, logits = data.splits["train"]
+    again = copy.copy(data)
+    again.room = Room(0, tmp_path / "missing", notify=said.append)
+    again._place = None
+    again.use(x, logits)
+    assert again.splits["train"][0] is x and not said
+
+
 def test_a_large_set_is_drawn_in_parts_that_suit_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "_PART", 4 * 8 * 10)
     assert divide_draw(20, (8,)) == [10, 10]

@@ -72,6 +72,11 @@ def test_a_disk_that_is_too_small_is_an_error_before_anything_is_drawn(
     )
 
 
+def test_a_folder_that_cannot_hold_a_file_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"exists and can be written.*but got .*/missing\. Set the variable TMPDIR"):
+        Room(0, tmp_path / "missing").find(1000, CPU, "the set")
+
+
 def test_free_memory_is_that_of_the_machine_within_the_limit_of_its_group(tmp_path: Path) -> None:
     assert 10**8 < free_memory(CPU) <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     files = {"memory.max": "5000", "memory.current": "3000", "memory.stat": "anon 2000\ninactive_file 700"}
