@@ -154,9 +154,14 @@ class RealDataModule(LightningDataModule):
             if len(split) == 0:
                 raise ValueError(f"Expected samples in the {part} split of {self.name!r}, but got none.")
             if tuple(split.x.shape[1:]) != self.input_shape:
+                *lengths, channels = shape = tuple(split.x.shape[1:])
                 raise ValueError(
-                    f"Expected samples of shape {self.input_shape} in data set {self.name!r}, but got "
-                    f"{tuple(split.x.shape[1:])}. Set {override('data.input_shape', split.x.shape[1:])}."
+                    f"Expected samples of shape {self.input_shape} in data set {self.name!r}, but got {shape}. "
+                    + (
+                        "Channels come first: write the file again with numpy.moveaxis(x, -1, 1)."
+                        if len(shape) > 1 and (channels, *lengths) == self.input_shape
+                        else f"Set {override('data.input_shape', shape)}."
+                    )
                 )
             if split.x.dtype != torch.float32 or not bool(split.x.isfinite().all()):
                 raise ValueError(

@@ -114,7 +114,7 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     job = sweep.job_number() if sweep.jobs_share_the_terminal() else None
     terminal = make_console(job) if sweep.in_sweep() else None
     with one_gpu(settings.trainer) as gpu:
-        if settings.preset == "auto" and settings.teacher.is_given and not _names_experiment():
+        if _chooses_preset(settings):
             cfg, settings = _apply_preset(cfg, settings, folder, gpu)
         elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and global_rank() == 0:
             _explain_trial(settings)
@@ -125,12 +125,19 @@ def _introduce(settings: "RunSettings") -> str:
     """Return the first line of a run: version, data, networks, sources, seed and device."""
     student, trainer = settings.student.network, settings.trainer
     smaller = name_compression(settings.compression.name) if student is None else student["_target_"].rpartition(".")[2]
-    sources = ", ".join(" + ".join(mixture) for mixture in settings.sources) or "none"
+    sources = f"sources {', '.join(' + '.join(mixture) for mixture in settings.sources) or 'none'}, "
+    if _chooses_preset(settings):
+        sources = ""  # the preset chooses them
     devices = f"{trainer.processes} x {trainer.accelerator}" if trainer.processes > 1 else trainer.accelerator
     return (
         f"kegnet_pl {kegnet_pl.__version__}: data {settings.data.name}, teacher {settings.teacher.name}, student "
-        f"{smaller}, sources {sources}, seed {settings.seed}, device {devices}"
+        f"{smaller}, {sources}seed {settings.seed}, device {devices}"
     )
+
+
+def _chooses_preset(settings: "RunSettings") -> bool:
+    """Return True if the run chooses a preset for its teacher."""
+    return settings.preset == "auto" and settings.teacher.is_given and not _names_experiment()
 
 
 def _names_experiment() -> bool:

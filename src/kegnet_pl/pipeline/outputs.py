@@ -24,6 +24,7 @@ from kegnet_pl.pipeline.warnings import (
     warn_of_quantization,
     warn_of_regression,
     warn_of_student,
+    warn_of_teacher,
     warn_of_training,
 )
 from kegnet_pl.reporting.agreement import explain_agreement
@@ -200,6 +201,8 @@ def _warn(settings: RunSettings, network: Network, row: Row, last: Row, start: R
     classes = settings.data.classes
     if network.quantization is not None:
         return found + warn_of_quantization(network.quantization) + warn_of_agreement(row.agreement, classes)
+    if made.name == "teacher":
+        return found + (warn_of_teacher(row.accuracy, classes) if settings.teacher.is_given else [])
     if made.name == "compression":
         recovered = last.samples is not None and is_worse(last.agreement, last.accuracy, last.teacher_accuracy) is False
         found += warn_of_compression(settings, made, recovered=recovered)

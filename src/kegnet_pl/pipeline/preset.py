@@ -34,6 +34,9 @@ _LEAST_SAMPLES = {"student.samples": 1000, "compression.samples": 200}
 _FLOOR = 60.0
 """Shorter estimates have no meaning: start, measurements and report of a run take as many seconds."""
 
+_LONG = 1800.0
+"""Seconds above which an estimate names settings that take less time."""
+
 _FITTING = 3.0
 """Forward passes of the teacher for each sample and layer of a compression by function (measured for small CNNs)."""
 
@@ -228,9 +231,13 @@ def describe_choice(
     parts = ", ".join(f"{name} {_about(value)}" for name, value in seconds.items())
     time = "About a minute or less" if total < _FLOOR else f"About {_about(total)}"
     detail = "" if total < _FLOOR else f" ({parts})"
+    shorter = ["student.samples=1000", "student.epochs=2"]
+    shorter += ["compression=pruning", "compression.samples=200"] if "compression" in seconds else []
+    shorter += ["'sources=[procedural]'"] if "generators" in seconds else []
+    remedy = f" For less time, add {' '.join(reversed(shorter))}." if total > _LONG else ""
     return (
         f"preset=auto: experiment={preset.name}{f' {more}' if more else ''} ({preset.reason}, {parameters:,} "
-        f"parameters, {device.type}). {time} on this machine{detail}."
+        f"parameters, {device.type}). {time} on this machine{detail}.{remedy}"
     )
 
 

@@ -147,16 +147,20 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
     GlobalHydra.instance().clear()
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
         groups = _list_options(GlobalHydra.instance().config_loader())
-        chosen = [text for text in overrides if text.partition("=")[0] in groups and "," not in text]
+        for folder, group in itertools.product(_config_folders(arguments), groups):
+            paths = (folder / group).rglob("*.yaml")
+            groups[group] += [path.relative_to(folder / group).with_suffix("").as_posix() for path in paths]
+        chosen = [
+            f"{group}={option}"
+            for group, _, option in (text.partition("=") for text in overrides)
+            if group in groups and "," not in option and _option_hint(group, option, groups[group]) is None
+        ]
         for given in (chosen, experiment, []):
             try:
                 cfg = compose("config", overrides=given)
                 break
             except HydraException:
                 continue
-    for folder, group in itertools.product(_config_folders(arguments), groups):
-        paths = (folder / group).rglob("*.yaml")
-        groups[group] += [path.relative_to(folder / group).with_suffix("").as_posix() for path in paths]
     for override in overrides:
         key, _, value = override.partition("=")
         hint = _option_hint(key, value, groups[key]) if key in groups else None

@@ -20,6 +20,17 @@ _LOSS = 0.03
 """Accuracy that a network may lose before it counts as worse than its teacher, as in results/NETWORKS.md."""
 
 
+def warn_of_teacher(accuracy: float | None, classes: int) -> list[str]:
+    """Return a warning if the accuracy of the teacher on the test data is about that of chance."""
+    if accuracy is None or accuracy >= _chance(classes):
+        return []
+    return [
+        f"The teacher's accuracy on the test data is {accuracy:.1%}. The level of chance is {1 / classes:.0%}. Check "
+        f"that the test samples are normalised as the teacher's training data, and that the classes have the teacher's "
+        f"order."
+    ]
+
+
 def warn_of_compression(settings: RunSettings, compression: Stage, *, recovered: bool = False) -> list[str]:
     """Return a warning if a compressed network agrees little with the teacher on held-out samples.
 

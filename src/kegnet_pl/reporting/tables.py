@@ -100,9 +100,13 @@ def explain_speed(rows: Sequence[Row]) -> list[str]:
     slower = {size: value for size, value in speedups.items() if value < _SLOWER}
     if slower and len(rows) > 1:
         found = " and ".join(f"{value:.2f}x at batch size {size}" for size, value in slower.items())
+        pruned = rows[-1].compression == "pruning"
+        choose = "channels" if pruned else "ranks"
+        setting = "compression.by=latency" if pruned else "compression.by=latency and compression.fit=function"
         lines.append(
-            f"The student is slower than its teacher on this machine: {found}. Fewer parameters do not always mean "
-            f"lower latency. To choose ranks by measured time, set compression.by=latency and compression.fit=function."
+            f"The student is slower than its teacher on this machine: {found}. Other work on the machine disturbs the "
+            f"times: `python -m kegnet_pl.benchmark RUN` measures them again. Fewer parameters do not always mean "
+            f"lower latency. To choose {choose} by measured time, set {setting}."
         )
     return lines
 

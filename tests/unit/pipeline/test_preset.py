@@ -90,7 +90,8 @@ def test_the_estimate_names_the_stages() -> None:
     expected = (
         "preset=auto: experiment=custom/image 'sources=[normal]' (images, no batch norm, 61,706 parameters, cpu). "
     )
-    assert line == f"{expected}About 3.0 h on this machine (generators 60 min, Normal 2.0 h)."
+    shorter = "For less time, add 'sources=[procedural]' student.epochs=2 student.samples=1000."
+    assert line == f"{expected}About 3.0 h on this machine (generators 60 min, Normal 2.0 h). {shorter}"
     short = describe_choice(chosen, network, CPU, [], {"generators": 3.0, "Normal": 50.0})
     assert short.endswith("cpu). About a minute or less on this machine."), "start and report are not in the estimate"
 

@@ -97,6 +97,11 @@ def test_a_typo_lists_what_exists(typo: str, answer: str) -> None:
     assert answer in hint
 
 
+def test_a_wrong_option_does_not_hide_the_others() -> None:
+    (hint,) = suggest(["teacher=torchvision", "teacher.arch=resnet18", "compression=prunning"])
+    assert "There is no compression=prunning. Did you mean compression=pruning?" in hint
+
+
 def test_a_file_in_place_of_settings_is_named() -> None:
     (hint,) = suggest(["data=digits", "mine.yaml"])
     assert "got the file mine.yaml" in hint and "--config-dir myconf experiment=NAME" in hint

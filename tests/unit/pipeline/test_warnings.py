@@ -15,6 +15,7 @@ from kegnet_pl.pipeline.warnings import (
     warn_of_quantization,
     warn_of_regression,
     warn_of_student,
+    warn_of_teacher,
     warn_of_training,
 )
 from kegnet_pl.settings import RunSettings
@@ -108,6 +109,12 @@ def test_a_student_that_is_worse_than_its_teacher_is_a_warning() -> None:
     (line,) = warn_of_student(_agreement(0.12), 0.5, 0.9, 10)
     assert line.startswith("The network gives the teacher's class to only 12%"), "one sentence, the stronger"
     assert warn_of_student(None, None, None, 10) == []
+
+
+def test_a_teacher_near_chance_is_a_warning() -> None:
+    assert warn_of_teacher(None, 10) == warn_of_teacher(0.25, 10) == []
+    (line,) = warn_of_teacher(0.14, 10)
+    assert line.startswith("The teacher's accuracy on the test data is 14.0%. The level of chance is 10%. Check that")
 
 
 def test_training_that_makes_a_network_worse_is_a_warning() -> None:

@@ -122,3 +122,13 @@ def test_names_and_seconds_are_explained() -> None:
     ]
     other = student(0.8, method="S")
     assert explain_names([TEACHER, other]) == [f"untrained: the network before training (S in files and options){ends}"]
+
+
+def test_the_remedy_of_a_slow_network_is_that_of_its_compression() -> None:
+    latency = {"device": "CPU", "threads": 1, "batches": {"1": {"ms": 1.0, "spread": 0.1, "speedup": 0.5}}}
+    slow = dataclasses.replace(student(0.7), latency=latency, compression="pruning")
+    teacher = dataclasses.replace(TEACHER, latency=latency)
+    line = explain_speed([teacher, slow])[1]
+    assert line.endswith("To choose channels by measured time, set compression.by=latency.")
+    line = explain_speed([teacher, dataclasses.replace(slow, compression="tucker")])[1]
+    assert "choose ranks" in line and "compression.fit=function" in line and "kegnet_pl.benchmark RUN" in line
