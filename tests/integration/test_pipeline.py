@@ -320,7 +320,7 @@ def test_short_trainings_choose_a_learning_rate(
     copy_store(prepared(), tmp_path)
     (row,) = [row for row in go(tmp_path, "sources=[uniform]", "student.optimizer.lr=auto") if row["samples"]]
     (chosen,) = re.findall(
-        r"student \(.*\): learning rate (\S+) \(loss and agreement in short trainings: ", capsys.readouterr().out
+        r"student \(.*\): learning rate (\S+), by short trainings with 0\.0003 \(loss ", capsys.readouterr().out
     )
     assert row["learning_rate"] == float(chosen)
     given = go(tmp_path, "sources=[uniform]", f"student.optimizer.lr={chosen}")[-1]

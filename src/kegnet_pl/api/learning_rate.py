@@ -115,8 +115,8 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 def describe_trials(trials: Sequence[Trial]) -> str:
     """Return the learning rate that is chosen, and loss and agreement of all trials; the loss decides."""
-    tried = "; ".join(f"{trial.lr:g}: {trial.loss:.3g}, {trial.agreement:.1%}" for trial in trials)
-    return f"learning rate {best(trials).lr:g} (loss and agreement in short trainings: {tried})"
+    tried = ", ".join(f"{trial.lr:g} (loss {trial.loss:.3g}, agreement {trial.agreement:.1%})" for trial in trials)
+    return f"learning rate {best(trials).lr:g}, by short trainings with {tried}"
 
 
 @torch.no_grad()
