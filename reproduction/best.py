@@ -42,7 +42,7 @@ def render(rows: Iterable[dict[str, Any]], cells: dict[str, Any], remark: str) -
         "  *Prior*: the knowledge in its samples. *Goal*: our target for it.",
         "- *Ceiling*: a student of real data with the same settings and number of steps; its samples are not mixed.",
         "  This is not a data-free result. *Below*: ceiling minus best, in points. *No data*: only 1,083 of the",
-        "  training images are at hand.",
+        "  training images are available.",
         "- *s*: seconds from the teacher to the student, without evaluation. The machine did other work during most",
         "  runs.",
         "",

@@ -29,14 +29,12 @@ from kegnet_pl.networks import StackedModule, adapt_norm, count_classes, match_l
 from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES, forget_counts
 from kegnet_pl.networks.execution import first_weight, teacher_for
 from kegnet_pl.networks.handling import copy_network, frozen_copy, move, set_mode
-from kegnet_pl.networks.validation import FORWARD_ERRORS
-from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
 from kegnet_pl.sources import SyntheticSource, check_finite, select_samples
 from kegnet_pl.training import FeatureDistillation, GeneratorModule, StudentModule
 from kegnet_pl.training.fit import Fit, Metrics
-from kegnet_pl.training.generator_module import should_vectorize, vectorization_error
+from kegnet_pl.training.generator_module import can_vectorize, find_failure, should_vectorize, vectorization_error
 from kegnet_pl.training.optimizers import OptimizerFactory, with_learning_rate
 from kegnet_pl.training.progress import StageProgress
 
@@ -167,12 +165,8 @@ class GeneratorTask:
             obstacle = vectorization_error(
                 lambda: self.make_module([self.make_pair(0), self.make_pair(1)], 0), *self.clipping
             )
-            if obstacle is not None and settings.parallel == "vmap":
-                raise ValueError(
-                    f"Expected generators, teacher and losses that torch can vectorise with parallel='vmap', but got: "
-                    f"{obstacle.rstrip('.')}. Use parallel='sequential'."
-                )
-        parallel = "vmap" if vectorize and obstacle is None else "sequential"
+            vectorize = can_vectorize(settings.parallel, obstacle, "generators, teacher and losses")
+        parallel = "vmap" if vectorize else "sequential"
         return replace(self, settings=settings.model_copy(update={"parallel": parallel})), obstacle
 
 
@@ -304,15 +298,14 @@ def stacking_obstacle(
     if settings.feature_distillation.weight:
         return "feature distillation"
     x, logits = (tensor[:4].cpu().expand(2, -1, *tensor.shape[1:]) for tensor in data.splits["train"])
-    try:
-        with torch.random.fork_rng([]):
-            pair = [copy_network(network), copy_network(network)]
-            stacked = StackedModule(pair)
-            _student_module(stacked, data, settings, optimizer).step((x, logits))[0].backward()
-            stacked.take(0, pair[0])
-    except FORWARD_ERRORS as error:
-        return first_line(error)
-    return None
+
+    def make_step() -> None:
+        pair = [copy_network(network), copy_network(network)]
+        stacked = StackedModule(pair)
+        _student_module(stacked, data, settings, optimizer).step((x, logits))[0].backward()
+        stacked.take(0, pair[0])
+
+    return find_failure(make_step)
 
 
 def _prepare_student(network: nn.Module, data: SyntheticDataModule, settings: DistillationSettings) -> None:

@@ -61,7 +61,7 @@ from kegnet_pl.settings import (
 )
 from kegnet_pl.sources import Procedural, SyntheticSource
 from kegnet_pl.training.fit import QuietFit
-from kegnet_pl.training.generator_module import should_vectorize
+from kegnet_pl.training.generator_module import can_vectorize, should_vectorize
 from kegnet_pl.training.progress import StageProgress, make_console
 
 
@@ -397,9 +397,4 @@ def _trains_together(
         obstacle: str | None = "lr='auto', which differs from student to student"
     else:
         obstacle = stacking_obstacle(network, data[0], settings, adam(lr))
-    if obstacle is not None and parallel == "vmap":
-        raise ValueError(
-            f"Expected a student and settings that torch can vectorise with parallel='vmap', but got: "
-            f"{obstacle.rstrip('.')}. Use parallel='sequential'."
-        )
-    return obstacle is None
+    return can_vectorize(parallel, obstacle, "a student and settings")

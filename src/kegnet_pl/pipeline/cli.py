@@ -125,9 +125,8 @@ def _introduce(settings: "RunSettings") -> str:
     """Return the first line of a run: version, data, networks, sources, seed and device."""
     student, trainer = settings.student.network, settings.trainer
     smaller = name_compression(settings.compression.name) if student is None else student["_target_"].rpartition(".")[2]
-    sources = f"sources {', '.join(' + '.join(mixture) for mixture in settings.sources) or 'none'}, "
-    if _chooses_preset(settings):
-        sources = ""  # the preset chooses them
+    mixtures = ", ".join(" + ".join(mixture) for mixture in settings.sources) or "none"
+    sources = "" if _chooses_preset(settings) else f"sources {mixtures}, "  # a preset chooses others
     devices = f"{trainer.processes} x {trainer.accelerator}" if trainer.processes > 1 else trainer.accelerator
     return (
         f"kegnet_pl {kegnet_pl.__version__}: data {settings.data.name}, teacher {settings.teacher.name}, student "

@@ -231,10 +231,10 @@ def describe_choice(
     parts = ", ".join(f"{name} {_about(value)}" for name, value in seconds.items())
     time = "About a minute or less" if total < _FLOOR else f"About {_about(total)}"
     detail = "" if total < _FLOOR else f" ({parts})"
-    shorter = ["student.samples=1000", "student.epochs=2"]
-    shorter += ["compression=pruning", "compression.samples=200"] if "compression" in seconds else []
-    shorter += ["'sources=[procedural]'"] if "generators" in seconds else []
-    remedy = f" For less time, add {' '.join(reversed(shorter))}." if total > _LONG else ""
+    shorter = ["'sources=[procedural]'"] if "generators" in seconds else []
+    shorter += ["compression.samples=200", "compression=pruning"] if "compression" in seconds else []
+    shorter += ["student.epochs=2", "student.samples=1000"]
+    remedy = f" For less time, add {' '.join(shorter)}." if total > _LONG else ""
     return (
         f"preset=auto: experiment={preset.name}{f' {more}' if more else ''} ({preset.reason}, {parameters:,} "
         f"parameters, {device.type}). {time} on this machine{detail}.{remedy}"

@@ -16,7 +16,7 @@ from kegnet_pl.networks.handling import freeze
 from kegnet_pl.networks.validation import FORWARD_ERRORS
 from kegnet_pl.runtime.errors import first_line
 from kegnet_pl.runtime.seeds import stream
-from kegnet_pl.settings import LRSchedulerName
+from kegnet_pl.settings import LRSchedulerName, Parallel
 from kegnet_pl.sources import sample_labels_and_noise
 from kegnet_pl.training.base import TrainingModule, accuracy
 from kegnet_pl.training.optimizers import OptimizerFactory
@@ -182,6 +182,35 @@ def should_vectorize(training: str, count: int, device: torch.device, input_shap
     return count > 1 and (training == "vmap" or (training == "auto" and faster))
 
 
+def find_failure(attempt: Callable[[], object]) -> str | None:
+    """Return the reason why an attempt with a network fails, None if it succeeds; the global random state is kept."""
+    try:
+        with torch.random.fork_rng([]):
+            attempt()
+    except FORWARD_ERRORS as error:
+        return first_line(error)
+    return None
+
+
+def can_vectorize(parallel: Parallel, obstacle: str | None, what: str) -> bool:
+    """Return True if there is no obstacle to training several networks together.
+
+    Args:
+        parallel: The setting.
+        obstacle: Reason why torch cannot vectorise the networks; None if it can.
+        what: Names of the networks and their parts, for the message.
+
+    Raises:
+        ValueError: If ``parallel="vmap"`` is set and there is an obstacle.
+    """
+    if obstacle is not None and parallel == "vmap":
+        raise ValueError(
+            f"Expected {what} that torch can vectorise with parallel='vmap', but got: {obstacle.rstrip('.')}. Use "
+            f"parallel='sequential'."
+        )
+    return obstacle is None
+
+
 def vectorization_error(
     make_module: Callable[[], GeneratorModule], clip: float | None = None, algorithm: str | None = None
 ) -> str | None:
@@ -189,16 +218,15 @@ def vectorization_error(
 
     ``clip`` and ``algorithm`` are the trainer's ``gradient_clip_val`` and ``gradient_clip_algorithm``.
     """
-    try:
-        with torch.random.fork_rng([]):
-            module = make_module()
-            check_separable(module.optimizer_of(module.trained_parameters()), clip, algorithm)
-            draws = [sample_labels_and_noise(4, module.classes, module.noise_dim, stream(i, "trial")) for i in range(2)]
-            z, y = (torch.stack(part) for part in zip(*draws, strict=True))
-            module.step((z, y))[0].backward()
-    except FORWARD_ERRORS as error:
-        return first_line(error)
-    return None
+
+    def make_step() -> None:
+        module = make_module()
+        check_separable(module.optimizer_of(module.trained_parameters()), clip, algorithm)
+        draws = [sample_labels_and_noise(4, module.classes, module.noise_dim, stream(i, "trial")) for i in range(2)]
+        z, y = (torch.stack(part) for part in zip(*draws, strict=True))
+        module.step((z, y))[0].backward()
+
+    return find_failure(make_step)
 
 
 class GeneratorAnswer(nn.Module):
