@@ -40,6 +40,29 @@ def test_networks_are_measured_in_turns() -> None:
     assert report.describe("one")["batches"]["8"]["speedup"] == 1
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_networks_are_measured_in_the_same_layout(kept: bool) -> None:
+    seen: list[bool] = []
+
+    class Conv(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            y = self.layer(x)
+            seen.append(y.is_contiguous(memory_format=torch.channels_last))
+            return {"logits": y.view(len(y), -1) if kept else y.mean(dim=(2, 3))}
+
+    teacher, student = Conv(), Conv().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    before = teacher.layer.weight.stride()
+    networks = {"teacher": teacher} if kept else {"teacher": teacher, "student": student}
+    measure_latency(networks, (3, 16, 16), batch_sizes=[2], seconds=0.001)
+    tried = 1 if kept else 0  # the trial fails
+    assert all(seen[:tried]) and set(seen[tried:]) == {not kept}
+    assert teacher.layer.weight.stride() == before
+
+
 def test_a_network_can_be_trained_after_a_measurement() -> None:
     class Caches(nn.Module):
         def __init__(self) -> None:

@@ -68,6 +68,10 @@ def test_each_file_returns_what_the_network_returns(network: nn.Module, shape: t
     assert b"site-packages" not in (tmp_path / "model.onnx").read_bytes(), "no paths of this machine"
     loaded = torch.export.load(tmp_path / "model.pt2").module()
     torch.testing.assert_close(loaded(x), student(x), atol=1e-5, rtol=1e-5)
+    for module in (loaded, torch.jit.load(tmp_path / "model.ts")):
+        maps = [value for value in module.parameters() if value.dim() == 4]
+        assert all(value.is_contiguous(memory_format=torch.channels_last) for value in maps), "faster on a CPU"
+    assert all(value.is_contiguous() for value in student.parameters())
 
 
 def test_a_dictionary_becomes_logits(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.networks import Answers, OutputKey, as_classifier
 from kegnet_pl.networks.answers import Outputs
-from kegnet_pl.networks.execution import check_values, eval_mode, first_weight
+from kegnet_pl.networks.execution import check_values, copy_in_channels_last, eval_mode, first_weight
 from kegnet_pl.networks.handling import frozen_copy
 from kegnet_pl.networks.validation import samples_for_trial
 from kegnet_pl.runtime.errors import UserError, first_line
@@ -121,7 +121,8 @@ def export_network(
     """Write a network as files that run without kegnet_pl, and compare each with the network.
 
     If the network returns a tensor, the files return the same tensor. If it returns a tuple or dict, they return
-    logits.
+    logits. The weights of convolutions for images are in channels-last memory in ``model.pt2`` and ``model.ts`` if the
+    network accepts it: PyTorch is often faster in this layout. ONNX Runtime has its own.
 
     Args:
         network: Any classifier; it is not changed.
@@ -150,6 +151,7 @@ def export_network(
     plain = frozen_copy(network)
     if not returns_tensor(plain, input_shape):
         plain = as_classifier(plain, input_shape, outputs, output_key)
+    in_torch = copy_in_channels_last(plain, input_shape) or plain
     sizes = _BATCHES if batch_size is None else (batch_size,)
     batches = [samples_for_trial(input_shape, size).to(first_weight(plain).dtype) for size in sizes]
     files = []
@@ -159,7 +161,8 @@ def export_network(
         path.unlink(missing_ok=True)  # a link is replaced, not followed
         try:
             with quiet_exporters():
-                run = write(plain, batches[-1], path, batch_size is None)
+                written = plain if name == "onnx" else in_torch
+                run = write(written, batches[-1], path, batch_size is None)
                 difference = compare_outputs(plain, run, batches)
         except UserError:
             path.unlink(missing_ok=True)

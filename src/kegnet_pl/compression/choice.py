@@ -14,7 +14,7 @@ from torch import nn
 
 from kegnet_pl.compression.activations import LayerMoments
 from kegnet_pl.compression.allocation import BudgetError, TargetError, allocate_ranks, takes_one_rank
-from kegnet_pl.compression.costs import Cost, CostName, LatencyCost, MacCost, ParameterCost, observe_shapes
+from kegnet_pl.compression.costs import Cost, CostName, LatencyCost, MacCost, ParameterCost, make_batch, observe_shapes
 from kegnet_pl.compression.report import ModelSize, count_parameters
 from kegnet_pl.compression.rules import Candidate
 from kegnet_pl.compression.structure import restore_structure
@@ -137,17 +137,21 @@ class RankChoice:
         network: nn.Module,
         candidates: Sequence[Candidate],
         size: ModelSize,
-        sample: torch.Tensor,
+        samples: torch.Tensor,
         on_progress: Callable[[float], None],
     ) -> Cost:
-        """Return the costs of the candidates; for operations and time, only of layers that the network calls."""
+        """Return the costs of the candidates; for operations and time, only of layers that the network calls.
+
+        ``samples`` ``(N, *input_shape)`` are needed for operations and time.
+        """
         if self.by == "parameters":
             return ParameterCost({c.name: c.layer for c in candidates}, size.parameters, self.fold)
-        shapes = observe_shapes(network, [c.name for c in candidates], sample)
+        shapes = observe_shapes(network, [c.name for c in candidates], samples[:1])
         layers = {c.name: c.layer for c in candidates if c.name in shapes}
         if self.by == "macs":
             return MacCost(layers, shapes, size.macs, self.fold)
-        return LatencyCost(network, layers, shapes, sample, self.batch_size, self.fold, on_progress)
+        batch = make_batch(samples, self.batch_size)
+        return LatencyCost(network, layers, shapes, batch, self.fold, on_progress)
 
     def by_function(
         self, network: nn.Module, candidates: Sequence[Candidate], moments: Mapping[str, LayerMoments], cost: Cost

@@ -23,7 +23,8 @@ from kegnet_pl.compression.tucker import (
     kernel_size,
     sides,
 )
-from kegnet_pl.networks.execution import eval_mode
+from kegnet_pl.networks.execution import copy_in_channels_last, eval_mode
+from kegnet_pl.networks.handling import copy_network, move, set_mode
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.runtime.timing import time_in_turns
 
@@ -164,8 +165,7 @@ class LatencyCost(Cost):
         network: The network, on the device.
         layers: Layers that may be factorised, by name.
         shapes: The shapes of their calls (:func:`observe_shapes`).
-        sample: ``(1, *input_shape)``, on the device.
-        batch_size: Samples of a batch.
+        batch: Samples ``(B, *input_shape)``, on the device.
         fold: See :class:`TuckerLayer`.
         on_progress: Called with the share of the layers that are measured, in [0, 1).
     """
@@ -175,15 +175,13 @@ class LatencyCost(Cost):
         network: nn.Module,
         layers: Mapping[str, Factorisable],
         shapes: Mapping[str, Sequence[LayerShape]],
-        sample: Tensor,
-        batch_size: int,
+        batch: Tensor,
         fold: bool,
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self.layers, self.shapes, self.fold = layers, shapes, fold
-        self._batch = sample.repeat(batch_size, *(1,) * (sample.dim() - 1))
-        with eval_mode(network):
-            (self.total,) = shortest_times([network], self._batch)
+        self.layers, self.shapes, self.fold, self._batch = layers, shapes, fold, batch
+        network = to_measure(network, batch)
+        (self.total,) = shortest_times([network], batch)
         self._models: dict[str, list[_TimeModel]] = {}
         known: dict[str, _TimeModel] = {}
         for index, (name, layer) in enumerate(layers.items()):
@@ -192,15 +190,13 @@ class LatencyCost(Cost):
             for key, shape in zip(keys, shapes[name], strict=True):
                 if key not in known:
                     first, *rest = shape.inputs
-                    x = torch.randn(first * batch_size, *rest, device=sample.device, dtype=layer.weight.dtype)
-                    known[key] = _TimeModel(layer, x, fold)
+                    x = torch.randn(first * len(batch), *rest, device=batch.device, dtype=layer.weight.dtype)
+                    known[key] = _TimeModel(network.get_submodule(name), x, fold)  # type: ignore[arg-type]
             self._models[name] = [known[key] for key in keys]
 
     def speedup(self, network: nn.Module, other: nn.Module) -> float:
         """Return the time of a network divided by that of another one."""
-        with eval_mode(network), eval_mode(other):
-            first, second = shortest_times([network, other], self._batch)
-        return first / second
+        return measure_speedup(network, other, self._batch)
 
     def of_layer(self, name: str) -> float:
         """Return the seconds of a layer."""
@@ -218,7 +214,10 @@ class _TimeModel:
         self.full, self.one_rank = sides(layer), fold and has_one_rank(layer)
         self._fold = fold
         pairs = self._pairs()
-        forms = [empty_copy(layer, pair, fold).eval() for pair in pairs]
+        forms: list[nn.Module] = [empty_copy(layer, pair, fold).eval() for pair in pairs]
+        if layer.weight.dim() == 4 and layer.weight.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)
+            forms = [move(form, memory_format=torch.channels_last) for form in forms]
         times = shortest_times([layer, *forms], x)
         self.whole = times[0]
         measured: dict[str, list[tuple[Ranks, float]]] = {}
@@ -263,6 +262,30 @@ class _TimeModel:
 def _some(most: int) -> list[int]:
     """Return about four ranks from 1 to ``most``, denser for small ones; none for 0."""
     return sorted({max(round(most * share), 1) for share in (0.1, 0.3, 0.6, 1.0)}) if most > 0 else []
+
+
+def make_batch(samples: Tensor, size: int) -> Tensor:
+    """Return a batch of different samples, repeated if there are too few.
+
+    Times depend on values: max pooling on a CPU is faster for a batch of one repeated sample.
+    """
+    return samples[torch.arange(size, device=samples.device) % len(samples)]
+
+
+def to_measure(network: nn.Module, batch: Tensor) -> nn.Module:
+    """Return a copy of a network whose time is measured: in evaluation mode, in channels-last memory if it accepts it.
+
+    Students are trained in this layout. Convolutions are often much faster in it, so two networks are compared only if
+    both are in it.
+    """
+    copied = copy_in_channels_last(network, batch.shape[1:])
+    return set_mode(copy_network(network), training=False) if copied is None else copied
+
+
+def measure_speedup(network: nn.Module, other: nn.Module, batch: Tensor) -> float:
+    """Return the time of a network for a batch, divided by that of another one."""
+    first, second = shortest_times([to_measure(network, batch), to_measure(other, batch)], batch)
+    return first / second
 
 
 @torch.no_grad()

@@ -200,9 +200,8 @@ class CompressionPlan:
                 teacher, [name for name in layers if name not in obstacles], calibration.samples, seed=calibration.seed,
                 of_inputs=of_inputs,
             )  # fmt: skip
-        # The network may work in place. Without samples, the costs are parameters.
-        sample = torch.empty(0) if calibration is None else calibration.samples[:1].clone()
-        cost = self.choice.measure_costs(network, candidates, before, sample, lambda share: on_progress(0.3 * share))
+        samples = torch.empty(0) if calibration is None else calibration.samples  # without them, parameters count
+        cost = self.choice.measure_costs(network, candidates, before, samples, lambda share: on_progress(0.3 * share))
         begun = 0.3 if self.choice.by == "latency" else 0.0
         if calibration is None or self.choice.target is None:
             chosen = self.choice.by_weights(candidates, cost)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import BudgetError, TargetError
 from kegnet_pl.compression.choice import check_target, search_speed
-from kegnet_pl.compression.costs import CostName, shortest_times
+from kegnet_pl.compression.costs import CostName, make_batch, measure_speedup, shortest_times, to_measure
 from kegnet_pl.compression.cut import CUTTABLE, cut
 from kegnet_pl.compression.dependencies import import_library
 from kegnet_pl.compression.elimination import WidthCosts, eliminate
@@ -27,7 +27,6 @@ from kegnet_pl.compression.report import (
 )
 from kegnet_pl.compression.rules import fittable_layers
 from kegnet_pl.compression.tucker import Factorisable, TuckerLayer, sides
-from kegnet_pl.networks.execution import eval_mode
 from kegnet_pl.networks.handling import copy_network, freeze
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.networks.kept import Kept
@@ -149,8 +148,7 @@ class PruningPlan:
         """Return the channels to keep, as many as the target allows."""
         fitted = [name for name in fittable if can_fit(network.get_submodule(name))]
         importances = prepare(network, groups, moments, fitted, calibration.samples, calibration.seed)
-        sample = calibration.samples[:1]
-        batch = sample.repeat(self.batch_size, *(1,) * (sample.dim() - 1)) if self.by == "latency" else None
+        batch = make_batch(calibration.samples, self.batch_size) if self.by == "latency" else None
         costs = _measure_costs(network, groups, before, self.by, batch)
         steps = eliminate(importances, costs, self.round_to)
         if batch is not None:
@@ -201,10 +199,7 @@ class PruningPlan:
             raise BudgetError(history[-1][2], budget)
 
         def measure(kept: Kept) -> float:
-            small = cut(copy_network(network), kept)
-            with eval_mode(network), eval_mode(small):
-                first, second = shortest_times([network, small], batch)
-            return first / second
+            return measure_speedup(network, cut(copy_network(network), kept), batch)
 
         remedy = "Pruning convolutions with few channels increases the speed only slightly. Lower the target."
         return search_speed(self.target, total / self.target, total, allocate, measure, remedy)
@@ -234,6 +229,7 @@ def _measure_costs(
 
 def _measure_seconds(network: nn.Module, names: Sequence[str], batch: Tensor) -> tuple[float, dict[str, float]]:
     """Return the seconds of a network for a batch, and the seconds of some of its layers."""
+    network = to_measure(network, batch)
     names = [name for name in names if isinstance(network.get_submodule(name), CUTTABLE)]
     inputs: dict[str, list[Tensor]] = {}
     recorder = LayerRecorder(network, names, lambda name, x: inputs.setdefault(name, []).append(x), source="input")
@@ -246,7 +242,7 @@ def _measure_seconds(network: nn.Module, names: Sequence[str], batch: Tensor) ->
             (known[key],) = shortest_times([layer], x)
         return known[key]
 
-    with eval_mode(network), torch.no_grad():
+    with torch.no_grad():
         with recorder:
             recorder.call(batch.clone())
         (total,) = shortest_times([network], batch)

@@ -22,20 +22,37 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def copy_in_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.Module | None:
+    """Return a copy of a convolutional network in channels-last memory and evaluation mode.
+
+    Returns:
+        None if the network does not accept such tensors (``x.view`` of a tensor that is not contiguous fails), or has
+        no convolution weights. Only networks for samples ``(C, H, W)`` are copied.
+    """
+    if len(input_shape) != 3 or all(value.dim() != 4 for value in network.parameters()):
+        return None
+    weight = first_weight(network)
+    try:
+        copied = set_mode(move(copy_network(network), memory_format=torch.channels_last), training=False)
+        x = torch.zeros(2, *input_shape, device=weight.device, dtype=weight.dtype)
+        with torch.enable_grad():
+            x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+            answer = copied(x)
+            if isinstance(answer, Tensor):  # else, only the forward pass is tried
+                answer.sum().backward()
+    except (RuntimeError, ValueError):  # also of a network that cannot be copied, or has no gradients
+        return None
+    for value in copied.parameters():
+        value.grad = None
+    return copied
+
+
 def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     """Convert a convolutional network to channels-last memory if it accepts such tensors, and return it.
 
-    Values and shapes are the same. Some networks fail in this layout (``x.view`` of a tensor that is not contiguous).
-    Only networks for samples ``(C, H, W)`` are converted.
+    Values and shapes are the same.
     """
-    if len(input_shape) != 3:
-        return network
-    device = next((value.device for value in network.parameters()), torch.device("cpu"))
-    x = torch.zeros(2, *input_shape, device=device, requires_grad=True)
-    try:
-        trial = set_mode(move(copy_network(network), memory_format=torch.channels_last), training=False)
-        trial(x.contiguous(memory_format=torch.channels_last)).sum().backward()
-    except RuntimeError:
+    if copy_in_channels_last(network, input_shape) is None:
         return network
     return move(network, memory_format=torch.channels_last)
 

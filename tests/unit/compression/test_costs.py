@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.compression import Calibration, CompressionPlan, Rule, TuckerLayer, costs, measure_size
+from kegnet_pl.compression import (
+    Calibration,
+    CompressionPlan,
+    PruningPlan,
+    Rule,
+    TuckerLayer,
+    costs,
+    measure_size,
+    pruning,
+)
 from kegnet_pl.compression.costs import LatencyCost, MacCost, ParameterCost, observe_shapes, shortest_times
 from kegnet_pl.compression.tucker import empty_copy
 from tests.unit.compression.networks import count
@@ -124,7 +133,7 @@ def test_times_of_forms_are_fitted() -> None:
     network, layers = _network()
     shapes = observe_shapes(network, list(layers), torch.zeros(1, *network.shape))
     with mock.patch.object(costs, "shortest_times", _fake_times):
-        cost = LatencyCost(network, layers, shapes, torch.zeros(1, *network.shape), 16, fold=True)
+        cost = LatencyCost(network, layers, shapes, torch.zeros(16, *network.shape), fold=True)
     for name, layer in layers.items():
         n_out, n_in = layer.weight.shape[:2]
         assert cost.of_layer(name) == pytest.approx(1e-3 + 1e-6 * count(layer))
@@ -136,12 +145,35 @@ def test_times_of_forms_are_fitted() -> None:
             assert found == pytest.approx(expected, rel=1e-6), (name, ranks)
 
 
+@pytest.mark.parametrize("method", ["tucker", "pruning"])
+def test_times_are_those_of_the_layout_of_students_and_of_different_samples(method: Any) -> None:
+    """A student is trained in channels-last memory, where convolutions are faster."""
+    network, _ = _network()
+    x = torch.randn(150, *network.shape, generator=torch.Generator().manual_seed(0))
+    plan = (
+        PruningPlan(1.3, by="latency", batch_size=16)
+        if method == "pruning"
+        else CompressionPlan([Rule("*", "target")], target=1.3, by="latency", batch_size=16, fold=True)
+    )
+
+    def times(networks: list[nn.Module], x: Tensor) -> list[float]:
+        for one in networks:
+            weights = [value for value in one.parameters() if value.dim() == 4]
+            assert all(value.is_contiguous(memory_format=torch.channels_last) for value in weights)
+        assert len(x) == 16 and not torch.equal(x[0], x[1])
+        return _fake_times(networks, x)
+
+    with mock.patch.object(costs, "shortest_times", times), mock.patch.object(pruning, "shortest_times", times):
+        plan.apply(network, network.shape, Calibration(x[:100], x[100:]))
+    assert all(value.is_contiguous() for value in network.parameters())
+
+
 def test_layers_of_equal_shape_are_measured_once() -> None:
     network = nn.Sequential(*(nn.Linear(9, 9) for _ in range(4)))
     layers: dict[str, Any] = dict(network.named_children())
     shapes = observe_shapes(network, list(layers), torch.zeros(1, 9))
     with mock.patch.object(costs, "shortest_times", side_effect=_fake_times) as measured:
-        LatencyCost(network, layers, shapes, torch.zeros(1, 9), 16, fold=True)
+        LatencyCost(network, layers, shapes, torch.zeros(16, 9), fold=True)
     assert measured.call_count == 2, "the network and one layer"
 
 

@@ -18,6 +18,7 @@ from kegnet_pl.compression import (
     CompressionPlan,
     PruningPlan,
     Rule,
+    costs,
     describe_structure,
     measure_size,
     pruning,
@@ -272,10 +273,11 @@ def test_a_target_of_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(x) == 3
         return [float(measure_size(one, x.shape[1:]).macs + 1000) for one in networks]
 
-    monkeypatch.setattr(pruning, "shortest_times", seconds)
+    for module in (pruning, costs):
+        monkeypatch.setattr(module, "shortest_times", seconds)
     small = _prune(network, 1.6, by="latency", batch_size=3)
     assert 1.6 * 0.97 <= (small.report.macs_before + 1000) / (small.report.macs_after + 1000) < 1.9
-    monkeypatch.setattr(pruning, "shortest_times", lambda networks, x: [1.0] * len(networks))
+    monkeypatch.setattr(costs, "shortest_times", lambda networks, x: [1.0] * len(networks))
     with pytest.raises(BudgetError, match=r"at most 1\.00 by latency, but got 1\.6"):
         _prune(network, 1.6, by="latency", batch_size=3)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks import MLP, ResNet14, prefer_channels_last
-from kegnet_pl.networks.execution import at_least_float32
+from kegnet_pl.networks.execution import at_least_float32, copy_in_channels_last
 
 
 class _Viewing(nn.Module):
@@ -63,6 +63,23 @@ def test_execution_nothing_is_trained_by_trying() -> None:
     assert network.training
     assert network.norm1.num_batches_tracked == 0
     assert all(value.grad is None for value in network.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_execution_a_copy_in_channels_last(dtype: torch.dtype) -> None:
+    network = ResNet14(3, 10).to(dtype)
+    copied = copy_in_channels_last(network, (3, 32, 32))
+    assert copied is not None and _is_channels_last(copied) and not copied.training
+    assert not _is_channels_last(network) and network.training
+    assert all(value.grad is None for value in copied.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"), [(_Viewing(), (3, 32, 32)), (MLP(4, 3), (4,)), (nn.Flatten(), (3, 32, 32))]
+)
+def test_execution_no_copy_of_networks_that_need_another_layout(network: nn.Module, shape: tuple[int, ...]) -> None:
+    assert copy_in_channels_last(network, shape) is None
 
 
 @pytest.mark.parametrize(
