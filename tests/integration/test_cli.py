@@ -232,13 +232,13 @@ def test_metric_names(command: Command, tmp_path: Path) -> None:
         stage = file.relative_to(tmp_path).parts[2].split("-")[0]
         names.setdefault(stage, set()).update(file.read_text().splitlines()[0].split(","))
     common = {"epoch", "step"}
-    losses = {"train/loss", "train/accuracy", "train/grad_norm"}
+    losses, of_student = ({"train/loss", f"train/{name}", "train/grad_norm"} for name in ("accuracy", "agreement"))
     terms = {"train/loss_classifier", "train/loss_decoder", "train/loss_diversity"}
     samples = {"samples/confidence", "samples/entropy", *(f"samples/confidence_{label}" for label in range(10))}
     assert names == {
         "teacher": common | losses,
         "generators": common | {f"generator_{i}/{name}" for i in range(2) for name in losses | terms | samples},
-        "student": common | losses | {"val/loss", "val/accuracy"},
+        "student": common | of_student | {"val/loss", "val/accuracy"},
         "evaluation": {"step", "test/accuracy", "parameters", "macs", "compression_ratio"},
     }
 

@@ -63,7 +63,7 @@ def warn_of_training(
             f"so the student learns little about {'them' if count > 1 else 'it'}. Use "
             f"{'other sources' if mixed else f'another source, or a mixture ({mixture})'}."
         )
-    share = metrics.get("train/accuracy")
+    share = metrics.get("train/agreement")
     if share is not None and share < _chance(classes):
         found.append(
             f"The student gives the teacher's class to only {share:.0%} of its training samples. The level of chance "

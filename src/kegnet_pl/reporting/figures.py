@@ -111,7 +111,7 @@ def draw_student_curves(
     curves: Mapping[str, Mapping[str, Curve]], looks: Mapping[str, Look], narrow: bool = False
 ) -> Figure:
     """Draw the training of students (method -> :func:`read_curves`): the loss, and the agreement with the teacher."""
-    panels = {"train/loss": "distillation loss in nats", "train/accuracy": "answers as the teacher, in training"}
+    panels = {"train/loss": "distillation loss in nats", "train/agreement": "agreement with the teacher, in training"}
     if any("val/accuracy" in of_one for of_one in curves.values()):
         panels["val/accuracy"] = "validation accuracy"
     figure = new_figure(2.4 * len(panels) if narrow else 2.9, narrow)

@@ -34,7 +34,7 @@ def make_workspace(entity: str, project: str, generators: int = 10) -> Any:
             ws.Section(name=name, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(columns, rows))
             for name, panels, columns, rows in (
                 ("result", _result_panels(), 3, 2),
-                ("teacher", _fit_panels(_TEACHER, "accuracy"), 3, 1),
+                ("teacher", _fit_panels(_TEACHER, "accuracy", "(train|val)/accuracy"), 3, 1),
                 ("generators", _generator_panels(), 3, 2),
                 ("samples", _sample_panels(generators), 2, 3),
                 ("students", _student_panels(), 3, 2),
@@ -59,10 +59,10 @@ def _curves(title: str, stage: str, name: str, **options: Any) -> Any:
     return wr.LinePlot(title=title, metric_regex=f"{stage}{name}$", **options)
 
 
-def _fit_panels(stage: str, accuracy: str) -> list[Any]:
+def _fit_panels(stage: str, title: str, accuracy: str) -> list[Any]:
     return [
         _curves("loss", stage, "(train|val)/loss"),
-        _curves(accuracy, stage, "(train|val)/accuracy"),
+        _curves(title, stage, accuracy),
         _curves("gradient norm", stage, "train/grad_norm"),
     ]
 
@@ -112,7 +112,7 @@ def _student_panels() -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
     return [
-        *_fit_panels(_ANY_STUDENT, "agreement with the teacher"),
+        *_fit_panels(_ANY_STUDENT, "agreement in training, accuracy in validation", "(train/agreement|val/accuracy)"),
         _curves("entropy of the teacher's labels (nats)", _ANY_STUDENT, "labels/entropies"),
         wr.WeavePanelSummaryTable(table_name="compression/layers"),
         wr.WeavePanelSummaryTable(table_name="T+KegNet/classes"),

@@ -42,7 +42,7 @@ class StudentModule(ClassifierModule):
     The module trains one student, or K stacked students (:class:`StackedModule`). With K, the computation equals that
     of K modules with one student each. Only the masks of active dropout differ. Stacked students have no validation.
 
-    Logs ``train/loss`` (nats) and ``train/accuracy``, the agreement with the teacher; ``val/loss`` and ``val/accuracy``
+    Logs ``train/loss`` (nats) and ``train/agreement`` with the teacher; ``val/loss`` and ``val/accuracy``
     on the validation data (teacher's logits or true classes); ``test/accuracy``. With feature distillation,
     ``train/loss`` is the sum of both losses. ``train/loss_features`` is the feature loss without its weight.
 
@@ -142,7 +142,7 @@ class StudentModule(ClassifierModule):
         x, teacher_logits = batch
         if self.networks > 1:
             losses, agreements = vmap(self._judge)(self.run(x), teacher_logits)
-            return losses.sum(), {"loss": losses, "accuracy": agreements}
+            return losses.sum(), {"loss": losses, "agreement": agreements}
         metrics: dict[str, Tensor] = {}
         if self.feature_distillation is None:
             loss, agreement = self._judge(self.run(x), teacher_logits)
@@ -153,7 +153,7 @@ class StudentModule(ClassifierModule):
             metrics["loss_features"] = self.features(outputs, targets)
             loss, agreement = self._judge(logits, teacher_logits)
             loss = loss + self.feature_distillation.weight * metrics["loss_features"]
-        return loss, {"loss": loss, "accuracy": agreement, **metrics}
+        return loss, {"loss": loss, "agreement": agreement, **metrics}
 
     def _judge(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distillation loss and the agreement with the teacher."""

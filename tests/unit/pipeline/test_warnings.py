@@ -35,7 +35,7 @@ def _generators(*shares: float) -> Stage:
     )
 
 
-GOOD = {"train/accuracy": 0.9, "unreached_classes": 0, "unreached": []}
+GOOD = {"train/agreement": 0.9, "unreached_classes": 0, "unreached": []}
 
 
 def test_nothing_is_said_about_a_good_student() -> None:
@@ -64,7 +64,7 @@ def test_classes_without_samples_are_named(count: int, labels: list[int], said: 
 
 
 def test_a_student_that_learns_nothing_is_named() -> None:
-    (line,) = warn_of_training(SETTINGS, _stage("student", **GOOD | {"train/accuracy": 0.15}), None)
+    (line,) = warn_of_training(SETTINGS, _stage("student", **GOOD | {"train/agreement": 0.15}), None)
     assert line.startswith(
         "The student gives the teacher's class to only 15% of its training samples. The level of chance is 10%."
     )

@@ -82,7 +82,7 @@ def test_curves_of_every_generator_and_every_term() -> None:
 
 
 def test_validation_accuracy_is_drawn_where_there_is_one() -> None:
-    train = {"train/loss": [(1.0, 1.0)], "train/accuracy": [(1.0, 0.5)]}
+    train = {"train/loss": [(1.0, 1.0)], "train/agreement": [(1.0, 0.5)]}
     looks = looks_of([student(0.8)])
     assert len(figures.draw_student_curves({"T+KegNet": train}, looks).axes) == 2
     assert len(figures.draw_student_curves({"T+KegNet": train | {"val/accuracy": [(1.0, 0.4)]}}, looks).axes) == 3
@@ -115,7 +115,7 @@ def test_a_ceiling_is_dashed_outlined_and_named() -> None:
     classes = figures.draw_classes(dict.fromkeys(("teacher", "T+KegNet", "T+Real"), confusion), looks)
     assert [line.get_label() for line in classes.axes[0].lines] == ["teacher", "student (KegNet)", label]
     assert [line.get_fillstyle() for line in classes.axes[0].lines] == ["full", "full", "none"]
-    train = {"train/loss": [(1.0, 1.0)], "train/accuracy": [(1.0, 0.5)]}
+    train = {"train/loss": [(1.0, 1.0)], "train/agreement": [(1.0, 0.5)]}
     curves = {"T+KegNet": train, "T+Real": train}
     kegnet, ceiling = figures.draw_student_curves(curves, looks).axes[0].lines
     assert (kegnet.get_label(), kegnet.get_linestyle()) == ("student (KegNet)", "-")

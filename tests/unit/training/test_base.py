@@ -54,10 +54,10 @@ def test_curves_count_optimiser_steps(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert {row["step"] for row in rows} == {"6", "13"}
     assert {row["epoch"] for row in rows} == {"0", "1"}
-    for name in ("train/loss", "train/accuracy", "val/loss", "val/accuracy"):
+    for name in ("train/loss", "train/agreement", "val/loss", "val/accuracy"):
         assert [row["step"] for row in rows if row[name]] == ["6", "13"], name
     last = {name: float(row[name]) for row in rows[-2:] for name in row if name.startswith("train/") and row[name]}
-    assert set(last) == {"train/loss", "train/accuracy", "train/grad_norm"}
+    assert set(last) == {"train/loss", "train/agreement", "train/grad_norm"}
     for name, value in last.items():
         assert float(trainer.callback_metrics[name]) == pytest.approx(value)
 

@@ -50,15 +50,15 @@ def _data(teacher: nn.Module | None = None, **options: Any) -> SyntheticDataModu
 def test_metrics_of_a_fit_with_synthetic_validation(tmp_path: Path) -> None:
     _, trainer = fit_at_once(_student, _data, tmp_path, epochs=1)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    assert set(metrics) == {"train/loss", "train/accuracy", "train/grad_norm", "val/loss", "val/accuracy"}
-    assert 0 <= metrics["train/accuracy"] <= 1
+    assert set(metrics) == {"train/loss", "train/agreement", "train/grad_norm", "val/loss", "val/accuracy"}
+    assert 0 <= metrics["train/agreement"] <= 1
     assert 0 <= metrics["val/accuracy"] <= 1
 
 
 def test_metrics_of_a_fit_without_validation(tmp_path: Path) -> None:
     make = functools.partial(_data, validation_samples=0)
     _, trainer = fit_at_once(_student, make, tmp_path, epochs=1)
-    assert set(trainer.callback_metrics) == {"train/loss", "train/accuracy", "train/grad_norm"}
+    assert set(trainer.callback_metrics) == {"train/loss", "train/agreement", "train/grad_norm"}
 
 
 def test_validation_measures_agreement_with_the_teacher(tmp_path: Path) -> None:
