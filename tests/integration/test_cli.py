@@ -101,6 +101,7 @@ def test_a_network_of_the_user_is_more_than_a_demo(
     assert ("This is a trial: generators train for 2 epochs of 50 steps" in said) is warned
     chosen = "preset=auto: experiment=custom/image compression=auto (images, no batch norm"
     assert (chosen in said) is (not more)
+    assert "Expected time" not in said, "errors come before the estimate"
 
 
 def test_a_preset_is_chosen_and_saved(command: Command, tmp_path: Path) -> None:
@@ -117,10 +118,9 @@ def test_a_preset_is_chosen_and_saved(command: Command, tmp_path: Path) -> None:
     given += ["data.input_shape=[6]", "data.classes=3", "compression.target=1.5", "debug=fast", "student.epochs=1"]
     done = command(*given)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("preset=auto")]
-    chosen = (
-        "experiment=custom/table compression=auto (rows of features, a dense first layer, 403 parameters, cpu). About "
-    )
+    chosen = "experiment=custom/table compression=auto (rows of features, a dense first layer, 403 parameters, cpu)."
     assert chosen in line and "Compression by " in done.stdout
+    assert "Expected time on this machine: about a minute or less." in done.stdout
     assert "student (Correlated)" in done.stdout and "This is a trial" not in done.stdout
     (config,) = tmp_path.rglob(".hydra/config.yaml")
     saved = yaml.safe_load(config.read_text())

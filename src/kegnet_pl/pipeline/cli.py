@@ -114,11 +114,12 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     job = sweep.job_number() if sweep.jobs_share_the_terminal() else None
     terminal = make_console(job) if sweep.in_sweep() else None
     with one_gpu(settings.trainer) as gpu:
-        if _chooses_preset(settings):
+        automatic = _chooses_preset(settings)
+        if automatic:
             cfg, settings = _apply_preset(cfg, settings, folder, gpu)
         elif HydraConfig.get().runtime.choices.get("experiment") in (None, _DEMO) and global_rank() == 0:
             _explain_trial(settings)
-        return run(as_written(cfg), folder, settings=settings, terminal=terminal, gpu=gpu)
+        return run(as_written(cfg), folder, settings=settings, terminal=terminal, gpu=gpu, estimate=automatic)
 
 
 def _introduce(settings: "RunSettings") -> str:
@@ -154,7 +155,6 @@ def _apply_preset(
         choose_compression,
         choose_preset,
         describe_choice,
-        estimate_seconds,
         fit_to_budget,
         without_given,
     )
@@ -178,8 +178,7 @@ def _apply_preset(
     overrides = [*overrides, *without_given(fit_to_budget(settings, network, device), given)]
     cfg, settings = compose_again(overrides)
     if global_rank() == 0:
-        seconds = estimate_seconds(settings, network, device)
-        print(describe_choice(preset, network, device, overrides, seconds))  # noqa: T201
+        print(describe_choice(preset, network, device, overrides), flush=True)  # noqa: T201
         with open_dict(cfg):
             saved = OmegaConf.merge(cfg, {"preset": "none"})  # a run of the saved configuration chooses nothing again
         OmegaConf.save(saved, folder / ".hydra" / "config.yaml")

@@ -221,24 +221,33 @@ class _Draw(nn.Module):
         self.source.sample(self.COUNT, 0)
 
 
-def describe_choice(
-    preset: Preset, network: nn.Module, device: torch.device, overrides: Sequence[str], seconds: Mapping[str, float]
-) -> str:
+def describe_choice(preset: Preset, network: nn.Module, device: torch.device, overrides: Sequence[str]) -> str:
     """Return the line that a run prints about its preset."""
     parameters = sum(value.numel() for value in network.parameters())
     more = shlex.join(overrides)
+    return (
+        f"preset=auto: experiment={preset.name}{f' {more}' if more else ''} ({preset.reason}, {parameters:,} "
+        f"parameters, {device.type})."
+    )
+
+
+def describe_time(seconds: Mapping[str, float], stored: bool) -> str:
+    """Return the line that a run prints about its expected time.
+
+    Args:
+        seconds: Stage -> its seconds (:func:`estimate_seconds`).
+        stored: True if the store has stages of other runs, which this run may find there.
+    """
     total = sum(seconds.values())
+    if total < _FLOOR:
+        return "Expected time on this machine: about a minute or less."
     parts = ", ".join(f"{name} {_about(value)}" for name, value in seconds.items())
-    time = "About a minute or less" if total < _FLOOR else f"About {_about(total)}"
-    detail = "" if total < _FLOOR else f" ({parts})"
     shorter = ["'sources=[procedural]'"] if "generators" in seconds else []
     shorter += ["compression.samples=200", "compression=pruning"] if "compression" in seconds else []
     shorter += ["student.epochs=2", "student.samples=1000"]
     remedy = f" For less time, add {' '.join(shorter)}." if total > _LONG else ""
-    return (
-        f"preset=auto: experiment={preset.name}{f' {more}' if more else ''} ({preset.reason}, {parameters:,} "
-        f"parameters, {device.type}). {time} on this machine{detail}.{remedy}"
-    )
+    without = " Less if stages of this run are in the store already." if stored else ""
+    return f"Expected time on this machine: about {_about(total)} ({parts}).{without}{remedy}"
 
 
 def without_given(overrides: Sequence[str], given: Sequence[str]) -> list[str]:

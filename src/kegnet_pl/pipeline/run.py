@@ -9,6 +9,7 @@ from rich.console import Console
 from kegnet_pl.pipeline.context import RunContext, open_context
 from kegnet_pl.pipeline.outputs import Network, describe_networks, write_outputs
 from kegnet_pl.pipeline.preflight import check_before, check_inputs, check_sources, check_teacher_and_student
+from kegnet_pl.pipeline.preset import describe_time, estimate_seconds
 from kegnet_pl.pipeline.stages.agreement import agreement_stages, check_agreement_sources
 from kegnet_pl.pipeline.stages.compression import compression_stage, describe_compression_source
 from kegnet_pl.pipeline.stages.evaluation import evaluation_stage
@@ -35,6 +36,7 @@ def run(
     settings: RunSettings | None = None,
     terminal: Console | None = None,
     gpu: int | None = None,
+    estimate: bool = False,
 ) -> float | tuple[float, ...] | None:
     """Run the pipeline.
 
@@ -45,6 +47,7 @@ def run(
         terminal: Gets one line of the result, for a job of a sweep; the rest is in ``output.txt`` in the folder. None
             to print everything.
         gpu: Index of the GPU that is reserved for this run; None for the first.
+        estimate: True to print the expected time, after the teacher and the data are checked.
 
     Returns:
         The value of the setting ``objective``, with which a sweeper compares runs, for the last network that is not a
@@ -69,7 +72,7 @@ def run(
     context = open_context(settings, config, folder, terminal, gpu, titles=titles, needs_data=needs_data)
     check_before(context, sources, others)
     with context.loggers.running():
-        rows = _run_stages(context, sources, compression_source, calibration)
+        rows = _run_stages(context, sources, compression_source, calibration, estimate)
     return find_objective(find_last(rows), settings.objective)
 
 
@@ -78,11 +81,16 @@ def _run_stages(
     sources: Sequence[SourceInfo],
     compression_source: SourceInfo | None,
     calibration: SourceInfo | None,
+    estimate: bool,
 ) -> list[Row]:
     """Run the stages, write the outputs, and return the rows of results."""
     settings, needs_generators = context.settings, any(source.needs_generators for source in sources)
     teacher = teacher_stage(context)
     input_warnings = check_inputs(context, context.network(teacher), generators=needs_generators)
+    if estimate and rank() == 0:
+        stored = any(Path(settings.store).glob("compression-*"))
+        seconds = estimate_seconds(settings, context.network(teacher), context.device)
+        context.console.print(describe_time(seconds, stored), soft_wrap=True)
     initial = compression_stage(context, teacher)
     if sources:
         check_teacher_and_student(

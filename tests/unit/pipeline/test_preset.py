@@ -15,6 +15,7 @@ from kegnet_pl.pipeline.preset import (
     choose_compression,
     choose_preset,
     describe_choice,
+    describe_time,
     estimate_seconds,
     fit_to_budget,
     without_given,
@@ -86,14 +87,22 @@ def test_the_estimate_names_the_stages() -> None:
     assert list(seconds) == ["compression", "generators", "KegNet 50 % + Procedural 50 %", "Normal"]
     assert all(value > 0 for value in seconds.values())
     chosen = choose_preset(network, (1, 32, 32), same_layers=True)
-    line = describe_choice(chosen, network, CPU, ["sources=[normal]"], {"generators": 3600.0, "Normal": 7200.0})
-    expected = (
-        "preset=auto: experiment=custom/image 'sources=[normal]' (images, no batch norm, 61,706 parameters, cpu). "
+    line = describe_choice(chosen, network, CPU, ["sources=[normal]"])
+    assert line == (
+        "preset=auto: experiment=custom/image 'sources=[normal]' (images, no batch norm, 61,706 parameters, cpu)."
     )
+
+
+def test_the_estimate_is_described() -> None:
     shorter = "For less time, add 'sources=[procedural]' student.epochs=2 student.samples=1000."
-    assert line == f"{expected}About 3.0 h on this machine (generators 60 min, Normal 2.0 h). {shorter}"
-    short = describe_choice(chosen, network, CPU, [], {"generators": 3.0, "Normal": 50.0})
-    assert short.endswith("cpu). About a minute or less on this machine."), "start and report are not in the estimate"
+    expected = "Expected time on this machine: about 3.0 h (generators 60 min, Normal 2.0 h)."
+    long = {"generators": 3600.0, "Normal": 7200.0}
+    assert describe_time(long, stored=False) == f"{expected} {shorter}"
+    assert describe_time(long, stored=True) == (
+        f"{expected} Less if stages of this run are in the store already. {shorter}"
+    )
+    short = describe_time({"generators": 3.0, "Normal": 50.0}, stored=True)
+    assert short.endswith("about a minute or less."), "start and report are not in the estimate"
 
 
 def test_a_network_that_does_not_fit_is_left_to_the_stage_of_the_teacher() -> None:
