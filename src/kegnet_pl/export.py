@@ -13,7 +13,7 @@ from torch import nn
 
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.api.export import FORMATS as NETWORK_FORMATS
-from kegnet_pl.api.export import ExportedFile, compare_outputs, export_network, returns_tensor
+from kegnet_pl.api.export import ExportedFile, compare_outputs, export_network, output_shape
 from kegnet_pl.api.quantization import draw_samples, quantize
 from kegnet_pl.api.trust import TRUST_HELP, check_code
 from kegnet_pl.compression import measure_agreement
@@ -116,23 +116,24 @@ def export_run(
         network, out, shape, [name for name in formats if name in NETWORK_FORMATS], batch_size=batch_size,
         outputs=answers_of(logits) or "auto",
     )  # fmt: skip
-    own = None
+    own, output = None, output_shape(network, shape)
     if "safetensors" in formats:
         for suffix in ("safetensors", "json"):
             (out / f"model.{suffix}").unlink(missing_ok=True)  # a link is replaced, not followed
             shutil.copyfile(folder / f"network.{suffix}", out / f"model.{suffix}")
         own = _copy_own_file(out)
         again = load_network(out, "model", trust=[*trust, *([str(own)] if own is not None else [])])
-        difference = (
-            compare_outputs(network, again, [samples_for_trial(shape)]) if returns_tensor(network, shape) else 0.0
-        )
+        difference = compare_outputs(network, again, [samples_for_trial(shape)]) if output is not None else 0.0
         path = out / "model.safetensors"
         files.append(ExportedFile("safetensors", path, path.stat().st_size, difference))
     quantized = _quantize(network, logits, out, stages, row.seed, int8, source, batch_size, trust) if int8 else []
     every = [(file.format, file.path.name, file.size) for file in files]
     if own is not None:
         every.append(("code", own.name, own.stat().st_size))
-    write_model_card(card, row, rows[0], stages, every, quantized, None if own is None else own.name)
+    write_model_card(
+        card, row, rows[0], stages, every, quantized, None if own is None else own.name,
+        answers_of(logits), output,
+    )  # fmt: skip
     return files, quantized, row
 
 
@@ -192,7 +193,7 @@ def _quantize(
         )
         # The file answers as the network does, except that one that returns a tuple or dict becomes one with logits.
         compared: nn.Module = quantized
-        if answers is not None and returns_tensor(network, shape):
+        if answers is not None and output_shape(network, shape) is not None:
             compared = as_classifier(quantized, shape, Answers(answers.outputs))
         if values is not None:
             values.attach(compared)

@@ -1323,6 +1323,8 @@ def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert front["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
     for part in ("student (normal noise)", "`model.pt2`", "kegnet_pl.load_network", "## Limits", "539 test samples"):
         assert part in body, part
+    assert re.search(r"accuracy \| \d+\.\d\d % on .* \(95 % interval: \d", body)
+    assert "logits (scores before the softmax) of 10 classes, `(N, 10)`" in body
     named = [str(tmp_path / "run"), "--format", "safetensors", "--method", "compressed, untrained"]
     assert main([*named, "--out", str(tmp_path / "T")]) == 0
     assert "compressed, untrained" in (tmp_path / "T" / "README.md").read_text()

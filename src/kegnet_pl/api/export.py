@@ -149,7 +149,7 @@ def export_network(
     folder.mkdir(parents=True, exist_ok=True)
     check_values(network)
     plain = frozen_copy(network)
-    if not returns_tensor(plain, input_shape):
+    if output_shape(plain, input_shape) is None:
         plain = as_classifier(plain, input_shape, outputs, output_key)
     in_torch = copy_in_channels_last(plain, input_shape) or plain
     sizes = _BATCHES if batch_size is None else (batch_size,)
@@ -187,10 +187,11 @@ def export_network(
     return files
 
 
-def returns_tensor(network: nn.Module, input_shape: Sequence[int]) -> bool:
-    """Return True if a network returns one tensor, not a tuple, dict or object."""
+def output_shape(network: nn.Module, input_shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Return the shape of a network's output for one sample; None if it returns a tuple, dict or object."""
     with torch.no_grad():
-        return isinstance(network(samples_for_trial(input_shape).to(first_weight(network).dtype)), Tensor)
+        answer = network(samples_for_trial(input_shape).to(first_weight(network).dtype))
+    return tuple(answer.shape[1:]) if isinstance(answer, Tensor) else None
 
 
 @torch.no_grad()

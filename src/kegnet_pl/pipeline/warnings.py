@@ -136,7 +136,8 @@ def warn_of_regression(row: Row, start: Row | None) -> list[str]:
     lower = "a lower number" if row.learning_rate is None else f"a number below {row.learning_rate:g}"
     return [
         f"Training made the network worse: the {name} is {after:.1%}, and was {before:.1%} before training. Use the "
-        f"{start.name} network ('sources=[]' trains no student), or set student.optimizer.lr=auto or {lower}."
+        f"{start.name} network ('sources=[]' trains no student; python -m kegnet_pl.export RUN --method {start.method} "
+        f"exports it), or set student.optimizer.lr=auto or {lower}."
     ]
 
 

@@ -1,5 +1,6 @@
 """The model card ``README.md`` of an exported network, as the Hugging Face Hub expects it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from kegnet_pl.compression.automatic import THREE_LAYERS
+from kegnet_pl.networks import Answers
 from kegnet_pl.reporting.agreement import describe_agreement, warn_of_samples
 from kegnet_pl.reporting.html import render
 from kegnet_pl.reporting.names import name_compression
@@ -20,6 +22,17 @@ from kegnet_pl.sources import SourceInfo
 
 _TASKS = {1: "tabular-classification", 3: "image-classification"}
 """Dimensions of a sample -> task of the Hub."""
+
+_IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Channels of an image -> its mode in Pillow."""
+
+_OUTPUTS = {
+    "logits": "logits (scores before the softmax)",
+    "probabilities": "probabilities",
+    "log_probabilities": "logarithms of probabilities",
+    "sigmoid": "probabilities (sigmoid)",
+}
+"""Type of an output -> its description."""
 
 _COMPRESSIONS = {
     "tucker": "factorisation: layers are Tucker decompositions of the teacher's layers",
@@ -59,6 +72,8 @@ def write_model_card(
     files: Sequence[tuple[str, str, int]],
     quantized: Sequence[QuantizedFile] = (),
     code: str | None = None,
+    answers: Answers | None = None,
+    output_shape: Sequence[int] | None = None,
 ) -> None:
     """Write the card of a network.
 
@@ -70,10 +85,14 @@ def write_model_card(
         files: Format, name and bytes of every exported file in float32.
         quantized: Exported files in int8.
         code: Name of the exported Python file or program that builds the network; None if it needs none.
+        answers: Conversion of the network's output to logits; None for a network of logits.
+        output_shape: Shape of its output for one sample; None if the network returns a tuple or dict.
     """
     data, plan = stages.config["data"], stages.config["compression"]
-    compression = stages.networks[row.method].get("compression")
-    metrics = read_metrics(compression) if compression is not None and exists(compression / "manifest.json") else {}
+    metrics = _read_metrics(stages.networks[row.method].get("compression"))
+    tested = _read_metrics(stages.networks[row.method].get("evaluation")).get("samples")
+    image = _IMAGE_MODES.get(data["input_shape"][0]) if len(data["input_shape"]) == 3 else None
+    scaled = data.get("value_range") or (data.get("mean") and data.get("std"))
     text = render(
         "card.md",
         front_matter=yaml.safe_dump(_front_matter(row, data), sort_keys=False, allow_unicode=True).strip(),
@@ -85,6 +104,9 @@ def write_model_card(
         mean=data.get("mean"),
         std=data.get("std"),
         value_range=data.get("value_range"),
+        mode=image if scaled else None,
+        outputs=_describe_outputs(answers, output_shape, data["classes"]),
+        interval=_interval(row.accuracy, tested),
         agreement=metrics.get("agreement"),
         held_out=f"{metrics['held_out']:,} " if "held_out" in metrics else "",  # stages of older versions lack it
         agreement_text=[*describe_agreement(row), *warn_of_samples(row)],
@@ -96,6 +118,36 @@ def write_model_card(
         quantized=quantized,
     )
     atomic_write(path, text)
+
+
+def _read_metrics(stage: Path | None) -> dict[str, Any]:
+    return read_metrics(stage) if stage is not None and exists(stage / "manifest.json") else {}
+
+
+def _describe_outputs(answers: Answers | None, shape: Sequence[int] | None, classes: int) -> str:
+    kind = _OUTPUTS["logits" if answers is None else answers.outputs]
+    if shape is None:
+        where = "of the original network"
+        if answers is not None and answers.key is not None:
+            where = f"at {answers.key!r} of the original network"
+        return (
+            f"the tuple, dict or object {where}, with {kind} of {classes} classes. The ONNX, torch.export and "
+            f"TorchScript files return logits `(N, {classes})`"
+        )
+    sizes = ", ".join(["N", *map(str, shape)])
+    if math.prod(shape) == 1 and classes == 2:
+        return f"{kind}, one value per sample for the second of two classes, `({sizes}{',' * (not shape)})`"
+    return f"{kind} of {classes} classes, `({sizes})`"
+
+
+def _interval(accuracy: float | None, samples: Any) -> tuple[float, float] | None:
+    """Return Wilson's 95 % interval of an accuracy."""
+    from scipy.stats import binomtest
+
+    if accuracy is None or not isinstance(samples, int) or samples < 1:
+        return None
+    found = binomtest(round(accuracy * samples), samples).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _front_matter(row: Row, data: dict[str, Any]) -> dict[str, Any]:
