@@ -23,8 +23,8 @@ FIRST, SMALLER, LARGER = 3e-4, (1e-4, 3e-5), (1e-3, 3e-3)
 MOST_TRIALS = 4
 """Maximum number of trials."""
 
-_SHARE = 8
-"""A trial has an eighth of the student's steps, within the limits below."""
+_SHARE = 4
+"""A trial has a quarter of the student's steps, within the limits below."""
 
 _STEPS = (20, 200)
 """Minimum and maximum number of steps of a trial."""
