@@ -308,6 +308,19 @@ def test_ctrl_c_while_an_object_is_deleted_is_not_lost(monkeypatch: pytest.Monke
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_run_that_is_terminated_outside_of_a_fit_says_how_to_go_on(start: Start, tmp_path: Path) -> None:
+    """Lightning handles the signal only in a fit."""
+    running = start(FAST, "compression=ratio", "compression.target=4", "compression.samples=200000", "teacher.epochs=1")
+    deadline = time.monotonic() + 120
+    begun = tmp_path / "outputs" / "debug_store"
+    while not list(begun.glob(".compression-*")):
+        assert time.monotonic() < deadline and running.process.is_alive()
+        time.sleep(0.1)
+    os.kill(running.process.pid, signal.SIGTERM)
+    err = running.finish(143, timeout=60).stderr
+    assert "Run the same command again" in err and "Traceback" not in err
+
+
 @pytest.mark.slow
 def test_two_commands_at_once_build_every_stage_once(start: Start, tmp_path: Path) -> None:
     running = [start(FAST, "sources=[kegnet]", "teacher.epochs=5") for _ in range(2)]

@@ -50,19 +50,31 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.default_int_handler(number, frame)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM outside of a fit; within a fit, Lightning handles it."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    if signal.getsignal(signal.SIGTERM) is _terminate:  # else Lightning's handler has called this one
+        raise _Terminated
+
+
 @hydra.main(version_base="1.3", config_path="pkg://kegnet_pl.conf", config_name="config")
 def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
     global _entered
     _entered = True
     if signal.getsignal(signal.SIGINT) is _interrupt:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     held.release()
     os.chdir(HydraConfig.get().runtime.cwd)  # relative paths start there, also with hydra.job.chdir=true
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         return _run_job(cfg, folder)
-    except KeyboardInterrupt:
-        _stop(cfg, folder, code=130)
+    except KeyboardInterrupt as stop:
+        _stop(cfg, folder, code=143 if isinstance(stop, _Terminated) else 130)
     except SystemExit as stop:
         from pytorch_lightning.utilities.exceptions import SIGTERMException
 
