@@ -272,14 +272,14 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 
 _INTRODUCTION = """
-One quantity varies in each table, and the rest stays. Every point is a process of its own with one thread, an
-untrained network, and few training steps. The sets are of generators: sampling draws and labels them, the student
-learns from them for one epoch, and the evaluation reads them once. Cells are CPU seconds (wall-clock seconds, with
-other work on the machine), and the peak memory in MB above that of the process before the first stage. The exponent
-is the slope over the last three points, both axes logarithmic: 1 is linear, 0 constant. Work is the exponent of the
-operations; memory may be linear. Figures of less than 0.1 s or 50 MB are mostly the constant cost of a stage, and are
-not judged. Memory includes the samples and networks that the stages before have made, and freed memory that the
-allocator keeps.
+Each table varies one quantity and keeps the others. Each point runs in its own process, with one thread, an untrained
+network and few training steps. Generators draw the samples: sampling draws and labels a set, the student learns from it
+for one epoch, and the evaluation reads it once. Cells have CPU seconds (in brackets wall-clock seconds, with other work
+on the machine), and the peak memory in MB above that of the process before the first stage. The exponent is the slope
+over the last three points, both axes logarithmic: 1 is linear, 0 constant. The column work has the exponent of the
+operations; memory may grow linearly. Below 0.1 s or 50 MB, constant costs of a stage dominate, so such figures are not
+compared with the work. Memory includes samples and networks of earlier stages, and freed memory that the allocator
+keeps.
 """
 
 

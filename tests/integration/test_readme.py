@@ -230,11 +230,11 @@ def test_the_lines_of_python_run() -> None:
     for before, after in small.items():
         assert before in code
         code = code.replace(before, after, 1)
-    room: dict[str, Any] = {"teacher": LeNet5()}
-    exec(code, room)
+    names: dict[str, Any] = {"teacher": LeNet5()}
+    exec(code, names)
     assert len(code.strip().splitlines()) < 15
-    assert room["small"].report.compression_ratio >= 8
-    assert room["student"](torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+    assert names["small"].report.compression_ratio >= 8
+    assert names["student"](torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 
 def test_the_four_lines_of_the_readme_run() -> None:
@@ -245,10 +245,10 @@ def test_the_four_lines_of_the_readme_run() -> None:
         assert before in code
         code = code.replace(before, after, 1)
     layers = [nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, 10)]
-    room: dict[str, Any] = {"teacher": nn.Sequential(*layers)}
-    exec(code, room)
-    assert room["small"].report.compression_ratio >= 2
-    assert room["student"](torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    names: dict[str, Any] = {"teacher": nn.Sequential(*layers)}
+    exec(code, names)
+    assert names["small"].report.compression_ratio >= 2
+    assert names["student"](torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_the_lines_of_python_for_batch_norm_run() -> None:
@@ -258,9 +258,9 @@ def test_the_lines_of_python_for_batch_norm_run() -> None:
     for before, after in small.items():
         assert before in code
         code = code.replace(before, after, 1)
-    room: dict[str, Any] = {"teacher": ResNet14(), "kegnet_pl": kegnet_pl}
-    exec(code, room)
-    assert room["student"](torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    names: dict[str, Any] = {"teacher": ResNet14(), "kegnet_pl": kegnet_pl}
+    exec(code, names)
+    assert names["student"](torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_the_lines_for_batch_norm_have_the_settings_of_the_preset() -> None:

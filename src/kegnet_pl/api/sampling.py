@@ -25,7 +25,7 @@ from kegnet_pl.runtime.errors import WeightsError, first_line
 from kegnet_pl.runtime.manifests import DamagedError, read_manifest
 from kegnet_pl.runtime.safe_files import exists, printable
 from kegnet_pl.runtime.seeds import stream
-from kegnet_pl.runtime.storage import Room
+from kegnet_pl.runtime.storage import StorageLimits
 from kegnet_pl.settings import Outputs
 from kegnet_pl.sources import GeneratorSource, SyntheticSource
 
@@ -241,7 +241,7 @@ class SyntheticDataset(TensorDataset):
                     materialise(teacher, source.input_shape, "teacher")
                 data = SyntheticDataModule(
                     source, teacher, samples=samples, seed=seed, device=find_device(device),
-                    room=Room(memory),
+                    storage=StorageLimits(memory),
                     as_classifier=partial(as_classifier, outputs=outputs, key=output_key, name="teacher"),
                 )  # fmt: skip
                 data.setup()

@@ -49,7 +49,7 @@ from kegnet_pl.networks.handling import copy_network, unfreeze_frozen, warn_of_h
 from kegnet_pl.networks.kept import kept_channels
 from kegnet_pl.networks.validation import check_module, materialise, to_shape
 from kegnet_pl.runtime.devices import Device, find_device
-from kegnet_pl.runtime.storage import Room
+from kegnet_pl.runtime.storage import StorageLimits
 from kegnet_pl.settings import (
     DistillationSettings,
     LRSchedulerName,
@@ -342,7 +342,7 @@ def distill(
     with torch.inference_mode(mode=False):
         module_data = SyntheticDataModule(
             data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle,
-            resample_each_epoch=resample_each_epoch, device=fit.device, room=Room(data.memory),
+            resample_each_epoch=resample_each_epoch, device=fit.device, storage=StorageLimits(data.memory),
         )  # fmt: skip
         module_data.use(_trainable(x), _trainable(logits))
         prefer_channels_last(module_data.teacher, data.input_shape)

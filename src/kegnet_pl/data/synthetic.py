@@ -17,7 +17,7 @@ from kegnet_pl.networks.execution import chunk_size, prefer_channels_last
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import concatenate, shares, work_shared
 from kegnet_pl.runtime.seeds import derive_seed
-from kegnet_pl.runtime.storage import Place, Room, allocate, layout_of
+from kegnet_pl.runtime.storage import Place, StorageLimits, allocate, layout_of
 from kegnet_pl.sources import SyntheticSource, check_finite
 
 _PART = 2**30
@@ -65,7 +65,7 @@ class SyntheticDataModule(LightningDataModule):
         costs: Costs of a stage. Drawing and labelling are added to them, and do not count as training.
         share: True: each process of the run draws and labels a share of the samples, and receives the other shares. All
             processes must call :meth:`setup`. False: each process draws and labels all samples.
-        room: Storage of the samples, in memory or on a disk. The samples do not depend on it.
+        storage: Storage of the samples, in memory or on a disk. The samples do not depend on it.
         as_classifier: Takes the teacher and the shape of the first samples, returns a network that returns logits.
 
     Raises:
@@ -87,7 +87,7 @@ class SyntheticDataModule(LightningDataModule):
         device: torch.device | str = "cpu",
         costs: StageCosts | None = None,
         share: bool = False,
-        room: Room | None = None,
+        storage: StorageLimits | None = None,
         as_classifier: Callable[[nn.Module, Sequence[int]], nn.Module] = lambda network, _: network,
     ) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class SyntheticDataModule(LightningDataModule):
         self.real_validation = real_validation
         self.costs = costs or StageCosts()
         self.share = share
-        self.room = room or Room()
+        self.storage = storage or StorageLimits()
         self._place: Place | None = None
         self.as_classifier = as_classifier
 
@@ -196,8 +196,8 @@ class SyntheticDataModule(LightningDataModule):
             # An epoch's own samples are drawn while those of the first are there.
             size = row * (self.samples * (2 if self.resample_each_epoch else 1) + self.validation_samples)
             what = f"the synthetic set of {self.samples:,} samples"
-            self._place = self.room.find(size, self.device, what)
-            self.room.tell(self._place, size, self.device, what)
+            self._place = self.storage.find(size, self.device, what)
+            self.storage.report(self._place, size, self.device, what)
         return self._place
 
     def use(self, x: Tensor, logits: Tensor) -> None:

@@ -96,11 +96,11 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             return math.nan  # sweepers need a number; the end of the sweep lists failed jobs
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
             raise
-        _leave(f"Error: {conceal(str(error))}" if _speaks() else "", code=1)
+        _leave(f"Error: {conceal(str(error))}" if _prints_errors() else "", code=1)
     return None
 
 
-def _speaks() -> bool:
+def _prints_errors() -> bool:
     """Return True if this process prints its error: rank 0, or any rank after the processes have formed a group."""
     from kegnet_pl.runtime.distributed import distributed
 

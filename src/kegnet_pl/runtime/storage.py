@@ -59,7 +59,7 @@ def allocate(count: int, layout: Layout, place: Place) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Room:
+class StorageLimits:
     """Storage limits of a set of samples: memory within a budget, otherwise a disk.
 
     Attributes:
@@ -115,7 +115,7 @@ class Room:
             )
         return folder
 
-    def tell(self, place: Place, size: int, device: torch.device, what: str) -> None:
+    def report(self, place: Place, size: int, device: torch.device, what: str) -> None:
         """Report where a set is stored, its size and the reason; nothing if it is on the device that uses it."""
         if place == device:
             return

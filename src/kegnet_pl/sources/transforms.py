@@ -59,7 +59,7 @@ def select_samples(x: Tensor, teacher: nn.Module, n: int, seed: int = 0) -> Tens
     Returns:
         Samples ``(n, *input_shape)``, in random order.
     """
-    distances, logits = _judge(x, teacher)
+    distances, logits = _distances_and_logits(x, teacher)
     classes = logits.argmax(dim=1)
     # For each sample its place within its class; the nearest have the first places.
     order = distances.argsort(stable=True)
@@ -73,7 +73,7 @@ def select_samples(x: Tensor, teacher: nn.Module, n: int, seed: int = 0) -> Tens
     return x[chosen[torch.randperm(n, generator=stream(seed, "selection"))].to(x.device)]
 
 
-def _judge(x: Tensor, teacher: nn.Module) -> tuple[Tensor, Tensor]:
+def _distances_and_logits(x: Tensor, teacher: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the distance of each sample from the stored statistics ``(N,)``, and the logits, on the CPU."""
     stored = {
         name: (layer.running_mean, layer.running_var + layer.eps)
@@ -91,15 +91,15 @@ def _judge(x: Tensor, teacher: nn.Module) -> tuple[Tensor, Tensor]:
     pieces = x.split(chunk_size(x.shape[1:], x.device))
     recorder = LayerRecorder(teacher, tuple(stored), distance, source="input")
 
-    def judge(index: int) -> Tensor:
+    def measure_piece(index: int) -> Tensor:
         output, values = recorder.call_each(pieces[index].clone())
         found = [torch.stack(calls).mean(dim=0) if len(calls) > 1 else calls[0] for calls in values.values()]
         total = torch.stack(found).mean(dim=0) if found else torch.zeros(len(output))
         return torch.cat([total.float().cpu()[:, None], output.cpu()], dim=1)
 
     with eval_mode(teacher), recorder:
-        judged = concatenate(judge, [len(piece) for piece in pieces], torch.device("cpu"))
-    return judged[:, 0].float().nan_to_num(nan=1e30, posinf=1e30), judged[:, 1:]
+        measured = concatenate(measure_piece, [len(piece) for piece in pieces], torch.device("cpu"))
+    return measured[:, 0].float().nan_to_num(nan=1e30, posinf=1e30), measured[:, 1:]
 
 
 class MixedSource(SyntheticSource):

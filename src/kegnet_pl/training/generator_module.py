@@ -251,31 +251,31 @@ class GeneratorAnswer(nn.Module):
     def forward(self, z: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return loss, terms and accuracy."""
         x = self.generator(z, y)
-        logits, moments = self._teach(x)
+        logits, moments = self._teacher_outputs(x)
         decoded = at_least_float32(self.decoder(x)) if self.objective.uses_decoder else None
         # Exponentials and means in bfloat16 would be too coarse for the losses.
         with torch.autocast(x.device.type, enabled=False):
             inputs = (z, y, at_least_float32(x), at_least_float32(logits), decoded, moments)
-            judge = vmap(self._judge, in_dims=(0, 0, 0, 0, None if decoded is None else 0, 0))
-            loss, parts, right = judge(*inputs) if self.stacked else self._judge(*inputs)
+            losses = vmap(self._losses, in_dims=(0, 0, 0, 0, None if decoded is None else 0, 0))
+            loss, parts, right = losses(*inputs) if self.stacked else self._losses(*inputs)
         return loss, parts, right
 
-    def _teach(self, x: Tensor) -> tuple[Tensor, Moments]:
+    def _teacher_outputs(self, x: Tensor) -> tuple[Tensor, Moments]:
         """Return the teacher's logits, and the moments of the inputs of its batch norm if a term uses them."""
         if not self.stacked:
-            return self._ask(x)
+            return self._call_teacher(x)
         if self.teacher.looks_at_the_batch or self.watch is not None:
             if torch.is_autocast_enabled(x.device.type):
                 # Half precision is in channels_last, which torch's vectorised layers do not support, or copy.
-                outputs = [self._ask(samples) for samples in x.unbind()]
+                outputs = [self._call_teacher(samples) for samples in x.unbind()]
                 return tree_map(lambda *each: torch.stack(each), *outputs)  # type: ignore[no-any-return]
-            return over_stack(self._ask, x)  # type: ignore[no-any-return]
+            return over_stack(self._call_teacher, x)  # type: ignore[no-any-return]
         return self.teacher(x.flatten(0, 1)).unflatten(0, x.shape[:2]), []
 
-    def _ask(self, x: Tensor) -> tuple[Tensor, Moments]:
+    def _call_teacher(self, x: Tensor) -> tuple[Tensor, Moments]:
         return (self.teacher(x), []) if self.watch is None else self.watch(x)
 
-    def _judge(
+    def _losses(
         self, z: Tensor, y: Tensor, x: Tensor, logits: Tensor, decoded: Tensor | None, moments: Moments
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         stored = self.watch.stored() if self.watch is not None else []

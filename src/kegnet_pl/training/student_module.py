@@ -141,21 +141,21 @@ class StudentModule(ClassifierModule):
         """Return the distillation loss of a batch, summed over stacked students, and the metrics of each."""
         x, teacher_logits = batch
         if self.networks > 1:
-            losses, agreements = vmap(self._judge)(self.run(x), teacher_logits)
+            losses, agreements = vmap(self._loss_and_agreement)(self.run(x), teacher_logits)
             return losses.sum(), {"loss": losses, "agreement": agreements}
         metrics: dict[str, Tensor] = {}
         if self.feature_distillation is None:
-            loss, agreement = self._judge(self.run(x), teacher_logits)
+            loss, agreement = self._loss_and_agreement(self.run(x), teacher_logits)
         else:
             logits, outputs = self.run(x)
             with torch.no_grad():
                 targets = self._extractors[0](x)[1]
             metrics["loss_features"] = self.features(outputs, targets)
-            loss, agreement = self._judge(logits, teacher_logits)
+            loss, agreement = self._loss_and_agreement(logits, teacher_logits)
             loss = loss + self.feature_distillation.weight * metrics["loss_features"]
         return loss, {"loss": loss, "agreement": agreement, **metrics}
 
-    def _judge(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_and_agreement(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distillation loss and the agreement with the teacher."""
         return self.distillation(logits, teacher_logits), accuracy(logits, teacher_logits.argmax(dim=1))
 

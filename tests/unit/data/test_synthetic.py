@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kegnet_pl.data import Split, SyntheticDataModule, synthetic
 from kegnet_pl.data.synthetic import divide_draw
 from kegnet_pl.networks import DenseGenerator
-from kegnet_pl.runtime.storage import Room
+from kegnet_pl.runtime.storage import StorageLimits
 from kegnet_pl.sources import (
     GeneratorSource,
     MixedSource,
@@ -372,7 +372,8 @@ def test_samples_on_a_disk_are_those_in_memory(parts: int, tmp_path: Path, monke
     options = {"samples": 40, "validation_samples": 6, "resample_each_epoch": True, "batch_size": 8}
     source, teacher = GeneratorSource(_generators()), _teacher()
     kept, stored = (
-        _data(source, teacher, room=Room(memory, tmp_path, notify=said.append), **options) for memory in (None, 0)
+        _data(source, teacher, storage=StorageLimits(memory, tmp_path, notify=said.append), **options)
+        for memory in (None, 0)
     )
     row = 4 * (8 + 3)
     assert len(said) == 1 and f"{tmp_path}: {row * (2 * 40 + 6) / 1e9:.3g} GB" in said[0]
@@ -397,7 +398,7 @@ def test_samples_that_are_where_they_are_used_need_no_further_room(tmp_path: Pat
     data = _data(GeneratorSource(_generators()), _teacher(), samples=40)
     x, logits = data.splits["train"]
     again = copy.copy(data)
-    again.room = Room(0, tmp_path / "missing", notify=said.append)
+    again.storage = StorageLimits(0, tmp_path / "missing", notify=said.append)
     again._place = None
     again.use(x, logits)
     assert again.splits["train"][0] is x and not said

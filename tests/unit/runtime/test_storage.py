@@ -9,7 +9,7 @@ import torch
 
 from kegnet_pl.runtime import storage
 from kegnet_pl.runtime.errors import ConfigError
-from kegnet_pl.runtime.storage import Room, allocate, free_memory, layout_of
+from kegnet_pl.runtime.storage import StorageLimits, allocate, free_memory, layout_of
 
 CPU = torch.device("cpu")
 
@@ -40,10 +40,10 @@ def test_space_is_reserved_before_it_is_written(tmp_path: Path, monkeypatch: pyt
 def test_the_budget_decides_the_place_and_the_message_names_it(tmp_path: Path) -> None:
     said: list[str] = []
     for memory, place in ((1e-6, CPU), (0.999e-6, tmp_path)):
-        room = Room(memory, tmp_path, notify=said.append)
-        found = room.find(1000, CPU, "the set")
+        storage = StorageLimits(memory, tmp_path, notify=said.append)
+        found = storage.find(1000, CPU, "the set")
         assert found == place
-        room.tell(found, 1000, CPU, "the set")
+        storage.report(found, 1000, CPU, "the set")
     assert said == [
         f"The set is in a temporary file in {tmp_path}: 1e-06 GB, above the memory budget of 9.99e-07 GB. The results "
         f"are the same."
@@ -52,9 +52,9 @@ def test_the_budget_decides_the_place_and_the_message_names_it(tmp_path: Path) -
 
 def test_half_of_the_free_memory_is_the_budget_and_processes_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "free_memory", lambda _: 3000)
-    assert Room().find(1500, CPU, "the set") == CPU
-    assert Room(processes=2).budget(CPU) == 750
-    assert Room(2.0).budget(CPU) == 2e9
+    assert StorageLimits().find(1500, CPU, "the set") == CPU
+    assert StorageLimits(processes=2).budget(CPU) == 750
+    assert StorageLimits(2.0).budget(CPU) == 2e9
 
 
 def test_a_disk_that_is_too_small_is_an_error_before_anything_is_drawn(
@@ -62,9 +62,9 @@ def test_a_disk_that_is_too_small_is_an_error_before_anything_is_drawn(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=8 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert Room(0, tmp_path).find(8 * 10**9, CPU, "the set") == tmp_path
+    assert StorageLimits(0, tmp_path).find(8 * 10**9, CPU, "the set") == tmp_path
     with pytest.raises(ConfigError) as caught:
-        Room(1.5, tmp_path, processes=2).find(8 * 10**9, CPU, "the set")
+        StorageLimits(1.5, tmp_path, processes=2).find(8 * 10**9, CPU, "the set")
     assert str(caught.value) == (
         f"Expected 8 GB of memory or of disk space for each of 2 processes for the set, but the memory budget is "
         f"1.5 GB, and {tmp_path} has 4 GB. Use fewer samples, raise the budget (`memory`, student.memory on the "
@@ -74,7 +74,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_anything_is_drawn(
 
 def test_a_folder_that_cannot_hold_a_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"exists and can be written.*but got .*/missing\. Set the variable TMPDIR"):
-        Room(0, tmp_path / "missing").find(1000, CPU, "the set")
+        StorageLimits(0, tmp_path / "missing").find(1000, CPU, "the set")
 
 
 def test_free_memory_is_that_of_the_machine_within_the_limit_of_its_group(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from kegnet_pl.reporting.names import name_network
 from kegnet_pl.reporting.wandb import histogram
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
-from kegnet_pl.runtime.storage import Room
+from kegnet_pl.runtime.storage import StorageLimits
 from kegnet_pl.settings import RunSettings, StudentSettings
 from kegnet_pl.sources import (
     MixedSource,
@@ -54,7 +54,7 @@ def student_stage(
     definitions = source_definitions(context.settings, source.shares)
     real = [*(["train"] if source.needs_data else []), *(["val"] if student.selection == "real" else [])]
     settings = {
-        "student": _deciding(student, source),
+        "student": _decisive_settings(student, source),
         "source": {"shares": source.shares, "definitions": definitions, **code_of(definitions)},
         **code_of(student.optimizer),
         "input_shape": context.input_shape,
@@ -116,7 +116,7 @@ def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettin
     return settings.model_copy(update=changes)
 
 
-def _deciding(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
+def _decisive_settings(settings: StudentSettings, source: SourceInfo) -> dict[str, Any]:
     """Return the settings that the result of a student depends on."""
     idle = {"baselines"}
     if not source.needs_generators:
@@ -180,7 +180,7 @@ def _make_data(
 ) -> SyntheticDataModule:
     real = context.data if student.selection == "real" else None
     folder = Path(os.environ.get("TMPDIR") or context.store.root)
-    room = Room(student.memory, folder, context.settings.trainer.devices, context.console.print)
+    storage = StorageLimits(student.memory, folder, context.settings.trainer.devices, context.console.print)
     return SyntheticDataModule(
         source,
         teacher,
@@ -194,5 +194,5 @@ def _make_data(
         device=context.device,
         costs=costs,
         share=True,
-        room=room,
+        storage=storage,
     )
