@@ -15,7 +15,7 @@ from kegnet_pl.api.trust import read_recipe
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression import describe_structure, restore_structure
 from kegnet_pl.networks import Answers, ValueRange, answers_of, value_range_of
-from kegnet_pl.networks.execution import check_values, first_weight
+from kegnet_pl.networks.execution import check_values, first_weight, is_channels_last
 from kegnet_pl.networks.foreign import executed_file
 from kegnet_pl.networks.handling import move, set_mode
 from kegnet_pl.networks.validation import lazy_input_of, materialise
@@ -58,6 +58,8 @@ def save_network(network: nn.Module, folder: str | Path, name: str, recipe: Mapp
     values = value_range_of(network)
     if values is not None:
         content["inputs"] = values.to_dict()
+    if is_channels_last(network):
+        content["layout"] = "channels_last"
     atomic_write(Path(folder) / f"{name}.json", json.dumps(content, indent=2))
 
 
@@ -78,7 +80,7 @@ def load_network(
         trust: Further modules, classes and Python files whose code may run, such as ``["mypackage", "net.py"]``.
 
     Returns:
-        The network, on the CPU.
+        The network, on the CPU, in the memory layout in which it was saved: channels-last for students of images.
 
     Raises:
         FileNotFoundError: If there is no such network.
@@ -148,6 +150,8 @@ def load_network(
     if dtype is not None and dtype != first_weight(network).dtype:  # the constructor makes another precision
         move(network, dtype)
     load_weights(network, path)
+    if content.get("layout") == "channels_last":
+        move(network, memory_format=torch.channels_last)
     try:
         if logits and "answers" in content:
             Answers(**content["answers"]).attach(network)

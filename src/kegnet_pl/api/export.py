@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kegnet_pl.networks import Answers, OutputKey, as_classifier
 from kegnet_pl.networks.answers import Outputs
 from kegnet_pl.networks.execution import check_values, copy_in_channels_last, eval_mode, first_weight
-from kegnet_pl.networks.handling import frozen_copy
+from kegnet_pl.networks.handling import frozen_copy, move
 from kegnet_pl.networks.validation import samples_for_trial
 from kegnet_pl.runtime.errors import UserError, first_line
 
@@ -148,7 +148,7 @@ def export_network(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     check_values(network)
-    plain = frozen_copy(network)
+    plain = move(frozen_copy(network), memory_format=torch.contiguous_format)
     if output_shape(plain, input_shape) is None:
         plain = as_classifier(plain, input_shape, outputs, output_key)
     in_torch = copy_in_channels_last(plain, input_shape) or plain

@@ -47,6 +47,14 @@ def copy_in_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.
     return copied
 
 
+def is_channels_last(network: nn.Module) -> bool:
+    """Return True if weights of a network are in channels-last memory."""
+    return any(
+        value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+        for value in network.parameters()
+    )
+
+
 def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     """Convert a convolutional network to channels-last memory if it accepts such tensors, and return it.
 

@@ -45,6 +45,19 @@ def test_running_statistics_are_kept(tmp_path: Path) -> None:
     assert torch.equal(load_network(tmp_path)(x), network.eval()(x))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_memory_layout_is_kept(tmp_path: Path, layout: torch.memory_format) -> None:
+    """A student is as fast as measured."""
+    network = ResNet14(channels=1, classes=4).to(memory_format=layout).eval()  # type: ignore[call-overload]
+    save_network(network, tmp_path, "network", {"_target_": "kegnet_pl.networks.ResNet14", "channels": 1, "classes": 4})
+    found = load_network(tmp_path)
+    assert {name: value.stride() for name, value in found.named_parameters()} == {
+        name: value.stride() for name, value in network.named_parameters()
+    }
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(found(x), network(x))
+
+
 @pytest.mark.parametrize("fold", [False, True])
 def test_compressed_networks_are_rebuilt(tmp_path: Path, fold: bool) -> None:
     teacher = _mlp().eval()

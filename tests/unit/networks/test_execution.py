@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks import MLP, ResNet14, prefer_channels_last
-from kegnet_pl.networks.execution import at_least_float32, copy_in_channels_last
+from kegnet_pl.networks.execution import at_least_float32, copy_in_channels_last, is_channels_last
 
 
 class _Viewing(nn.Module):
@@ -24,18 +24,11 @@ class _Viewing(nn.Module):
         return logits
 
 
-def _is_channels_last(network: nn.Module) -> bool:
-    return any(
-        value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
-        for value in network.parameters()
-    )
-
-
 def test_execution_same_values_in_another_layout() -> None:
     network = ResNet14(3, 10).eval()
     before = copy.deepcopy(network)
     assert prefer_channels_last(network, (3, 32, 32)) is network
-    assert _is_channels_last(network)
+    assert is_channels_last(network)
     for name, value in before.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name
     x = torch.randn(2, 3, 32, 32)
@@ -44,7 +37,7 @@ def test_execution_same_values_in_another_layout() -> None:
 
 def test_execution_networks_that_need_contiguous_tensors_are_left_alone() -> None:
     network = _Viewing()
-    assert not _is_channels_last(prefer_channels_last(network, (3, 32, 32)))
+    assert not is_channels_last(prefer_channels_last(network, (3, 32, 32)))
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 2)
     with pytest.raises(RuntimeError, match="view"):
         network.to(memory_format=torch.channels_last)(  # type: ignore[call-overload]
@@ -70,8 +63,8 @@ def test_execution_nothing_is_trained_by_trying() -> None:
 def test_execution_a_copy_in_channels_last(dtype: torch.dtype) -> None:
     network = ResNet14(3, 10).to(dtype)
     copied = copy_in_channels_last(network, (3, 32, 32))
-    assert copied is not None and _is_channels_last(copied) and not copied.training
-    assert not _is_channels_last(network) and network.training
+    assert copied is not None and is_channels_last(copied) and not copied.training
+    assert not is_channels_last(network) and network.training
     assert all(value.grad is None for value in copied.parameters())
 
 
