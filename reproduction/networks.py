@@ -14,7 +14,7 @@ import statistics
 import textwrap
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import kegnet_pl
-from kegnet_pl.api.checks import LOW_AGREEMENT, describe_agreement
+from kegnet_pl.api.checks import LOW_AGREEMENT, describe_agreement, low_agreement
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.compression.automatic import THREE_LAYERS
 from kegnet_pl.data import CIFAR10, MNIST, FashionMNIST, Letter, RealDataModule, Split
@@ -165,6 +165,14 @@ def published(depth: int) -> nn.Module:
     return network.eval()
 
 
+def load_data(folder: Path) -> Iterator[tuple[str, RealDataModule, dict[str, Any]]]:
+    """Yield the name of a data set, its data, and the mean and deviation of its pixels."""
+    for name, kind, mean, std in (("MNIST", MNIST, 0.1307, 0.3081), ("Fashion", FashionMNIST, 0.2860, 0.3530)):
+        module = kind(root=folder, download=False, mean=[mean], std=[std], validation=1)
+        yield name, module, {"mean": mean, "std": std}
+    yield "Letter", Letter(root=folder), {}
+
+
 def _data(folder: Path) -> dict[str, tuple[RealDataModule | CifarFiles, dict[str, MakeTeacher], dict[str, Any]]]:
     """Return data set -> its data, its networks, and the mean and deviation of its pixels."""
 
@@ -172,14 +180,12 @@ def _data(folder: Path) -> dict[str, tuple[RealDataModule | CifarFiles, dict[str
         return {name: partial(train_teacher, make, seed=0) for name, make in networks.items()}
 
     found: dict[str, tuple[RealDataModule | CifarFiles, dict[str, MakeTeacher], dict[str, Any]]] = {}
-    for name, kind, mean, std in (("MNIST", MNIST, 0.1307, 0.3081), ("Fashion", FashionMNIST, 0.2860, 0.3530)):
-        module = kind(root=folder, download=False, mean=[mean], std=[std], validation=1)
-        found[name] = (module, trained(IMAGE_NETWORKS), {"mean": mean, "std": std})
-    found["Letter"] = (Letter(root=folder), trained(TABLE_NETWORKS), {})
+    for name, module, pixels in load_data(folder):
+        found[name] = (module, trained(TABLE_NETWORKS if name == "Letter" else IMAGE_NETWORKS), pixels)
     if "KEGNET_REFERENCE_DIR" in os.environ:
-        pixels = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        colours = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
         networks: dict[str, MakeTeacher] = {"ResNet20, published": lambda _: published(20)}
-        found["CIFAR-10"] = (CifarFiles(folder / "cifar10", **pixels), networks, pixels)
+        found["CIFAR-10"] = (CifarFiles(folder / "cifar10", **colours), networks, colours)
     return found
 
 
@@ -197,7 +203,7 @@ network and the teacher give the same class; it needs no data. ResNet20 of CIFAR
 
 def _is_warned(row: dict[str, Any]) -> bool:
     """Return True if the library warns of this agreement."""
-    return describe_agreement(row["agreement"]) is not None
+    return describe_agreement(row["agreement"], row["method"]) is not None
 
 
 def _percent(value: float | str | None) -> str:
@@ -232,7 +238,8 @@ def render(rows: list[dict[str, Any]]) -> str:
         f"{len(kept)} of {len(rows)} networks are within 3 points of their teachers, as T or as student "
         f"({len(by_factorisation)} by factorisation alone, untrained). Of the other "
         f"{len(lost)}, {sum(map(_is_warned, lost))} got the warning (agreement below "
-        f"{LOW_AGREEMENT:.0%}). {sum(map(_is_warned, kept))} of the {len(kept)} got a false warning.",
+        f"{LOW_AGREEMENT:.0%}, for pruning {low_agreement('pruning'):.0%}). {sum(map(_is_warned, kept))} of the "
+        f"{len(kept)} got a false warning.",
         f"Median of the seconds together: {statistics.median(sum(row['seconds'].values()) for row in rows):.0f} (one "
         f"thread, with other work on the machine; distill with the samples).",
         "",

@@ -28,7 +28,15 @@ _SCALE = 3
 """Factor between standard deviations, above which the run warns of a wrong value range (docs/decisions/0003)."""
 
 LOW_AGREEMENT = 0.9
-"""Agreement on held-out synthetic samples below which ``compress`` warns (measured in results/NETWORKS.md)."""
+"""Agreement on synthetic samples below which there is a warning (measured in results/AGREEMENT_LEVELS.md)."""
+
+_LOW_AGREEMENT_OF_PRUNING = 0.8
+"""The same for networks that were compressed by pruning, which lose less accuracy at the same agreement."""
+
+
+def low_agreement(method: str) -> float:
+    """Return the agreement on held-out synthetic samples below which a compression by a method causes a warning."""
+    return _LOW_AGREEMENT_OF_PRUNING if method == "pruning" else LOW_AGREEMENT
 
 
 def check_student(
@@ -214,11 +222,12 @@ def describe_comparison(method: str, compared: Mapping[str, float | str | None],
     return f"Compression by {method}. Agreement on {number}held-out synthetic samples: {', '.join(parts)}."
 
 
-def describe_agreement(agreement: float | None) -> str | None:
+def describe_agreement(agreement: float | None, method: str) -> str | None:
     """Return a sentence if a compressed network agrees with the original too little, None if it agrees enough.
 
     Args:
         agreement: :attr:`Compressed.agreement` of a compression by function; None if the original gives one class.
+        method: :attr:`Compressed.method`.
     """
     if agreement is None:
         return (
@@ -226,12 +235,13 @@ def describe_agreement(agreement: float | None) -> str | None:
             "Check the network's weights and the normalisation of its inputs (`mean` and `std`), or use another "
             "source."
         )
-    if agreement >= LOW_AGREEMENT:
+    level = low_agreement(method)
+    if agreement >= level:
         return None
     return (
         f"The compressed network and the original give the same class to only {agreement:.0%} of the held-out "
-        f"synthetic samples. Below {LOW_AGREEMENT:.0%} some networks lost more than 3 points of accuracy, and others "
-        f"none (results/NETWORKS.md). Lower the target, use samples that are more like your data, or measure the "
+        f"synthetic samples. Below {level:.0%} some networks lost more than 3 points of accuracy, and others none "
+        f"(results/AGREEMENT_LEVELS.md). Lower the target, use samples that are more like your data, or measure the "
         f"accuracy."
     )
 

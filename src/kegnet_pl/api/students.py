@@ -134,7 +134,8 @@ def compress(
         layer before and after. ``fitted``: the names of the layers that were fitted (a fit that makes the network worse
         on held-out samples is undone). ``method``; and, for ``"auto"``, ``compared``: the agreement of each method.
         ``agreement``: the share of held-out samples to which both networks give the same class. It is None for
-        ``fit="weights"``, or if the network gives one class to all samples. Below 0.9 there is a warning.
+        ``fit="weights"``, or if the network gives one class to all samples. Below 0.9, for pruning below 0.8, there is
+        a warning.
 
     Raises:
         ValueError: If a pattern matches no layer, a rank is out of range, the target is out of reach, or the network
@@ -175,7 +176,7 @@ def compress(
         restore_answers(compressed.network)
     if compressed.compared:
         bar.console.print(describe_comparison(compressed.method, compressed.compared, compressed.held_out))
-    sentence = describe_agreement(compressed.agreement)
+    sentence = describe_agreement(compressed.agreement, compressed.method)
     if sentence is not None:
         warnings.warn(sentence if has_library() else f"{sentence} {TRY_PRUNING}", stacklevel=2)
     return compressed

@@ -38,7 +38,7 @@ def warn_of_compression(settings: RunSettings, compression: Stage, *, recovered:
     """
     if settings.student.network is not None or settings.compression.fit == "weights" or recovered:
         return []
-    sentence = describe_agreement(compression.metrics.get("agreement"))
+    sentence = describe_agreement(compression.metrics.get("agreement"), compression.metrics.get("method", "tucker"))
     return [] if sentence is None else [sentence]
 
 
@@ -63,7 +63,7 @@ def warn_of_training(
             f"so the student learns little about {'them' if count > 1 else 'it'}. Use "
             f"{'other sources' if mixed else f'another source, or a mixture ({mixture})'}."
         )
-    share = metrics.get("train/agreement")
+    share = metrics.get("train/agreement", metrics.get("train/accuracy"))  # the latter from older versions
     if share is not None and share < _chance(classes):
         found.append(
             f"The student gives the teacher's class to only {share:.0%} of its training samples. The level of chance "
@@ -136,8 +136,8 @@ def warn_of_regression(row: Row, start: Row | None) -> list[str]:
     lower = "a lower number" if row.learning_rate is None else f"a number below {row.learning_rate:g}"
     return [
         f"Training made the network worse: the {name} is {after:.1%}, and was {before:.1%} before training. Use the "
-        f"{start.name} network ('sources=[]' trains no student; python -m kegnet_pl.export RUN --method {start.method} "
-        f"exports it), or set student.optimizer.lr=auto or {lower}."
+        f"{start.name} network: 'sources=[]' trains no student, and python -m kegnet_pl.export RUN --method "
+        f"{start.method} exports this network. Or set student.optimizer.lr=auto or {lower}."
     ]
 
 
