@@ -2,30 +2,38 @@
 
 The plans of the paper have three layers for each compressed one; redundant factors can be merged; and ranks can be
 chosen by measured time. The page ``results/SPEED.md`` shows the speed-up of each, and the accuracy before any training.
-It needs the released teachers (KEGNET_REFERENCE_DIR) and the test data (KEGNET_DATA_DIR).
+A second table compares memory layouts. It needs the released teachers (KEGNET_REFERENCE_DIR) and the test data
+(KEGNET_DATA_DIR).
 """
 
 import argparse
 import json
 import os
+import statistics
 import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
+import torchvision
 from torch import nn
 
 import kegnet_pl
 from kegnet_pl.api.weights import load_weights
-from kegnet_pl.benchmark import measure_latency
+from kegnet_pl.benchmark import BATCH_SIZES, measure_latency
 from kegnet_pl.compression import Compressed
 from kegnet_pl.data import MNIST, SVHN, Letter, Split
+from kegnet_pl.networks import LeNet5, ResNet14
+from kegnet_pl.networks.execution import copy_in_channels_last
+from kegnet_pl.networks.validation import samples_for_trial
 from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.objects import build, make_plan
 from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
+from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.settings import RunSettings
 from reproduction.paths import ROOT
 from reproduction.runner import say
@@ -36,6 +44,9 @@ PLANS = {"mnist_lenet": ("option1", "option2", "option3"), "svhn_resnet": ("opti
 
 TARGETS = (2.0, 1.5, 1.2)
 """Targets of latency; the first that can be reached counts."""
+
+METHODS: tuple[Literal["tucker", "pruning"], ...] = ("tucker", "pruning")
+"""Methods with a target of latency."""
 
 SECONDS = 2.0
 """Measuring time for each batch size."""
@@ -72,19 +83,26 @@ def compress(experiment: str, teacher: nn.Module) -> Iterator[tuple[str, Compres
             yield f"{option}, {'merged factors' if fold == 'true' else 'as published'}", plan.apply(teacher, shape)
     given = settings.data.model_extra or {}
     pixels = {name: given[name] for name in ("mean", "std") if len(shape) > 1}
-    reason = ""
+    for method in METHODS:
+        yield compress_by_latency(teacher, shape, method, pixels)
+
+
+def compress_by_latency(
+    teacher: nn.Module, shape: tuple[int, ...], method: Literal["tucker", "pruning"], pixels: dict[str, Any]
+) -> tuple[str, Compressed | str]:
+    """Return the name of a plan, and the network at the first target that can be reached, or the reason why none is."""
+    found: Compressed | str = ""
     for target in TARGETS:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the agreement is in the page
-                small = kegnet_pl.compress(
-                    teacher, shape, target, method="tucker", by="latency", progress=False, **pixels
+                found = kegnet_pl.compress(
+                    teacher, shape, target, method=method, by="latency", progress=False, **pixels
                 )
-            yield f"by latency, target {target:g}x", small
-            return
+            break
         except ValueError as error:
-            reason = str(error)
-    yield f"by latency, target {TARGETS[-1]:g}x", reason
+            found = str(error)
+    return f"by latency, {method}, target {target:g}x", found
 
 
 def measure(experiment: str, teacher: nn.Module, test: Split, name: str, small: Compressed | str) -> dict[str, Any]:
@@ -105,13 +123,40 @@ def measure(experiment: str, teacher: nn.Module, test: Split, name: str, small: 
     }
 
 
+def measure_layouts() -> Iterator[dict[str, Any]]:
+    """Yield the time of networks in the default memory layout / in channels-last memory."""
+    networks: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        "LeNet5": (LeNet5(), (1, 32, 32)),
+        "ResNet14": (ResNet14(3, 10), (3, 32, 32)),
+        "resnet18 (torchvision)": (torchvision.models.resnet18(), (3, 64, 64)),
+        "mobilenet_v3_small (torchvision)": (torchvision.models.mobilenet_v3_small(), (3, 64, 64)),
+    }
+    for name, (network, shape) in networks.items():
+        other = copy_in_channels_last(network.eval(), shape)
+        assert other is not None
+        found = {}
+        for size in BATCH_SIZES:
+            x = samples_for_trial(shape, size)
+            with torch.no_grad():
+                times = time_in_turns([(network, x), (other, x)], shortest=2e-3, rounds=(10, 200), seconds=SECONDS)
+            found[str(size)] = round(statistics.median(a / b for a, b in zip(*times, strict=True)), 2)
+        yield {"network": name, "shape": shape, "layout_speedups": found, "versions": versions()}
+
+
 _INTRODUCTION = """
 `python -m reproduction.speed` writes this page. The speed-up is the time of the teacher / the time of the compressed
-network in PyTorch, for batches of 1 and 64. It is the median of measurements in turns. The columns *teacher* and *T*
-have the test accuracy in %; T is the compressed network before any training. There are three kinds of plans. *As
-published*: each compressed layer becomes three layers. *Merged factors*: the ranks are the same, and a dense layer
-becomes two layers (`compression.fold=true`). *By latency*: ranks are chosen by function and measured time for batches
-of 64; the target is the first of 2x, 1.5x and 1.2x that can be reached.
+network in PyTorch, for batches of 1 and 64, both in channels-last memory. It is the median of measurements in turns.
+The columns *teacher* and *T* have the test accuracy in %; T is the compressed network before any training. There are
+three kinds of plans. *As published*: each compressed layer becomes three layers. *Merged factors*: the ranks are the
+same, and a dense layer becomes two layers (`compression.fold=true`). *By latency*: ranks, or channels for pruning,
+are chosen by function and measured time for batches of 64; the target is the first of 2x, 1.5x and 1.2x that can be
+reached.
+"""
+
+
+_LAYOUTS = """
+Time of an uncompressed network in PyTorch's default layout / its time in channels-last memory
+(`network.to(memory_format=torch.channels_last)`), with random weights. Values are the same in both layouts.
 """
 
 
@@ -120,6 +165,10 @@ def render(rows: list[dict[str, Any]]) -> str:
     names = ["experiment", "plan", "fewer parameters", "fewer MACs", "speed-up at 1", "speed-up at 64", "teacher", "T"]
     lines = ["# Speed of the paper's networks", "", *textwrap.wrap(_INTRODUCTION.strip(), 120), ""]
     lines += [f"| {' | '.join(names)} |", f"| {' | '.join(['---'] * 2 + ['---:'] * 6)} |"]
+    layouts, rows = (
+        [row for row in rows if "layout_speedups" in row],
+        [row for row in rows if "layout_speedups" not in row],
+    )
     for row in rows:
         cells = [row["experiment"], row["plan"]]
         if "refused" in row:
@@ -134,6 +183,12 @@ def render(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [""] + [f"- {row['experiment']}, {row['plan']}: {row['refused']}" for row in rows if "refused" in row]
     machines = ", ".join(dict.fromkeys(row["machine"] for row in rows if "machine" in row))
+    lines += ["", "## Memory layout", "", *textwrap.wrap(_LAYOUTS.strip(), 120), ""]
+    lines += ["| network | input | speed-up at 1 | speed-up at 64 |", "| --- | --- | ---: | ---: |"]
+    for row in layouts:
+        shape = " x ".join(map(str, row["shape"]))
+        speedups = " | ".join(f"{one:.2f}x" for one in row["layout_speedups"].values())
+        lines.append(f"| {row['network']} | {shape} | {speedups} |")
     return "\n".join([*lines, "", f"Machine: {machines}."]) + "\n"
 
 
@@ -152,6 +207,9 @@ def main() -> int:
         for name, small in compress(experiment, teacher):
             rows.append(measure(experiment, teacher, data.part("test"), name, small))
             say(str({key: value for key, value in rows[-1].items() if key != "versions"}))
+    for row in measure_layouts():
+        rows.append(row)
+        say(str({key: value for key, value in row.items() if key != "versions"}))
     atomic_write(path, json.dumps(rows, indent=1) + "\n")
     atomic_write(path.with_name("SPEED.md"), render(rows))
     say(f"Written: {display_path(path)}")

@@ -29,7 +29,7 @@ from kegnet_pl.api.quantization import OnnxNetwork, draw_samples, quantize
 from kegnet_pl.benchmark import BATCH_SIZES, device_name
 from kegnet_pl.data import MNIST, Letter, Pendigits, Split
 from kegnet_pl.networks import MLP, as_classifier
-from kegnet_pl.networks.execution import copy_in_channels_last
+from kegnet_pl.networks.execution import copies_to_time
 from kegnet_pl.networks.validation import samples_for_trial
 from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.reporting.style import distinct_colors, house_style, new_figure
@@ -264,7 +264,7 @@ def _measure_size(teacher: nn.Module, student: nn.Module, shape: tuple[int, ...]
 def _speedup(networks: Sequence[nn.Module], shape: tuple[int, ...], batch_size: int) -> float:
     """Return the shortest time of the first network / that of the second; other work only makes times longer."""
     x = samples_for_trial(shape, batch_size)
-    calls = [(copy_in_channels_last(network, shape) or network.eval(), x) for network in networks]
+    calls = [(network.eval(), x) for network in copies_to_time(networks, shape)]
     times = time_in_turns(calls, shortest=2e-3, rounds=ROUNDS, seconds=SECONDS)
     first, second = (min(found) for found in times)
     return first / second

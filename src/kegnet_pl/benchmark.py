@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from kegnet_pl.compression.report import align
-from kegnet_pl.networks.execution import copy_in_channels_last, eval_mode, first_weight
+from kegnet_pl.networks.execution import copies_to_time, eval_mode, first_weight
 from kegnet_pl.networks.handling import move
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.devices import Device, find_device
@@ -24,6 +24,9 @@ from kegnet_pl.runtime.timing import time_in_turns
 
 BATCH_SIZES = (1, 64)
 """Default batch sizes: one sample at a time, and many."""
+
+LAYOUT = {"layout": "channels-last"}
+"""Memory layout of measured networks of PyTorch, for a fingerprint."""
 
 _ROUNDS = (5, 200)
 """Least and greatest number of measurements of a network."""
@@ -114,13 +117,13 @@ def measure_latency(
     """Measure how long networks take for a batch, in PyTorch without compilation.
 
     The networks are measured in turns, so other load on the machine affects all of them. Compare speed-ups, not
-    milliseconds of two calls. All convolutional networks for images are measured in channels-last memory if they accept
-    it (``network.to(memory_format=torch.channels_last)``). Students are trained in this layout, and convolutions are
-    often much faster in it.
+    milliseconds of two calls. Convolutional networks for images are measured in channels-last memory
+    (``network.to(memory_format=torch.channels_last)``) if all of them accept it, else in the default layout. Students
+    are trained in channels-last memory. Convolutions can be several times faster in it (results/SPEED.md).
 
     Args:
-        networks: Networks by name, in evaluation mode for the measurement; the first is the baseline. A copy is
-            measured, or the network itself if it is not converted; it is moved to the device and back.
+        networks: Networks by name, in evaluation mode for the measurement; the first is the baseline. Copies of
+            convolutional networks for images are measured. Other networks are moved to the device and back.
         input_shape: Shape of one sample.
         batch_sizes: Samples of a batch.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU if there is one.
@@ -142,7 +145,7 @@ def measure_latency(
     if not all(isinstance(size, int) and size >= 1 for size in batch_sizes):
         raise ValueError(f"Expected `batch_sizes` to be whole numbers of at least 1, but got {list(batch_sizes)!r}.")
     count = torch.get_num_threads() if threads is None else threads
-    networks = {name: copy_in_channels_last(network, input_shape) or network for name, network in networks.items()}
+    networks = dict(zip(networks, copies_to_time(list(networks.values()), input_shape), strict=True))
     homes = {name: first_weight(network).device for name, network in networks.items()}
     rows: list[Latency] = []
     with ExitStack() as stack:
@@ -182,13 +185,8 @@ def device_name(device: torch.device) -> str:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return the properties of a measurement that change its times, for a fingerprint."""
-    return {
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "layout": "channels-last",
-    }
+    """Return the properties of a machine that change a measured time, for a fingerprint."""
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _cpu_model() -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from kegnet_pl.api.checkpoints import load_network
 from kegnet_pl.api.export import FORMATS as NETWORK_FORMATS
-from kegnet_pl.api.export import ExportedFile, compare_outputs, export_network, output_shape
+from kegnet_pl.api.export import ExportedFile, compare_outputs, export_network, find_output_shape
 from kegnet_pl.api.quantization import draw_samples, quantize
 from kegnet_pl.api.trust import TRUST_HELP, check_code
 from kegnet_pl.compression import measure_agreement
@@ -116,7 +116,7 @@ def export_run(
         network, out, shape, [name for name in formats if name in NETWORK_FORMATS], batch_size=batch_size,
         outputs=answers_of(logits) or "auto",
     )  # fmt: skip
-    own, output = None, output_shape(network, shape)
+    own, output = None, find_output_shape(network, shape)
     if "safetensors" in formats:
         for suffix in ("safetensors", "json"):
             (out / f"model.{suffix}").unlink(missing_ok=True)  # a link is replaced, not followed
@@ -193,7 +193,7 @@ def _quantize(
         )
         # The file answers as the network does, except that one that returns a tuple or dict becomes one with logits.
         compared: nn.Module = quantized
-        if answers is not None and output_shape(network, shape) is not None:
+        if answers is not None and find_output_shape(network, shape) is not None:
             compared = as_classifier(quantized, shape, Answers(answers.outputs))
         if values is not None:
             values.attach(compared)

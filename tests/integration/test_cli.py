@@ -308,7 +308,7 @@ def test_ctrl_c_while_an_object_is_deleted_is_not_lost(monkeypatch: pytest.Monke
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_run_that_is_terminated_outside_of_a_fit_says_how_to_go_on(start: Start, tmp_path: Path) -> None:
+def test_sigterm_outside_of_a_fit_says_how_to_continue(start: Start, tmp_path: Path) -> None:
     """Lightning handles the signal only in a fit."""
     running = start(FAST, "compression=ratio", "compression.target=4", "compression.samples=200000", "teacher.epochs=1")
     deadline = time.monotonic() + 120

@@ -80,7 +80,8 @@ def load_network(
         trust: Further modules, classes and Python files whose code may run, such as ``["mypackage", "net.py"]``.
 
     Returns:
-        The network, on the CPU, in the memory layout in which it was saved: channels-last for students of images.
+        The network, on the CPU, in the memory layout in which it was saved. Students for images are in channels-last
+        memory if they accept it.
 
     Raises:
         FileNotFoundError: If there is no such network.

@@ -122,7 +122,7 @@ def export_network(
 
     If the network returns a tensor, the files return the same tensor. If it returns a tuple or dict, they return
     logits. The weights of convolutions for images are in channels-last memory in ``model.pt2`` and ``model.ts`` if the
-    network accepts it: PyTorch is often faster in this layout. ONNX Runtime has its own.
+    network accepts it: PyTorch can be several times faster in this layout. ONNX Runtime has its own layout.
 
     Args:
         network: Any classifier; it is not changed.
@@ -149,9 +149,9 @@ def export_network(
     folder.mkdir(parents=True, exist_ok=True)
     check_values(network)
     plain = move(frozen_copy(network), memory_format=torch.contiguous_format)
-    if output_shape(plain, input_shape) is None:
+    if find_output_shape(plain, input_shape) is None:
         plain = as_classifier(plain, input_shape, outputs, output_key)
-    in_torch = copy_in_channels_last(plain, input_shape) or plain
+    converted = copy_in_channels_last(plain, input_shape)
     sizes = _BATCHES if batch_size is None else (batch_size,)
     batches = [samples_for_trial(input_shape, size).to(first_weight(plain).dtype) for size in sizes]
     files = []
@@ -161,7 +161,7 @@ def export_network(
         path.unlink(missing_ok=True)  # a link is replaced, not followed
         try:
             with quiet_exporters():
-                written = plain if name == "onnx" else in_torch
+                written = plain if converted is None or name == "onnx" else converted
                 run = write(written, batches[-1], path, batch_size is None)
                 difference = compare_outputs(plain, run, batches)
         except UserError:
@@ -187,7 +187,7 @@ def export_network(
     return files
 
 
-def output_shape(network: nn.Module, input_shape: Sequence[int]) -> tuple[int, ...] | None:
+def find_output_shape(network: nn.Module, input_shape: Sequence[int]) -> tuple[int, ...] | None:
     """Return the shape of a network's output for one sample; None if it returns a tuple, dict or object."""
     with torch.no_grad():
         answer = network(samples_for_trial(input_shape).to(first_weight(network).dtype))

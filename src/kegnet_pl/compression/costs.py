@@ -4,6 +4,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +24,8 @@ from kegnet_pl.compression.tucker import (
     kernel_size,
     sides,
 )
-from kegnet_pl.networks.execution import copy_in_channels_last, eval_mode
-from kegnet_pl.networks.handling import copy_network, move, set_mode
+from kegnet_pl.networks.execution import copies_to_time, eval_mode, is_channels_last
+from kegnet_pl.networks.handling import move
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.runtime.timing import time_in_turns
 
@@ -180,8 +181,10 @@ class LatencyCost(Cost):
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.layers, self.shapes, self.fold, self._batch = layers, shapes, fold, batch
-        network = to_measure(network, batch)
-        (self.total,) = shortest_times([network], batch)
+        (network,) = copies_to_time([network], batch.shape[1:])
+        with eval_mode(network):
+            (self.total,) = shortest_times([network], batch)
+        last = is_channels_last(network)
         self._models: dict[str, list[_TimeModel]] = {}
         known: dict[str, _TimeModel] = {}
         for index, (name, layer) in enumerate(layers.items()):
@@ -191,7 +194,7 @@ class LatencyCost(Cost):
                 if key not in known:
                     first, *rest = shape.inputs
                     x = torch.randn(first * len(batch), *rest, device=batch.device, dtype=layer.weight.dtype)
-                    known[key] = _TimeModel(network.get_submodule(name), x, fold)  # type: ignore[arg-type]
+                    known[key] = _TimeModel(network.get_submodule(name), x, fold, last)  # type: ignore[arg-type]
             self._models[name] = [known[key] for key in keys]
 
     def speedup(self, network: nn.Module, other: nn.Module) -> float:
@@ -210,12 +213,12 @@ class LatencyCost(Cost):
 class _TimeModel:
     """Seconds of an unchanged layer, and of its factorised forms as a function of the ranks."""
 
-    def __init__(self, layer: Factorisable, x: Tensor, fold: bool) -> None:
+    def __init__(self, layer: Factorisable, x: Tensor, fold: bool, channels_last: bool) -> None:
         self.full, self.one_rank = sides(layer), fold and has_one_rank(layer)
         self._fold = fold
         pairs = self._pairs()
         forms: list[nn.Module] = [empty_copy(layer, pair, fold).eval() for pair in pairs]
-        if layer.weight.dim() == 4 and layer.weight.is_contiguous(memory_format=torch.channels_last):
+        if channels_last and x.dim() == 4 and layer.weight.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
             forms = [move(form, memory_format=torch.channels_last) for form in forms]
         times = shortest_times([layer, *forms], x)
@@ -267,24 +270,18 @@ def _some(most: int) -> list[int]:
 def make_batch(samples: Tensor, size: int) -> Tensor:
     """Return a batch of different samples, repeated if there are too few.
 
-    Times depend on values: max pooling on a CPU is faster for a batch of one repeated sample.
+    The time of some layers depends on the values, for example of max pooling on a CPU.
     """
     return samples[torch.arange(size, device=samples.device) % len(samples)]
 
 
-def to_measure(network: nn.Module, batch: Tensor) -> nn.Module:
-    """Return a copy of a network whose time is measured: in evaluation mode, in channels-last memory if it accepts it.
-
-    Students are trained in this layout. Convolutions are often much faster in it, so two networks are compared only if
-    both are in it.
-    """
-    copied = copy_in_channels_last(network, batch.shape[1:])
-    return set_mode(copy_network(network), training=False) if copied is None else copied
-
-
 def measure_speedup(network: nn.Module, other: nn.Module, batch: Tensor) -> float:
-    """Return the time of a network for a batch, divided by that of another one."""
-    first, second = shortest_times([to_measure(network, batch), to_measure(other, batch)], batch)
+    """Return the time of a network for a batch, divided by that of another one, in the same memory layout."""
+    copies = copies_to_time([network, other], batch.shape[1:])
+    with ExitStack() as stack:
+        for copied in copies:
+            stack.enter_context(eval_mode(copied))
+        first, second = shortest_times(copies, batch)
     return first / second
 
 

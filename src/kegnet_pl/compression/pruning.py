@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import BudgetError, TargetError
 from kegnet_pl.compression.choice import check_target, search_speed
-from kegnet_pl.compression.costs import CostName, make_batch, measure_speedup, shortest_times, to_measure
+from kegnet_pl.compression.costs import CostName, make_batch, measure_speedup, shortest_times
 from kegnet_pl.compression.cut import CUTTABLE, cut
 from kegnet_pl.compression.dependencies import import_library
 from kegnet_pl.compression.elimination import WidthCosts, eliminate
@@ -27,6 +27,7 @@ from kegnet_pl.compression.report import (
 )
 from kegnet_pl.compression.rules import fittable_layers
 from kegnet_pl.compression.tucker import Factorisable, TuckerLayer, sides
+from kegnet_pl.networks.execution import copies_to_time, eval_mode
 from kegnet_pl.networks.handling import copy_network, freeze
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.networks.kept import Kept
@@ -229,7 +230,7 @@ def _measure_costs(
 
 def _measure_seconds(network: nn.Module, names: Sequence[str], batch: Tensor) -> tuple[float, dict[str, float]]:
     """Return the seconds of a network for a batch, and the seconds of some of its layers."""
-    network = to_measure(network, batch)
+    (network,) = copies_to_time([network], batch.shape[1:])
     names = [name for name in names if isinstance(network.get_submodule(name), CUTTABLE)]
     inputs: dict[str, list[Tensor]] = {}
     recorder = LayerRecorder(network, names, lambda name, x: inputs.setdefault(name, []).append(x), source="input")
@@ -242,7 +243,7 @@ def _measure_seconds(network: nn.Module, names: Sequence[str], batch: Tensor) ->
             (known[key],) = shortest_times([layer], x)
         return known[key]
 
-    with torch.no_grad():
+    with eval_mode(network), torch.no_grad():
         with recorder:
             recorder.call(batch.clone())
         (total,) = shortest_times([network], batch)

@@ -22,29 +22,63 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def copy_in_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.Module | None:
+def copy_in_channels_last(
+    network: nn.Module, input_shape: Sequence[int], *, backward: bool = False
+) -> nn.Module | None:
     """Return a copy of a convolutional network in channels-last memory and evaluation mode.
+
+    Args:
+        network: Any network; it is not changed.
+        input_shape: Shape of one sample. Only networks for samples ``(C, H, W)`` are copied.
+        backward: True if the network must also have gradients in this layout.
 
     Returns:
         None if the network does not accept such tensors (``x.view`` of a tensor that is not contiguous fails), or has
-        no convolution weights. Only networks for samples ``(C, H, W)`` are copied.
+        no weights of convolutions.
     """
-    if len(input_shape) != 3 or all(value.dim() != 4 for value in network.parameters()):
+    if not _has_layouts(network, input_shape):
         return None
     weight = first_weight(network)
     try:
-        copied = set_mode(move(copy_network(network), memory_format=torch.channels_last), training=False)
-        x = torch.zeros(2, *input_shape, device=weight.device, dtype=weight.dtype)
-        with torch.enable_grad():
-            x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-            answer = copied(x)
-            if isinstance(answer, Tensor):  # else, only the forward pass is tried
+        with torch.inference_mode(mode=False), torch.set_grad_enabled(backward):
+            copied = set_mode(move(copy_network(network), memory_format=torch.channels_last), training=False)
+            x = torch.zeros(2, *input_shape, device=weight.device, dtype=weight.dtype)
+            answer = copied(x.contiguous(memory_format=torch.channels_last).requires_grad_(backward))
+            if backward:
                 answer.sum().backward()
-    except (RuntimeError, ValueError):  # also of a network that cannot be copied, or has no gradients
+    except Exception:  # any, as it is the user's code
         return None
     for value in copied.parameters():
         value.grad = None
     return copied
+
+
+def copies_to_time(networks: Sequence[nn.Module], input_shape: Sequence[int]) -> list[nn.Module]:
+    """Return copies of networks for a comparison of their times: in evaluation mode and in one memory layout.
+
+    The layout is channels-last memory, in which students are trained, if all convolutional networks accept it, else the
+    default one. Convolutions can be several times faster in channels-last memory (results/SPEED.md).
+
+    Returns:
+        The copies in order; a network itself if it has no weights of convolutions for images, or cannot be copied.
+    """
+    copies = [copy_in_channels_last(network, input_shape) for network in networks]
+    several = [_has_layouts(network, input_shape) for network in networks]
+    if all(copied is not None for copied, has_layouts in zip(copies, several, strict=True) if has_layouts):
+        return [network if copied is None else copied for network, copied in zip(networks, copies, strict=True)]
+    found = []
+    for network, has_layouts in zip(networks, several, strict=True):
+        try:
+            copied = move(copy_network(network), memory_format=torch.contiguous_format) if has_layouts else network
+        except ValueError:
+            copied = network
+        found.append(copied if copied is network else set_mode(copied, training=False))
+    return found
+
+
+def _has_layouts(network: nn.Module, input_shape: Sequence[int]) -> bool:
+    """Return True if the memory layout of a network matters: samples ``(C, H, W)`` and weights of convolutions."""
+    return len(input_shape) == 3 and any(value.dim() == 4 for value in network.parameters())
 
 
 def is_channels_last(network: nn.Module) -> bool:
@@ -58,9 +92,9 @@ def is_channels_last(network: nn.Module) -> bool:
 def prefer_channels_last(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     """Convert a convolutional network to channels-last memory if it accepts such tensors, and return it.
 
-    Values and shapes are the same.
+    Values and shapes are the same. :func:`copy_in_channels_last` says when a network is not converted.
     """
-    if copy_in_channels_last(network, input_shape) is None:
+    if copy_in_channels_last(network, input_shape, backward=True) is None:
         return network
     return move(network, memory_format=torch.channels_last)
 

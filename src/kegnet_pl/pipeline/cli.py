@@ -51,7 +51,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM outside of a fit; within a fit, Lightning handles it."""
+    """Raised at SIGTERM outside of a fit. In a fit, Lightning handles the signal."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -97,6 +97,9 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
         if error is caught and (not expected or os.environ.get("HYDRA_FULL_ERROR")):
             raise
         _leave(f"Error: {conceal(str(error))}" if _prints_errors() else "", code=1)
+    finally:
+        if is_main and signal.getsignal(signal.SIGTERM) is _terminate:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return None
 
 
@@ -216,6 +219,8 @@ def _explain_trial(settings: "RunSettings") -> None:
 
 
 def _stop(cfg: DictConfig, folder: Path, code: int) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would hide the message
     offline = f" W&B runs so far: wandb sync {folder}/wandb/offline-run-*" if (folder / "wandb").is_dir() else ""
     if launched() > 1 and global_rank() > 0:
         sys.exit(code)
@@ -239,7 +244,9 @@ def _leave(message: str, code: int) -> None:
 def interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
     """Stop the run if Ctrl-C comes while Python deletes an object: Python would print the exception and continue."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()  # without a delay, it would interrupt this function
+        number = signal.SIGTERM if issubclass(unraisable.exc_type, _Terminated) else signal.SIGINT
+        # Without a delay, it would interrupt this function.
+        threading.Timer(0.01, _thread.interrupt_main, [number]).start()
     else:
         sys.__unraisablehook__(unraisable)
 

@@ -246,7 +246,7 @@ def describe_time(seconds: Mapping[str, float], stored: bool) -> str:
     shorter += ["compression.samples=200", "compression=pruning"] if "compression" in seconds else []
     shorter += ["student.epochs=2", "student.samples=1000"]
     remedy = f" For less time, add {' '.join(shorter)}." if total > _LONG else ""
-    without = " Less if stages of this run are in the store already." if stored else ""
+    without = " It is less if the store already has stages of this run." if stored else ""
     return f"Expected time on this machine: about {_about(total)} ({parts}).{without}{remedy}"
 
 

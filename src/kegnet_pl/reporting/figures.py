@@ -148,7 +148,7 @@ def _draw_panels(
         axis.set_xlabel("optimizer step")
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.xaxis.set_major_formatter(lambda value, _: short_number(value))
-        if name.endswith(("accuracy", "confidence")):
+        if name.endswith(("accuracy", "agreement", "confidence")):
             percent_axis(axis)
     for axis in free:
         axis.remove()

@@ -29,7 +29,7 @@ _IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _OUTPUTS = {
     "logits": "logits (scores before the softmax)",
     "probabilities": "probabilities",
-    "log_probabilities": "logarithms of probabilities",
+    "log_probabilities": "log-probabilities",
     "sigmoid": "probabilities (sigmoid)",
 }
 """Type of an output -> its description."""
@@ -92,7 +92,9 @@ def write_model_card(
     metrics = _read_metrics(stages.networks[row.method].get("compression"))
     tested = _read_metrics(stages.networks[row.method].get("evaluation")).get("samples")
     image = _IMAGE_MODES.get(data["input_shape"][0]) if len(data["input_shape"]) == 3 else None
-    scaled = data.get("value_range") or (data.get("mean") and data.get("std"))
+    mean, std, value_range = (_to_numbers(data.get(name)) for name in ("mean", "std", "value_range"))
+    if value_range is not None and len(value_range) != 2:
+        value_range = None
     text = render(
         "card.md",
         front_matter=yaml.safe_dump(_front_matter(row, data), sort_keys=False, allow_unicode=True).strip(),
@@ -101,10 +103,10 @@ def write_model_card(
         teacher=teacher,
         input_shape=list(data["input_shape"]),
         classes=data["classes"],
-        mean=data.get("mean"),
-        std=data.get("std"),
-        value_range=data.get("value_range"),
-        mode=image if scaled else None,
+        mean=mean,
+        std=std,
+        value_range=value_range,
+        mode=image if value_range is not None or (mean is not None and std is not None) else None,
         outputs=_describe_outputs(answers, output_shape, data["classes"]),
         interval=_interval(row.accuracy, tested),
         agreement=metrics.get("agreement"),
@@ -120,22 +122,30 @@ def write_model_card(
     atomic_write(path, text)
 
 
+def _to_numbers(value: Any) -> Any:
+    """Return a finite number, or a list of them; None for anything else: the card has them in its code."""
+    several = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, int | float) and math.isfinite(one) for one in several):
+        return None
+    return [float(one) for one in several] if isinstance(value, list) else float(value)
+
+
 def _read_metrics(stage: Path | None) -> dict[str, Any]:
     return read_metrics(stage) if stage is not None and exists(stage / "manifest.json") else {}
 
 
 def _describe_outputs(answers: Answers | None, shape: Sequence[int] | None, classes: int) -> str:
-    kind = _OUTPUTS["logits" if answers is None else answers.outputs]
+    name = "logits" if answers is None else answers.outputs
+    kind = _OUTPUTS[name]
     if shape is None:
-        where = "of the original network"
-        if answers is not None and answers.key is not None:
-            where = f"at {answers.key!r} of the original network"
+        key = "" if answers is None or answers.key is None else f" at key or position {answers.key!r}"
         return (
-            f"the tuple, dict or object {where}, with {kind} of {classes} classes. The ONNX, torch.export and "
-            f"TorchScript files return logits `(N, {classes})`"
+            f"a tuple, dict or object, as the original network returns it, with {kind} of {classes} classes{key}. The "
+            f"ONNX, torch.export and TorchScript files return logits `(N, {classes})`"
         )
     sizes = ", ".join(["N", *map(str, shape)])
     if math.prod(shape) == 1 and classes == 2:
+        kind = "logits (scores before the sigmoid)" if name == "logits" else kind
         return f"{kind}, one value per sample for the second of two classes, `({sizes}{',' * (not shape)})`"
     return f"{kind} of {classes} classes, `({sizes})`"
 
@@ -144,7 +154,7 @@ def _interval(accuracy: float | None, samples: Any) -> tuple[float, float] | Non
     """Return Wilson's 95 % interval of an accuracy."""
     from scipy.stats import binomtest
 
-    if accuracy is None or not isinstance(samples, int) or samples < 1:
+    if accuracy is None or not 0 <= accuracy <= 1 or not isinstance(samples, int) or samples < 1:
         return None
     found = binomtest(round(accuracy * samples), samples).proportion_ci(method="wilson")
     return float(found.low), float(found.high)

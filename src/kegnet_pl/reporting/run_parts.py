@@ -103,6 +103,8 @@ def _student_curves(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, An
         if folder is None or row.source is None or not is_inside(folder / "logs" / row.source["name"], folder):
             continue
         curves = figures.read_curves(folder / "logs" / row.source["name"], skipped)
+        if "train/accuracy" in curves:  # its name in older versions
+            curves["train/agreement"] = curves.pop("train/accuracy")
         if curves:
             students[row.method] = curves
     picture = draw("losses of the students", figures.draw_student_curves, students, looks_of(rows))

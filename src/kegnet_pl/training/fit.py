@@ -68,7 +68,7 @@ def run_fit(
         # Lightning exits at Ctrl-C, and ignores a second one.
         if isinstance(stop.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
+            raise stop.__context__ from None
         raise
 
 

@@ -146,7 +146,7 @@ def test_times_of_forms_are_fitted() -> None:
 
 
 @pytest.mark.parametrize("method", ["tucker", "pruning"])
-def test_times_are_those_of_the_layout_of_students_and_of_different_samples(method: Any) -> None:
+def test_latency_is_measured_in_channels_last_memory_with_different_samples(method: Any) -> None:
     """A student is trained in channels-last memory, where convolutions are faster."""
     network, _ = _network()
     x = torch.randn(150, *network.shape, generator=torch.Generator().manual_seed(0))
@@ -166,6 +166,11 @@ def test_times_are_those_of_the_layout_of_students_and_of_different_samples(meth
     with mock.patch.object(costs, "shortest_times", times), mock.patch.object(pruning, "shortest_times", times):
         plan.apply(network, network.shape, Calibration(x[:100], x[100:]))
     assert all(value.is_contiguous() for value in network.parameters())
+
+
+def test_too_few_samples_are_repeated() -> None:
+    batch = costs.make_batch(torch.arange(3.0)[:, None], 7)
+    assert batch.flatten().tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_layers_of_equal_shape_are_measured_once() -> None:

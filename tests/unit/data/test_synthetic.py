@@ -393,7 +393,7 @@ def test_samples_on_a_disk_are_those_in_memory(parts: int, tmp_path: Path, monke
     assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "files of past epochs are kept"
 
 
-def test_samples_that_are_where_they_are_used_need_no_further_room(tmp_path: Path) -> None:
+def test_samples_that_are_where_they_are_used_need_no_further_storage(tmp_path: Path) -> None:
     said: list[str] = []
     data = _data(GeneratorSource(_generators()), _teacher(), samples=40)
     x, logits = data.splits["train"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks import MLP, ResNet14, prefer_channels_last
-from kegnet_pl.networks.execution import at_least_float32, copy_in_channels_last, is_channels_last
+from kegnet_pl.networks.execution import at_least_float32, copies_to_time, copy_in_channels_last, is_channels_last
 
 
 class _Viewing(nn.Module):
@@ -68,11 +68,39 @@ def test_execution_a_copy_in_channels_last(dtype: torch.dtype) -> None:
     assert all(value.grad is None for value in copied.parameters())
 
 
+class _Strict(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.is_contiguous(), "one layout"
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
-    ("network", "shape"), [(_Viewing(), (3, 32, 32)), (MLP(4, 3), (4,)), (nn.Flatten(), (3, 32, 32))]
+    ("network", "shape"),
+    [(_Viewing(), (3, 32, 32)), (_Strict(3, 2, 3), (3, 32, 32)), (MLP(4, 3), (4,)), (nn.Flatten(), (3, 32, 32))],
 )
 def test_execution_no_copy_of_networks_that_need_another_layout(network: nn.Module, shape: tuple[int, ...]) -> None:
     assert copy_in_channels_last(network, shape) is None
+
+
+class _Classes(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean(dim=(2, 3)).argmax(dim=1)
+
+
+def test_execution_a_network_without_gradients_can_be_timed_but_not_trained_in_channels_last() -> None:
+    with torch.inference_mode():
+        assert copy_in_channels_last(_Classes(3, 2, 3), (3, 32, 32)) is not None
+    assert copy_in_channels_last(_Classes(3, 2, 3), (3, 32, 32), backward=True) is None
+
+
+@pytest.mark.parametrize("other", [_Strict(3, 2, 3), nn.Conv2d(3, 2, 3), nn.Linear(32, 2)])
+def test_execution_compared_networks_have_one_layout(other: nn.Module) -> None:
+    student = nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    copies = copies_to_time([other, student], (3, 32, 32))
+    assert is_channels_last(copies[1]) is not isinstance(other, _Strict) and not copies[1].training
+    if not isinstance(other, nn.Linear):
+        assert is_channels_last(copies[0]) is is_channels_last(copies[1])
+    assert is_channels_last(student) and student.training and not is_channels_last(other)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_the_estimate_is_described() -> None:
     long = {"generators": 3600.0, "Normal": 7200.0}
     assert describe_time(long, stored=False) == f"{expected} {shorter}"
     assert describe_time(long, stored=True) == (
-        f"{expected} Less if stages of this run are in the store already. {shorter}"
+        f"{expected} It is less if the store already has stages of this run. {shorter}"
     )
     short = describe_time({"generators": 3.0, "Normal": 50.0}, stored=True)
     assert short.endswith("about a minute or less."), "start and report are not in the estimate"

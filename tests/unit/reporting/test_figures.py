@@ -84,7 +84,8 @@ def test_curves_of_every_generator_and_every_term() -> None:
 def test_validation_accuracy_is_drawn_where_there_is_one() -> None:
     train = {"train/loss": [(1.0, 1.0)], "train/agreement": [(1.0, 0.5)]}
     looks = looks_of([student(0.8)])
-    assert len(figures.draw_student_curves({"T+KegNet": train}, looks).axes) == 2
+    loss, agreement = figures.draw_student_curves({"T+KegNet": train}, looks).axes
+    assert [axis.yaxis.get_major_formatter()(0.5) == "50 %" for axis in (loss, agreement)] == [False, True]
     assert len(figures.draw_student_curves({"T+KegNet": train | {"val/accuracy": [(1.0, 0.4)]}}, looks).axes) == 3
 
 

@@ -29,6 +29,7 @@ def _write(path: Path, data: dict[str, Any], **options: Any) -> str:
         ({"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.2]}, [(1 - 0.5) / 0.25, (0 - 0.4) / 0.2, (0.6 - 0.3) / 0.2]),
         ({"value_range": [-1, 1]}, [1.0, -1.0, 0.2]),
         ({"value_range": [0, 255]}, [255.0, 0.0, 153.0]),
+        ({"mean": 0, "std": 0.5}, [2.0, 0.0, 1.2]),
         ({"mean": [0.5], "std": [0.25], "input_shape": [1, 6, 8]}, None),
     ],
 )
@@ -50,20 +51,31 @@ def test_no_code_without_the_range_of_pixels(tmp_path: Path) -> None:
     text = _write(tmp_path / "README.md", {})
     assert "image.png" not in text and "Inputs are normalised like those of the teacher." in text
     assert "image.png" not in _write(tmp_path / "README.md", {"input_shape": [6], "mean": 0.5, "std": 0.2})
+    for damaged in ("__import__('os')", [0], ["a", 1], [0.0, float("nan")], {}):
+        text = _write(tmp_path / "README.md", {"value_range": damaged, "mean": damaged, "std": [0.5]})
+        assert "__import__" not in text and "(None" not in text
 
 
 @pytest.mark.parametrize(
     ("answers", "shape", "said"),
     [
         (None, (2,), "logits (scores before the softmax) of 2 classes, `(N, 2)`."),
-        (None, (1,), "one value per sample for the second of two classes, `(N, 1)`."),
+        (
+            Answers("logits"),
+            (1,),
+            "Output: logits (scores before the sigmoid), one value per sample for the second of two classes, `(N, 1)`.",
+        ),
         (
             Answers("sigmoid"),
             (),
             "(sigmoid), one value per sample for the second of two classes, `(N,)`.",
         ),
         (Answers("probabilities"), (2,), "probabilities of 2 classes, `(N, 2)`."),
-        (Answers("logits", "scores"), None, "dict or object at 'scores' of the original network, with logits"),
+        (
+            Answers("logits", "scores"),
+            None,
+            "with logits (scores before the softmax) of 2 classes at key or position 'scores'.",
+        ),
     ],
 )
 def test_the_output_is_described(

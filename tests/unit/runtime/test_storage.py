@@ -40,10 +40,10 @@ def test_space_is_reserved_before_it_is_written(tmp_path: Path, monkeypatch: pyt
 def test_the_budget_decides_the_place_and_the_message_names_it(tmp_path: Path) -> None:
     said: list[str] = []
     for memory, place in ((1e-6, CPU), (0.999e-6, tmp_path)):
-        storage = StorageLimits(memory, tmp_path, notify=said.append)
-        found = storage.find(1000, CPU, "the set")
+        limits = StorageLimits(memory, tmp_path, notify=said.append)
+        found = limits.find(1000, CPU, "the set")
         assert found == place
-        storage.report(found, 1000, CPU, "the set")
+        limits.report(found, 1000, CPU, "the set")
     assert said == [
         f"The set is in a temporary file in {tmp_path}: 1e-06 GB, above the memory budget of 9.99e-07 GB. The results "
         f"are the same."

@@ -7,7 +7,7 @@ from typing import Any
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.api.checks import describe_comparison
 from kegnet_pl.api.engine import fit_compression
-from kegnet_pl.benchmark import describe_machine
+from kegnet_pl.benchmark import LAYOUT, describe_machine
 from kegnet_pl.compression import Compressed, measure_size
 from kegnet_pl.networks.foreign import recipe_of
 from kegnet_pl.networks.handling import copy_network, move
@@ -32,7 +32,7 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
     else:
         settings = {"compression": plan.fingerprint(), "input_shape": context.input_shape}
         if plan.by == "latency":
-            settings["machine"] = describe_machine(context.device)
+            settings["machine"] = describe_machine(context.device) | LAYOUT
         if plan.fit == "function":
             definitions = source_definitions(context.settings, plan.source)
             settings |= {"seed": context.seed, "definitions": definitions, **code_of(definitions)}

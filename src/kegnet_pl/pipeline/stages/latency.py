@@ -10,7 +10,7 @@ from torch import nn
 
 from kegnet_pl.api.export import export_network, import_onnx
 from kegnet_pl.api.quantization import OnnxNetwork
-from kegnet_pl.benchmark import LatencyReport, describe_machine, measure_latency
+from kegnet_pl.benchmark import LAYOUT, LatencyReport, describe_machine, measure_latency
 from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.runtime.costs import StageCosts
@@ -25,7 +25,7 @@ def measure_stage_latency(context: RunContext, teacher: Stage, initial: Stage) -
         such stage and none may be built.
     """
     return _measure(
-        context, [teacher, initial], context.device, {},
+        context, [teacher, initial], context.device, LAYOUT,
         lambda _: {"teacher": context.network(teacher), "student": context.network(initial)},
     )  # fmt: skip
 
