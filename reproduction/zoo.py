@@ -311,7 +311,8 @@ bytes of the teacher's ONNX file / bytes of the student's. Speed-up: time of the
 batches of 1 and 64, in PyTorch, both in channels-last memory; for int8 both in ONNX Runtime. Networks take turns; a
 time is the shortest of at least ten rounds. Min: minutes from the teacher to the student. An earlier version of this
 table showed that the former default learning rate was too high; the present default was chosen on validation data
-(decision 5). Nothing else was chosen with this table.
+(decision 5). Nothing else was chosen with this table. In earlier versions, speed-ups of convolutional networks were
+too high: students were in channels-last memory, teachers in the default layout.
 """
 
 
