@@ -1,5 +1,6 @@
 """The compression report: parameters and operations of every layer, before and after."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,6 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kegnet_pl.networks.execution import eval_mode, first_weight
+
+_REPEATED = 3
+"""Number of layers from which their note stands below a table."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,15 @@ class CompressionReport:
         """Heading of the column with :attr:`LayerReport.width`."""
         return "ranks in, out" if all(row.channels_before is None for row in self.rows) else "channels in, out"
 
-    def cells(self) -> list[tuple[str, ...]]:
-        """Return the report as a table of texts: the head, a line for each layer, and a line for the network."""
+    def cells(self) -> tuple[list[tuple[str, ...]], list[str]]:
+        """Return the report as a table of texts, and the notes below it.
+
+        The table has the head, a line for each layer, and a line for the network. Notes of several layers are numbers
+        in the table.
+        """
+        counts = Counter(row.note for row in self.rows if row.note)
+        often = [note for note, count in counts.items() if count >= _REPEATED]
+        numbers = {note: f"({number})" for number, note in enumerate(often, start=1)}
         head = ("layer", "kind", self.width_title, "parameters", "MACs", "note")
         layers = [
             (
@@ -137,17 +148,19 @@ class CompressionReport:
                 row.width,
                 _change(row.parameters_before, row.parameters_after),
                 _change(row.macs_before, row.macs_after),
-                row.note,
+                numbers.get(row.note, row.note),
             )
             for row in self.rows
         ]
         parameters = _change(self.parameters_before, self.parameters_after)
         macs = _change(self.macs_before, self.macs_after)
-        return [head, *layers, ("network", "", "", parameters, macs, f"{self.compression_ratio:.2f}x smaller")]
+        total = ("network", "", "", parameters, macs, f"{self.compression_ratio:.2f}x smaller")
+        return [head, *layers, total], [f"{number} {note}" for note, number in numbers.items()]
 
     def __str__(self) -> str:
         """Return the report as a plain table, for ``print``."""
-        return align(self.cells())
+        cells, notes = self.cells()
+        return "\n".join([align(cells), *notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""

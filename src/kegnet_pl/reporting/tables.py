@@ -186,8 +186,9 @@ def format_size(size: float | None) -> str:
 
 def make_compression_table(report: CompressionReport) -> Table:
     """Return the report of a compression as a table for the console."""
-    head, *layers, network = report.cells()
-    table = Table(*head[:2], *number_columns(*head[2:5]), head[5])
+    (head, *layers, network), notes = report.cells()
+    below = {"caption": "\n".join(notes), "caption_justify": "left"} if notes else {}
+    table = Table(Column(head[0], no_wrap=True), head[1], *number_columns(*head[2:5]), head[5], **below)  # type: ignore[arg-type]
     for line in layers:
         table.add_row(*line, end_section=line is layers[-1])
     table.add_row(*network)

@@ -575,7 +575,7 @@ def test_wrong_arguments(given: dict[str, Any], said: str) -> None:
 
 def test_the_report_is_a_table_of_channels() -> None:
     small = _prune(_make(Residual))
-    head, *rows = small.report.cells()
+    (head, *rows), _ = small.report.cells()
     assert head[2] == "channels in, out" and len({len(row) for row in [head, *rows]}) == 1
     row = next(row for row in small.report.rows if row.layer == "conv2")
     assert row.width == f"16, 16 -> {row.channels_after[0]}, {row.channels_after[1]}"  # type: ignore[index]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -193,9 +194,16 @@ def test_a_layer_named_like_the_network() -> None:
     assert measure_size(Wrapper(), (4,)).layer_macs == {"Wrapper": 16}
 
 
+def test_a_note_of_several_layers_stands_below_the_table() -> None:
+    report = _compressed()[2]
+    rows = [dataclasses.replace(row, note="same" if index < 3 else "rare") for index, row in enumerate(report.rows[:5])]
+    _, *layers, _, below = str(dataclasses.replace(report, rows=tuple(rows))).splitlines()
+    assert [line.split()[-1] for line in layers] == ["(1)", "(1)", "(1)", "rare", "rare"] and below == "(1) same"
+
+
 def test_a_report_is_printed_as_a_table() -> None:
     report = _compressed()[2]
-    head, *layers, network = str(report).splitlines()
+    head, *layers, network = str(report).splitlines()[: len(report.rows) + 2]
     assert head.split() == ["layer", "kind", "ranks", "in,", "out", "parameters", "MACs", "note"]
     assert [line.split()[0] for line in layers] == [row.layer for row in report.rows]
     (line,) = (line for line in layers if line.startswith("fc1"))
