@@ -22,7 +22,8 @@ class FilesDataModule(RealDataModule):
     """Samples ``x`` and classes ``y`` from one file per split: ``.npz``, ``.safetensors`` or ``.pt``.
 
     A file holds ``x (N, *input_shape)``, floating-point and normalised like the teacher's training data, and
-    ``y (N,)``, integers from 0. ``numpy.savez(FILE, x=..., y=...)`` writes one, and so does
+    ``y (N,)``, integers from 0. With ``mean`` and ``std``, ``x`` may also be 8-bit images ``(N, C, H, W)``, ``(N, H, W,
+    C)`` or ``(N, H, W)``; they are normalised. ``numpy.savez(FILE, x=..., y=...)`` writes a file, and so does
     ``torch.save({"x": ..., "y": ...}, FILE)``. For a trained teacher, the test file is enough.
 
     Args:
@@ -30,8 +31,8 @@ class FilesDataModule(RealDataModule):
         train: File of the training split of a teacher, None if there is none.
         val: File of the validation split.
         test: File of the test split, to measure accuracy.
-        mean: Mean of the pixels in [0, 1] by which ``x`` was normalised, for procedural sources of images; ``x`` itself
-            is not changed without ``value_range``.
+        mean: Mean of the pixels in [0, 1] with which the teacher's inputs are normalised. Procedural sources of images
+            need it. Without ``value_range``, only 8-bit images are normalised with it: other samples are already.
         std: Standard deviation of the pixels.
         value_range: Values of a black and of a white pixel in ``x``, for networks that take pixels. The samples of the
             splits are then standardised; :class:`ValueRange` converts them back for the network.
@@ -55,6 +56,10 @@ class FilesDataModule(RealDataModule):
     ) -> None:
         super().__init__(name, input_shape, classes, **options)
         self.mean, self.std = mean, std
+        is_image = len(self.input_shape) == 3
+        self._eight_bits = (
+            ValueRange.of((0, 255), mean, std) if is_image and mean is not None and std is not None else None
+        )
         self.value_range = None if value_range is None else ValueRange.of(value_range, mean, std)
         paths = dict(zip(_PARTS, (train, val, test), strict=True))
         self.files = {part: Path(path) for part, path in paths.items() if path is not None}
@@ -72,10 +77,57 @@ class FilesDataModule(RealDataModule):
 
     def read(self) -> dict[str, Split]:
         """Read the given files."""
-        return {part: _read(path, self.value_range) for part, path in self.files.items()}
+        return {part: self._read(path) for part, path in self.files.items()}
+
+    def _read(self, path: Path) -> Split:
+        x, y = _read_tensors(path)
+        values = self.value_range
+        if x.dtype == torch.uint8:
+            values, x = values or self._eight_bits, _channels_first(x, self.input_shape)
+        if values is None and not x.is_floating_point():
+            images = len(self.input_shape) == 3
+            raise ValueError(
+                f"Expected floating-point samples in {path}, normalised like the teacher's training data"
+                f"{', or 8-bit images (torch.uint8) with data.mean and data.std' if images else ''}, but got {x.dtype}."
+                f"{' Set data.mean and data.std, or normalise the samples.' if images else ' Normalise the samples.'}"
+            )
+        if values is not None:
+            _check_pixels(x, values, path)
+        return Split(x.float() if values is None else values.standardise(x.float()), y)
 
 
-def _read(path: Path, values: ValueRange | None) -> Split:
+def _channels_first(x: Tensor, input_shape: Sequence[int]) -> Tensor:
+    """Return images ``(N, C, H, W)`` for such images, and for ``(N, H, W, C)`` and ``(N, H, W)``; others unchanged."""
+    shape = tuple(x.shape[1:])
+    channels, *size = input_shape
+    if shape == tuple(input_shape) or len(input_shape) != 3:
+        return x
+    if shape == (*size, channels):
+        return x.movedim(-1, 1).contiguous()
+    return x.unsqueeze(1) if channels == 1 and shape == tuple(size) else x
+
+
+def _check_pixels(x: Tensor, values: ValueRange, path: Path) -> None:
+    """Raise a ValueError if pixels are outside of their range, or in a small part of it."""
+    if not x.numel():
+        return
+    low, high = float(x.min()), float(x.max())
+    given = f"pixels from {values.low:g} to {values.high:g} in {path}"
+    given += " (8-bit images)" if x.dtype == torch.uint8 else ", as data.value_range says"
+    if low < values.low or high > values.high:
+        raise ValueError(
+            f"Expected {given}, but got {low:.4g} to {high:.4g}. Correct data.value_range. For standardised samples, "
+            f"set it to null."
+        )
+    if high - low < _LEAST_SHARE * (values.high - values.low):
+        raise ValueError(
+            f"Expected {given}, but got only values from {low:.4g} to {high:.4g}. Correct the file"
+            f"{'' if x.dtype == torch.uint8 else ', or data.value_range'}."
+        )
+
+
+def _read_tensors(path: Path) -> tuple[Tensor, Tensor]:
+    """Return samples and classes of a file."""
     try:
         content = _tensors(path)
     except (DataTypeError, MemoryError):
@@ -91,11 +143,6 @@ def _read(path: Path, values: ValueRange | None) -> Split:
             f"Expected tensors x (samples) and y (classes) in {path}, but got {', '.join(map(str, content)) or 'none'}."
         )
     x, y = content["x"], content["y"]
-    if not x.is_floating_point() and (values is None or x.dtype != torch.uint8):
-        raise ValueError(
-            f"Expected floating-point samples in {path}, normalised like the teacher's training data, but got "
-            f"{x.dtype}."
-        )
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or y.is_floating_point() or y.is_complex():
@@ -104,20 +151,7 @@ def _read(path: Path, values: ValueRange | None) -> Split:
             f"Expected classes (N,), integers from 0, in {path}, but got {y.dtype} {tuple(y.shape)}. Write the file "
             f"again with y={way}."
         )
-    if values is not None:
-        low, high = float(x.min()), float(x.max())
-        if low < values.low or high > values.high:
-            raise ValueError(
-                f"Expected pixels from {values.low:g} to {values.high:g} in {path}, as data.value_range says, but got "
-                f"{low:.4g} to {high:.4g}. Correct data.value_range. For standardised samples, set it to null."
-            )
-        if high - low < _LEAST_SHARE * (values.high - values.low):
-            raise ValueError(
-                f"Expected pixels from {values.low:g} to {values.high:g} in {path}, as data.value_range says, but got "
-                f"only values from {low:.4g} to {high:.4g}. Correct data.value_range, or the file."
-            )
-    x = x.float() if values is None else values.standardise(x.float())
-    return Split(x, y.long())
+    return x, y.long()
 
 
 class DataTypeError(ValueError):

@@ -77,7 +77,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: (x.byte(), y), "floating-point samples .* but got torch.uint8"),
+        (
+            lambda x, y: (x.byte(), y),
+            r"samples .*, or 8-bit images .* but got torch.uint8\. Set data.mean",
+        ),
+        (lambda x, y: (x.int(), y), "floating-point samples .* but got torch.int32"),
         (lambda x, y: (x, y.float()), r"classes \(N,\), integers from 0, .* torch.float32 \(6,\)"),
         (lambda x, y: (x, torch.eye(6).long()), r"classes \(N,\), .* torch.int64 \(6, 6\)"),
         (lambda x, y: (x, y.float()), r"again with y=y\.astype\('int64'\)"),
@@ -107,6 +111,27 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), y=np.zeros(1))
     with pytest.raises(ValueError, match="cannot be read"):
         _data(test=tmp_path / "objects.npz")
+
+
+@pytest.mark.parametrize("layout", ["channels first", "channels last"])
+def test_images_of_8_bits_are_normalised(tmp_path: Path, layout: str) -> None:
+    images, y = torch.randint(0, 256, (6, *SHAPE), dtype=torch.uint8), torch.arange(6) % CLASSES
+    written = images if layout == "channels first" else images.movedim(1, -1).contiguous()
+    found = _data(test=_write(tmp_path / "test.npz", written, y), mean=[0.2, 0.5], std=[0.1, 0.2]).part("test")
+    mean, std = (torch.tensor(values).view(2, 1, 1) for values in ([0.2, 0.5], [0.1, 0.2]))
+    torch.testing.assert_close(found.x, (images.float() / 255 - mean) / std)
+    with pytest.raises(ValueError, match=r"0 to 255 in .* \(8-bit images\), but got only values from 0 to 1"):
+        _data(test=_write(tmp_path / "small.npz", images // 128, y), mean=[0.2, 0.5], std=[0.1, 0.2])
+    with pytest.raises(ValueError, match=r"samples of shape \(2, 5, 4\) in data set 'mine', but got \(5, 4\)"):
+        _data(test=_write(tmp_path / "grey.npz", images[:, 0], y), mean=0.2, std=0.1)
+
+
+def test_grey_images_of_8_bits_need_no_channel(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (6, 5, 4), dtype=torch.uint8)
+    path = _write(tmp_path / "test.npz", images, torch.arange(6) % CLASSES)
+    data = FilesDataModule("mine", (1, 5, 4), CLASSES, test=path, mean=[0.5], std=[0.25])
+    data.setup()
+    torch.testing.assert_close(data.part("test").x, ((images.float() / 255 - 0.5) / 0.25)[:, None])
 
 
 def test_pixels_are_standardised_and_checked(tmp_path: Path) -> None:
