@@ -76,7 +76,7 @@ def compress(
     fit: Literal["function", "weights"] = "function",
     fold: bool | None = None,
     by: CostName = "parameters",
-    round_to: int = 1,
+    round_to: int | None = None,
     batch_size: int = 64,
     source: SyntheticSource | None = None,
     mean: float | Sequence[float] | None = None,
@@ -114,7 +114,8 @@ def compress(
             ``fit="function"``.
         by: Quantity of the target: ``"parameters"``, ``"macs"`` (multiply-accumulates) or ``"latency"``, the time for a
             batch, measured on the device of the network. Fewer parameters do not always mean lower latency.
-        round_to: Ranks that are chosen for the target are multiples of this number (8 suits most hardware), or full.
+        round_to: Ranks that are chosen for the target, or channels that are kept, are multiples of this number, or all.
+            None: 8 for ``by="latency"``, otherwise 1.
         batch_size: Samples of the batch for ``by="latency"``.
         source: Source of the samples. None: :class:`Procedural`, which draws all kinds of images, signals or rows.
         mean: Mean of the pixels of each channel, in [0, 1], with which inputs are normalised. With ``mean`` and

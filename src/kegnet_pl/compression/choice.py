@@ -33,6 +33,9 @@ _NO_CANDIDATES = (
 
 _UNITS = {"parameters": "parameters", "macs": "MACs", "latency": "seconds"}
 
+_BLOCK = 8
+"""Multiple of ranks and channels for targets of latency."""
+
 _CORRECTIONS = 7
 """Maximum number of networks that are measured to reach a target of latency."""
 
@@ -43,8 +46,10 @@ _OVERSHOOT = 1.05
 """If the result exceeds the target by more than this ratio, the remaining parameters go to other layers."""
 
 
-def check_target(target: float | None, by: CostName, round_to: int, batch_size: int) -> None:
-    """Check the arguments of a plan.
+def check_target(target: float | None, by: CostName, round_to: int | None, batch_size: int) -> int:
+    """Check the arguments of a plan, and return ``round_to``; for None, 8 for a target of latency, otherwise 1.
+
+    CPUs and GPUs compute blocks of channels, so the times of layers rise in steps.
 
     Raises:
         ValueError: If one is out of range.
@@ -54,9 +59,11 @@ def check_target(target: float | None, by: CostName, round_to: int, batch_size: 
         raise ValueError(f"Expected `target` to be a compression ratio above 1, but got {target!r}.")
     if by not in get_args(CostName):
         raise ValueError(f"Expected `by` to be one of {get_args(CostName)}, but got {by!r}.")
-    for name, value in (("round_to", round_to), ("batch_size", batch_size)):
+    rounded = (_BLOCK if by == "latency" else 1) if round_to is None else round_to
+    for name, value in (("round_to", rounded), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"Expected `{name}` to be a whole number of at least 1, but got {value!r}.")
+    return rounded
 
 
 def search_speed(
@@ -101,6 +108,11 @@ def search_speed(
     if speedup < _ALMOST * target:
         raise TargetError(speedup, target, "latency", f"The fastest measured network has this speed-up. {remedy}")
     return chosen
+
+
+def lower_round_to(round_to: int) -> str:
+    """Return a remedy for a target of latency that is not reached; empty if it does not apply."""
+    return " or `round_to`" if round_to > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -222,7 +234,7 @@ class RankChoice:
             sum(map(cost.of_layer, cost.layers)),
             allocate,
             measure,
-            "Name more layers in `rules`, or lower the target.",
+            f"Name more layers in `rules`, or lower the target{lower_round_to(self.round_to)}.",
         )
 
     def by_weights(self, candidates: Sequence[Candidate], cost: Cost) -> dict[str, Ranks]:

@@ -107,8 +107,8 @@ class CompressionPlan:
         fold: True to merge redundant factors (:class:`TuckerLayer`); False for three layers, as in the paper.
         by: Quantity of the target: ``"parameters"``, ``"macs"`` (multiply-accumulates), or ``"latency"``, the time for
             a batch, which is measured on the device of the samples. The latter two need samples.
-        round_to: Ranks that are chosen for the target are multiples of this number, which hardware may prefer. It needs
-            samples.
+        round_to: Ranks that are chosen for the target are multiples of this number, which hardware may prefer. None: 8
+            for ``by="latency"``, otherwise 1. Above 1, it needs samples.
         batch_size: Samples of the batch for ``by="latency"``.
 
     Raises:
@@ -124,14 +124,14 @@ class CompressionPlan:
         fold: bool = False,
         *,
         by: CostName = "parameters",
-        round_to: int = 1,
+        round_to: int | None = None,
         batch_size: int = 64,
     ) -> None:
         if not rules:
             raise ValueError("Expected `rules` to hold at least one rule, but got none.")
         if when_larger not in get_args(WhenLarger):
             raise ValueError(f"Expected `when_larger` to be one of {get_args(WhenLarger)}, but got {when_larger!r}.")
-        check_target(target, by, round_to, batch_size)
+        round_to = check_target(target, by, round_to, batch_size)
         wanted = any("target" in rule.sides for rule in rules)
         if wanted and target is None:
             raise ValueError(

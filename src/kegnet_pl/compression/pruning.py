@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import BudgetError, TargetError
-from kegnet_pl.compression.choice import check_target, search_speed
+from kegnet_pl.compression.choice import check_target, lower_round_to, search_speed
 from kegnet_pl.compression.costs import CostName, make_batch, measure_speedup, shortest_times
 from kegnet_pl.compression.cut import CUTTABLE, cut
 from kegnet_pl.compression.dependencies import import_library
@@ -43,7 +43,8 @@ class PruningPlan:
         target: Ratio of the whole network before / after, above 1, of what ``by`` names.
         by: ``"parameters"``, ``"macs"`` (multiply-accumulates), or ``"latency"``, the time for a batch, which is
             measured on the device of the samples.
-        round_to: A layer keeps a multiple of this number of channels, or all.
+        round_to: A layer keeps a multiple of this number of channels, or all. None: 8 for ``by="latency"``, otherwise
+            1.
         batch_size: Samples of the batch for ``by="latency"``.
 
     Raises:
@@ -52,13 +53,13 @@ class PruningPlan:
     """
 
     def __init__(
-        self, target: float | None, *, by: CostName = "parameters", round_to: int = 1, batch_size: int = 64
+        self, target: float | None, *, by: CostName = "parameters", round_to: int | None = None, batch_size: int = 64
     ) -> None:
         if target is None:
             raise ValueError(
                 "Expected `target` to be the ratio that pruning must reach, but got None. Set it, for example to 2.0."
             )
-        check_target(target, by, round_to, batch_size)
+        round_to = check_target(target, by, round_to, batch_size)
         import_library()
         self.target, self.by, self.round_to, self.batch_size = target, by, round_to, batch_size
 
@@ -202,7 +203,10 @@ class PruningPlan:
         def measure(kept: Kept) -> float:
             return measure_speedup(network, cut(copy_network(network), kept), batch)
 
-        remedy = "Pruning convolutions with few channels increases the speed only slightly. Lower the target."
+        remedy = (
+            f"Pruning convolutions with few channels increases the speed only slightly. Lower the target"
+            f"{lower_round_to(self.round_to)}."
+        )
         return search_speed(self.target, total / self.target, total, allocate, measure, remedy)
 
 

@@ -44,8 +44,9 @@ class CompressionPlan(Settings):
 
 def _check_speed(settings: "CompressionSettings") -> Iterator[str]:
     if settings.fit == "weights":
-        for name, value, default in (("by", settings.by, "parameters"), ("round_to", settings.round_to, 1)):
-            if value != default:
+        values = {"by": (settings.by, ("parameters",)), "round_to": (settings.round_to, (None, 1))}
+        for name, (value, defaults) in values.items():
+            if value not in defaults:
                 yield (
                     f"Expected `compression.fit` to be function with compression.{name}={value}, since ranks are "
                     f"chosen with samples, but got weights. Set compression.fit=function."
@@ -92,9 +93,9 @@ class CompressionSettings(CompressionPlan):
     by: Literal["parameters", "macs", "latency"] = "parameters"
     """Quantity of the target. macs and latency require fit=function. latency is the measured time for a batch on the
     device of the run."""
-    round_to: Count = 1
+    round_to: Count | None = None
     """Ranks for the target are multiples of this number. In pruning, layers keep a multiple of this number of channels,
-    or all channels. Requires fit=function."""
+    or all channels. null: 8 with by=latency, otherwise 1. Above 1, it requires fit=function."""
     batch_size: Count = 64
     """Samples per batch for by=latency."""
     source: OneMixture = Field(
@@ -114,7 +115,8 @@ class CompressionSettings(CompressionPlan):
         """Return the settings that the result depends on, without those of samples that are not used."""
         unused = {"fit", "source", "samples", "oversampling"} if self.fit == "weights" else set()
         # Stages of earlier versions lack these settings.
-        unused |= {name for name, off in (("fold", not self.folds), ("round_to", self.round_to == 1)) if off}
+        rounds = self.round_to not in (None, 1) or (self.by == "latency" and self.round_to is None)
+        unused |= {name for name, off in (("fold", not self.folds), ("round_to", not rounds)) if off}
         unused |= {"batch_size"} if self.by != "latency" else set()
         unused |= {"by"} if self.by == "parameters" else set()
         unused |= {"tucker": {"method"}, "pruning": {"rules", "fold", "when_larger"}, "auto": set()}[self.method]

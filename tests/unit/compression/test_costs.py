@@ -122,11 +122,11 @@ def test_a_layer_stays_if_its_factors_cost_more_by_the_quantity_of_the_target(by
 def test_a_target_of_latency_is_reached() -> None:
     network, _ = _network()
     with mock.patch.object(costs, "shortest_times", _fake_times):
-        compressed = _compress(network, network.shape, target=1.5, by="latency", batch_size=16, fold=True)
+        compressed = _compress(network, network.shape, target=1.5, by="latency", batch_size=16, fold=True, round_to=1)
         first, second = _fake_times([network, compressed.network], torch.zeros(16))
         assert 1.5 <= first / second < 1.6
         with pytest.raises(ValueError, match=r"at most [2-9]\.\d\d by latency, but got 20.*has this speed-up"):
-            _compress(network, network.shape, target=20, by="latency", batch_size=16, fold=True)
+            _compress(network, network.shape, target=20, by="latency", batch_size=16, fold=True, round_to=1)
 
 
 def test_times_of_forms_are_fitted() -> None:
@@ -187,6 +187,14 @@ def test_measured_times_tell_a_large_network_from_a_small_one() -> None:
     (seconds,) = shortest_times([small], torch.randn(16, 8))
     (more,) = shortest_times([large], torch.randn(16, 600))
     assert 0 < seconds < more
+
+
+@pytest.mark.parametrize(
+    ("by", "given", "expected"), [("parameters", None, 1), ("macs", None, 1), ("latency", None, 8), ("latency", 1, 1)]
+)
+def test_targets_of_latency_round_by_default(by: Any, given: int | None, expected: int) -> None:
+    assert CompressionPlan([Rule("*", "target")], 2.0, by=by, round_to=given).choice.round_to == expected
+    assert PruningPlan(2.0, by=by, round_to=given).round_to == expected
 
 
 @pytest.mark.parametrize("round_to", [4, 8])

@@ -275,11 +275,11 @@ def test_a_target_of_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> Non
 
     for module in (pruning, costs):
         monkeypatch.setattr(module, "shortest_times", seconds)
-    small = _prune(network, 1.6, by="latency", batch_size=3)
+    small = _prune(network, 1.6, by="latency", batch_size=3, round_to=1)
     assert 1.6 * 0.97 <= (small.report.macs_before + 1000) / (small.report.macs_after + 1000) < 1.9
     monkeypatch.setattr(costs, "shortest_times", lambda networks, x: [1.0] * len(networks))
     with pytest.raises(BudgetError, match=r"at most 1\.00 by latency, but got 1\.6"):
-        _prune(network, 1.6, by="latency", batch_size=3)
+        _prune(network, 1.6, by="latency", batch_size=3, round_to=1)
 
 
 @pytest.mark.parametrize("by", ["parameters", "latency"])
