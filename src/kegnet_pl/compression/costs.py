@@ -281,12 +281,15 @@ def measure_speedup(network: nn.Module, other: nn.Module, batch: Tensor) -> floa
     with ExitStack() as stack:
         for copied in copies:
             stack.enter_context(eval_mode(copied))
-        first, second = shortest_times(copies, batch)
+        first, second = shortest_times(copies, batch, rounds=(15, 100), seconds=0.5)
     return first / second
 
 
 @torch.no_grad()
-def shortest_times(networks: Sequence[nn.Module], x: Tensor) -> list[float]:
-    """Return the shortest seconds of a call of each network or layer; they take turns."""
-    times = time_in_turns([(network, x) for network in networks], shortest=_SHORTEST, rounds=(_REPEATS, _REPEATS))
+def shortest_times(
+    networks: Sequence[nn.Module], x: Tensor, rounds: tuple[int, int] = (_REPEATS, _REPEATS), seconds: float = 0.0
+) -> list[float]:
+    """Return the shortest seconds of a call of each network or layer; see :func:`time_in_turns`."""
+    calls = [(network, x) for network in networks]
+    times = time_in_turns(calls, shortest=_SHORTEST, rounds=rounds, seconds=seconds)
     return [min(found) for found in times]

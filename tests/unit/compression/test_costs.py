@@ -64,7 +64,7 @@ def test_parameters_and_macs_are_those_of_the_factorised_network(fold: bool) -> 
             assert size.parameters - count(layer) + parameters.of_factors(name, *pair)[0] == new.parameters
 
 
-def _fake_times(networks: list[nn.Module], x: Tensor) -> list[float]:
+def _fake_times(networks: list[nn.Module], x: Tensor, **_: Any) -> list[float]:
     """Seconds that grow with the parameters: a machine without noise."""
     assert len(x) == 16
     return [1e-3 + 1e-6 * count(network) for network in networks]
@@ -105,7 +105,7 @@ def test_a_layer_stays_if_its_factors_cost_more_by_the_quantity_of_the_target(by
     network, _ = _network()
     x = torch.randn(150, *network.shape, generator=torch.Generator().manual_seed(0))
 
-    def slow_factors(networks: list[nn.Module], x: Tensor) -> list[float]:
+    def slow_factors(networks: list[nn.Module], x: Tensor, **_: Any) -> list[float]:
         return [1e-3 * len(list(network.modules())) for network in networks]
 
     with mock.patch.object(costs, "shortest_times", slow_factors):
@@ -156,7 +156,7 @@ def test_latency_is_measured_in_channels_last_memory_with_different_samples(meth
         else CompressionPlan([Rule("*", "target")], target=1.3, by="latency", batch_size=16, fold=True)
     )
 
-    def times(networks: list[nn.Module], x: Tensor) -> list[float]:
+    def times(networks: list[nn.Module], x: Tensor, **_: Any) -> list[float]:
         for one in networks:
             weights = [value for value in one.parameters() if value.dim() == 4]
             assert all(value.is_contiguous(memory_format=torch.channels_last) for value in weights)

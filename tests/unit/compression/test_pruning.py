@@ -269,7 +269,7 @@ def test_a_target_of_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     """Time is faked by the operations of a network, so that the test depends on no machine."""
     network = _make(Residual)
 
-    def seconds(networks: list[nn.Module], x: Tensor) -> list[float]:
+    def seconds(networks: list[nn.Module], x: Tensor, **_: Any) -> list[float]:
         assert len(x) == 3
         return [float(measure_size(one, x.shape[1:]).macs + 1000) for one in networks]
 
@@ -277,7 +277,7 @@ def test_a_target_of_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(module, "shortest_times", seconds)
     small = _prune(network, 1.6, by="latency", batch_size=3, round_to=1)
     assert 1.6 * 0.97 <= (small.report.macs_before + 1000) / (small.report.macs_after + 1000) < 1.9
-    monkeypatch.setattr(costs, "shortest_times", lambda networks, x: [1.0] * len(networks))
+    monkeypatch.setattr(costs, "shortest_times", lambda networks, x, **_: [1.0] * len(networks))
     with pytest.raises(BudgetError, match=r"at most 1\.00 by latency, but got 1\.6"):
         _prune(network, 1.6, by="latency", batch_size=3, round_to=1)
 
