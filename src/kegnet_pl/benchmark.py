@@ -119,7 +119,7 @@ def measure_latency(
     The networks are measured in turns, so other load on the machine affects all of them. Compare speed-ups, not
     milliseconds of two calls. Convolutional networks for images are measured in channels-last memory
     (``network.to(memory_format=torch.channels_last)``) if all of them accept it, else in the default layout. Students
-    are trained in channels-last memory. Convolutions can be several times faster in it (results/SPEED.md).
+    are trained in channels-last memory. Convolutions can be faster in it (results/SPEED.md).
 
     Args:
         networks: Networks by name, in evaluation mode for the measurement; the first is the baseline. Copies of

@@ -122,7 +122,7 @@ def export_network(
 
     If the network returns a tensor, the files return the same tensor. If it returns a tuple or dict, they return
     logits. The weights of convolutions for images are in channels-last memory in ``model.pt2`` and ``model.ts`` if the
-    network accepts it: PyTorch can be several times faster in this layout. ONNX Runtime has its own layout.
+    network accepts it: PyTorch can be faster in this layout. ONNX Runtime has its own layout.
 
     Args:
         network: Any classifier; it is not changed.

@@ -57,7 +57,7 @@ def copies_to_time(networks: Sequence[nn.Module], input_shape: Sequence[int]) ->
     """Return copies of networks for a comparison of their times: in evaluation mode and in one memory layout.
 
     The layout is channels-last memory, in which students are trained, if all convolutional networks accept it, else the
-    default one. Convolutions can be several times faster in channels-last memory (results/SPEED.md).
+    default one. Convolutions can be faster in channels-last memory (results/SPEED.md).
 
     Returns:
         The copies in order; a network itself if it has no weights of convolutions for images, or cannot be copied.

@@ -66,7 +66,8 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
     if signal.getsignal(signal.SIGINT) is _interrupt:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    installs = is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if installs:
         signal.signal(signal.SIGTERM, _terminate)
     held.release()
     os.chdir(HydraConfig.get().runtime.cwd)  # relative paths start there, also with hydra.job.chdir=true
@@ -98,7 +99,7 @@ def _run(cfg: DictConfig) -> float | tuple[float, ...] | None:
             raise
         _leave(f"Error: {conceal(str(error))}" if _prints_errors() else "", code=1)
     finally:
-        if is_main and signal.getsignal(signal.SIGTERM) is _terminate:
+        if installs:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return None
 

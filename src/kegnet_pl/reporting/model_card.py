@@ -93,7 +93,7 @@ def write_model_card(
     tested = _read_metrics(stages.networks[row.method].get("evaluation")).get("samples")
     image = _IMAGE_MODES.get(data["input_shape"][0]) if len(data["input_shape"]) == 3 else None
     mean, std, value_range = (_to_numbers(data.get(name)) for name in ("mean", "std", "value_range"))
-    if value_range is not None and len(value_range) != 2:
+    if not isinstance(value_range, list) or len(value_range) != 2:
         value_range = None
     text = render(
         "card.md",

@@ -51,7 +51,7 @@ def test_no_code_without_the_range_of_pixels(tmp_path: Path) -> None:
     text = _write(tmp_path / "README.md", {})
     assert "image.png" not in text and "Inputs are normalised like those of the teacher." in text
     assert "image.png" not in _write(tmp_path / "README.md", {"input_shape": [6], "mean": 0.5, "std": 0.2})
-    for damaged in ("__import__('os')", [0], ["a", 1], [0.0, float("nan")], {}):
+    for damaged in ("__import__('os')", 7, [0], ["a", 1], [0.0, float("nan")], {}):
         text = _write(tmp_path / "README.md", {"value_range": damaged, "mean": damaged, "std": [0.5]})
         assert "__import__" not in text and "(None" not in text
 
