@@ -5,7 +5,6 @@ compressed by each method and target. The page ``results/AGREEMENT_LEVELS.md`` c
 lost more than 3 points of validation accuracy without a warning, and the others that got one. No test data is used.
 """
 
-import json
 import os
 import textwrap
 import warnings
@@ -17,9 +16,9 @@ import kegnet_pl
 from kegnet_pl.api.checks import low_agreement
 from kegnet_pl.data import Split
 from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from reproduction.networks import IMAGE_NETWORKS, TABLE_NETWORKS, load_data, train_teacher
+from reproduction.pages import read_record, write_record
 from reproduction.paths import ROOT
 from reproduction.runner import say
 
@@ -90,7 +89,7 @@ def render(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Measure networks that are not measured yet, and write the page."""
     path = ROOT / "results" / "agreement_levels.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    rows: list[dict[str, Any]] = read_record(path, [])
     done = {(row["data"], row["network"]) for row in rows}
     for name, module, pixels in load_data(Path(os.environ.get("KEGNET_DATA_DIR", "data"))):
         networks = TABLE_NETWORKS if name == "Letter" else IMAGE_NETWORKS
@@ -104,8 +103,8 @@ def main() -> int:
                 found = {"data": name, "network": network, **row}
                 rows.append(found | {"command": COMMAND, "seed": SEED, "versions": versions()})
                 say(str(found))
-            atomic_write(path, json.dumps(rows, indent=1) + "\n")
-    atomic_write(path.with_name("AGREEMENT_LEVELS.md"), render(rows))
+            write_record(path, rows)
+    write_record(path, rows, render(rows))
     say(f"Written: {display_path(path)}")
     return 0
 

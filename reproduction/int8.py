@@ -7,7 +7,6 @@ Letter and CIFAR-10; the published teachers are in KEGNET_REFERENCE_DIR/teachers
 """
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Callable, Mapping
@@ -30,12 +29,12 @@ from kegnet_pl.data import MNIST, DigitsDataModule, Letter, Split
 from kegnet_pl.networks import LeNet5
 from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.reporting.tables import LOW_AGREEMENT
-from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.settings import QuantizationSettings
 from kegnet_pl.sources import NormalNoise, Procedural, RealSource, SyntheticSource
 from reproduction.networks import CifarFiles, published, train_teacher
+from reproduction.pages import read_record, write_record
 from reproduction.paths import ROOT
 from reproduction.runner import say
 
@@ -303,7 +302,7 @@ def main(arguments: list[str] | None = None, out: Path = ROOT / "results") -> in
     parser.add_argument("--only", default="", help="only networks whose name begins like this")
     options = parser.parse_args(arguments)
     path = out / "int8.json"
-    stored: Stored = json.loads(path.read_text()) if path.exists() else {part: [] for part in PARTS}
+    stored: Stored = read_record(path, {part: [] for part in PARTS})
     folder = Path(os.environ.get("KEGNET_DATA_DIR", "data"))
     for name, make in CASES.items():
         missing = [part for part, rows in stored.items() if name not in {row["network"] for row in rows}]
@@ -315,8 +314,7 @@ def main(arguments: list[str] | None = None, out: Path = ROOT / "results") -> in
             rows = found if isinstance(found, list) else [found]
             stored[part] += [{"network": name, **row, "command": COMMAND, "versions": versions()} for row in rows]
             say(f"{name}, {part}: {found}")
-            atomic_write(path, json.dumps(stored, indent=1) + "\n")
-            atomic_write(path.with_name("INT8.md"), render(stored))
+            write_record(path, stored, render(stored))
     say(f"Written: {display_path(path)}")
     return 0
 

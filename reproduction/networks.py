@@ -8,7 +8,6 @@ from a bad one.
 """
 
 import argparse
-import json
 import os
 import statistics
 import textwrap
@@ -31,9 +30,9 @@ from kegnet_pl.data import CIFAR10, MNIST, FashionMNIST, Letter, RealDataModule,
 from kegnet_pl.networks import MLP, CifarResNet
 from kegnet_pl.networks.answers import find_tensor
 from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.sources import Procedural, RealSource, SelectedSource
+from reproduction.pages import read_record, write_record
 from reproduction.paths import ROOT
 from reproduction.runner import say
 
@@ -255,7 +254,7 @@ def main() -> int:
     parser.add_argument("--only", help="only networks whose name begins like this")
     options = parser.parse_args()
     path = ROOT / "results" / "networks.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    rows: list[dict[str, Any]] = read_record(path, [])
     command = f"python -m reproduction.networks --targets {' '.join(f'{target:g}' for target in options.targets)}"
     command += f" --only '{options.only}'" if options.only is not None else ""
     for name, (module, networks, pixels) in _data(Path(os.environ.get("KEGNET_DATA_DIR", "data"))).items():
@@ -272,9 +271,9 @@ def main() -> int:
                 found |= {"command": command, "seed": 0, "versions": versions()}
                 say(str(found))
                 rows.append(found)
-                atomic_write(path, json.dumps(rows, indent=1) + "\n")
+                write_record(path, rows)
     if rows:
-        atomic_write(path.with_name("NETWORKS.md"), render(rows))
+        write_record(path, rows, render(rows))
     say(f"Written: {display_path(path)}")
     return 0
 

@@ -25,8 +25,8 @@ from typing import Any
 from unittest import mock
 
 from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
+from reproduction.pages import write_record
 from reproduction.paths import ROOT
 from reproduction.runner import say
 
@@ -359,8 +359,7 @@ def main() -> int:
         }
     record["seconds"] = round(time.perf_counter() - begun)
     path = options.out / "reliability.json"
-    atomic_write(path, json.dumps(record, indent=1) + "\n")
-    atomic_write(path.with_name("RELIABILITY.md"), render(record))
+    write_record(path, record, render(record))
     say(f"Written: {display_path(path)}")
     return 0
 

@@ -4,7 +4,6 @@ Networks of :mod:`reproduction.networks` for Fashion-MNIST are compressed to tar
 ``round_to``. The page ``results/ROUNDING.md`` shows validation accuracy and measured speed-up. No test data is used.
 """
 
-import json
 import os
 import textwrap
 import warnings
@@ -14,11 +13,11 @@ from typing import Any
 import kegnet_pl
 from kegnet_pl.benchmark import measure_latency
 from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import first_line
 from reproduction.agreement_levels import METHODS, SEED, TRAINING_SAMPLES, VALIDATION_SAMPLES
 from reproduction.networks import IMAGE_NETWORKS, load_data, train_teacher
+from reproduction.pages import read_record, write_record
 from reproduction.paths import ROOT
 from reproduction.runner import say
 
@@ -78,12 +77,10 @@ def render(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Measure networks that are not measured yet, and write the page."""
     path = ROOT / "results" / "rounding.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    rows: list[dict[str, Any]] = read_record(path, [])
     done = {row["network"] for row in rows}
-    data = {
-        name: (module, pixels) for name, module, pixels in load_data(Path(os.environ.get("KEGNET_DATA_DIR", "data")))
-    }
-    module, pixels = data["Fashion"]
+    folder = Path(os.environ.get("KEGNET_DATA_DIR", "data"))
+    module, pixels = next((module, pixels) for name, module, pixels in load_data(folder) if name == "Fashion")
     module.setup()
     train = module.splits["train"]
     validation = train[TRAINING_SAMPLES:][:VALIDATION_SAMPLES]
@@ -100,8 +97,8 @@ def main() -> int:
                     row |= measure(teacher, validation, pixels, **options)
                     say(str(row))
                     rows.append(row | {"command": COMMAND, "seed": SEED, "versions": versions()})
-        atomic_write(path, json.dumps(rows, indent=1) + "\n")
-    atomic_write(path.with_name("ROUNDING.md"), render(rows))
+        write_record(path, rows)
+    write_record(path, rows, render(rows))
     say(f"Written: {display_path(path)}")
     return 0
 

@@ -7,7 +7,6 @@ A second table compares memory layouts. It needs the released teachers (KEGNET_R
 """
 
 import argparse
-import json
 import os
 import statistics
 import textwrap
@@ -31,10 +30,10 @@ from kegnet_pl.networks.validation import samples_for_trial
 from kegnet_pl.pipeline.configuration import to_plain
 from kegnet_pl.pipeline.objects import build, make_plan
 from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.settings import RunSettings
+from reproduction.pages import write_record
 from reproduction.paths import ROOT
 from reproduction.runner import say
 
@@ -165,11 +164,9 @@ def render(rows: list[dict[str, Any]]) -> str:
     names = ["experiment", "plan", "fewer parameters", "fewer MACs", "speed-up at 1", "speed-up at 64", "teacher", "T"]
     lines = ["# Speed of the paper's networks", "", *textwrap.wrap(_INTRODUCTION.strip(), 120), ""]
     lines += [f"| {' | '.join(names)} |", f"| {' | '.join(['---'] * 2 + ['---:'] * 6)} |"]
-    layouts, rows = (
-        [row for row in rows if "layout_speedups" in row],
-        [row for row in rows if "layout_speedups" not in row],
-    )
-    for row in rows:
+    layouts = [row for row in rows if "layout_speedups" in row]
+    plans = [row for row in rows if "plan" in row]
+    for row in plans:
         cells = [row["experiment"], row["plan"]]
         if "refused" in row:
             cells += ["out of reach", *[""] * 5]
@@ -181,7 +178,7 @@ def render(rows: list[dict[str, Any]]) -> str:
             ]
             cells += [f"{100 * row['teacher']:.1f}", f"{100 * row['T']:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [""] + [f"- {row['experiment']}, {row['plan']}: {row['refused']}" for row in rows if "refused" in row]
+    lines += [""] + [f"- {row['experiment']}, {row['plan']}: {row['refused']}" for row in plans if "refused" in row]
     machines = ", ".join(dict.fromkeys(row["machine"] for row in rows if "machine" in row))
     lines += ["", "## Memory layout", "", *textwrap.wrap(_LAYOUTS.strip(), 120), ""]
     lines += ["| network | input | speed-up at 1 | speed-up at 64 |", "| --- | --- | ---: | ---: |"]
@@ -210,8 +207,7 @@ def main() -> int:
     for row in measure_layouts():
         rows.append(row)
         say(str({key: value for key, value in row.items() if key != "versions"}))
-    atomic_write(path, json.dumps(rows, indent=1) + "\n")
-    atomic_write(path.with_name("SPEED.md"), render(rows))
+    write_record(path, rows, render(rows))
     say(f"Written: {display_path(path)}")
     return 0
 

@@ -6,7 +6,6 @@ disk and measured speed. A network that the library refuses has the message in i
 """
 
 import argparse
-import json
 import os
 import tempfile
 import textwrap
@@ -33,12 +32,12 @@ from kegnet_pl.networks.execution import copies_to_time
 from kegnet_pl.networks.validation import samples_for_trial
 from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.reporting.style import distinct_colors, house_style, new_figure
-from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError, first_line
 from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.sources import Procedural, RealSource, SelectedSource
 from reproduction.networks import CifarFiles, published, train_teacher
+from reproduction.pages import read_record, write_record
 from reproduction.paths import ROOT
 from reproduction.runner import say
 
@@ -379,7 +378,7 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="write the page of the finished lines, and run nothing")
     options = parser.parse_args()
     path = ROOT / "results" / "zoo.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    rows: list[dict[str, Any]] = read_record(path, [])
     command = "python -m reproduction.zoo" + (f" --only '{options.only}'" if options.only is not None else "")
     for case in () if options.page else cases():
         available = case.epochs or "KEGNET_REFERENCE_DIR" in os.environ
@@ -395,9 +394,9 @@ def main() -> int:
             row = {"data": case.data, "network": case.network, "method": method, **found, "command": command, "seed": 0}
             say(str(row))
             rows.append(row | {"versions": versions()})
-            atomic_write(path, json.dumps(rows, indent=1) + "\n")
+            write_record(path, rows)
     if rows:
-        atomic_write(path.with_name("ZOO.md"), render(rows))
+        write_record(path, rows, render(rows))
         with house_style():
             draw_front(rows).savefig(path.with_name("zoo.png"), dpi=100, metadata={"Software": "kegnet_pl"})
     say(f"Written: {display_path(path)}")
