@@ -151,7 +151,7 @@ def export_network(
     plain = move(frozen_copy(network), memory_format=torch.contiguous_format)
     if find_output_shape(plain, input_shape) is None:
         plain = as_classifier(plain, input_shape, outputs, output_key)
-    converted = copy_in_channels_last(plain, input_shape)
+    converted = copy_in_channels_last(plain, input_shape) if set(formats) - {"onnx"} else None
     sizes = _BATCHES if batch_size is None else (batch_size,)
     batches = [samples_for_trial(input_shape, size).to(first_weight(plain).dtype) for size in sizes]
     files = []

@@ -46,10 +46,16 @@ _OVERSHOOT = 1.05
 """If the result exceeds the target by more than this ratio, the remaining parameters go to other layers."""
 
 
-def check_target(target: float | None, by: CostName, round_to: int | None, batch_size: int) -> int:
-    """Check the arguments of a plan, and return ``round_to``; for None, 8 for a target of latency, otherwise 1.
+def default_round_to(by: CostName) -> int:
+    """Return the multiple of ranks and channels if none is given.
 
     CPUs and GPUs compute blocks of channels, so the times of layers rise in steps.
+    """
+    return _BLOCK if by == "latency" else 1
+
+
+def check_target(target: float | None, by: CostName, round_to: int, batch_size: int) -> None:
+    """Check the arguments of a plan.
 
     Raises:
         ValueError: If one is out of range.
@@ -59,11 +65,9 @@ def check_target(target: float | None, by: CostName, round_to: int | None, batch
         raise ValueError(f"Expected `target` to be a compression ratio above 1, but got {target!r}.")
     if by not in get_args(CostName):
         raise ValueError(f"Expected `by` to be one of {get_args(CostName)}, but got {by!r}.")
-    rounded = (_BLOCK if by == "latency" else 1) if round_to is None else round_to
-    for name, value in (("round_to", rounded), ("batch_size", batch_size)):
+    for name, value in (("round_to", round_to), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"Expected `{name}` to be a whole number of at least 1, but got {value!r}.")
-    return rounded
 
 
 def search_speed(

@@ -11,7 +11,7 @@ from torch import nn
 from kegnet_pl.compression.activations import Calibration, measure_layers
 from kegnet_pl.compression.allocation import needs_inputs
 from kegnet_pl.compression.attention import split_attention
-from kegnet_pl.compression.choice import RankChoice, WhenLarger, check_target
+from kegnet_pl.compression.choice import RankChoice, WhenLarger, check_target, default_round_to
 from kegnet_pl.compression.costs import Cost, CostName
 from kegnet_pl.compression.reconstruction import measure_agreement, reconstruct
 from kegnet_pl.compression.report import (
@@ -131,7 +131,8 @@ class CompressionPlan:
             raise ValueError("Expected `rules` to hold at least one rule, but got none.")
         if when_larger not in get_args(WhenLarger):
             raise ValueError(f"Expected `when_larger` to be one of {get_args(WhenLarger)}, but got {when_larger!r}.")
-        round_to = check_target(target, by, round_to, batch_size)
+        round_to = default_round_to(by) if round_to is None else round_to
+        check_target(target, by, round_to, batch_size)
         wanted = any("target" in rule.sides for rule in rules)
         if wanted and target is None:
             raise ValueError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kegnet_pl.compression.activations import Calibration, LayerMoments, measure_layers
 from kegnet_pl.compression.allocation import BudgetError, TargetError
-from kegnet_pl.compression.choice import check_target, lower_round_to, search_speed
+from kegnet_pl.compression.choice import check_target, default_round_to, lower_round_to, search_speed
 from kegnet_pl.compression.costs import CostName, make_batch, measure_speedup, shortest_times
 from kegnet_pl.compression.cut import CUTTABLE, cut
 from kegnet_pl.compression.dependencies import import_library
@@ -59,7 +59,8 @@ class PruningPlan:
             raise ValueError(
                 "Expected `target` to be the ratio that pruning must reach, but got None. Set it, for example to 2.0."
             )
-        round_to = check_target(target, by, round_to, batch_size)
+        round_to = default_round_to(by) if round_to is None else round_to
+        check_target(target, by, round_to, batch_size)
         import_library()
         self.target, self.by, self.round_to, self.batch_size = target, by, round_to, batch_size
 

@@ -63,17 +63,21 @@ def copies_to_time(networks: Sequence[nn.Module], input_shape: Sequence[int]) ->
         The copies in order; a network itself if it has no weights of convolutions for images, or cannot be copied.
     """
     copies = [copy_in_channels_last(network, input_shape) for network in networks]
-    several = [_has_layouts(network, input_shape) for network in networks]
-    if all(copied is not None for copied, has_layouts in zip(copies, several, strict=True) if has_layouts):
-        return [network if copied is None else copied for network, copied in zip(networks, copies, strict=True)]
-    found = []
-    for network, has_layouts in zip(networks, several, strict=True):
-        try:
-            copied = move(copy_network(network), memory_format=torch.contiguous_format) if has_layouts else network
-        except ValueError:
-            copied = network
-        found.append(copied if copied is network else set_mode(copied, training=False))
-    return found
+    convolutional = [_has_layouts(network, input_shape) for network in networks]
+    if any(copied is None for copied, matters in zip(copies, convolutional, strict=True) if matters):
+        copies = [
+            _copy_in_default_layout(network) if matters else None
+            for network, matters in zip(networks, convolutional, strict=True)
+        ]
+    return [network if copied is None else copied for network, copied in zip(networks, copies, strict=True)]
+
+
+def _copy_in_default_layout(network: nn.Module) -> nn.Module | None:
+    """Return a copy of a network in the default memory layout and evaluation mode; None if it cannot be copied."""
+    try:
+        return set_mode(move(copy_network(network), memory_format=torch.contiguous_format), training=False)
+    except ValueError:
+        return None
 
 
 def _has_layouts(network: nn.Module, input_shape: Sequence[int]) -> bool:

@@ -115,7 +115,7 @@ class CompressionSettings(CompressionPlan):
         """Return the settings that the result depends on, without those of samples that are not used."""
         unused = {"fit", "source", "samples", "oversampling"} if self.fit == "weights" else set()
         # Stages of earlier versions lack these settings.
-        rounds = self.round_to not in (None, 1) or (self.by == "latency" and self.round_to is None)
+        rounds = self.by == "latency" if self.round_to is None else self.round_to > 1
         unused |= {name for name, off in (("fold", not self.folds), ("round_to", not rounds)) if off}
         unused |= {"batch_size"} if self.by != "latency" else set()
         unused |= {"by"} if self.by == "parameters" else set()
