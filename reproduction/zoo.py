@@ -35,9 +35,9 @@ from kegnet_pl.reporting.style import distinct_colors, house_style, new_figure
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError, first_line
 from kegnet_pl.runtime.timing import time_in_turns
-from kegnet_pl.sources import Procedural, RealSource, SelectedSource
+from kegnet_pl.sources import MatchedSource, Procedural, RealSource, SelectedSource
 from reproduction.networks import CifarFiles, published, train_teacher
-from reproduction.pages import read_record, write_record
+from reproduction.pages import list_unmatched, read_record, write_record
 from reproduction.paths import ROOT
 from reproduction.runner import say
 
@@ -112,7 +112,8 @@ def _group_norm() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
 
 
-def _signals() -> nn.Module:
+def make_signal_network() -> nn.Module:
+    """Return an untrained network for signals ``(B, 2, length)``."""
     layers: list[nn.Module] = []
     for channels, maps in ((2, 32), (32, 64), (64, 64)):
         layers += [nn.Conv1d(channels, maps, 3, padding=1), nn.BatchNorm1d(maps), nn.ReLU()]
@@ -132,7 +133,7 @@ def _table(name: str, folder: Path) -> dict[str, Split]:  # noqa: ARG001
     return {"train": Split(x[test:], y[test:]), "test": Split(x[:test], y[:test])}
 
 
-def _rows_as_signals(folder: Path) -> dict[str, Split]:
+def read_signals(folder: Path) -> dict[str, Split]:
     """Return Pendigits as signals of two channels: eight points (x, y) of a pen."""
     splits = _splits(Pendigits(root=folder))
     return {
@@ -150,7 +151,7 @@ def cases() -> Iterator[Case]:
     for name, features, classes in (("breast_cancer", 30, 2), ("wine", 13, 3)):
         yield Case(name, "MLP", partial(MLP, features, classes, width=64, blocks=2), partial(_table, name), 8)
     yield Case("Letter", "MLP", lambda: MLP(16, 26, width=128, blocks=3), lambda f: _splits(Letter(root=f)), 8)
-    yield Case("Pendigits", "Conv1d, batch norm", _signals, _rows_as_signals, 8)
+    yield Case("Pendigits", "Conv1d, batch norm", make_signal_network, read_signals, 8)
     digits = {"mean": 0.1307, "std": 0.3081}
     mnist: dict[str, Any] = {"download": False, "mean": [0.1307], "std": [0.3081], "validation": 1}
     yield Case("MNIST", "ViT (transformers)", _hugging_face, lambda f: _splits(MNIST(root=f, **mnist)), 6, digits)
@@ -185,7 +186,7 @@ def compress(case: Case, teacher: nn.Module, data: dict[str, Split], name: str) 
     shape, start = tuple(data["train"].x.shape[1:]), time.perf_counter()
     how, target = name.split()[0], float(name.split()[1].removesuffix("x"))
     by: Any = "latency" if name in BY_LATENCY else "parameters"
-    found: dict[str, Any] = {"teacher": kegnet_pl.measure_accuracy(teacher, data["test"])}
+    found: dict[str, Any] = {"teacher": kegnet_pl.measure_accuracy(teacher, data["test"]), "matched": True}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -197,7 +198,8 @@ def compress(case: Case, teacher: nn.Module, data: dict[str, Split], name: str) 
     found |= {"T": kegnet_pl.measure_accuracy(small.network, data["test"]), "agreement": small.agreement}
     found["ratio"] = small.report.parameters_before / small.report.parameters_after
     options: dict[str, Any] = {"epochs": EPOCHS, "lr_scheduler": "cosine", "progress": False}
-    samples = kegnet_pl.SyntheticDataset(_source(case, teacher, shape), teacher, SAMPLES)
+    source = MatchedSource(_source(case, teacher, shape), as_classifier(teacher, shape))
+    samples = kegnet_pl.SyntheticDataset(source, teacher, SAMPLES)
     student = kegnet_pl.distill(small.network, samples, **options)
     found["seconds"] = time.perf_counter() - start
     real = kegnet_pl.SyntheticDataset(RealSource(data["train"].x[:TRAINING_SAMPLES]), teacher, SAMPLES)
@@ -207,7 +209,10 @@ def compress(case: Case, teacher: nn.Module, data: dict[str, Split], name: str) 
     }
     yield name, found | _measure_size(teacher, student, shape)
     if f"{name} + int8" in case.methods:
-        yield f"{name} + int8", {"ratio": found["ratio"]} | quantise(case, teacher, student, data, found["seconds"])
+        yield (
+            f"{name} + int8",
+            {"ratio": found["ratio"], "matched": True} | quantise(case, teacher, student, data, found["seconds"]),
+        )
 
 
 def quantise(
@@ -300,18 +305,19 @@ def draw_front(rows: list[dict[str, Any]]) -> Figure:
 
 _INTRODUCTION = f"""
 `compress(teacher, shape, target, method=...)`, then `distill` on {SAMPLES:,} procedural samples that the teacher
-selects: {EPOCHS} passes, cosine schedule, a learning rate that short trainings choose. int8: ONNX Runtime's
-quantiser, calibrated on {CALIBRATION} such samples; `+ int8` quantises the student of the line above. Test accuracy
-in %. Teachers of seed 0 are trained briefly on at most {TRAINING_SAMPLES:,} samples, or published. Prior knowledge in
-the samples: teacher + procedural; of the ceiling, the same student: real data. Compressed: before any training.
-Agreement: share of held-out synthetic samples to which the compressed network and the teacher give the same class.
-Faster: the target is the time of a batch of 64, measured in PyTorch, instead of the number of parameters. Smaller:
-bytes of the teacher's ONNX file / bytes of the student's. Speed-up: time of the teacher / time of the student for
-batches of 1 and 64, in PyTorch, both in channels-last memory; for int8 both in ONNX Runtime. Networks take turns; a
-time is the shortest of at least ten rounds. Min: minutes from the teacher to the student. An earlier version of this
-table showed that the former default learning rate was too high; the present default was chosen on validation data
-(decision 5). Nothing else was chosen with this table. In earlier versions, speed-ups of convolutional networks were
-too high: students were in channels-last memory, teachers in the default layout.
+selects, and that are matched to its batch norm: {EPOCHS} passes, cosine schedule, a learning rate that short
+trainings choose. int8: ONNX Runtime's quantiser, calibrated on {CALIBRATION} selected samples; `+ int8` quantises the
+student of the line above. Test accuracy in %. Teachers of seed 0 are trained briefly on at most {TRAINING_SAMPLES:,}
+samples, or published. Prior knowledge in the samples: teacher + procedural; of the ceiling, the same student: real
+data. Compressed: before any training. Agreement: share of held-out synthetic samples to which the compressed network
+and the teacher give the same class. Faster: the target is the time of a batch of 64, measured in PyTorch, instead of
+the number of parameters. Smaller: bytes of the teacher's ONNX file / bytes of the student's. Speed-up: time of the
+teacher / time of the student for batches of 1 and 64, in PyTorch, both in channels-last memory; for int8 both in ONNX
+Runtime. Networks take turns; a time is the shortest of at least ten rounds. Min: minutes from the teacher to the
+student. An earlier version of this table showed that the former default learning rate was too high; the present
+default was chosen on validation data (decision 5). Nothing else was chosen with this table. In earlier versions,
+speed-ups of convolutional networks were too high: students were in channels-last memory, teachers in the default
+layout.
 """
 
 
@@ -362,6 +368,7 @@ def render(rows: list[dict[str, Any]]) -> str:
     missing = [key for key in order if any((*key, method) not in done for method in wanted[key])]
     if missing:
         lines += ["", f"Not run, or not to the end: {', '.join(f'{data}, {network}' for data, network in missing)}."]
+    lines += list_unmatched([row for row in rows if row["method"] != "int8"])
     lines += [
         "",
         f"Machine: {', '.join(dict.fromkeys(row['machine'] for row in finished))}. Minutes and speed-ups: with ",

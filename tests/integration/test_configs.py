@@ -51,7 +51,7 @@ NEEDED = {
 SINCE = (
     "compression.method", "compression.fold", "compression.by", "compression.round_to", "compression.batch_size",
     "latency.", "agreement.", "objective", "quantization.", "teacher.output", "teacher.pretrained", "preset",
-    "verify_store", "trial", "generator.processes", "student.memory",
+    "verify_store", "trial", "generator.processes", "student.memory", "compression.matching", "student.matching",
 )  # fmt: skip
 """Settings that are not in the snapshot of any preset: they are younger."""
 NEW = (

@@ -21,7 +21,14 @@ from kegnet_pl.pipeline.store import Store
 from kegnet_pl.runtime import distributed
 from kegnet_pl.runtime.errors import StoreError
 from kegnet_pl.settings import GeneratorTrainingSettings, Parallel
-from kegnet_pl.sources import GeneratorSource, MixtureSource, NoiseSource, SelectedSource, SyntheticSource
+from kegnet_pl.sources import (
+    GeneratorSource,
+    MatchedSource,
+    MixtureSource,
+    NoiseSource,
+    SelectedSource,
+    SyntheticSource,
+)
 from kegnet_pl.sources.images import Leaves
 from kegnet_pl.training import GeneratorModule, StudentModule, TeacherModule
 from kegnet_pl.training.fit import QuietFit
@@ -198,6 +205,7 @@ def draw(share: bool) -> tuple[dict[str, Any], int]:
     sources: dict[str, SyntheticSource] = {
         "generators": source,
         "selected": SelectedSource(source, make_classifier(), oversampling=2),
+        "matched": MatchedSource(source, nn.Sequential(nn.BatchNorm1d(FEATURES), make_classifier()), 0.5),
         "mixture": MixtureSource({"a": (source, 0.5), "b": (NoiseSource("normal", (FEATURES,)), 0.5)}),
     }
     drawn: dict[str, Any] = {}

@@ -817,7 +817,7 @@ def test_a_compression_by_function_names_its_samples(tmp_path: Path, prepared: P
     assert rows[0]["compression_source"] is None and rows[1]["source"] is None
     assert all(row["compression_source"]["prior"] == "teacher + procedural" for row in rows[1:])  # it selects them
     assert [Row.from_dict(row).prior for row in rows] == ["", *["teacher + procedural"] * 3]
-    unselected = go(tmp_path, *common, "compression.oversampling=1", "sources=[normal]")
+    unselected = go(tmp_path, *common, "compression.oversampling=1", "compression.matching=0", "sources=[normal]")
     assert [Row.from_dict(row).prior for row in unselected] == ["", "procedural", "procedural"]
     assert rows[1]["accuracy"] > plain[1]["accuracy"] + 0.05
     assert rows[1]["compression_ratio"] == pytest.approx(8, rel=0.05)

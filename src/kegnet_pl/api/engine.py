@@ -32,6 +32,8 @@ from kegnet_pl.networks.handling import copy_network, frozen_copy, move, set_mod
 from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
 from kegnet_pl.sources import SyntheticSource, check_finite, select_samples
+from kegnet_pl.sources.base import check_share
+from kegnet_pl.sources.matching import match_share
 from kegnet_pl.training import FeatureDistillation, GeneratorModule, StudentModule
 from kegnet_pl.training.fit import Fit, Metrics
 from kegnet_pl.training.generator_module import can_vectorize, find_failure, should_vectorize, vectorization_error
@@ -39,6 +41,9 @@ from kegnet_pl.training.optimizers import OptimizerFactory, with_learning_rate
 from kegnet_pl.training.progress import StageProgress
 
 _RECONSTRUCTION_SAMPLES = 2_500
+
+_MATCHING = 0.4
+"""Share of the time of a compression that the matching of its samples takes, roughly; it moves the bar."""
 
 
 def fit_compression(
@@ -49,27 +54,47 @@ def fit_compression(
     source: SyntheticSource | None = None,
     samples: int = 0,
     oversampling: int = 1,
+    matching: float = 0.0,
     seed: int = 0,
 ) -> Compressed:
     """Compress a network by its weights alone, or, with a source, by its outputs for samples.
 
-    ``samples``, ``oversampling`` and ``seed`` describe the samples of the source; see :func:`kegnet_pl.compress`.
+    ``samples``, ``oversampling``, ``matching`` and ``seed`` describe the samples of the source; see
+    :func:`kegnet_pl.compress`.
 
     Raises:
         ValueError: If an argument is out of range, or the network does not accept such samples.
     """
-    with torch.inference_mode(mode=False):  # gradients by layers are needed
-        calibration = None if source is None else _calibrate(network, shape, source, samples, oversampling, seed)
-        with progress:
-            compressed = plan.apply(network, shape, calibration, progress.move_to)
-    return compressed if calibration is None else replace(compressed, held_out=len(calibration.held_out))
+    drawn = 0.0
+
+    def show_matching(share: float) -> None:
+        nonlocal drawn
+        drawn = _MATCHING * share
+        progress.move_to(drawn)
+
+    with torch.inference_mode(mode=False), progress:  # gradients by layers are needed
+        if source is None:
+            return plan.apply(network, shape, None, progress.move_to)
+        calibration = _calibrate(network, shape, source, samples, oversampling, matching, seed, show_matching)
+        compressed = plan.apply(
+            network, shape, calibration, lambda share: progress.move_to(drawn + (1 - drawn) * share)
+        )
+    return replace(compressed, held_out=len(calibration.held_out))
 
 
 def _calibrate(
-    network: nn.Module, shape: tuple[int, ...], source: SyntheticSource, samples: int, oversampling: int, seed: int
+    network: nn.Module,
+    shape: tuple[int, ...],
+    source: SyntheticSource,
+    samples: int,
+    oversampling: int,
+    matching: float,
+    seed: int,
+    on_progress: Callable[[float], None],
 ) -> Calibration:
     """Return samples of a source, and held-out samples that decide if the fit of a layer is kept."""
     check_counts(samples=(samples, 10), oversampling=(oversampling, 1))
+    check_share(matching=matching)
     if not isinstance(source, SyntheticSource):
         raise ValueError(
             f"Expected `source` to be a SyntheticSource, such as NoiseSource('normal', {shape}), or None, but got "
@@ -78,7 +103,7 @@ def _calibrate(
     weight = first_weight(network)
     count_classes(network if weight.dtype == torch.float32 else move(copy_network(network), torch.float32), shape)
 
-    def draw(count: int, seed: int) -> torch.Tensor:
+    def draw(count: int, seed: int, start: float, share: float) -> torch.Tensor:
         candidates = count * oversampling
         x = source.sample(candidates, seed)
         if not isinstance(x, torch.Tensor) or tuple(x.shape) != (candidates, *shape):
@@ -89,10 +114,11 @@ def _calibrate(
             )
         x = x.detach().to(weight)
         check_finite(source, x)
-        return x if oversampling == 1 else select_samples(x, network, count, seed)
+        x = x if oversampling == 1 else select_samples(x, network, count, seed)
+        return match_share(x, network, matching, seed, lambda done: on_progress(start + share * done))
 
     held_out = -(-samples // 4 // source.multiple) * source.multiple
-    return Calibration(draw(samples, seed), draw(held_out, derive_seed(seed, "held out")), seed)
+    return Calibration(draw(samples, seed, 0.0, 0.8), draw(held_out, derive_seed(seed, "held out"), 0.8, 0.2), seed)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ def compress(
     std: float | Sequence[float] | None = None,
     samples: int = 2_000,
     oversampling: int = 4,
+    matching: float = 1.0,
     outputs: Outputs = "auto",
     output_key: OutputKey = None,
     seed: int = 0,
@@ -125,6 +126,8 @@ def compress(
         samples: Number of samples, at least 10.
         oversampling: Candidates per sample. The network selects samples with balanced classes, nearest to the
             statistics of its batch norm (:class:`SelectedSource`). 1: samples are used as they are drawn.
+        matching: Share of the samples that are then matched to the statistics of the batch norm, from 0 to 1
+            (:class:`MatchedSource`). A network without batch norm changes no samples.
         outputs: Type of the output of the network, see :func:`train_generators`.
         output_key: Key, attribute or position of the output tensor, if it returns several; None finds it.
         seed: Seed of the samples.
@@ -172,7 +175,7 @@ def compress(
         weight = first_weight(classifier)
         for line in explain_scale(classifier, source.sample(TRIAL_SAMPLES, seed).to(weight)):
             warnings.warn(line, stacklevel=2)
-    compressed = fit_compression(classifier, shape, plan, bar, source, samples, oversampling, seed)
+    compressed = fit_compression(classifier, shape, plan, bar, source, samples, oversampling, matching, seed)
     if classifier is not network:
         restore_answers(compressed.network)
     if compressed.compared:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss
+from kegnet_pl.losses.base import GeneratedBatch, GeneratorLoss, NormStatistics
 
 
 class StatisticsLoss(GeneratorLoss):
@@ -39,9 +39,11 @@ class StatisticsLoss(GeneratorLoss):
                 "Expected `statistics` of batch-norm layers in the batch, but got none. For a teacher without batch "
                 "norm, set the weight of the term to 0."
             )
-        return torch.stack([_divergence(*layer) for layer in batch.statistics]).mean()
+        return torch.stack([divergence_of_statistics(layer) for layer in batch.statistics]).mean()
 
 
-def _divergence(mean: Tensor, variance: Tensor, stored_mean: Tensor, stored_variance: Tensor) -> Tensor:
-    ratio = variance / stored_variance
-    return ((mean - stored_mean).square() / stored_variance + ratio - 1 - ratio.log()).mean() / 2
+def divergence_of_statistics(layer: NormStatistics) -> Tensor:
+    """Return the mean over the channels of a layer of the divergence in :class:`StatisticsLoss`, a scalar."""
+    ratio = layer.variance / layer.stored_variance
+    distance = (layer.mean - layer.stored_mean).square() / layer.stored_variance
+    return (distance + ratio - 1 - ratio.log()).mean() / 2

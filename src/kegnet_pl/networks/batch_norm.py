@@ -50,15 +50,17 @@ class BatchNormMoments(nn.Module):
 
     Args:
         network: Returns a tensor. It is not copied, and keeps the hooks of this module.
+        layers: Names of batch-norm layers; None for all.
 
     Raises:
         ValueError: If the network has no batch norm with stored statistics.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, layers: Sequence[str] | None = None) -> None:
         super().__init__()
         self.network = network
-        self.layers = norm_layers(network)
+        found = norm_layers(network)
+        self.layers = found if layers is None else {name: found[name] for name in layers}
         if not self.layers or any(layer.running_mean is None for layer in self.layers.values()):
             raise ValueError(
                 "Expected a teacher whose batch-norm layers have stored statistics, but it has none. Set the weight of "

@@ -22,6 +22,7 @@ from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.settings import CompressionSettings, GeneratorSettings, RunSettings
 from kegnet_pl.sources import build_source, describe_mixture
+from kegnet_pl.sources.matching import STEPS, find_matched_layers
 
 BUDGETS = {"cpu": 1e14, "cuda": 1e16}
 """Type of device -> multiply-accumulates of a run: about an hour on two cores or on one GPU."""
@@ -112,10 +113,12 @@ def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.devic
     # A backward pass takes twice the forward pass.
     if generated and 3 * macs * _count_generated(generator) > _GENERATORS * budget:
         overrides.append("sources=[procedural]")
-    work = {"student.samples": 4 * macs * student.samples * (student.epochs if student.resample_each_epoch else 1)}
+    matched = 3 * STEPS if find_matched_layers(network, samples_for_trial(shape, 2)) else 0
+    drawn = student.samples * (student.epochs if student.resample_each_epoch else 1)
+    work = {"student.samples": macs * drawn * (4 + matched * student.matching)}
     if compression.fit == "function" and student.network is None:
-        layers = len(fittable_layers(network))
-        work["compression.samples"] = int(_count_methods(compression) * _FITTING * macs * layers * compression.samples)
+        fitting = _count_methods(compression) * _FITTING * len(fittable_layers(network))
+        work["compression.samples"] = macs * compression.samples * (fitting + matched * compression.matching)
     for name, amount in work.items():
         if amount > _PART * budget:
             now = student.samples if name == "student.samples" else compression.samples
@@ -178,11 +181,14 @@ def estimate_seconds(settings: RunSettings, network: nn.Module, device: torch.de
     with torch.no_grad():
         forward = per_sample(teacher)
     step = per_sample(_Step(teacher))
+    matched = STEPS * step if find_matched_layers(teacher, x) else 0.0
     seconds = {}
     if settings.compression.fit == "function" and student.network is None:
         layers, compression = len(fittable_layers(network)), settings.compression
         fitting = _FITTING * layers * _count_methods(compression)
-        seconds["compression"] = forward * compression.samples * (compression.oversampling + fitting)
+        seconds["compression"] = compression.samples * (
+            forward * (compression.oversampling + fitting) + matched * compression.matching
+        )
     infos = [describe_mixture(mixture, settings.source) for mixture in settings.sources]
     if any(info.needs_generators for info in infos):
         step_of_generator = per_sample(_GeneratorStep(teacher, settings.generator).to(device))
@@ -192,7 +198,8 @@ def estimate_seconds(settings: RunSettings, network: nn.Module, device: torch.de
         passes += MOST_TRIALS * student.batch_size * count_steps(student.samples, student.epochs, student.batch_size)
     drawn = student.samples * (student.epochs if student.resample_each_epoch else 1)
     for info in infos:
-        seconds[info.title] = passes * step + drawn * student.oversampling * (forward + _drawing(settings, info.shares))
+        candidate = forward + _drawing(settings, info.shares)
+        seconds[info.title] = passes * step + drawn * (student.oversampling * candidate + matched * student.matching)
     return seconds
 
 

@@ -33,6 +33,9 @@ def explained(expected: str, hint: str = "") -> JsonDict:
     return {"expected": expected, "hint": hint}
 
 
+Share = Annotated[float, Field(ge=0, le=1, json_schema_extra=explained("a number from 0 to 1"))]
+
+
 def _check_object(value: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(value.get("_target_"), str):
         raise PydanticCustomError("object", "an object with `_target_`")

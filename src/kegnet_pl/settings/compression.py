@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kegnet_pl.settings.base import FREE, Count, Settings, explained
+from kegnet_pl.settings.base import FREE, Count, Settings, Share, explained
 from kegnet_pl.settings.data import OneMixture
 
 DEFAULT_SOURCE = {"procedural": 1.0}
@@ -108,15 +108,18 @@ class CompressionSettings(CompressionPlan):
     oversampling: Count = 4
     """Candidates per sample. Above 1, the teacher selects samples with balanced classes, nearest to its batch-norm
     statistics."""
+    matching: Share = 1.0
+    """Share of the samples that are then matched to the teacher's batch-norm statistics by gradient steps."""
     plans: dict[str, CompressionPlan] = Field(default={}, json_schema_extra=explained("plans by name") | FREE)
     """Name of a teacher -> the paper's plan for it."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that the result depends on, without those of samples that are not used."""
-        unused = {"fit", "source", "samples", "oversampling"} if self.fit == "weights" else set()
+        unused = {"fit", "source", "samples", "oversampling", "matching"} if self.fit == "weights" else set()
         # Stages of earlier versions lack these settings.
         rounds = self.by == "latency" if self.round_to is None else self.round_to > 1
-        unused |= {name for name, off in (("fold", not self.folds), ("round_to", not rounds)) if off}
+        idle = (("fold", not self.folds), ("round_to", not rounds), ("matching", not self.matching))
+        unused |= {name for name, off in idle if off}
         unused |= {"batch_size"} if self.by != "latency" else set()
         unused |= {"by"} if self.by == "parameters" else set()
         unused |= {"tucker": {"method"}, "pruning": {"rules", "fold", "when_larger"}, "auto": set()}[self.method]

@@ -17,6 +17,7 @@ from kegnet_pl.settings.base import (
     Seed,
     Selection,
     Settings,
+    Share,
     StudentNorm,
     explained,
 )
@@ -231,7 +232,9 @@ class StudentSettings(DistillationSettings):
     oversampling: Count = 1
     """Candidates per sample. Above 1, the teacher selects samples with balanced classes, nearest to its batch-norm
     statistics."""
-    mixing: Annotated[float, Field(ge=0, le=1, json_schema_extra=explained("a number from 0 to 1"))] = 0.0
+    matching: Share = 0.0
+    """Share of the samples that are then matched to the teacher's batch-norm statistics by gradient steps."""
+    mixing: Share = 0.0
     """Share of the samples that are mixed with each other: averages of two; for images two averages, composed by a
     smooth mask."""
     selection: Selection = "last"

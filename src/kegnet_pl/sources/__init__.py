@@ -3,6 +3,7 @@
 from kegnet_pl.sources.base import REAL_DATA, Prior, SyntheticSource, check_finite
 from kegnet_pl.sources.images import Blobs, Leaves, Procedural, ProceduralImages, Strokes, Waves
 from kegnet_pl.sources.kegnet import GeneratorSource, sample_labels_and_noise
+from kegnet_pl.sources.matching import MatchedSource, match_statistics
 from kegnet_pl.sources.mixture import MixtureSource
 from kegnet_pl.sources.noise import CorrelatedNoise, NoiseSource, NormalNoise, UniformNoise
 from kegnet_pl.sources.procedural import RandomFields, RandomRows
@@ -23,6 +24,7 @@ __all__ = [
     "CorrelatedNoise",
     "GeneratorSource",
     "Leaves",
+    "MatchedSource",
     "MixedSource",
     "MixtureSource",
     "NoiseSource",
@@ -45,6 +47,7 @@ __all__ = [
     "describe_source",
     "find_source_class",
     "join_priors",
+    "match_statistics",
     "sample_labels_and_noise",
     "select_samples",
 ]

@@ -1,6 +1,7 @@
 """The base class of sources of synthetic samples."""
 
 from abc import ABC, abstractmethod
+from numbers import Real
 from typing import Literal
 
 from torch import Tensor, nn
@@ -48,6 +49,17 @@ class SyntheticSource(nn.Module, ABC):
     @abstractmethod
     def sample(self, n: int, seed: int) -> Tensor:
         """Return ``n`` samples ``(n, *input_shape)``, on the source's device; the same seed gives the same samples."""
+
+
+def check_share(**shares: float) -> None:
+    """Check arguments that are shares, given as ``name=value``.
+
+    Raises:
+        ValueError: If one is not a number from 0 to 1.
+    """
+    for name, value in shares.items():
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise ValueError(f"Expected `{name}` to be a number from 0 to 1, but got {value!r}.")
 
 
 def check_finite(source: SyntheticSource, samples: Tensor, logits: Tensor | None = None) -> None:

@@ -11,7 +11,7 @@ from kegnet_pl.networks.execution import eval_mode, first_weight
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.seeds import stream
-from kegnet_pl.sources.base import Prior, SyntheticSource
+from kegnet_pl.sources.base import Prior, SyntheticSource, check_share
 
 Noise = Literal["uniform", "normal"]
 
@@ -111,8 +111,7 @@ class CorrelatedNoise(SyntheticSource):
                 f"Expected samples of shape (features,) for the source correlated, but got {self.input_shape}. Use "
                 f"'sources=[procedural]'."
             )
-        if not 0 <= power <= 1:
-            raise ValueError(f"Expected `power` from 0 to 1, but got {power}.")
+        check_share(power=power)
         jacobian = _first_jacobian(teacher, self.input_shape[0])
         values, vectors = torch.linalg.eigh(jacobian.T @ jacobian)
         seen = values > 1e-6 * values[-1]

@@ -70,9 +70,9 @@ class SourceInfo:
         """True if the samples are real data: the student is a ceiling, not a data-free result."""
         return self.prior == REAL_DATA
 
-    def selected(self, oversampling: int) -> "SourceInfo":
-        """Return the description of samples that a teacher selects among ``oversampling`` candidates for each."""
-        return replace(self, prior=join_priors([self.prior, "teacher"])) if oversampling > 1 else self
+    def shaped(self, oversampling: int, matching: float) -> "SourceInfo":
+        """Return the description of samples that a teacher selects or matches (see the settings of these names)."""
+        return replace(self, prior=join_priors([self.prior, "teacher"])) if oversampling > 1 or matching else self
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as ``results.json`` has it."""

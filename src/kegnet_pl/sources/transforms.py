@@ -8,7 +8,7 @@ from kegnet_pl.networks.execution import chunk_size, eval_mode
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.runtime.distributed import concatenate
 from kegnet_pl.runtime.seeds import derive_seed, stream
-from kegnet_pl.sources.base import SyntheticSource
+from kegnet_pl.sources.base import SyntheticSource, check_share
 from kegnet_pl.sources.procedural import draw_fields
 
 
@@ -121,8 +121,7 @@ class MixedSource(SyntheticSource):
 
     def __init__(self, source: SyntheticSource, share: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= share <= 1:
-            raise ValueError(f"Expected `share` of mixed samples from 0 to 1, but got {share}.")
+        check_share(share=share)
         self.source = source
         self.share = share
         self.multiple, self.candidates, self.input_shape = source.multiple, source.candidates, source.input_shape

@@ -74,6 +74,23 @@ def test_a_large_network_trains_no_generators_on_a_cpu(monkeypatch: pytest.Monke
     assert fit_to_budget(_settings("compression.fit=weights"), network, CPU) == least[:2]
 
 
+def test_matched_samples_are_part_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ("experiment=custom/batch_norm", "data.input_shape=[3,32,32]", "sources=[procedural]")
+
+    def find_samples(*overrides: str, network: nn.Module) -> list[str]:
+        config = configure(*plain, "teacher.weights=w.pt", "student.resample_each_epoch=false", *overrides)
+        return fit_to_budget(RunSettings.from_config(config), network, CPU)
+
+    network = ResNet14()
+    monkeypatch.setitem(presets.BUDGETS, "cpu", 6e12)
+    assert find_samples("student.matching=0", "compression.matching=0", network=network) == []
+    assert [line.partition("=")[0] for line in find_samples("student.matching=1", network=network)] == [
+        "student.samples", "compression.samples",
+    ]  # fmt: skip
+    lenet = ("data.input_shape=[1,32,32]", "student.matching=1")
+    assert find_samples(*lenet, network=LeNet5()) == []
+
+
 def test_the_command_line_wins() -> None:
     wanted = ["sources=[procedural]", "student.samples=1000"]
     assert without_given(wanted, ["+student.samples=5", "seed=1"]) == ["sources=[procedural]"]

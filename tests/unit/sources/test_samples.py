@@ -264,7 +264,7 @@ def test_a_share_of_the_samples_is_mixed(shape: tuple[int, ...]) -> None:
     assert changed.sum() == 50
     assert mixed[changed].var() < 0.8 * x.var()  # averages
     assert torch.equal(MixedSource(plain, 0.0).sample(200, 0), x)
-    with pytest.raises(ValueError, match="`share` of mixed samples from 0 to 1"):
+    with pytest.raises(ValueError, match="`share` to be a number from 0 to 1"):
         MixedSource(plain, 1.5)
 
 
@@ -354,7 +354,7 @@ def test_correlated_noise_of_other_teachers(kind: str) -> None:
     ("kind", "shape", "power", "message"),
     [
         ("plain", (3, 2), 0.75, r"samples of shape \(features,\) for the source correlated, but got \(3, 2\)"),
-        ("plain", 3, 1.5, "`power` from 0 to 1, but got 1.5"),
+        ("plain", 3, 1.5, "`power` to be a number from 0 to 1, but got 1.5"),
         ("without a dense layer", 3, 0.75, "dense layer that responds to the features, .* but _Rows has none"),
         ("constant", 3, 0.75, "finite, non-zero Jacobian at the input 0"),
     ],

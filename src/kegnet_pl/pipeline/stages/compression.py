@@ -82,7 +82,7 @@ def describe_compression_source(settings: RunSettings) -> SourceInfo | None:
             f"Expected `compression.source` to be a source without real data, since real data is only used for a "
             f"ceiling, but got {info.name}. Use compression.source=procedural."
         )
-    return info.selected(plan.oversampling)
+    return info.shaped(plan.oversampling, plan.matching)
 
 
 def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
@@ -96,7 +96,8 @@ def _compress(context: RunContext, teacher: Stage, folder: Path) -> Compressed:
         )  # fmt: skip
     progress = context.progress("compression")
     compressed = fit_compression(
-        network, context.input_shape, make_plan(plan), progress, source, plan.samples, plan.oversampling, context.seed,
+        network, context.input_shape, make_plan(plan), progress, source, plan.samples, plan.oversampling, plan.matching,
+        context.seed,
     )  # fmt: skip
     compressed.network.cpu()
     save_network(compressed.network, folder, "network", recipe_of(network, context.settings.teacher.network))

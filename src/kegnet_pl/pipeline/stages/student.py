@@ -26,6 +26,7 @@ from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.storage import StorageLimits
 from kegnet_pl.settings import RunSettings, StudentSettings
 from kegnet_pl.sources import (
+    MatchedSource,
     MixedSource,
     SelectedSource,
     SourceInfo,
@@ -34,7 +35,7 @@ from kegnet_pl.sources import (
     describe_mixture,
 )
 
-_OFF = {"reconstruct": False, "oversampling": 1, "mixing": 0.0}
+_OFF = {"reconstruct": False, "oversampling": 1, "matching": 0.0, "mixing": 0.0}
 """Values that turn settings off; stages of earlier versions lack these settings."""
 
 
@@ -99,14 +100,15 @@ def student_stage(
 def describe_student_source(settings: RunSettings, shares: Mapping[str, float]) -> SourceInfo:
     """Return the description of a student's samples. If the teacher selects them, their prior includes the teacher."""
     info = describe_mixture(shares, settings.source)
-    return info.selected(settings_for(settings.student, info).oversampling)
+    student = settings_for(settings.student, info)
+    return info.shaped(student.oversampling, student.matching)
 
 
 def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettings:
-    """Return a student's settings: noise and real data are neither selected nor mixed; noise uses ``baselines``."""
+    """Return a student's settings: noise and real data are used as they are; noise uses ``baselines``."""
     if source.prior != "none" and not source.is_ceiling:
         return settings
-    changes: dict[str, Any] = {"oversampling": 1, "mixing": 0.0}
+    changes: dict[str, Any] = {"oversampling": 1, "matching": 0.0, "mixing": 0.0}
     if source.prior == "none":
         own = settings.baselines
         optimizer = settings.optimizer.model_copy(update={"lr": own.lr})
@@ -149,7 +151,7 @@ def make_student_source(
     Args:
         settings: Settings of the run.
         info: Description of the source.
-        teacher: Returns logits; selects samples if ``student.oversampling`` asks for it.
+        teacher: Returns logits; selects or matches samples if the settings of the student ask for it.
         generators: Folder of the stage of the generators; None where the source needs none.
         device: Device of the samples.
         inputs: Real training samples ``(N, *input_shape)``, for the source of real data.
@@ -170,8 +172,11 @@ def make_student_source(
         sampling_norm=student.sampling_norm,
         noise_std=student.noise_std,
     )
+    own = move(copy_network(teacher), device) if student.oversampling > 1 or student.matching else teacher
     if student.oversampling > 1:
-        source = SelectedSource(source, move(copy_network(teacher), device), student.oversampling)
+        source = SelectedSource(source, own, student.oversampling)
+    if student.matching:
+        source = MatchedSource(source, own, student.matching)
     return MixedSource(source, student.mixing) if student.mixing else source
 
 

@@ -1,0 +1,160 @@
+"""Samples that are matched to batch norm, on validation data: ``python -m reproduction.matching``.
+
+Networks with batch norm are compressed, and students are trained, with different shares of matched samples. The page
+``results/MATCHING.md`` shows validation accuracies. No test data is used.
+"""
+
+import argparse
+import os
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import kegnet_pl
+from kegnet_pl.data import MNIST, FashionMNIST, Split
+from kegnet_pl.networks import as_classifier
+from kegnet_pl.pipeline.provenance import versions
+from kegnet_pl.runtime.environment import display_path
+from kegnet_pl.sources import MatchedSource, Procedural, RealSource, SelectedSource
+from reproduction.agreement_levels import SEED, TRAINING_SAMPLES, VALIDATION_SAMPLES
+from reproduction.networks import EPOCHS, IMAGE_NETWORKS, SAMPLES, CifarFiles, published, train_teacher
+from reproduction.pages import read_record, write_record
+from reproduction.paths import ROOT
+from reproduction.runner import say
+from reproduction.zoo import make_signal_network, read_signals
+
+COMMAND = "python -m reproduction.matching"
+SHARES = ((0.0, 0.0), (1.0, 0.0), (1.0, 0.3), (1.0, 1.0))
+"""Shares of matched samples in the compression and in the training of the student."""
+
+CIFAR_TRAINING = 8_000
+"""Of the 10,000 stored training images of CIFAR-10, those that train the ceiling. The others are for the accuracy."""
+
+_INTRODUCTION = f"""
+Networks with batch norm are compressed by the method that `compress` chooses. Students learn from {SAMPLES:,}
+procedural samples that the teacher selects, for {EPOCHS} passes, as in [NETWORKS.md](NETWORKS.md). A share of the
+samples is then matched to the statistics of the teacher's batch norm (`MatchedSource`): in the compression
+(`matching`), and in the training. Cells: validation accuracy in %. T is the compressed network before any training.
+*Student* has no matched samples; the next three start from the matched T, and their samples are matched to 0, 30 and
+100 %. Prior knowledge in the samples: teacher + procedural; of the ceiling, the student of T with matched samples:
+real data. Teachers of seed {SEED} have {TRAINING_SAMPLES:,} training samples; the accuracy is that of
+{VALIDATION_SAMPLES:,} other training samples. ResNet20 is published, and was trained on all training images of
+CIFAR-10, so its own accuracy is too high: its students are measured on 2,000 of these images. Seconds: compression
+without and with matching; student without matching, with 30 %, and with all samples matched (one thread, with other
+work on the machine).
+"""
+
+
+def load_cases(folder: Path) -> Iterator[tuple[str, str, Callable[[Split], nn.Module], dict[str, Any], Split, Split]]:
+    """Yield data set, network, its training, the mean and deviation of pixels, training data and validation data."""
+    for data, kind, mean, std in (("MNIST", MNIST, 0.1307, 0.3081), ("Fashion", FashionMNIST, 0.2860, 0.3530)):
+        module = kind(root=folder, download=False, mean=[mean], std=[std], validation=1)
+        module.setup()
+        train = module.splits["train"]
+        for name in ("CNN, batch norm", "ResNet, batch norm"):
+            make = partial(train_teacher, IMAGE_NETWORKS[name], seed=SEED)
+            yield data, name, make, {"mean": mean, "std": std}, *_divide(train)
+    train = read_signals(folder)["train"]
+    half = len(train) - VALIDATION_SAMPLES
+    make = partial(train_teacher, make_signal_network, seed=SEED, epochs=8)
+    yield "Pendigits", "Conv1d, batch norm", make, {}, train[:half], train[half:]
+    if os.environ.get("KEGNET_REFERENCE_DIR"):
+        pixels: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        cifar = CifarFiles(folder / "cifar10", **pixels)
+        cifar.setup()
+        train = cifar.splits["train"]
+        yield (
+            "CIFAR-10", "ResNet20, published", lambda _: published(20), pixels, train[:CIFAR_TRAINING],
+            train[CIFAR_TRAINING:],
+        )  # fmt: skip
+
+
+def _divide(train: Split) -> tuple[Split, Split]:
+    return train[:TRAINING_SAMPLES], train[TRAINING_SAMPLES:][:VALIDATION_SAMPLES]
+
+
+def measure(
+    teacher: nn.Module, train: Split, validation: Split, target: float, pixels: dict[str, Any]
+) -> dict[str, Any]:
+    """Return validation accuracies in [0, 1] and seconds of networks with all shares of matched samples."""
+    shape, found = tuple(train.x.shape[1:]), dict[str, Any]()
+    classifier = as_classifier(teacher, shape)
+    selected = SelectedSource(Procedural(shape, **pixels), classifier)
+    options: dict[str, Any] = {"epochs": EPOCHS, "lr_scheduler": "cosine", "progress": False}
+    small: dict[float, Any] = {}
+    for compressed, share in SHARES:
+        if compressed not in small:
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # low agreement is expected
+                small[compressed] = kegnet_pl.compress(
+                    teacher, shape, target, matching=compressed, progress=False, **pixels
+                )
+            found[f"T {compressed:g}"] = {
+                "accuracy": kegnet_pl.measure_accuracy(small[compressed].network, validation),
+                "method": small[compressed].method,
+                "agreement": small[compressed].agreement,
+                "seconds": round(time.perf_counter() - start, 1),
+            }
+        start = time.perf_counter()
+        data = kegnet_pl.SyntheticDataset(MatchedSource(selected, classifier, share), teacher, SAMPLES)
+        student = kegnet_pl.distill(small[compressed], data, **options)
+        found[f"student {compressed:g} {share:g}"] = {
+            "accuracy": kegnet_pl.measure_accuracy(student, validation),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+    real = kegnet_pl.SyntheticDataset(RealSource(train.x), teacher, min(SAMPLES, len(train)))
+    ceiling = kegnet_pl.distill(small[1.0], real, **options)
+    return found | {"ceiling": {"accuracy": kegnet_pl.measure_accuracy(ceiling, validation)}}
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """Return the page."""
+    titles = ["data", "network", "target", "teacher", "T", "T, matched"]
+    titles += [f"student, {100 * share:.0f} %" if compressed else "student" for compressed, share in SHARES]
+    titles += ["ceiling", "s: compress", "s: student"]
+    lines = ["# Samples that are matched to batch norm", "", *textwrap.wrap(_INTRODUCTION.strip(), 120), ""]
+    lines += [f"| {' | '.join(titles)} |", f"| --- | --- | ---: |{' ---: |' * (len(titles) - 3)}"]
+    for row in rows:
+        keys = ["T 0", "T 1", *(f"student {compressed:g} {share:g}" for compressed, share in SHARES), "ceiling"]
+        cells = [row["data"], row["network"], f"{row['target']:g}x", f"{100 * row['teacher']:.1f}"]
+        cells += [f"{100 * row[key]['accuracy']:.1f}" for key in keys]
+        cells.append(", ".join(f"{row[key]['seconds']:.0f}" for key in keys[:2]))
+        cells.append(", ".join(f"{row[key]['seconds']:.0f}" for key in keys[3:6]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Command: `{COMMAND}`"]) + "\n"
+
+
+def main() -> int:
+    """Measure networks that are not measured yet, and write the page."""
+    parser = argparse.ArgumentParser(description="Shares of samples that are matched to batch norm.")
+    parser.add_argument("--targets", type=float, nargs="+", default=[4.0, 8.0], help="default: 4 8")
+    targets = parser.parse_args().targets
+    path = ROOT / "results" / "matching.json"
+    rows: list[dict[str, Any]] = read_record(path, [])
+    done = {(row["data"], row["network"], row["target"]) for row in rows}
+    for data, network, make, pixels, train, validation in load_cases(Path(os.environ.get("KEGNET_DATA_DIR", "data"))):
+        left = [target for target in targets if (data, network, target) not in done]
+        if not left:
+            continue
+        teacher = make(train)
+        accuracy = kegnet_pl.measure_accuracy(teacher, validation)
+        for target in left:
+            row = {"data": data, "network": network, "target": target, "teacher": accuracy}
+            row |= measure(teacher, train, validation, target, pixels)
+            say(str(row))
+            rows.append(row | {"command": COMMAND, "seed": SEED, "versions": versions()})
+            write_record(path, rows)
+    write_record(path, rows, render(rows))
+    say(f"Written: {display_path(path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
