@@ -72,7 +72,8 @@ def match_statistics(
 
     Samples start as they are. Steps of Adam lower the divergence of their mean and variance in every channel of all
     batch-norm layers from the stored ones (:class:`StatisticsLoss`), averaged over the layers. Values stay within the
-    range of their channel. Without batch norm with stored statistics, samples are returned unchanged.
+    range of their channel. Without batch norm with stored statistics, or if the teacher passes no gradients to its
+    input, samples are returned unchanged.
 
     Args:
         x: Samples ``(N, *input_shape)``, on the teacher's device.
@@ -129,7 +130,10 @@ def _match(start: Tensor, moments: BatchNormMoments, low: Tensor, high: Tensor, 
             found: list[Moments] = moments(shifted)[1]
             layers = [NormStatistics(*own, *other) for own, other in zip(found, stored, strict=True)]
             losses = [divergence_of_statistics(layer) for layer in layers]
-            (x.grad,) = torch.autograd.grad(torch.stack(losses).mean(), [x])
+            loss = torch.stack(losses).mean()
+            if not loss.requires_grad:
+                return start
+            (x.grad,) = torch.autograd.grad(loss, [x])
         optimizer.step()
         schedule.step()
         with torch.no_grad():

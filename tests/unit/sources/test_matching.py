@@ -126,6 +126,27 @@ def test_half_precision_is_matched_in_float32() -> None:
     assert divergence(network, found.float()) < 0.5 * divergence(network, x)
 
 
+class _NoGradients(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = make_network((6,))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x)
+        return logits
+
+
+def test_a_teacher_without_gradients_changes_nothing() -> None:
+    x = NormalNoise((6,)).sample(40, 0)
+    assert torch.equal(match_statistics(x, _NoGradients().eval()), x)
+
+
+def test_a_single_sample_stays() -> None:
+    x = NormalNoise((6,)).sample(1, 0)  # it has no variance
+    assert torch.equal(match_statistics(x, make_network((6,))), x)
+
+
 def test_samples_without_finite_gradients_stay() -> None:
     network, x = make_network((6,)), NormalNoise((6,)).sample(40, 0)
     network[0].weight.data[:] = torch.inf  # type: ignore[index, union-attr]
