@@ -23,12 +23,11 @@ import kegnet_pl
 from kegnet_pl.api.checkpoints import save_network
 from kegnet_pl.compression import CompressionPlan, Rule
 from kegnet_pl.networks import LeNet5, ResNet14
-from kegnet_pl.pipeline.objects import build
 from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names
 from kegnet_pl.reporting.__main__ import render as render_results_page
 from kegnet_pl.reporting.results import Row
 from kegnet_pl.runtime import errors
-from kegnet_pl.sources import NormalNoise
+from kegnet_pl.sources import Procedural
 from reproduction import guide, pipeline_figure
 from tests.integration.conftest import SCHEMA, Command, configure
 
@@ -252,9 +251,8 @@ def test_the_four_lines_of_the_readme_run() -> None:
 
 
 def test_the_lines_of_python_for_batch_norm_run() -> None:
-    code = next(block for block in blocks("python") if "upsampling" in block)
-    small = {"epochs=10, steps_per_epoch=100": "epochs=1, steps_per_epoch=2, batch_size=8", "6_400": "64",
-             "epochs=10": "epochs=1", "target=3.0": "target=3.0, samples=50"}  # fmt: skip
+    code = next(block for block in blocks("python") if "MixedSource(MatchedSource" in block)
+    small = {"8_000": "64", "epochs=10": "epochs=1", "target=3.0": "target=3.0, samples=50"}
     for before, after in small.items():
         assert before in code
         code = code.replace(before, after, 1)
@@ -264,7 +262,7 @@ def test_the_lines_of_python_for_batch_norm_run() -> None:
 
 
 def test_the_lines_for_batch_norm_have_the_settings_of_the_preset() -> None:
-    code = next(block for block in blocks("python") if "upsampling" in block)
+    code = next(block for block in blocks("python") if "MixedSource(MatchedSource" in block)
     config = configure(
         "experiment=custom/batch_norm", "data=none", "data.input_shape=[3,32,32]", "data.classes=10",
         "teacher=resnet14", "teacher.weights=w", "compression=ratio",
@@ -280,39 +278,24 @@ def test_the_lines_for_batch_norm_have_the_settings_of_the_preset() -> None:
 
         return heard
 
-    drawn = SimpleNamespace(source=lambda: NormalNoise((3, 32, 32)))
     api = SimpleNamespace(
-        train_generators=listen("generators", kegnet_pl.train_generators, drawn),
         compress=listen("compress", kegnet_pl.compress, SimpleNamespace(network=None)),
         distill=listen("student", kegnet_pl.distill),
         SyntheticDataset=lambda source, _, samples: (source, samples),
     )
     exec(code, {"kegnet_pl": api, "teacher": None})
-    generator, student, mine = config["generator"], config["student"], said["generators"]
-    for name in ("count", "epochs", "steps_per_epoch", "batch_size", "lr_scheduler", "teacher_norm", "noise_dim"):
-        assert mine[name] == generator[name], name
-    assert mine["lr"] == generator["optimizer"]["lr"]
-    assert mine["objective"] == {name: term["weight"] for name, term in generator["objective"].items()}
-    network, decoder = mine["make_generator"](), mine["make_decoder"]()
-    assert (
-        str(network) == str(build(generator["network"])) and network.output_norm == generator["network"]["output_norm"]
-    )
-    assert str(decoder) == str(build(generator["decoder"]))
-    mine = said["student"]
-    for name in (
-        "epochs",
-        "batch_size",
-        "lr_scheduler",
-        "temperature",
-        "norm",
-        "dropout",
-        "resample_each_epoch",
-        "shuffle",
-    ):
+    student, mine, theirs = config["student"], said["student"], config["compression"]
+    for name in ("samples", "oversampling", "matching", "by", "round_to"):
+        assert said["compress"][name] == theirs[name], name
+    same = ("epochs", "batch_size", "lr_scheduler", "temperature", "norm", "dropout", "resample_each_epoch", "shuffle")
+    for name in same:
         assert mine[name] == student[name], name
-    source, samples = mine["data"]
+    mixed, samples = mine["data"]
     assert (mine["lr"], samples) == (student["optimizer"]["lr"], student["samples"])
-    assert source.share == student["mixing"] and config["sources"] == [source.source.shares]
+    matched = mixed.source
+    assert (mixed.share, matched.share) == (student["mixing"], student["matching"])
+    assert matched.source.candidates == student["oversampling"]
+    assert isinstance(matched.source.source, Procedural) and config["sources"] == ["procedural"]
     assert (mine["feature_distillation"], mine["feature_distillation_layers"]) == (
         student["feature_distillation"]["weight"],
         student["feature_distillation"]["layers"],
