@@ -29,6 +29,7 @@ from kegnet_pl.networks import StackedModule, adapt_norm, count_classes, match_l
 from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES, forget_counts
 from kegnet_pl.networks.execution import first_weight, teacher_for
 from kegnet_pl.networks.handling import copy_network, frozen_copy, move, set_mode
+from kegnet_pl.runtime.progress import listen_to_progress, progress_within
 from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
 from kegnet_pl.sources import SyntheticSource, check_finite, select_samples
@@ -75,7 +76,8 @@ def fit_compression(
     with torch.inference_mode(mode=False), progress:  # gradients by layers are needed
         if source is None:
             return plan.apply(network, shape, None, progress.move_to)
-        calibration = _calibrate(network, shape, source, samples, oversampling, matching, seed, show_matching)
+        with listen_to_progress(show_matching):
+            calibration = _calibrate(network, shape, source, samples, oversampling, matching, seed)
         compressed = plan.apply(
             network, shape, calibration, lambda share: progress.move_to(drawn + (1 - drawn) * share)
         )
@@ -90,7 +92,6 @@ def _calibrate(
     oversampling: int,
     matching: float,
     seed: int,
-    on_progress: Callable[[float], None],
 ) -> Calibration:
     """Return samples of a source, and held-out samples that decide if the fit of a layer is kept."""
     check_counts(samples=(samples, 10), oversampling=(oversampling, 1))
@@ -115,7 +116,8 @@ def _calibrate(
         x = x.detach().to(weight)
         check_finite(source, x)
         x = x if oversampling == 1 else select_samples(x, network, count, seed)
-        return match_share(x, network, matching, seed, lambda done: on_progress(start + share * done))
+        with progress_within(start, share):
+            return match_share(x, network, matching, seed)
 
     held_out = -(-samples // 4 // source.multiple) * source.multiple
     return Calibration(draw(samples, seed, 0.0, 0.8), draw(held_out, derive_seed(seed, "held out"), 0.8, 0.2), seed)
@@ -266,8 +268,7 @@ def fit_student(
     """
     given: dict[str, float] = {}
     with progress:
-        with progress.part("drawing and labelling samples"):
-            data.setup()
+        _draw(data, progress)
         shape = tuple(data.splits["train"][0].shape[1:])
         network = move(prefer_channels_last(network, shape), data.device)
         _prepare_student(network, data, settings)
@@ -303,15 +304,21 @@ def fit_students(
     Returns:
         The networks, trained in place; on the CPU, in evaluation mode.
     """
-    for network, own in zip(networks, data, strict=True):
-        own.setup()
-        _prepare_student(move(network, own.device), own, settings)
-    stacked = StackedModule(networks)
-    module = _student_module(stacked, data[0], settings, optimizer)
-    module.names = [f"seed_{own.seed}" for own in data]
     with progress:
+        for network, own in zip(networks, data, strict=True):
+            _draw(own, progress)
+            _prepare_student(move(network, own.device), own, settings)
+        stacked = StackedModule(networks)
+        module = _student_module(stacked, data[0], settings, optimizer)
+        module.names = [f"seed_{own.seed}" for own in data]
         fit(module, StackedDataModule(data), name="-".join(module.names), epochs=settings.epochs, callbacks=[progress])
     return [set_mode(move(stacked.take(i, network), "cpu"), training=False) for i, network in enumerate(networks)]
+
+
+def _draw(data: SyntheticDataModule, progress: StageProgress) -> None:
+    """Draw and label the samples of a student."""
+    with progress.part("drawing and labelling samples"):
+        data.setup()
 
 
 def stacking_obstacle(

@@ -28,6 +28,7 @@ from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.runtime.storage import StorageLimits
 from kegnet_pl.settings import Outputs
 from kegnet_pl.sources import GeneratorSource, SyntheticSource
+from kegnet_pl.training.progress import make_console, show_long_work
 
 _ROWS = 2**16
 """Number of labels that are compared at once."""
@@ -90,12 +91,14 @@ class Generators:
         return self.source(noise_std).sample(n, seed).cpu()
 
     def dataset(
-        self, samples: int = 16_000, *, seed: int = 0, noise_std: float = 0.0, memory: float | None = None
-    ) -> "SyntheticDataset":
+        self, samples: int = 16_000, *, seed: int = 0, noise_std: float = 0.0, memory: float | None = None,
+        progress: bool = True,
+    ) -> "SyntheticDataset":  # fmt: skip
         """Return a data set for a student: samples with labels of the teacher; see :class:`SyntheticDataset`."""
         return SyntheticDataset(
-            self.source(noise_std), self.teacher, samples, seed=seed, device=self.device, memory=memory
-        )
+            self.source(noise_std), self.teacher, samples, seed=seed, device=self.device, memory=memory,
+            progress=progress,
+        )  # fmt: skip
 
     @torch.no_grad()
     def of_class(self, label: int, n: int, *, seed: int = 0, index: int = 0, batch_size: int | None = None) -> Tensor:
@@ -205,6 +208,7 @@ class SyntheticDataset(TensorDataset):
         memory: Memory budget of the samples, in GB (10^9 bytes); None for half of the free memory. A larger set is
             stored in a temporary file (in the folder of the variable TMPDIR), which is removed with the data set. The
             samples are the same. :func:`distill` uses the same budget.
+        progress: True to print the progress of a draw that takes several seconds.
 
     Raises:
         ConfigError: If the samples fit neither into the memory budget nor on the disk.
@@ -225,6 +229,7 @@ class SyntheticDataset(TensorDataset):
         outputs: Outputs = "auto",
         output_key: OutputKey = None,
         memory: float | None = None,
+        progress: bool = True,
     ) -> None:
         check_counts(samples=(samples, 1), seed=(seed, 0))
         if memory is not None and not (isinstance(memory, Real) and memory >= 0):
@@ -244,7 +249,8 @@ class SyntheticDataset(TensorDataset):
                     storage=StorageLimits(memory),
                     as_classifier=partial(as_classifier, outputs=outputs, key=output_key, name="teacher"),
                 )  # fmt: skip
-                data.setup()
+                with show_long_work("samples", make_console(quiet=not progress)):
+                    data.setup()
         except ValueError:  # a source's message is complete
             raise
         except FORWARD_ERRORS as error:

@@ -16,6 +16,7 @@ from kegnet_pl.networks import FrozenModule
 from kegnet_pl.networks.execution import chunk_size, prefer_channels_last
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import concatenate, shares, work_shared
+from kegnet_pl.runtime.progress import progress_within, report_progress
 from kegnet_pl.runtime.seeds import derive_seed
 from kegnet_pl.runtime.storage import Place, StorageLimits, allocate, layout_of
 from kegnet_pl.sources import SyntheticSource, check_finite
@@ -164,9 +165,11 @@ class SyntheticDataModule(LightningDataModule):
         """Draw and label once; every process gets the same samples and trains on its share of each batch."""
         if self.splits:
             return
-        for part, count in (("train", self.samples), ("val", self.validation_samples)):
+        total = self.samples + self.validation_samples
+        for part, start, count in (("train", 0, self.samples), ("val", self.samples, self.validation_samples)):
             if count:
-                self.splits[part] = self._draw(count, derive_seed(self.seed, part))
+                with progress_within(start / total, count / total):
+                    self.splits[part] = self._draw(count, derive_seed(self.seed, part))
         if self.real_validation is not None:
             self.splits["val"] = (self.real_validation.x.to(self.device), self.real_validation.y.to(self.device))
 
@@ -178,7 +181,9 @@ class SyntheticDataModule(LightningDataModule):
         start = 0
         with work_shared(self.share):
             for index, length in enumerate(lengths):
-                part = self._draw_and_label(length, seed if len(lengths) == 1 else derive_seed(seed, "part", index))
+                with progress_within(start / count, length / count):
+                    part = self._draw_and_label(length, seed if len(lengths) == 1 else derive_seed(seed, "part", index))
+                    report_progress(1.0)
                 place = self._find_place(part)
                 if length == count and place == self.device:
                     return part

@@ -1,7 +1,5 @@
 """Samples that are matched to the statistics of the teacher's batch norm."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +11,7 @@ from kegnet_pl.networks.execution import chunk_size, eval_mode
 from kegnet_pl.networks.handling import copy_network, freeze, move
 from kegnet_pl.networks.hooks import find_calls
 from kegnet_pl.runtime.distributed import concatenate
+from kegnet_pl.runtime.progress import report_progress
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources.base import SyntheticSource, check_share
 
@@ -53,21 +52,17 @@ class MatchedSource(SyntheticSource):
         return match_share(self.source.sample(n, seed), self._teacher[0], self.share, seed)
 
 
-def match_share(
-    x: Tensor, teacher: nn.Module, share: float, seed: int = 0, on_progress: Callable[[float], None] = lambda _: None
-) -> Tensor:
+def match_share(x: Tensor, teacher: nn.Module, share: float, seed: int = 0) -> Tensor:
     """Match a random share of samples ``(N, *input_shape)``, from 0 to 1; see :func:`match_statistics`."""
     count = round(share * len(x))
     if not count or not find_matched_layers(teacher, x):
         return x
     rows = torch.randperm(len(x), generator=stream(seed, "matched"))[:count].to(x.device)
-    return x.index_copy(0, rows, match_statistics(x[rows], teacher, seed, on_progress))
+    return x.index_copy(0, rows, match_statistics(x[rows], teacher, seed))
 
 
 @torch.inference_mode(mode=False)  # gradients are needed
-def match_statistics(
-    x: Tensor, teacher: nn.Module, seed: int = 0, on_progress: Callable[[float], None] = lambda _: None
-) -> Tensor:
+def match_statistics(x: Tensor, teacher: nn.Module, seed: int = 0) -> Tensor:
     """Change samples until the inputs of the teacher's batch norm have the statistics of its training data.
 
     Samples start as they are. Steps of Adam lower the divergence of their mean and variance in every channel of all
@@ -79,7 +74,6 @@ def match_statistics(
         x: Samples ``(N, *input_shape)``, on the teacher's device.
         teacher: Any classifier; it is not changed.
         seed: Seed of the random shifts.
-        on_progress: Called with the share of the samples that are finished, in [0, 1].
 
     Returns:
         Samples ``(N, *input_shape)``.
@@ -100,7 +94,7 @@ def match_statistics(
 
     def match(index: int) -> Tensor:
         matched = _match(parts[index].float(), moments, low, high, stream(seed, "shifts", index)).to(x.dtype)
-        on_progress((index + 1) / len(parts))
+        report_progress((index + 1) / len(parts))
         return matched
 
     with eval_mode(network):

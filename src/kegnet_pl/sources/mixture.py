@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from kegnet_pl.runtime.progress import progress_within
 from kegnet_pl.runtime.seeds import derive_seed, stream
 from kegnet_pl.sources.base import REAL_DATA, SyntheticSource
 
@@ -47,10 +48,10 @@ class MixtureSource(SyntheticSource):
         if len(sources) == 1:
             return sources[0].sample(n, seed)
         counts = divide(n, list(self.shares.values()), [source.multiple for source in sources])
-        parts = [
-            source.sample(count, derive_seed(seed, "mixture", index))
-            for index, (source, count) in enumerate(zip(sources, counts, strict=True))
-        ]
+        parts: list[Tensor] = []
+        for index, (source, count) in enumerate(zip(sources, counts, strict=True)):
+            with progress_within(sum(counts[:index]) / n, count / n):
+                parts.append(source.sample(count, derive_seed(seed, "mixture", index)))
         device = next((part.device for part in parts if part.device.type != "cpu"), torch.device("cpu"))
         order = torch.randperm(n, generator=stream(seed, "mixture"))
         mixed, end = parts[0].new_empty((n, *parts[0].shape[1:]), device=device), n

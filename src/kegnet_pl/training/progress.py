@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self, TextIO, cast
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from kegnet_pl.runtime.distributed import rank
+from kegnet_pl.runtime.progress import listen_to_progress
 
 _LINE_SECONDS = 10.0
 """Seconds between two lines without a terminal."""
@@ -160,11 +161,21 @@ class StageProgress(Callback):
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Name a part of the stage without a trainer, and print its time if it took longer than a second."""
+        """Name a part of the stage without a trainer, and print its time if it took longer than a second.
+
+        The finished share of work that reports it (:func:`report_progress`) stands beside the name.
+        """
         start, losses = time.monotonic(), self._losses
         self._losses = name
         self._move_bar()
-        yield
+
+        def show(share: float) -> None:
+            left = f", about {_clock((time.monotonic() - start) * (1 - share) / share)} left" if share else ""
+            self._losses = f"{name}: {share:.0%}{left}"
+            self._show(lambda: self._done)
+
+        with listen_to_progress(show):
+            yield
         self._losses = losses
         seconds = time.monotonic() - start
         if seconds > _LONG_SECONDS:
@@ -236,3 +247,20 @@ class StageProgress(Callback):
                 break
             text += f"  {part}"
         self.console.print(text, soft_wrap=True)
+
+
+@contextmanager
+def show_long_work(title: str, console: Console) -> Iterator[None]:
+    """Show the progress of work that reports it (:func:`report_progress`), if the work takes more than a second."""
+    start = time.monotonic()
+    bar: StageProgress | None = None
+
+    def show(share: float) -> None:
+        nonlocal bar
+        if bar is None and share < 1 and time.monotonic() - start > _LONG_SECONDS:
+            bar = stack.enter_context(StageProgress(title, console))
+        if bar is not None:
+            bar.move_to(share)
+
+    with ExitStack() as stack, listen_to_progress(show):
+        yield

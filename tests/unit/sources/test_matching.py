@@ -11,6 +11,7 @@ from kegnet_pl.losses.base import NormStatistics
 from kegnet_pl.losses.statistics import divergence_of_statistics
 from kegnet_pl.networks import BatchNormMoments
 from kegnet_pl.networks.handling import copy_network
+from kegnet_pl.runtime.progress import listen_to_progress
 from kegnet_pl.sources import MatchedSource, NormalNoise, Procedural, match_statistics
 from kegnet_pl.sources.matching import find_matched_layers, match_share
 
@@ -85,7 +86,8 @@ def test_a_share_is_matched_and_the_others_stay() -> None:
 
 def test_progress_reaches_its_end() -> None:
     network, shares = make_network((6,)), list[float]()
-    match_share(NormalNoise((6,)).sample(900, 0), network, 1.0, on_progress=shares.append)
+    with listen_to_progress(shares.append):
+        match_share(NormalNoise((6,)).sample(900, 0), network, 1.0)
     assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
 
 

@@ -12,8 +12,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor, nn
 
+from kegnet_pl.runtime.progress import listen_to_progress, progress_within, report_progress
 from kegnet_pl.training import progress as progress_module
-from kegnet_pl.training.progress import StageProgress, make_console, make_file_console
+from kegnet_pl.training.progress import StageProgress, make_console, make_file_console, show_long_work
 from tests.unit.training.tiny import QUIET, make_checkpoint, make_trainer
 
 pytestmark = QUIET
@@ -225,6 +226,46 @@ def test_a_long_part_of_a_stage_is_a_line_with_its_time(monkeypatch: pytest.Monk
             pass
     assert file.getvalue().splitlines()[1] == "student: labelling samples: 0:00"
     assert "drawing" not in file.getvalue()
+
+
+def test_a_part_shows_the_progress_that_its_work_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "_LINE_SECONDS", -1.0)
+    console, file = _console()
+    with StageProgress("student", console) as progress, progress.part("drawing samples"):
+        report_progress(0.25)
+    report_progress(0.5)  # nobody listens
+    line = file.getvalue().splitlines()[1]
+    assert line.startswith("student:   0%  drawing samples: 25%, about 0:0") and line.endswith(" left")
+
+
+def test_work_within_other_work_is_a_share_of_it() -> None:
+    shares: list[float] = []
+    with listen_to_progress(shares.append):
+        report_progress(0.1)
+        with progress_within(0.5, 0.25):
+            report_progress(0.5)
+            with progress_within(0.5, 0.5):
+                report_progress(1.0)
+        report_progress(0.9)
+    with progress_within(0.5, 0.25):
+        report_progress(0.7)  # nobody listens
+    assert shares == [0.1, 0.625, 0.75, 0.9]
+
+
+def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, file = _console()
+    with show_long_work("samples", console):
+        report_progress(0.5)
+    assert not file.getvalue()
+    monkeypatch.setattr(progress_module, "_LONG_SECONDS", -1.0)
+    monkeypatch.setattr(progress_module, "_LINE_SECONDS", -1.0)
+    with show_long_work("samples", console):
+        report_progress(1.0)  # work that reports only its end
+    assert not file.getvalue()
+    with show_long_work("samples", console):
+        report_progress(0.5)
+    started, line, finished = file.getvalue().splitlines()
+    assert (started, line[:13], finished[:19]) == ("samples: started", "samples:  50%", "samples: finished i"), file
 
 
 def test_other_ranks_are_silent(
