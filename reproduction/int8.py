@@ -28,7 +28,7 @@ from kegnet_pl.compression import measure_agreement
 from kegnet_pl.data import MNIST, DigitsDataModule, Letter, Split
 from kegnet_pl.networks import LeNet5
 from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.reporting.tables import LOW_AGREEMENT
+from kegnet_pl.reporting.tables import LOW_INT8_AGREEMENT
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.settings import QuantizationSettings
@@ -257,8 +257,9 @@ def render(stored: Stored) -> str:
         "",
         "Agreement is the share of held-out samples of the same source, in %, to which int8 and float32 give the same",
         "class. It needs no data, but it does not show if samples of a source differ from the data. The last column",
-        f"has the lost points of test accuracy. Runs and the export would warn (below {100 * LOW_AGREEMENT:.0f} %) for "
-        f"{sum(value < LOW_AGREEMENT for value in every)} of these {len(every)} calibrations.",
+        "has the lost points of test accuracy. Runs and the export would warn "
+        f"(below {100 * LOW_INT8_AGREEMENT:.0f} %) for {sum(value < LOW_INT8_AGREEMENT for value in every)} "
+        f"of these {len(every)} calibrations.",
         "",
         "| network | source | agreement | lost points |",
         "| --- | --- | ---: | ---: |",

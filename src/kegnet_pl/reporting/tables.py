@@ -14,7 +14,7 @@ from kegnet_pl.reporting.results import Row, find_last
 _SLOWER = 0.95
 """Speed-up below which a network is called slower; measurements vary."""
 
-LOW_AGREEMENT = 0.9
+LOW_INT8_AGREEMENT = 0.9
 """Agreement with float32 on synthetic samples below which a quantised network gets a warning (results/INT8.md)."""
 
 
@@ -140,11 +140,11 @@ def explain_difference(agreement: float | None) -> str | None:
     """
     if agreement is None:
         return "in float32 it gives one class to all samples, so agreement is unknown. Use another source."
-    if agreement >= LOW_AGREEMENT:
+    if agreement >= LOW_INT8_AGREEMENT:
         return None
     return (
         f"it gives the same class as in float32 to only {agreement:.1%} of held-out samples of the source, which is "
-        f"below {LOW_AGREEMENT:.0%}. Measure its accuracy, use another source, or quantise only weights."
+        f"below {LOW_INT8_AGREEMENT:.0%}. Measure its accuracy, use another source, or quantise only weights."
     )
 
 
