@@ -31,6 +31,7 @@ from kegnet_pl.networks import LeNet5
 from kegnet_pl.pipeline.context import run_fingerprint
 from kegnet_pl.pipeline.run import run
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
+from kegnet_pl.pipeline.stages.samples import are_kept, describe_student_source
 from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.reporting.figures import read_curves
 from kegnet_pl.reporting.results import TRIAL, Row
@@ -1387,6 +1388,68 @@ def test_the_samples_of_a_student_are_exported(tmp_path: Path, capsys: pytest.Ca
     shutil.rmtree(next((tmp_path / "store").glob("generators-*")))
     assert main(arguments) == 1
     assert "these folders were deleted: generators" in capsys.readouterr().err
+
+
+MATCHED = (*NORM_NET, "sources=[normal,procedural]", "student.matching=1", "student.mixing=0.5", "student.samples=40")
+
+
+def test_matched_samples_are_drawn_once_for_all_compressions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = go(tmp_path, *MATCHED)
+    assert kinds(stages(tmp_path)).count("samples") == 1, "noise is not matched"
+    assert ["samples" in row["stage_seconds"] for row in rows] == [False, False, False, True]
+    (folder,) = (tmp_path / "store").glob("samples-*")
+    assert {name: tuple(value.shape) for name, value in load_file(folder / "samples.safetensors").items()} == {
+        "train/x": (40, 1, 32, 32), "train/logits": (40, 10)
+    }  # fmt: skip
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("samples were matched again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kegnet_pl.sources.matching.match_statistics", refuse)
+        go(tmp_path, *MATCHED, "compression.target=1.1", "student.temperature=2")
+        assert kinds(stages(tmp_path)).count("samples") == 1 and kinds(stages(tmp_path)).count("student") == 4
+        with pytest.raises(AssertionError, match="matched again"):
+            go(tmp_path, *MATCHED, "student.samples=41")
+    # A student whose own stage draws the samples is the same.
+    drawing = copy_store(tmp_path, tmp_path / "drawing")
+    for stage in (*(drawing / "store").glob("student-*"), *(drawing / "store").glob("samples-*")):
+        shutil.rmtree(stage)
+    monkeypatch.setattr("kegnet_pl.pipeline.run.are_kept", lambda *_: False)
+    own = go(drawing, *MATCHED)
+    assert "samples" not in kinds(stages(drawing))
+    networks = [
+        load_file(root / "store" / f"student-{row['fingerprint']}" / "network.safetensors")
+        for root, row in ((tmp_path, rows[-1]), (drawing, own[-1]))
+    ]
+    assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items())
+
+
+def test_matched_validation_samples_are_kept_and_an_export_reads_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kegnet_pl.export import main
+
+    selected = ["student.selection=synthetic", "student.validation_samples=20", "student.resample_each_epoch=true"]
+    go(tmp_path, *MATCHED, *selected, "student.epochs=2")
+    (folder,) = (tmp_path / "store").glob("samples-*")
+    stored = load_file(folder / "samples.safetensors")
+    assert [len(stored[f"{split}/x"]) for split in ("train", "val")] == [40, 20]
+    monkeypatch.setattr("kegnet_pl.sources.matching.match_statistics", lambda x, *_: x)
+    arguments = [str(tmp_path / "run"), "--format", "safetensors", "--out", str(tmp_path / "set"), "--samples"]
+    for count, same in (("40", True), ("38", False)):
+        assert main([*arguments, count, "--trust", __name__]) == 0
+        found = load_file(tmp_path / "set" / "samples.safetensors")["x"]
+        assert torch.equal(found, stored["train/x"][: len(found)]) == same
+
+
+def test_large_sets_of_matched_samples_stay_out_of_the_store() -> None:
+    def is_kept(*overrides: str) -> bool:
+        settings = RunSettings.from_config(configure("student.matching=1", "sources=[procedural]", *overrides))
+        return are_kept(settings, describe_student_source(settings, {"procedural": 1.0}))
+
+    assert is_kept() and not is_kept("student.matching=0")
+    assert is_kept("student.samples=262144") and not is_kept("student.samples=262145")  # 1 GiB of 1 x 32 x 32
 
 
 @pytest.mark.parametrize("by", ["macs", "latency"])

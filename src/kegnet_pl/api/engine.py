@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
+from pathlib import Path
 
 import torch
 from pytorch_lightning import Callback
 from torch import nn
 
 from kegnet_pl.api.checks import check_counts
-from kegnet_pl.api.learning_rate import best, describe_trials, try_learning_rates
+from kegnet_pl.api.learning_rate import best, describe_trials, recall_trials, try_learning_rates
 from kegnet_pl.api.sampling import Generators
 from kegnet_pl.api.spread import Pair, receive_pairs
 from kegnet_pl.compression import (
@@ -256,12 +257,13 @@ def fit_student(
     name: str = "student",
     label: str | None = None,
     find_lr: bool = False,
+    trials_file: Path | None = None,
 ) -> tuple[StudentModule, Metrics]:
     """Train a student on the teacher's logits of synthetic samples.
 
     The network is trained in place, on the device of the data. Dropout uses the seed of the data. With ``find_lr``,
-    short trainings choose the learning rate (:func:`try_learning_rates`), and the metrics include it. With a label,
-    loggers get ``LABEL/train/loss``.
+    short trainings choose the learning rate (:func:`try_learning_rates`), and the metrics include it. ``trials_file``
+    keeps them for a resumed fit. With a label, loggers get ``LABEL/train/loss``.
 
     Returns:
         The fitted module, its network on the CPU in evaluation mode, and its metrics.
@@ -278,7 +280,9 @@ def fit_student(
                 return _student_module(copied, data, settings, with_learning_rate(optimizer, lr))
 
             with progress.part("trying learning rates"):
-                trials = try_learning_rates(network, data, settings.epochs, make_module)
+                trials = recall_trials(
+                    trials_file, lambda: try_learning_rates(network, data, settings.epochs, make_module)
+                )
             given["lr"] = best(trials).lr
             optimizer = with_learning_rate(optimizer, given["lr"])
             progress.console.print(f"{progress.title}: {describe_trials(trials)}", soft_wrap=True)

@@ -1,8 +1,10 @@
 """Choice of a student's learning rate: short trainings are compared on held-out synthetic samples."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ from kegnet_pl.data.synthetic import SyntheticDataModule
 from kegnet_pl.networks import FrozenModule
 from kegnet_pl.networks.execution import chunk_size
 from kegnet_pl.networks.handling import copy_network
-from kegnet_pl.runtime.distributed import exchange
+from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.distributed import exchange, rank
 from kegnet_pl.runtime.errors import DivergedError
 from kegnet_pl.training import StudentModule
 from kegnet_pl.training.base import accuracy
@@ -106,6 +109,29 @@ def try_learning_rates(
             if best(trials) is not trials[0]:
                 break
     return exchange(trials)[0]
+
+
+def recall_trials(file: Path | None, make: Callable[[], list[Trial]]) -> list[Trial]:
+    """Return the trials that a file of an interrupted training keeps; without them, make and keep them.
+
+    ``file`` is None where trainings are not resumed. All processes get the trials of rank 0.
+    """
+    found = exchange(_read_trials(file) if file is not None and rank() == 0 else None)[0]
+    if found:
+        return found
+    trials = make()
+    if file is not None and rank() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps([vars(trial) for trial in trials]))
+    return trials
+
+
+def _read_trials(file: Path) -> list[Trial] | None:
+    """Return the trials of a file; None if there is no file, or it is damaged."""
+    try:
+        return [Trial(**{name: float(value) for name, value in one.items()}) for one in json.loads(file.read_text())]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def best(trials: Sequence[Trial]) -> Trial:

@@ -41,7 +41,6 @@ from kegnet_pl.networks import (
     as_classifier,
     count_classes,
     lacks_statistics,
-    prefer_channels_last,
     restore_answers,
 )
 from kegnet_pl.networks.execution import first_weight
@@ -349,8 +348,7 @@ def distill(
             data.source, data.teacher, samples=len(data), batch_size=batch_size, shuffle=shuffle,
             resample_each_epoch=resample_each_epoch, device=fit.device, storage=StorageLimits(data.memory),
         )  # fmt: skip
-        module_data.use(_trainable(x), _trainable(logits))
-        prefer_channels_last(module_data.teacher, data.input_shape)
+        module_data.use({"train": (_trainable(x), _trainable(logits))})
         network = copy_network(classifier)
         if unfreeze_frozen(network):
             warnings.warn(

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -159,15 +159,14 @@ class SyntheticDataModule(LightningDataModule):
         x, logits = (tensor[rows.to(tensor.device)].to(self.device) for tensor in self.splits["train"])
         data = copy.copy(self)
         data.splits, data.resample_each_epoch = {"train": (x, logits)}, False
+        data.validation_samples, data.real_validation = 0, None
         return data
 
     def setup(self, stage: str | None = None) -> None:
         """Draw and label once; every process gets the same samples and trains on its share of each batch."""
-        if self.splits:
-            return
         total = self.samples + self.validation_samples
         for part, start, count in (("train", 0, self.samples), ("val", self.samples, self.validation_samples)):
-            if count:
+            if count and part not in self.splits:
                 with progress_within(start / total, count / total):
                     self.splits[part] = self._draw(count, derive_seed(self.seed, part))
         if self.real_validation is not None:
@@ -205,12 +204,16 @@ class SyntheticDataModule(LightningDataModule):
             self.storage.report(self._place, size, self.device, what)
         return self._place
 
-    def use(self, x: Tensor, logits: Tensor) -> None:
-        """Use samples that are already drawn and labelled; they move to the device if its memory budget allows it."""
-        needs_room = self.resample_each_epoch or x.device != self.device
-        if needs_room and self._find_place((x, logits)) == self.device:
-            x, logits = x.to(self.device), logits.to(self.device)
-        self.splits["train"] = (x, logits)
+    def use(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Use samples and logits that are already drawn, of the splits ``train`` and ``val``.
+
+        They move to the device if its memory budget allows it.
+        """
+        for part, (x, logits) in splits.items():
+            needs_room = self.resample_each_epoch or x.device != self.device
+            moves = needs_room and self._find_place((x, logits)) == self.device
+            self.splits[part] = (x.to(self.device), logits.to(self.device)) if moves else (x, logits)
+            prefer_channels_last(self.teacher, x.shape[1:])
 
     def _draw_and_label(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         with self.costs.measure("drawing"):

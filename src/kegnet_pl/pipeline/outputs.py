@@ -278,8 +278,11 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
         *(f"Warning about {name}: {sentence}" for name, sentence in list_warnings(rows)),
     ]:
         say(line)
-    spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name != "student"}
-    spent |= {row.name: row.seconds for row in rows if row.samples is not None and row.quantization is None}
+    own = ("samples", "student")  # of each student
+    spent = {name: seconds for row in rows for name, seconds in row.stage_seconds.items() if name not in own}
+    for row in (row for row in rows if row.samples is not None and row.quantization is None):
+        spent |= {f"{name} of {row.name}": row.stage_seconds[name] for name in own[:1] if name in row.stage_seconds}
+        spent[row.name] = row.seconds
     for name in ("evaluation", *(["quantization"] if "quantization" in spent else [])):
         spent[name] = sum(row.stage_seconds.get(name, 0.0) for row in rows)
     say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))

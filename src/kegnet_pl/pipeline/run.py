@@ -20,7 +20,8 @@ from kegnet_pl.pipeline.stages.quantization import (
     quantization_stage,
     quantize_networks,
 )
-from kegnet_pl.pipeline.stages.student import describe_student_source, student_stage, student_title
+from kegnet_pl.pipeline.stages.samples import are_kept, describe_student_source, samples_stage, samples_title
+from kegnet_pl.pipeline.stages.student import student_stage, student_title
 from kegnet_pl.pipeline.stages.teacher import teacher_stage
 from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.runtime.distributed import rank
@@ -67,8 +68,10 @@ def run(
     calibration = describe_quantization_source(settings, generators=needs_generators)
     others = [info for info in (compression_source, calibration) if info is not None]
     needs_data = any(source.needs_data for source in (*sources, *others))
-    trained = [*(["generators"] if needs_generators else []), *map(student_title, sources)]
-    titles = ["teacher", "compression", *trained, "evaluation"]
+    titles = ["teacher", "compression", *(["generators"] if needs_generators else [])]
+    for source in sources:
+        titles += [*([samples_title(source)] if are_kept(settings, source) else []), student_title(source)]
+    titles.append("evaluation")
     context = open_context(settings, config, folder, terminal, gpu, titles=titles, needs_data=needs_data)
     check_before(context, sources, others)
     with context.loggers.running():
@@ -103,8 +106,9 @@ def _run_stages(
     networks = [Network("teacher", [teacher], warnings=input_warnings), Network(letter, [teacher, initial])]
     for source in sources:
         parent = generators if source.needs_generators else None
-        student = student_stage(context, source, teacher, initial, parent)
-        parents = [teacher, initial, *([parent] if parent is not None else [])]
+        samples = samples_stage(context, source, teacher, parent) if are_kept(settings, source) else None
+        student = student_stage(context, source, teacher, initial, parent, samples)
+        parents = [teacher, initial, *(stage for stage in (parent, samples) if stage is not None)]
         networks.append(Network(f"{letter}+{source.title}", [*parents, student], source))
 
     with context.progress("evaluation") as bar:

@@ -13,7 +13,7 @@ from kegnet_pl.api.trust import check_code
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.networks import ValueRange
 from kegnet_pl.pipeline.objects import make_value_range
-from kegnet_pl.pipeline.stages.student import describe_student_source, make_student_source
+from kegnet_pl.pipeline.stages.samples import describe_student_source, load_samples, make_student_source
 from kegnet_pl.reporting.images import picture, to_array
 from kegnet_pl.reporting.results import Row, find_last, find_named
 from kegnet_pl.reporting.run_page import STAGES, StageFolders
@@ -81,6 +81,8 @@ def export_samples(
     device, teacher = find_device("auto"), load_network(folders["teacher"], logits=True, trust=trust)
     source = make_student_source(settings, info, teacher, folders.get("generators"), device, trust=trust)
     data = SyntheticDataModule(source, teacher, samples=samples, seed=settings.seed, device=device)
+    if "samples" in folders and folders["samples"].is_dir() and samples == settings.student.samples:
+        data.use({"train": load_samples(folders["samples"])["train"]})
     data.setup()
     x, logits = (tensor.cpu() for tensor in data.splits["train"])
     values = make_value_range(settings.data)

@@ -92,6 +92,7 @@ _LESS_MEMORY = {
     "teacher": "lower teacher.batch_size",
     "compression": "lower compression.samples, compression.oversampling or compression.batch_size",
     "generators": "lower generator.batch_size, or set generator.parallel=sequential",
+    "samples": "lower student.samples, student.oversampling or student.memory",
     "student": "lower student.batch_size, student.samples, student.oversampling or student.memory",
     "evaluation": "lower the batch_size of teacher and student",
     "agreement": "lower agreement.samples",

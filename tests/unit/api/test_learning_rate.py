@@ -3,6 +3,7 @@
 import copy
 import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,17 @@ import torch
 from torch import nn
 
 import kegnet_pl
-from kegnet_pl.api.learning_rate import FIRST, LARGER, MOST_TRIALS, SMALLER, best, count_steps, try_learning_rates
+from kegnet_pl.api.learning_rate import (
+    FIRST,
+    LARGER,
+    MOST_TRIALS,
+    SMALLER,
+    Trial,
+    best,
+    count_steps,
+    recall_trials,
+    try_learning_rates,
+)
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.losses import DistillationLoss
 from kegnet_pl.networks import MLP
@@ -74,6 +85,16 @@ def test_a_rate_whose_loss_is_not_a_number_is_not_chosen() -> None:
 
     trials = try_learning_rates(make_network(), make_data(make_network(1)), 2, breaking)
     assert trials[0].loss == float("inf") and best(trials) is not trials[0]
+
+
+def test_a_resumed_training_recalls_its_trials(tmp_path: Path) -> None:
+    file, trials = tmp_path / "checkpoints" / "trials.json", [Trial(3e-4, float("inf"), 0.0), Trial(1e-4, 0.5, 0.75)]
+    assert recall_trials(file, lambda: trials) == trials
+    assert recall_trials(file, list) == trials
+    assert recall_trials(None, list) == []
+    for damaged in ("[]", "[{}]", "3", "{", '[{"lr": "x"}]'):
+        file.write_text(damaged)
+        assert recall_trials(file, lambda: trials[1:]) == trials[1:], damaged
 
 
 @pytest.mark.parametrize("samples", [1, 4, 33])

@@ -400,7 +400,7 @@ def test_samples_that_are_where_they_are_used_need_no_further_storage(tmp_path: 
     again = copy.copy(data)
     again.storage = StorageLimits(0, tmp_path / "missing", notify=said.append)
     again._place = None
-    again.use(x, logits)
+    again.use({"train": (x, logits)})
     assert again.splits["train"][0] is x and not said
 
 
