@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from kegnet_pl.networks.execution import check_values, eval_mode, first_weight
 from kegnet_pl.networks.handling import check_begun, copy_network, freeze, move, set_mode, unfreeze_frozen
+from kegnet_pl.networks.hooks import find_calls
 from kegnet_pl.runtime.errors import first_line
 
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -231,9 +232,10 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
     except FORWARD_ERRORS as error:
         raise ValueError(
             f"Expected the {called} to accept {shapes}{when}, but it failed: {first_line(error).rstrip('.')}."
+            f"{_name_heads(network, inputs) if training else ''}"
         ) from error
     if not isinstance(output, Tensor):
-        advice = " Remove auxiliary heads for training." if training else ""
+        advice = _name_heads(network, inputs) or " Remove auxiliary heads for training." if training else ""
         raise ValueError(f"Expected the {called} to return a tensor{when}, but got a {type(output).__name__}.{advice}")
     if training and not output.requires_grad:
         raise ValueError(
@@ -241,6 +243,24 @@ def _trial_output(name: str, network: nn.Module, *inputs: Tensor, training: bool
             f"under torch.no_grad or inference_mode, or detaches a tensor. Change its forward."
         )
     return output
+
+
+def _name_heads(network: nn.Module, inputs: Sequence[Tensor]) -> str:
+    """Return a sentence about the parts that a network calls only in training mode; empty if there are none."""
+
+    def find_called(training: bool) -> set[str]:
+        copied = set_mode(move(copy_network(network), "cpu"), training)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            return set(find_calls(dict(copied.named_modules()), lambda: copied(*(x.clone() for x in inputs))))
+
+    heads = sorted(find_called(training=True) - find_called(training=False))
+    heads = [name for name in heads if not any(name.startswith(f"{other}.") for other in heads)]
+    if not heads:
+        return ""
+    return (
+        f" It calls {', '.join(heads)} only in training mode. Remove such auxiliary heads before the compression (set "
+        f"them to None, as its class allows)."
+    )
 
 
 def samples_for_trial(input_shape: Sequence[int], n: int = 2) -> Tensor:

@@ -150,8 +150,12 @@ def test_layers_that_are_not_passed_are_named() -> None:
 
 
 def test_what_returns_more_in_training_is_no_student() -> None:
-    with pytest.raises(ValueError, match="student WithHead to return a tensor in training, but got a tuple"):
+    with pytest.raises(ValueError, match=r"a tensor in training, but got a tuple\. It calls aux only in"):
         check_trainable(WithHead().eval(), (6,))
+    damaged = WithHead()
+    damaged.aux = nn.Sequential(nn.Linear(3, 3))  # as if its inputs were pruned
+    with pytest.raises(ValueError, match=r"but it failed: mat1 .* It calls aux only in training mode\. Remove"):
+        check_trainable(damaged, (6,))
     with pytest.raises(ValueError, match=r"to accept \(2, 7\) in training, but it failed"):
         check_trainable(WithHead(), (7,))
     network, state = LeNet5(1, 10).eval(), torch.random.get_rng_state()
