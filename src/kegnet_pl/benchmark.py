@@ -20,7 +20,7 @@ from kegnet_pl.networks.handling import move
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.devices import Device, find_device
 from kegnet_pl.runtime.errors import UserError
-from kegnet_pl.runtime.timing import time_in_turns
+from kegnet_pl.runtime.timing import explain_noise, is_noisy, time_in_turns
 
 BATCH_SIZES = (1, 64)
 """Default batch sizes: one sample at a time, and many."""
@@ -77,6 +77,11 @@ class LatencyReport:
         """Return the latency of a network for a batch size, None if it was not measured."""
         return next((row for row in self.rows if (row.network, row.batch_size) == (network, batch_size)), None)
 
+    @property
+    def noisy(self) -> list[int]:
+        """Batch sizes for which the times of a network vary by more than half of their median."""
+        return list(dict.fromkeys(row.batch_size for row in self.rows if is_noisy(row.milliseconds, row.spread)))
+
     def describe(self, network: str) -> dict[str, Any]:
         """Return the latencies of one network as plain values, for a row of results."""
         values = {
@@ -92,7 +97,8 @@ class LatencyReport:
         for row in self.rows:
             times = f"{row.milliseconds:.3g}", f"{row.spread:.2g}", f"{row.speedup:.2f}x"
             lines.append((row.network, str(row.batch_size), *times))
-        return f"{align(lines)}\nmeasured on {self.where}"
+        noise = f"\n{explain_noise(self.noisy)} Measure again." if self.noisy else ""
+        return f"{align(lines)}\nmeasured on {self.where}{noise}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""

@@ -36,7 +36,12 @@ def test_networks_are_measured_in_turns() -> None:
     assert torch.get_num_threads() == threads
     assert report.find("many", 8) == report.rows[3] and report.find("many", 2) is None
     assert LatencyReport.from_dict(report.to_dict()) == report
-    assert str(report).splitlines()[-1].endswith(", 1 thread")
+    assert str(report).splitlines()[5].endswith(", 1 thread")
+    content = report.to_dict()
+    content["rows"] = [row | {"milliseconds": 1.0, "spread": 0.1} for row in content["rows"]]
+    assert len(str(LatencyReport.from_dict(content)).splitlines()) == 6
+    content["rows"][3]["spread"] = 0.6
+    assert str(LatencyReport.from_dict(content)).splitlines()[6].startswith("The speed-up at batch size 8 is not reli")
     assert report.describe("one")["batches"]["8"]["speedup"] == 1
 
 

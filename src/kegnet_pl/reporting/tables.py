@@ -10,6 +10,7 @@ from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting.agreement import format_agreement
 from kegnet_pl.reporting.names import name_network
 from kegnet_pl.reporting.results import Row, find_last
+from kegnet_pl.runtime.timing import explain_noise, is_noisy
 
 _SLOWER = 0.95
 """Speed-up below which a network is called slower; measurements vary."""
@@ -97,7 +98,15 @@ def explain_speed(rows: Sequence[Row]) -> list[str]:
     lines = [
         f"Speed-up: time of the teacher / time of the network, for batches of {sizes}, on {latency['device']}{threads}."
     ]
-    slower = {size: value for size, value in speedups.items() if value < _SLOWER}
+    batches = [row.latency["batches"] for row in (rows[0], rows[-1]) if row.latency is not None]
+    noisy = [
+        size
+        for size in speedups
+        if any(is_noisy(one[str(size)]["ms"], one[str(size)]["spread"]) for one in batches if str(size) in one)
+    ]
+    if noisy:
+        lines.append(f"{explain_noise(noisy)} `python -m kegnet_pl.benchmark RUN` measures again.")
+    slower = {size: value for size, value in speedups.items() if value < _SLOWER and size not in noisy}
     if slower and len(rows) > 1:
         found = " and ".join(f"{value:.2f}x at batch size {size}" for size, value in slower.items())
         pruned = rows[-1].compression == "pruning"

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+_NOISY = 0.5
+"""Interquartile range, divided by the median, above which times are not reliable."""
+
 
 def time_in_turns(
     calls: Sequence[tuple[nn.Module, Tensor]], *, shortest: float, rounds: tuple[int, int], seconds: float = 0.0
@@ -32,6 +35,19 @@ def time_in_turns(
             found.append(_seconds_per_call(network, x, number))
             spent += found[-1] * number
     return times
+
+
+def is_noisy(milliseconds: float, spread: float) -> bool:
+    """Return True if times with this median and interquartile range are not reliable."""
+    return spread > _NOISY * milliseconds
+
+
+def explain_noise(batch_sizes: Sequence[int]) -> str:
+    """Return a sentence on batch sizes whose times are not reliable."""
+    return (
+        f"The speed-up at batch size {' and '.join(map(str, batch_sizes))} is not reliable: the measured times vary by "
+        f"more than half of their median, since the machine does other work."
+    )
 
 
 def _seconds_per_call(network: nn.Module, x: Tensor, number: int = 1) -> float:

@@ -96,6 +96,18 @@ def test_the_speed_is_that_of_float32() -> None:
     assert explain_speed([*rows, small]) == explain_speed(rows) and "slower than its teacher" in explain_speed(rows)[1]
 
 
+def test_times_that_vary_are_named_and_not_called_slow() -> None:
+    steady, noisy = {"ms": 1.0, "spread": 0.5, "speedup": 0.5}, {"ms": 1.0, "spread": 0.51, "speedup": 0.25}
+    latency = {"device": "CPU", "threads": 1, "batches": {"1": noisy, "64": steady}}
+    calm = latency | {"batches": {"1": steady, "64": steady}}
+    slow = dataclasses.replace(student(0.7), latency=latency)
+    _, line, last = explain_speed([dataclasses.replace(TEACHER, latency=calm), slow])
+    assert line.startswith("The speed-up at batch size 1 is not reliable") and "slower" not in line
+    assert "0.50x at batch size 64." in last and "0.25x" not in last
+    rows = [dataclasses.replace(TEACHER, latency=latency), dataclasses.replace(slow, latency=calm)]
+    assert "batch size 1 is not reliable" in explain_speed(rows)[1], "the teacher's times count, too"
+
+
 def test_a_trial_is_marked_once_in_every_text() -> None:
     rows = [dataclasses.replace(TEACHER, warnings=[TRIAL]), student(0.7, warnings=[TRIAL, "It is slow."])]
     assert explain_validity(rows) == [TRIAL] == write_story(rows, {})[:1]
