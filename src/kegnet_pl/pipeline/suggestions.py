@@ -54,11 +54,12 @@ def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
 
     ``+experiment=`` and ``+debug=`` lose their sign, as both groups have a default. One mixture, ``sources={...}``,
     becomes a list of one. ``recipe=`` with an experiment of the paper becomes a part of its name:
-    ``experiment=NAME recipe=paper`` is ``experiment=paper/NAME``.
+    ``experiment=NAME recipe=paper`` is ``experiment=paper/NAME``. ``-m`` comes first: Hydra refuses it between overrides.
 
     Raises:
         ConfigError: If ``recipe=`` has no preset for the experiment.
     """
+    arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     arguments = [re.sub(r"^\+{1,2}(experiment|debug)=", r"\1=", argument) for argument in arguments]
     arguments = [re.sub(r"^sources=(\{.*\})$", r"sources=[\1]", argument) for argument in arguments]
     recipe = next((argument for argument in arguments if argument.startswith("recipe=")), None)

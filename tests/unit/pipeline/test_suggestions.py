@@ -16,6 +16,8 @@ from kegnet_pl.runtime.errors import ConfigError
     [
         ("+experiment=svhn_resnet", "experiment=svhn_resnet"),
         ("-m +experiment=svhn_resnet,mnist_lenet seed=0,1", "-m experiment=svhn_resnet,mnist_lenet seed=0,1"),
+        ("compression=ratio -m compression.target=2,4", "-m compression=ratio compression.target=2,4"),
+        ("seed=0,1 --multirun", "--multirun seed=0,1"),
         ("+experiment=letter_mlp +debug=fast", "experiment=letter_mlp debug=fast"),
         ("recipe=fast +experiment=svhn_resnet", "experiment=svhn_resnet"),
         ("+experiment=svhn_resnet seed=1 recipe=paper", "experiment=paper/svhn_resnet seed=1"),
