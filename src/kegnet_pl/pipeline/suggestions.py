@@ -54,7 +54,8 @@ def accept_old_spellings(arguments: Sequence[str]) -> list[str]:
 
     ``+experiment=`` and ``+debug=`` lose their sign, as both groups have a default. One mixture, ``sources={...}``,
     becomes a list of one. ``recipe=`` with an experiment of the paper becomes a part of its name:
-    ``experiment=NAME recipe=paper`` is ``experiment=paper/NAME``. ``-m`` comes first: Hydra refuses it between overrides.
+    ``experiment=NAME recipe=paper`` is ``experiment=paper/NAME``. ``-m`` comes first: Hydra refuses it between
+    overrides.
 
     Raises:
         ConfigError: If ``recipe=`` has no preset for the experiment.
