@@ -26,7 +26,7 @@ from kegnet_pl.data import Split
 from kegnet_pl.networks import MLP
 from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.reporting.estimates import RECORD, to_content
-from reproduction import agreement_levels, estimates, int8, matching, networks, rounding, speed, zoo
+from reproduction import agreement_levels, estimates, int8, matching, networks, presets, rounding, speed, zoo
 from reproduction.__main__ import main as reproduction_main
 from reproduction.best import render as render_best
 from reproduction.best import write_best
@@ -865,6 +865,12 @@ def test_the_page_of_matching_is_that_of_the_stored_rows() -> None:
     rows = json.loads((RESULTS / "matching.json").read_text())
     assert (RESULTS / "MATCHING.md").read_text() == matching.render(rows)
     assert all(row["seed"] == matching.SEED and "ceiling" in row for row in rows)
+
+
+def test_the_page_of_presets_is_that_of_the_stored_rows() -> None:
+    rows = json.loads((RESULTS / "presets.json").read_text())
+    assert (RESULTS / "PRESETS.md").read_text() == presets.render(rows)
+    assert all(set(row) >= {"T", "ceiling", *presets.STUDENTS} for row in rows)
 
 
 def test_the_page_of_rounding_is_that_of_the_stored_rows() -> None:

@@ -38,6 +38,10 @@ _FLOOR = 60.0
 _LONG = 1800.0
 """Seconds above which an estimate names settings that take less time."""
 
+_DEEP = 10
+"""Number of batch-norm layers from which students learn from the teacher's layers. The networks of results/PRESETS.md
+have 3 or 19."""
+
 _FITTING = 3.0
 """Forward passes of the teacher for each sample and layer of a compression by function (measured for small CNNs)."""
 
@@ -49,7 +53,8 @@ class Preset:
     Attributes:
         name: Option of the group ``experiment``.
         reason: The properties of the network that decide.
-        overrides: Settings that differ from the preset's, since the student has other layers than the teacher.
+        overrides: Settings that differ from the preset's: for few batch-norm layers, or for a student whose layers are
+            not those of the teacher.
     """
 
     name: str
@@ -79,7 +84,8 @@ def choose_preset(network: nn.Module, input_shape: Sequence[int], same_layers: b
     if len(input_shape) != 3:
         return Preset("custom/signal", kind, others)
     if norms:
-        return Preset("custom/batch_norm", f"{kind}, batch norm", others)
+        shallow = ("student.norm=frozen", "student.feature_distillation.weight=0") if len(norms) < _DEEP else ()
+        return Preset("custom/batch_norm", f"{kind}, {len(norms)} batch-norm layers", others or shallow)
     return Preset("custom/image", f"{kind}, no batch norm", others)
 
 

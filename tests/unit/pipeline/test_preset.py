@@ -26,6 +26,13 @@ from tests.integration.conftest import configure
 CPU = torch.device("cpu")
 NO_LAYERS = ("student.norm=batch", "student.feature_distillation.weight=0", "student.reconstruct=false")
 
+NO_FEATURES = ("student.norm=frozen", "student.feature_distillation.weight=0")
+
+
+def _convolutions(norms: int) -> nn.Module:
+    layers = [layer for _ in range(norms) for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(192, 2))
+
 
 def _signal_network() -> nn.Module:
     return nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(18, 2))
@@ -40,6 +47,8 @@ def _rows_by_convolution() -> nn.Module:
     [
         (lambda: LeNet5(), (1, 32, 32), "custom/image", ()),
         (lambda: ResNet14(), (3, 32, 32), "custom/batch_norm", ()),
+        (lambda: _convolutions(10), (3, 8, 8), "custom/batch_norm", ()),
+        (lambda: _convolutions(9), (3, 8, 8), "custom/batch_norm", NO_FEATURES),
         (lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), (3, 8, 8), "custom/image", ()),
         (lambda: MLP(8, 2, width=4, blocks=1), (8,), "custom/table", ()),
         (_rows_by_convolution, (8,), "custom/table", ("sources=[procedural]",)),
@@ -49,7 +58,8 @@ def _rows_by_convolution() -> nn.Module:
 def test_inputs_and_batch_norm_decide(make: Any, shape: tuple[int, ...], name: str, overrides: tuple[str, ...]) -> None:
     chosen = choose_preset(make(), shape, same_layers=True)
     assert (chosen.name, chosen.overrides) == (name, overrides)
-    assert choose_preset(make(), shape, same_layers=False).overrides == (*overrides, *NO_LAYERS)
+    others = NO_LAYERS if overrides == NO_FEATURES else (*overrides, *NO_LAYERS)
+    assert choose_preset(make(), shape, same_layers=False).overrides == others
 
 
 def _settings(*overrides: str) -> RunSettings:

@@ -1,0 +1,135 @@
+"""Settings of students of networks with batch norm, on validation data: ``python -m reproduction.presets``.
+
+The networks, teachers and validation data are those of :mod:`reproduction.matching`. The page ``results/PRESETS.md``
+shows validation accuracies. No test data is used.
+"""
+
+import argparse
+import os
+import textwrap
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import kegnet_pl
+from kegnet_pl.data import Split
+from kegnet_pl.networks import as_classifier
+from kegnet_pl.networks.batch_norm import norm_layers
+from kegnet_pl.pipeline.provenance import versions
+from kegnet_pl.runtime.environment import display_path
+from kegnet_pl.sources import MatchedSource, MixedSource, Procedural, RealSource, SelectedSource
+from reproduction.agreement_levels import SEED
+from reproduction.matching import load_cases
+from reproduction.pages import read_record, write_record
+from reproduction.paths import ROOT
+from reproduction.runner import say
+
+COMMAND = "python -m reproduction.presets"
+SAMPLES, EPOCHS, BATCH = 8_000, 5, 64
+TARGETS = (8.0, 4.0)
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "mixed": {},
+    "mixed, adapt": {"norm": "adapt"},
+    "mixed, adapt, features": {"norm": "adapt", "feature_distillation": 10.0},
+}
+"""Name of a student -> arguments of :func:`kegnet_pl.distill`; the samples are mixed or plain."""
+
+CEILING = "mixed, adapt"
+"""The student whose settings the ceiling has."""
+
+_INTRODUCTION = f"""
+Networks with batch norm are compressed by the method that `compress` chooses. Students learn from {SAMPLES:,}
+procedural samples that the teacher selects, and that are matched to its batch norm ([MATCHING.md](MATCHING.md)):
+{EPOCHS} passes, batches of {BATCH}, cosine schedule, a learning rate that short trainings choose. Students differ in
+three settings of the preset `custom/batch_norm`. *Mixed*: half of the samples are mixed with each other
+(`student.mixing=0.5`). *Adapt*: batch norm has the statistics of synthetic samples (`student.norm=adapt`), otherwise
+the stored ones. *Features*: layers learn from the teacher's layers (`student.feature_distillation.weight=10`). Cells:
+validation accuracy in %. T is the compressed network before any training. Prior knowledge in the samples: teacher +
+procedural; of the ceiling, the student *{CEILING}*: real data, not mixed. Layers: those of batch norm. Teachers and
+validation data are those of [MATCHING.md](MATCHING.md); the accuracy of ResNet20 itself is too high, since it was
+trained on its validation images. One seed per row: differences of two points may be chance. Seconds: training of the
+student without and with features (one thread, with other work on the machine).
+"""
+
+
+def measure(
+    teacher: nn.Module, train: Split, validation: Split, target: float, pixels: dict[str, Any]
+) -> dict[str, Any]:
+    """Return validation accuracies in [0, 1], and seconds, of students with different settings."""
+    shape = tuple(train.x.shape[1:])
+    classifier = as_classifier(teacher, shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # low agreement is expected
+        small = kegnet_pl.compress(teacher, shape, target, progress=False, **pixels)
+    found: dict[str, Any] = {
+        "layers": len(norm_layers(teacher)),
+        "method": small.method,
+        "T": {"accuracy": kegnet_pl.measure_accuracy(small.network, validation)},
+    }
+    source = MatchedSource(SelectedSource(Procedural(shape, **pixels), classifier), classifier)
+    plain = kegnet_pl.SyntheticDataset(source, teacher, SAMPLES, progress=False)
+    mixed = MixedSource(RealSource(plain.tensors[0]), share=0.5)  # the same samples, which are not matched again
+    data = {False: plain, True: kegnet_pl.SyntheticDataset(mixed, teacher, SAMPLES, progress=False)}
+    options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr_scheduler": "cosine", "progress": False}
+    for name, arguments in STUDENTS.items():
+        start = time.perf_counter()
+        student = kegnet_pl.distill(small, data[name.startswith("mixed")], **options, **arguments)
+        seconds = round(time.perf_counter() - start, 1)
+        found[name] = {"accuracy": kegnet_pl.measure_accuracy(student, validation), "seconds": seconds}
+    real = kegnet_pl.SyntheticDataset(RealSource(train.x), teacher, min(SAMPLES, len(train)), progress=False)
+    ceiling = kegnet_pl.distill(small, real, **options, **STUDENTS[CEILING])
+    return found | {"ceiling": {"accuracy": kegnet_pl.measure_accuracy(ceiling, validation)}}
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """Return the page."""
+    titles = ["data", "network", "layers", "target", "teacher", "T", *STUDENTS, "ceiling", "s"]
+    lines = ["# Students of networks with batch norm", "", *textwrap.wrap(_INTRODUCTION.strip(), 120), ""]
+    lines += [f"| {' | '.join(titles)} |", f"| --- | --- |{' ---: |' * (len(titles) - 2)}"]
+    for row in sorted(rows, key=lambda row: row["layers"]):
+        cells = [row["data"], row["network"], str(row["layers"]), f"{row['target']:g}x", f"{100 * row['teacher']:.1f}"]
+        cells += [f"{100 * row[name]['accuracy']:.1f}" for name in ("T", *STUDENTS, "ceiling")]
+        cells.append(", ".join(f"{row[name]['seconds']:.0f}" for name in list(STUDENTS)[-2:]))
+        lines.append(f"| {' | '.join(cells)} |")
+    done = {(row["data"], row["network"], row["target"]) for row in rows}
+    networks = dict.fromkeys((data, network) for data, network, _ in done)
+    missing = [
+        f"{data}, {network}, {t:g}x" for data, network in networks for t in TARGETS if (data, network, t) not in done
+    ]
+    lines += ["", f"Not run: {'; '.join(missing)}."] if missing else []
+    return "\n".join([*lines, "", f"Command: `{COMMAND}`"]) + "\n"
+
+
+def main() -> int:
+    """Measure networks that are not measured yet, and write the page."""
+    parser = argparse.ArgumentParser(description="Settings of students of networks with batch norm.")
+    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="default: 8 4")
+    parser.add_argument("--only", default="", help="only networks whose name begins like this")
+    options = parser.parse_args()
+    path = ROOT / "results" / "presets.json"
+    rows: list[dict[str, Any]] = read_record(path, [])
+    done = {(row["data"], row["network"], row["target"]) for row in rows}
+    for data, network, make, pixels, train, validation in load_cases(Path(os.environ.get("KEGNET_DATA_DIR", "data"))):
+        left = [target for target in options.targets if (data, network, target) not in done]
+        if not left or not network.startswith(options.only):
+            continue
+        teacher = make(train)
+        accuracy = kegnet_pl.measure_accuracy(teacher, validation)
+        for target in left:
+            row = {"data": data, "network": network, "target": target, "teacher": accuracy}
+            row |= measure(teacher, train, validation, target, pixels)
+            say(str(row))
+            rows.append(row | {"command": COMMAND, "seed": SEED, "versions": versions()})
+            write_record(path, rows)
+    write_record(path, rows, render(rows))
+    say(f"Written: {display_path(path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
