@@ -41,7 +41,7 @@ def test_networks_are_measured_in_turns() -> None:
     content["rows"] = [row | {"milliseconds": 1.0, "spread": 0.1} for row in content["rows"]]
     assert len(str(LatencyReport.from_dict(content)).splitlines()) == 6
     content["rows"][3]["spread"] = 0.6
-    assert str(LatencyReport.from_dict(content)).splitlines()[6].startswith("The speed-up at batch size 8 is not reli")
+    assert str(LatencyReport.from_dict(content)).splitlines()[6].startswith("Speed-ups at batch size 8 are not reli")
     assert report.describe("one")["batches"]["8"]["speedup"] == 1
 
 

@@ -45,7 +45,7 @@ def is_noisy(milliseconds: float, spread: float) -> bool:
 def explain_noise(batch_sizes: Sequence[int]) -> str:
     """Return a sentence on batch sizes whose times are not reliable."""
     return (
-        f"The speed-up at batch size {' and '.join(map(str, batch_sizes))} is not reliable: the measured times vary by "
+        f"Speed-ups at batch size {' and '.join(map(str, batch_sizes))} are not reliable: the measured times vary by "
         f"more than half of their median, since the machine does other work."
     )
 
