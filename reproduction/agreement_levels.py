@@ -15,12 +15,8 @@ from typing import Any
 import kegnet_pl
 from kegnet_pl.api.checks import low_agreement
 from kegnet_pl.data import Split
-from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.runtime.environment import display_path
 from reproduction.networks import IMAGE_NETWORKS, TABLE_NETWORKS, load_data, train_teacher
-from reproduction.pages import read_record, write_record
-from reproduction.paths import ROOT
-from reproduction.runner import say
+from reproduction.pages import StoredRows
 
 COMMAND = "python -m reproduction.agreement_levels"
 METHODS, TARGETS = ("pruning", "tucker"), (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -88,9 +84,8 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Measure networks that are not measured yet, and write the page."""
-    path = ROOT / "results" / "agreement_levels.json"
-    rows: list[dict[str, Any]] = read_record(path, [])
-    done = {(row["data"], row["network"]) for row in rows}
+    stored = StoredRows("agreement_levels", COMMAND, SEED)
+    done = {(row["data"], row["network"]) for row in stored.rows}
     for name, module, pixels in load_data(Path(os.environ.get("KEGNET_DATA_DIR", "data"))):
         networks = TABLE_NETWORKS if name == "Letter" else IMAGE_NETWORKS
         missing = {network: make for network, make in networks.items() if (name, network) not in done}
@@ -100,12 +95,9 @@ def main() -> int:
             train = module.splits["train"]
             data, validation = train[:TRAINING_SAMPLES], train[TRAINING_SAMPLES:][:VALIDATION_SAMPLES]
             for row in measure(data, validation, make, pixels):
-                found = {"data": name, "network": network, **row}
-                rows.append(found | {"command": COMMAND, "seed": SEED, "versions": versions()})
-                say(str(found))
-            write_record(path, rows)
-    write_record(path, rows, render(rows))
-    say(f"Written: {display_path(path)}")
+                stored.add({"data": name, "network": network, **row})
+            stored.save()
+    stored.finish(render)
     return 0
 
 

@@ -9,7 +9,7 @@ import os
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,10 @@ from torch import nn
 import kegnet_pl
 from kegnet_pl.data import MNIST, FashionMNIST, Split
 from kegnet_pl.networks import as_classifier
-from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.sources import MatchedSource, Procedural, RealSource, SelectedSource
 from reproduction.agreement_levels import SEED, TRAINING_SAMPLES, VALIDATION_SAMPLES
 from reproduction.networks import EPOCHS, IMAGE_NETWORKS, SAMPLES, CifarFiles, published, train_teacher
-from reproduction.pages import read_record, write_record
-from reproduction.paths import ROOT
-from reproduction.runner import say
+from reproduction.pages import StoredRows
 from reproduction.zoo import make_signal_network, read_signals
 
 COMMAND = "python -m reproduction.matching"
@@ -77,6 +73,25 @@ def load_cases(folder: Path) -> Iterator[tuple[str, str, Callable[[Split], nn.Mo
 
 def _divide(train: Split) -> tuple[Split, Split]:
     return train[:TRAINING_SAMPLES], train[TRAINING_SAMPLES:][:VALIDATION_SAMPLES]
+
+
+Measure = Callable[[nn.Module, Split, Split, float, dict[str, Any]], dict[str, Any]]
+"""Takes the teacher, training and validation data, the target, and mean and deviation of pixels; returns a row."""
+
+
+def measure_cases(stored: StoredRows, measure: Measure, targets: Sequence[float], only: str = "") -> None:
+    """Measure the networks whose names begin with ``only``, for the targets that have no stored row."""
+    done = {(row["data"], row["network"], row["target"]) for row in stored.rows}
+    for data, network, make, pixels, train, validation in load_cases(Path(os.environ.get("KEGNET_DATA_DIR", "data"))):
+        left = [target for target in targets if (data, network, target) not in done]
+        if not left or not network.startswith(only):
+            continue
+        teacher = make(train)
+        accuracy = kegnet_pl.measure_accuracy(teacher, validation)
+        for target in left:
+            row = {"data": data, "network": network, "target": target, "teacher": accuracy}
+            stored.add(row | measure(teacher, train, validation, target, pixels))
+            stored.save()
 
 
 def measure(
@@ -135,24 +150,9 @@ def main() -> int:
     """Measure networks that are not measured yet, and write the page."""
     parser = argparse.ArgumentParser(description="Shares of samples that are matched to batch norm.")
     parser.add_argument("--targets", type=float, nargs="+", default=[4.0, 8.0], help="default: 4 8")
-    targets = parser.parse_args().targets
-    path = ROOT / "results" / "matching.json"
-    rows: list[dict[str, Any]] = read_record(path, [])
-    done = {(row["data"], row["network"], row["target"]) for row in rows}
-    for data, network, make, pixels, train, validation in load_cases(Path(os.environ.get("KEGNET_DATA_DIR", "data"))):
-        left = [target for target in targets if (data, network, target) not in done]
-        if not left:
-            continue
-        teacher = make(train)
-        accuracy = kegnet_pl.measure_accuracy(teacher, validation)
-        for target in left:
-            row = {"data": data, "network": network, "target": target, "teacher": accuracy}
-            row |= measure(teacher, train, validation, target, pixels)
-            say(str(row))
-            rows.append(row | {"command": COMMAND, "seed": SEED, "versions": versions()})
-            write_record(path, rows)
-    write_record(path, rows, render(rows))
-    say(f"Written: {display_path(path)}")
+    stored = StoredRows("matching", COMMAND, SEED)
+    measure_cases(stored, measure, parser.parse_args().targets)
+    stored.finish(render)
     return 0
 
 

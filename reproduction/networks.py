@@ -29,12 +29,8 @@ from kegnet_pl.compression.automatic import THREE_LAYERS
 from kegnet_pl.data import CIFAR10, MNIST, FashionMNIST, Letter, RealDataModule, Split
 from kegnet_pl.networks import MLP, CifarResNet
 from kegnet_pl.networks.answers import find_tensor
-from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.sources import MatchedSource, Procedural, RealSource, SelectedSource
-from reproduction.pages import list_unmatched, read_record, write_record
-from reproduction.paths import ROOT
-from reproduction.runner import say
+from reproduction.pages import StoredRows, list_unmatched
 
 TRAINING_SAMPLES, TEACHER_EPOCHS = 12_000, 4
 SAMPLES, EPOCHS = 8_000, 5
@@ -257,28 +253,23 @@ def main() -> int:
     parser.add_argument("--targets", type=float, nargs="+", default=[2.0, 4.0, 8.0])
     parser.add_argument("--only", help="only networks whose name begins like this")
     options = parser.parse_args()
-    path = ROOT / "results" / "networks.json"
-    rows: list[dict[str, Any]] = read_record(path, [])
     command = f"python -m reproduction.networks --targets {' '.join(f'{target:g}' for target in options.targets)}"
     command += f" --only '{options.only}'" if options.only is not None else ""
+    stored = StoredRows("networks", command)
     for name, (module, networks, pixels) in _data(Path(os.environ.get("KEGNET_DATA_DIR", "data"))).items():
         chosen = {network: make for network, make in networks.items() if network.startswith(options.only or "")}
         if chosen:
             module.setup()
         for network, make in chosen.items():
-            finished = {row["target"] for row in rows if (row["data"], row["network"]) == (name, network)}
+            finished = {row["target"] for row in stored.rows if (row["data"], row["network"]) == (name, network)}
             missing = [target for target in options.targets if target not in finished]
             teacher = make(module.splits["train"]) if missing else None
             for target in missing:
                 assert teacher is not None
-                found = {"data": name, "network": network, **measure(teacher, module.splits, target, pixels)}
-                found |= {"command": command, "seed": 0, "versions": versions()}
-                say(str(found))
-                rows.append(found)
-                write_record(path, rows)
-    if rows:
-        write_record(path, rows, render(rows))
-    say(f"Written: {display_path(path)}")
+                found = measure(teacher, module.splits, target, pixels)
+                stored.add({"data": name, "network": network, **found})
+                stored.save()
+    stored.finish(render)
     return 0
 
 

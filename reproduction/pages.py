@@ -1,11 +1,15 @@
 """Stored results of a command: a JSON file in ``results/``, and the page of the same name in capital letters."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.environment import display_path
+from reproduction.paths import ROOT
+from reproduction.runner import say
 
 _BATCH_NORM = ("batch norm", "published", "MobileNet", "ResNet18")
 """Parts of the names of networks with batch norm."""
@@ -19,6 +23,40 @@ def list_unmatched(rows: Sequence[dict[str, Any]]) -> list[str]:
         if not row.get("matched") and any(part in row["network"] for part in _BATCH_NORM)
     )
     return ["", f"Measured before samples were matched to batch norm: {'; '.join(names)}."] if names else []
+
+
+class StoredRows:
+    """Rows that a command measures one after another: ``results/NAME.json``, with the page ``results/NAME.md``.
+
+    Args:
+        name: Name of the JSON file.
+        command: Command that measures the rows.
+        seed: Seed of the rows.
+
+    Attributes:
+        path: The JSON file.
+        rows: The stored rows, and those that were added.
+    """
+
+    def __init__(self, name: str, command: str, seed: int = 0) -> None:
+        self.path = ROOT / "results" / f"{name}.json"
+        self.rows: list[dict[str, Any]] = read_record(self.path, [])
+        self._origin = {"command": command, "seed": seed}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Print a row, and add it with its command, seed and versions; :meth:`save` writes it."""
+        say(str(row))
+        self.rows.append(row | self._origin | {"versions": versions()})
+
+    def save(self) -> None:
+        """Write the JSON file. The command does not measure these rows again."""
+        write_record(self.path, self.rows)
+
+    def finish(self, render: Callable[[list[dict[str, Any]]], str]) -> None:
+        """Write the JSON file and its page, if there are rows."""
+        if self.rows:
+            write_record(self.path, self.rows, render(self.rows))
+        say(f"Written: {display_path(self.path)}")
 
 
 def read_record(path: Path, default: Any) -> Any:

@@ -5,11 +5,9 @@ shows validation accuracies. No test data is used.
 """
 
 import argparse
-import os
 import textwrap
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,26 +16,22 @@ import kegnet_pl
 from kegnet_pl.data import Split
 from kegnet_pl.networks import as_classifier
 from kegnet_pl.networks.batch_norm import norm_layers
-from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.sources import MatchedSource, MixedSource, Procedural, RealSource, SelectedSource
 from reproduction.agreement_levels import SEED
-from reproduction.matching import load_cases
-from reproduction.pages import read_record, write_record
-from reproduction.paths import ROOT
-from reproduction.runner import say
+from reproduction.matching import measure_cases
+from reproduction.pages import StoredRows
 
 COMMAND = "python -m reproduction.presets"
 SAMPLES, EPOCHS, BATCH = 8_000, 5, 64
 TARGETS = (8.0, 4.0)
 
-STUDENTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "mixed": {},
-    "mixed, adapt": {"norm": "adapt"},
-    "mixed, adapt, features": {"norm": "adapt", "feature_distillation": 10.0},
+STUDENTS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "plain": (False, {}),
+    "mixed": (True, {}),
+    "mixed, adapt": (True, {"norm": "adapt"}),
+    "mixed, adapt, features": (True, {"norm": "adapt", "feature_distillation": 10.0}),
 }
-"""Name of a student -> arguments of :func:`kegnet_pl.distill`; the samples are mixed or plain."""
+"""Name of a student -> True if its samples are mixed, and arguments of :func:`kegnet_pl.distill`."""
 
 CEILING = "mixed, adapt"
 """The student whose settings the ceiling has."""
@@ -76,13 +70,13 @@ def measure(
     mixed = MixedSource(RealSource(plain.tensors[0]), share=0.5)  # the same samples, which are not matched again
     data = {False: plain, True: kegnet_pl.SyntheticDataset(mixed, teacher, SAMPLES, progress=False)}
     options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr_scheduler": "cosine", "progress": False}
-    for name, arguments in STUDENTS.items():
+    for name, (is_mixed, arguments) in STUDENTS.items():
         start = time.perf_counter()
-        student = kegnet_pl.distill(small, data[name.startswith("mixed")], **options, **arguments)
+        student = kegnet_pl.distill(small, data[is_mixed], **options, **arguments)
         seconds = round(time.perf_counter() - start, 1)
         found[name] = {"accuracy": kegnet_pl.measure_accuracy(student, validation), "seconds": seconds}
     real = kegnet_pl.SyntheticDataset(RealSource(train.x), teacher, min(SAMPLES, len(train)), progress=False)
-    ceiling = kegnet_pl.distill(small, real, **options, **STUDENTS[CEILING])
+    ceiling = kegnet_pl.distill(small, real, **options, **STUDENTS[CEILING][1])
     return found | {"ceiling": {"accuracy": kegnet_pl.measure_accuracy(ceiling, validation)}}
 
 
@@ -111,23 +105,9 @@ def main() -> int:
     parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="default: 8 4")
     parser.add_argument("--only", default="", help="only networks whose name begins like this")
     options = parser.parse_args()
-    path = ROOT / "results" / "presets.json"
-    rows: list[dict[str, Any]] = read_record(path, [])
-    done = {(row["data"], row["network"], row["target"]) for row in rows}
-    for data, network, make, pixels, train, validation in load_cases(Path(os.environ.get("KEGNET_DATA_DIR", "data"))):
-        left = [target for target in options.targets if (data, network, target) not in done]
-        if not left or not network.startswith(options.only):
-            continue
-        teacher = make(train)
-        accuracy = kegnet_pl.measure_accuracy(teacher, validation)
-        for target in left:
-            row = {"data": data, "network": network, "target": target, "teacher": accuracy}
-            row |= measure(teacher, train, validation, target, pixels)
-            say(str(row))
-            rows.append(row | {"command": COMMAND, "seed": SEED, "versions": versions()})
-            write_record(path, rows)
-    write_record(path, rows, render(rows))
-    say(f"Written: {display_path(path)}")
+    stored = StoredRows("presets", COMMAND, SEED)
+    measure_cases(stored, measure, options.targets, options.only)
+    stored.finish(render)
     return 0
 
 

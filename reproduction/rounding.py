@@ -12,14 +12,10 @@ from typing import Any
 
 import kegnet_pl
 from kegnet_pl.benchmark import measure_latency
-from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import first_line
 from reproduction.agreement_levels import METHODS, SEED, TRAINING_SAMPLES, VALIDATION_SAMPLES
 from reproduction.networks import IMAGE_NETWORKS, load_data, train_teacher
-from reproduction.pages import read_record, write_record
-from reproduction.paths import ROOT
-from reproduction.runner import say
+from reproduction.pages import StoredRows
 
 COMMAND = "python -m reproduction.rounding"
 NETWORKS, TARGETS, MULTIPLES = ("CNN", "CNN, batch norm", "ResNet, batch norm"), (1.5, 2.0), (1, 8, 16)
@@ -76,9 +72,8 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Measure networks that are not measured yet, and write the page."""
-    path = ROOT / "results" / "rounding.json"
-    rows: list[dict[str, Any]] = read_record(path, [])
-    done = {row["network"] for row in rows}
+    stored = StoredRows("rounding", COMMAND, SEED)
+    done = {row["network"] for row in stored.rows}
     folder = Path(os.environ.get("KEGNET_DATA_DIR", "data"))
     module, pixels = next((module, pixels) for name, module, pixels in load_data(folder) if name == "Fashion")
     module.setup()
@@ -94,12 +89,9 @@ def main() -> int:
                 for multiple in MULTIPLES:
                     options: dict[str, Any] = {"method": method, "target": target, "round_to": multiple}
                     row = {"network": network, "teacher": accuracy, **options}
-                    row |= measure(teacher, validation, pixels, **options)
-                    say(str(row))
-                    rows.append(row | {"command": COMMAND, "seed": SEED, "versions": versions()})
-        write_record(path, rows)
-    write_record(path, rows, render(rows))
-    say(f"Written: {display_path(path)}")
+                    stored.add(row | measure(teacher, validation, pixels, **options))
+        stored.save()
+    stored.finish(render)
     return 0
 
 

@@ -30,16 +30,12 @@ from kegnet_pl.data import MNIST, Letter, Pendigits, Split
 from kegnet_pl.networks import MLP, as_classifier
 from kegnet_pl.networks.execution import copies_to_time
 from kegnet_pl.networks.validation import samples_for_trial
-from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.reporting.style import distinct_colors, house_style, new_figure
-from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError, first_line
 from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.sources import MatchedSource, Procedural, RealSource, SelectedSource
 from reproduction.networks import CifarFiles, published, train_teacher
-from reproduction.pages import list_unmatched, read_record, write_record
-from reproduction.paths import ROOT
-from reproduction.runner import say
+from reproduction.pages import StoredRows, list_unmatched
 
 TRAINING_SAMPLES = 10_000
 SAMPLES, EPOCHS = 4_000, 4
@@ -384,29 +380,26 @@ def main() -> int:
     parser.add_argument("--only", help="only networks whose name begins like this")
     parser.add_argument("--page", action="store_true", help="write the page of the finished lines, and run nothing")
     options = parser.parse_args()
-    path = ROOT / "results" / "zoo.json"
-    rows: list[dict[str, Any]] = read_record(path, [])
     command = "python -m reproduction.zoo" + (f" --only '{options.only}'" if options.only is not None else "")
+    stored = StoredRows("zoo", command)
     for case in () if options.page else cases():
         available = case.epochs or "KEGNET_REFERENCE_DIR" in os.environ
         if not case.network.startswith(options.only or "") or not available:
             continue
-        finished = {row["method"] for row in rows if (row["data"], row["network"]) == (case.data, case.network)}
+        finished = {row["method"] for row in stored.rows if (row["data"], row["network"]) == (case.data, case.network)}
         missing = [method for method in case.methods if method not in finished]
         if not missing:
             continue
         data = case.load(Path(os.environ.get("KEGNET_DATA_DIR", "data")))
         teacher = teach(case, data)
         for method, found in run(case, teacher, data, missing):
-            row = {"data": case.data, "network": case.network, "method": method, **found, "command": command, "seed": 0}
-            say(str(row))
-            rows.append(row | {"versions": versions()})
-            write_record(path, rows)
-    if rows:
-        write_record(path, rows, render(rows))
+            stored.add({"data": case.data, "network": case.network, "method": method, **found})
+            stored.save()
+    if stored.rows:
         with house_style():
-            draw_front(rows).savefig(path.with_name("zoo.png"), dpi=100, metadata={"Software": "kegnet_pl"})
-    say(f"Written: {display_path(path)}")
+            picture = stored.path.with_name("zoo.png")
+            draw_front(stored.rows).savefig(picture, dpi=100, metadata={"Software": "kegnet_pl"})
+    stored.finish(render)
     return 0
 
 

@@ -24,9 +24,10 @@ from torch import nn
 from kegnet_pl.compression.automatic import THREE_LAYERS
 from kegnet_pl.data import Split
 from kegnet_pl.networks import MLP
+from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.reporting.estimates import RECORD, to_content
-from reproduction import agreement_levels, estimates, int8, matching, networks, presets, rounding, speed, zoo
+from reproduction import agreement_levels, estimates, int8, matching, networks, pages, presets, rounding, speed, zoo
 from reproduction.__main__ import main as reproduction_main
 from reproduction.best import render as render_best
 from reproduction.best import write_best
@@ -859,6 +860,38 @@ def test_the_page_of_agreement_levels_is_that_of_the_stored_rows() -> None:
     lost, missed, false = agreement_levels.count(rows, 1.01)
     assert missed == 0 and lost + false == len(rows)
     assert agreement_levels.count(rows, 0.0) == (lost, lost, 0)
+
+
+def test_rows_are_stored_with_their_origin_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    stored = pages.StoredRows("study", "python -m this", seed=3)
+    stored.finish(lambda _: "never written")
+    assert not list((tmp_path / "results").iterdir()), "no rows, no page"
+    stored.add({"accuracy": 0.5})
+    assert not stored.path.exists()
+    stored.save()
+    (row,) = pages.StoredRows("study", "python -m that").rows
+    assert row == {"accuracy": 0.5, "command": "python -m this", "seed": 3, "versions": versions()}
+    stored.finish(lambda rows: f"{len(rows)} row")
+    assert (tmp_path / "results" / "STUDY.md").read_text() == "1 row"
+
+
+@pytest.mark.parametrize(("only", "measured"), [("", [2.0, 8.0, 8.0]), ("B", [8.0])])
+def test_missing_cases_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: str, measured: list[float]
+) -> None:
+    data = Split(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(
+        matching, "load_cases", lambda _: [("D", name, lambda _: MLP(4, 2), {}, data, data) for name in ("A", "B")]
+    )
+    (tmp_path / "results").mkdir()
+    stored = pages.StoredRows("study", "python -m this")
+    stored.rows = [{"data": "D", "network": "B", "target": 2.0}]
+    matching.measure_cases(stored, lambda *given: {"ratio": given[3]}, [2.0, 8.0], only)
+    assert [row["ratio"] for row in stored.rows[1:]] == measured
+    assert json.loads(stored.path.read_text()) == stored.rows
 
 
 def test_the_page_of_matching_is_that_of_the_stored_rows() -> None:
