@@ -35,7 +35,8 @@ from kegnet_pl.sources import (
 FILE_NAME = "samples.safetensors"
 """File in the folder of a stage of samples: ``x`` and ``logits`` of each split, as ``SPLIT/x`` and ``SPLIT/logits``."""
 
-_OFF = {"oversampling": 1, "matching": 0.0, "mixing": 0.0}
+UNCHANGED: dict[str, Any] = {"oversampling": 1, "matching": 0.0, "mixing": 0.0}
+"""Settings with which a student learns from the samples as they are drawn."""
 
 
 def samples_title(source: SourceInfo) -> str:
@@ -108,7 +109,7 @@ def _drawn_settings(student: StudentSettings, source: SourceInfo) -> dict[str, A
     names = ["samples"]
     names += ["validation_samples"] if student.selection == "synthetic" else []
     names += ["sampling_norm", "noise_std"] if source.needs_generators else []
-    names += [name for name, off in _OFF.items() if getattr(student, name) != off]
+    names += [name for name, off in UNCHANGED.items() if getattr(student, name) != off]
     return {name: getattr(student, name) for name in names}
 
 
@@ -123,7 +124,7 @@ def settings_for(settings: StudentSettings, source: SourceInfo) -> StudentSettin
     """Return a student's settings: noise and real data are used as they are; noise uses ``baselines``."""
     if source.prior != "none" and not source.is_ceiling:
         return settings
-    changes: dict[str, Any] = {"oversampling": 1, "matching": 0.0, "mixing": 0.0}
+    changes = dict(UNCHANGED)
     if source.prior == "none":
         own = settings.baselines
         optimizer = settings.optimizer.model_copy(update={"lr": own.lr})

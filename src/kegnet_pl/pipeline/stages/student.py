@@ -10,6 +10,7 @@ from kegnet_pl.api.engine import fit_student
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build_optimizer, code_of, own_code, source_definitions
 from kegnet_pl.pipeline.stages.samples import (
+    UNCHANGED,
     count_parts,
     load_samples,
     make_student_data,
@@ -26,7 +27,7 @@ from kegnet_pl.runtime.manifests import UNFINISHED
 from kegnet_pl.settings import StudentSettings
 from kegnet_pl.sources import SourceInfo
 
-_OFF = {"reconstruct": False, "oversampling": 1, "matching": 0.0, "mixing": 0.0}
+_OFF = {"reconstruct": False, **UNCHANGED}
 """Values that turn settings off; stages of earlier versions lack these settings."""
 
 
