@@ -39,8 +39,8 @@ _LONG = 1800.0
 """Seconds above which an estimate names settings that take less time."""
 
 _DEEP = 10
-"""Number of batch-norm layers from which students learn from the teacher's layers. The networks of results/PRESETS.md
-have 3 or 19."""
+"""Students of teachers with at least this number of batch-norm layers also learn from the teacher's layers.
+The networks of results/PRESETS.md have 3 or 19."""
 
 _FITTING = 3.0
 """Forward passes of the teacher for each sample and layer of a compression by function (measured for small CNNs)."""

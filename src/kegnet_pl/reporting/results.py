@@ -8,6 +8,7 @@ from typing import Any
 
 from kegnet_pl.reporting.names import name_network
 from kegnet_pl.runtime.atomic_files import atomic_write
+from kegnet_pl.runtime.timing import is_noisy
 from kegnet_pl.sources.base import REAL_DATA
 from kegnet_pl.sources.registry import find_builtin, join_priors
 
@@ -123,6 +124,12 @@ class Row:
         """Time of the teacher divided by that of the network, by batch size; empty if it was not measured."""
         batches = {} if self.latency is None else self.latency["batches"]
         return {int(size): float(values["speedup"]) for size, values in batches.items()}
+
+    @property
+    def noisy_sizes(self) -> list[int]:
+        """Batch sizes whose measured times are not reliable (:func:`is_noisy`)."""
+        batches = {} if self.latency is None else self.latency["batches"]
+        return [int(size) for size, values in batches.items() if is_noisy(values["ms"], values["spread"])]
 
 
 def list_warnings(rows: Iterable[Row]) -> list[tuple[str, str]]:

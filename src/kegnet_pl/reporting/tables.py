@@ -10,7 +10,7 @@ from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting.agreement import format_agreement
 from kegnet_pl.reporting.names import name_network
 from kegnet_pl.reporting.results import Row, find_last
-from kegnet_pl.runtime.timing import explain_noise, is_noisy
+from kegnet_pl.runtime.timing import explain_noise
 
 _SLOWER = 0.95
 """Speed-up below which a network is called slower; measurements vary."""
@@ -98,12 +98,7 @@ def explain_speed(rows: Sequence[Row]) -> list[str]:
     lines = [
         f"Speed-up: time of the teacher / time of the network, for batches of {sizes}, on {latency['device']}{threads}."
     ]
-    batches = [row.latency["batches"] for row in (rows[0], rows[-1]) if row.latency is not None]
-    noisy = [
-        size
-        for size in speedups
-        if any(is_noisy(one[str(size)]["ms"], one[str(size)]["spread"]) for one in batches if str(size) in one)
-    ]
+    noisy = [size for size in speedups if size in (*rows[0].noisy_sizes, *rows[-1].noisy_sizes)]
     if noisy:
         lines.append(f"{explain_noise(noisy)} `python -m kegnet_pl.benchmark RUN` measures again.")
     slower = {size: value for size, value in speedups.items() if value < _SLOWER and size not in noisy}
