@@ -30,7 +30,7 @@ from kegnet_pl.data import CIFAR10, MNIST, FashionMNIST, Letter, RealDataModule,
 from kegnet_pl.networks import MLP, CifarResNet
 from kegnet_pl.networks.answers import find_tensor
 from kegnet_pl.sources import MatchedSource, Procedural, RealSource, SelectedSource
-from reproduction.pages import StoredRows, list_unmatched
+from reproduction.pages import StoredRows
 
 TRAINING_SAMPLES, TEACHER_EPOCHS = 12_000, 4
 SAMPLES, EPOCHS = 8_000, 5
@@ -128,7 +128,6 @@ def measure(teacher: nn.Module, data: dict[str, Split], target: float, pixels: d
         "target": target,
         "ratio": small.report.parameters_before / small.report.parameters_after,
         "method": small.method,
-        "matched": True,
         "compared": dict(small.compared),
         "agreement": small.agreement,
         "seconds": {"compress": compressed - start, "distill": distilled - started},
@@ -240,7 +239,6 @@ def render(rows: list[dict[str, Any]]) -> str:
         f"{len(kept)} got a false warning.",
         f"Median of the seconds together: {statistics.median(sum(row['seconds'].values()) for row in rows):.0f} (one "
         f"thread, with other work on the machine; distill with the samples).",
-        *list_unmatched(rows),
         "",
         f"Commands: {', '.join(f'`{command}`' for command in dict.fromkeys(row['command'] for row in rows))}",
     ]

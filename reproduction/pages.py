@@ -1,7 +1,7 @@
 """Stored results of a command: a JSON file in ``results/``, and the page of the same name in capital letters."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,6 @@ from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from reproduction.paths import ROOT
 from reproduction.runner import say
-
-_BATCH_NORM = ("batch norm", "published", "MobileNet", "ResNet18")
-"""Parts of the names of networks with batch norm."""
-
-
-def list_unmatched(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line on the networks with batch norm whose samples were not matched to it; none without such rows."""
-    names = dict.fromkeys(
-        f"{row['data']}, {row['network']}"
-        for row in rows
-        if not row.get("matched") and any(part in row["network"] for part in _BATCH_NORM)
-    )
-    return ["", f"Measured before samples were matched to batch norm: {'; '.join(names)}."] if names else []
 
 
 class StoredRows:

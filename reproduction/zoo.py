@@ -35,7 +35,7 @@ from kegnet_pl.runtime.errors import UserError, first_line
 from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.sources import MatchedSource, Procedural, RealSource, SelectedSource
 from reproduction.networks import CifarFiles, published, train_teacher
-from reproduction.pages import StoredRows, list_unmatched
+from reproduction.pages import StoredRows
 
 TRAINING_SAMPLES = 10_000
 SAMPLES, EPOCHS = 4_000, 4
@@ -182,7 +182,7 @@ def compress(case: Case, teacher: nn.Module, data: dict[str, Split], name: str) 
     shape, start = tuple(data["train"].x.shape[1:]), time.perf_counter()
     how, target = name.split()[0], float(name.split()[1].removesuffix("x"))
     by: Any = "latency" if name in BY_LATENCY else "parameters"
-    found: dict[str, Any] = {"teacher": kegnet_pl.measure_accuracy(teacher, data["test"]), "matched": True}
+    found: dict[str, Any] = {"teacher": kegnet_pl.measure_accuracy(teacher, data["test"])}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -207,7 +207,7 @@ def compress(case: Case, teacher: nn.Module, data: dict[str, Split], name: str) 
     if f"{name} + int8" in case.methods:
         yield (
             f"{name} + int8",
-            {"ratio": found["ratio"], "matched": True} | quantise(case, teacher, student, data, found["seconds"]),
+            {"ratio": found["ratio"]} | quantise(case, teacher, student, data, found["seconds"]),
         )
 
 
@@ -364,7 +364,6 @@ def render(rows: list[dict[str, Any]]) -> str:
     missing = [key for key in order if any((*key, method) not in done for method in wanted[key])]
     if missing:
         lines += ["", f"Not run, or not to the end: {', '.join(f'{data}, {network}' for data, network in missing)}."]
-    lines += list_unmatched([row for row in rows if row["method"] != "int8"])
     lines += [
         "",
         f"Machine: {', '.join(dict.fromkeys(row['machine'] for row in finished))}. Minutes and speed-ups: with ",
