@@ -29,7 +29,7 @@ from kegnet_pl.losses import DistillationLoss, GeneratorObjective
 from kegnet_pl.networks import StackedModule, adapt_norm, count_classes, match_layers, prefer_channels_last
 from kegnet_pl.networks.batch_norm import ADAPTING_SAMPLES, forget_counts
 from kegnet_pl.networks.execution import first_weight, teacher_for
-from kegnet_pl.networks.handling import copy_network, frozen_copy, move, set_mode
+from kegnet_pl.networks.handling import copy_network, frozen_copy, move, set_mode, to_float32
 from kegnet_pl.runtime.progress import listen_to_progress, progress_within
 from kegnet_pl.runtime.seeds import derive_seed, seeded
 from kegnet_pl.settings import DistillationSettings, GeneratorTrainingSettings
@@ -103,7 +103,7 @@ def _calibrate(
             f"{source!r}."
         )
     weight = first_weight(network)
-    count_classes(network if weight.dtype == torch.float32 else move(copy_network(network), torch.float32), shape)
+    count_classes(network if weight.dtype == torch.float32 else to_float32(copy_network(network)), shape)
 
     def draw(count: int, seed: int, start: float, share: float) -> torch.Tensor:
         candidates = count * oversampling

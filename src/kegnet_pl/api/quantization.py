@@ -14,7 +14,7 @@ from kegnet_pl.api.export import export_network, import_onnx, quiet_exporters
 from kegnet_pl.networks import Answers, OutputKey
 from kegnet_pl.networks.answers import Outputs
 from kegnet_pl.networks.execution import check_values, chunk_size
-from kegnet_pl.networks.handling import copy_network, move
+from kegnet_pl.networks.handling import copy_network, to_float32
 from kegnet_pl.networks.validation import to_shape
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.errors import UserError, first_line
@@ -136,7 +136,7 @@ def quantize(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         check_values(network)
-        plain = move(copy_network(network), torch.float32)
+        plain = to_float32(copy_network(network))
         (exported,) = export_network(
             plain, folder, input_shape, ["onnx"], batch_size=batch_size, outputs=outputs, output_key=output_key
         )

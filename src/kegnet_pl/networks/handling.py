@@ -90,6 +90,15 @@ def move(network: Module, *place: Any, **options: Any) -> Module:
     return network
 
 
+def to_float32(network: Module) -> Module:
+    """Convert the real floating-point weights and buffers of a network to float32, and return it.
+
+    ``network.to(torch.float32)`` would also discard the imaginary parts of complex weights.
+    """
+    network.float()
+    return network
+
+
 def freeze(network: Module) -> Module:
     """Turn off the gradients of all weights of a network, and return it."""
     for weight in network.parameters():

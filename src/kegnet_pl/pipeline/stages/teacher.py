@@ -13,7 +13,7 @@ from kegnet_pl.api.weights import load_weights
 from kegnet_pl.networks import answers_of, explain_answers, value_range_of
 from kegnet_pl.networks.execution import first_weight
 from kegnet_pl.networks.foreign import recipe_of
-from kegnet_pl.networks.handling import move
+from kegnet_pl.networks.handling import to_float32
 from kegnet_pl.pipeline.context import RunContext, training_fingerprint
 from kegnet_pl.pipeline.objects import build, code_of
 from kegnet_pl.pipeline.preflight import check_network
@@ -89,7 +89,7 @@ def _build_teacher(context: RunContext, weights: Path | None = None) -> nn.Modul
     dtype = first_weight(network).dtype
     if dtype != torch.float32:
         context.console.print(f"teacher: weights are converted from {str(dtype).removeprefix('torch.')} to float32")
-        move(network, torch.float32)
+        to_float32(network)
     check = functools.partial(check_network, network, "teacher", context, teacher.outputs, teacher.output_key)
     if weights is not None:
         check()
