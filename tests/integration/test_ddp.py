@@ -20,6 +20,7 @@ from kegnet_pl.networks import Decoder, DenseGenerator
 from kegnet_pl.pipeline.store import Store
 from kegnet_pl.runtime import distributed
 from kegnet_pl.runtime.errors import StoreError
+from kegnet_pl.runtime.progress import listen_to_progress
 from kegnet_pl.settings import GeneratorTrainingSettings, Parallel
 from kegnet_pl.sources import (
     GeneratorSource,
@@ -28,6 +29,7 @@ from kegnet_pl.sources import (
     NoiseSource,
     SelectedSource,
     SyntheticSource,
+    match_statistics,
 )
 from kegnet_pl.sources.images import Leaves
 from kegnet_pl.training import GeneratorModule, StudentModule, TeacherModule
@@ -254,6 +256,10 @@ def work(rank: int, world: int, folder: Path) -> None:
     assert visited == [f"{world}-{before}" for before in range(rank)]
     assert distributed.rank() == rank
     use_store(folder / f"store-{world}", rank)
+    shares: list[float] = []
+    with distributed.work_shared(True), listen_to_progress(shares.append):
+        match_statistics(torch.zeros(1000, FEATURES), nn.Sequential(nn.BatchNorm1d(FEATURES), make_classifier()))
+    assert len(shares) == len(distributed.shares(5, world)[rank]) and shares[-1] == 1
     torch.save([[trained, lonely], stacked, *draw(share=True)], folder / f"{world}-{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from kegnet_pl.runtime.progress import report_progress
 from kegnet_pl.runtime.storage import allocate, layout_of
 
 T = TypeVar("T")
@@ -107,7 +108,9 @@ def work_shared(enabled: bool = True) -> Iterator[None]:
         _sharing.reset(token)
 
 
-def concatenate(compute: Callable[[int], Tensor], lengths: Sequence[int], device: torch.device) -> Tensor:
+def concatenate(
+    compute: Callable[[int], Tensor], lengths: Sequence[int], device: torch.device, *, report: bool = False
+) -> Tensor:
     """Return ``compute(0)``, ``compute(1)``, ... as one tensor on a device.
 
     Within :func:`work_shared`, each process computes its share and receives the other shares. The result is the same,
@@ -117,6 +120,7 @@ def concatenate(compute: Callable[[int], Tensor], lengths: Sequence[int], device
         compute: Takes the index of a part, returns its rows ``(length, ...)``.
         lengths: Number of rows of each part.
         device: Device of the parts.
+        report: True to report the progress of this process (:func:`report_progress`).
     """
     number, count = place() if _sharing.get() else (0, 1)
     own = shares(len(lengths), count)
@@ -128,6 +132,8 @@ def concatenate(compute: Callable[[int], Tensor], lengths: Sequence[int], device
             result = allocate(ends[-1], layout_of(part), device)
         result[ends[index] : ends[index + 1]] = part
         del part
+        if report:
+            report_progress((index + 1 - own[number].start) / len(own[number]))
     if count == 1:
         return torch.empty(0, device=device) if result is None else result
     layouts = exchange(None if result is None else layout_of(result))

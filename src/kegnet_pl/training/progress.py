@@ -102,12 +102,16 @@ class StageProgress(Callback):
         title: Title of the stage.
         console: Shows the bar. If it is not a terminal, it gets lines.
         terminal: Shows the bar if lines go to a file; the bar disappears at the end. None: ``console`` shows it.
+        started: Time (``time.monotonic()``) at which the work has started; None: when the context is entered.
     """
 
-    def __init__(self, title: str, console: Console, terminal: Console | None = None) -> None:
+    def __init__(
+        self, title: str, console: Console, terminal: Console | None = None, *, started: float | None = None
+    ) -> None:
         self.title = title
         self.console = console
         self.terminal = terminal
+        self.started = started
         self.fits = 1
         self.fit = 0
         self._bar: Progress | None = None
@@ -119,7 +123,8 @@ class StageProgress(Callback):
         self._losses = ""
 
     def __enter__(self) -> Self:
-        self._start = self._training_start = self._last_update = time.monotonic()
+        self._last_update = time.monotonic()
+        self._start = self._training_start = self._last_update if self.started is None else self.started
         if not self.console.is_terminal:
             self.console.print(f"{self.title}: started")
         shown = self.terminal or self.console
@@ -258,7 +263,7 @@ def show_long_work(title: str, console: Console) -> Iterator[None]:
     def show(share: float) -> None:
         nonlocal bar
         if bar is None and share < 1 and time.monotonic() - start > _LONG_SECONDS:
-            bar = stack.enter_context(StageProgress(title, console))
+            bar = stack.enter_context(StageProgress(title, console, started=start))
         if bar is not None:
             bar.move_to(share)
 

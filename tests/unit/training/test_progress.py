@@ -4,6 +4,7 @@ import io
 import re
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -266,6 +267,17 @@ def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         report_progress(0.5)
     started, line, finished = file.getvalue().splitlines()
     assert (started, line[:13], finished[:19]) == ("samples: started", "samples:  50%", "samples: finished i"), file
+
+
+def test_the_time_left_counts_from_the_start_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, file = _console()
+    clock = [0.0]
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with show_long_work("samples", console):
+        for clock[0], share in ((20.0, 0.25), (40.0, 0.5), (80.0, 1.0)):
+            report_progress(share)
+    assert file.getvalue().splitlines()[1] == "samples:  50%  about 0:40 left"
+    assert file.getvalue().splitlines()[-1] == "samples: finished in 1:20"
 
 
 def test_other_ranks_are_silent(
