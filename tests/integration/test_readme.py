@@ -283,7 +283,7 @@ def test_the_lines_for_batch_norm_have_the_settings_of_the_preset() -> None:
         distill=listen("student", kegnet_pl.distill),
         SyntheticDataset=lambda source, _, samples: (source, samples),
     )
-    exec(code, {"kegnet_pl": api, "teacher": None})
+    exec(code, {"kegnet_pl": api, "teacher": ResNet14()})
     student, mine, theirs = config["student"], said["student"], config["compression"]
     for name in ("samples", "oversampling", "matching", "by", "round_to"):
         assert said["compress"][name] == theirs[name], name

@@ -125,8 +125,8 @@ def compress(
         samples: Number of samples, at least 10.
         oversampling: Candidates per sample. The network selects samples with balanced classes, nearest to the
             statistics of its batch norm (:class:`SelectedSource`). 1: samples are used as they are drawn.
-        matching: Share of the samples that are then matched to the statistics of the batch norm, from 0 to 1
-            (:class:`MatchedSource`). A network without batch norm changes no samples.
+        matching: Share of the samples to match to the statistics of the network's batch norm, from 0 to 1
+            (:class:`MatchedSource`). Without batch norm, samples stay as they are.
         outputs: Type of the output of the network, see :func:`train_generators`.
         output_key: Key, attribute or position of the output tensor, if it returns several; None finds it.
         seed: Seed of the samples.

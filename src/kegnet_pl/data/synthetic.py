@@ -225,9 +225,8 @@ class SyntheticDataModule(LightningDataModule):
                 prefer_channels_last(self.teacher, x.shape[1:])
             logits = self.label(x)
             check_finite(self.source, x, logits)
-        candidates = self.source.candidates
-        self.costs.samples_made += 0 if self.source.needs_data else count * candidates
-        self.costs.teacher_forwards += count * (1 + candidates) if candidates > 1 else count
+        self.costs.samples_made += 0 if self.source.needs_data else count * self.source.candidates
+        self.costs.teacher_forwards += round(count * (1 + self.source.teacher_passes))
         return x, logits
 
     def _draw_again(self, epoch: int) -> tuple[Tensor, Tensor]:

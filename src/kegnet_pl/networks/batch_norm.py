@@ -23,6 +23,11 @@ def norm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
 
 
+def stored_norms(network: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch-norm layers of a network that have stored statistics, by name."""
+    return {name: layer for name, layer in norm_layers(network).items() if layer.running_mean is not None}
+
+
 def lacks_statistics(network: nn.Module) -> bool:
     """Return True if a network has batch norm and no statistics: means 0 and variances 1 everywhere, or none stored."""
     layers = norm_layers(network).values()

@@ -15,9 +15,10 @@ from kegnet_pl.compression.dependencies import has_library
 from kegnet_pl.networks import as_classifier
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.execution import first_weight
-from kegnet_pl.networks.handling import copy_network, move, set_mode
+from kegnet_pl.networks.handling import copy_network, move, set_mode, to_float32
 from kegnet_pl.networks.validation import FORWARD_ERRORS, samples_for_trial
 from kegnet_pl.pipeline.objects import build, make_plan, source_definitions
+from kegnet_pl.pipeline.stages.samples import settings_for
 from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.runtime.timing import time_in_turns
 from kegnet_pl.settings import CompressionSettings, GeneratorSettings, RunSettings
@@ -121,7 +122,9 @@ def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.devic
         overrides.append("sources=[procedural]")
     matched = 3 * STEPS if find_matched_layers(network, samples_for_trial(shape, 2)) else 0
     drawn = student.samples * (student.epochs if student.resample_each_epoch else 1)
-    work = {"student.samples": macs * drawn * (4 + matched * student.matching)}
+    infos = [describe_mixture(mixture, settings.source) for mixture in settings.sources]
+    matching = max(settings_for(student, info).matching for info in infos)
+    work = {"student.samples": macs * drawn * (4 + matched * matching)}
     if compression.fit == "function" and student.network is None:
         fitting = _count_methods(compression) * _FITTING * len(fittable_layers(network))
         work["compression.samples"] = macs * compression.samples * (fitting + matched * compression.matching)
@@ -175,7 +178,7 @@ class _GeneratorStep(nn.Module):
 def estimate_seconds(settings: RunSettings, network: nn.Module, device: torch.device) -> dict[str, float]:
     """Return the expected seconds of the stages of a run on this machine, from a few measured steps."""
     shape, student = tuple(settings.data.input_shape), settings.student
-    teacher = set_mode(move(copy_network(network), device, torch.float32), training=False)
+    teacher = set_mode(move(to_float32(copy_network(network)), device), training=False)
     weight = first_weight(teacher)
     size = 16 if math.prod(shape) <= 2**14 else 4
     x = samples_for_trial(shape, size).to(weight)
@@ -199,13 +202,14 @@ def estimate_seconds(settings: RunSettings, network: nn.Module, device: torch.de
     if any(info.needs_generators for info in infos):
         step_of_generator = per_sample(_GeneratorStep(teacher, settings.generator).to(device))
         seconds["generators"] = _count_generated(settings.generator) * step_of_generator
-    passes = student.samples * student.epochs
-    if student.optimizer.lr == "auto":
-        passes += MOST_TRIALS * student.batch_size * count_steps(student.samples, student.epochs, student.batch_size)
-    drawn = student.samples * (student.epochs if student.resample_each_epoch else 1)
     for info in infos:
+        own = settings_for(student, info)
+        passes = own.samples * own.epochs
+        if own.optimizer.lr == "auto":
+            passes += MOST_TRIALS * own.batch_size * count_steps(own.samples, own.epochs, own.batch_size)
+        drawn = own.samples * (own.epochs if own.resample_each_epoch else 1)
         candidate = forward + _drawing(settings, info.shares)
-        seconds[info.title] = passes * step + drawn * (student.oversampling * candidate + matched * student.matching)
+        seconds[info.title] = passes * step + drawn * (own.oversampling * candidate + matched * own.matching)
     return seconds
 
 
@@ -280,7 +284,7 @@ def build_untrained(settings: RunSettings) -> nn.Module | None:
         with torch.random.fork_rng([]):
             network: nn.Module = build(teacher.network)
         network = as_classifier(network, shape, teacher.outputs, teacher.output_key, "teacher")
-        set_mode(move(network, torch.float32), training=False)
+        set_mode(to_float32(network), training=False)
         measure_size(network, shape)
     except (*FORWARD_ERRORS, OSError, UserError):
         return None

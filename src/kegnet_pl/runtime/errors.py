@@ -90,9 +90,10 @@ _IN_STAGE = "In the stage "
 
 _LESS_MEMORY = {
     "teacher": "lower teacher.batch_size",
-    "compression": "lower compression.samples, compression.oversampling or compression.batch_size",
+    "compression": "lower compression.samples, compression.oversampling or compression.batch_size, or set "
+    "compression.matching=0",
     "generators": "lower generator.batch_size, or set generator.parallel=sequential",
-    "samples": "lower student.samples, student.oversampling or student.memory",
+    "samples": "lower student.samples, student.oversampling or student.memory, or set student.matching=0",
     "student": "lower student.batch_size, student.samples, student.oversampling or student.memory",
     "evaluation": "lower the batch_size of teacher and student",
     "agreement": "lower agreement.samples",

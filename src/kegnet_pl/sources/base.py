@@ -32,6 +32,7 @@ class SyntheticSource(nn.Module, ABC):
         needs_data: True: the constructor takes the inputs of the real training data; the prior is ``"real data"``.
         multiple: The number of samples must be a multiple of this number.
         candidates: Samples that are drawn, and classified by the teacher, to select one; 1 without a selection.
+        teacher_passes: Forward passes of the teacher to draw one sample, for the account of costs.
         input_shape: Shape of one sample; () if it is unknown, and then all samples are drawn at once.
     """
 
@@ -44,6 +45,7 @@ class SyntheticSource(nn.Module, ABC):
     needs_data: bool = False
     multiple: int = 1
     candidates: int = 1
+    teacher_passes: float = 0
     input_shape: tuple[int, ...] = ()
 
     @abstractmethod

@@ -5,21 +5,21 @@ from torch import Tensor, nn
 
 from kegnet_pl.losses.base import NormStatistics
 from kegnet_pl.losses.statistics import divergence_of_statistics
-from kegnet_pl.networks import BatchNormMoments, norm_layers, prefer_channels_last
-from kegnet_pl.networks.batch_norm import Moments
-from kegnet_pl.networks.execution import chunk_size, eval_mode
-from kegnet_pl.networks.handling import copy_network, freeze, move
+from kegnet_pl.networks import BatchNormMoments, prefer_channels_last
+from kegnet_pl.networks.batch_norm import Moments, stored_norms
+from kegnet_pl.networks.execution import eval_mode, first_weight
+from kegnet_pl.networks.handling import copy_network, freeze, move, to_float32
 from kegnet_pl.networks.hooks import find_calls
 from kegnet_pl.runtime.distributed import concatenate
-from kegnet_pl.runtime.progress import report_progress
 from kegnet_pl.runtime.seeds import stream
 from kegnet_pl.sources.base import SyntheticSource, check_share
 
 STEPS, _LEARNING_RATE = 20, 0.05
 """Steps of Adam, and its first learning rate, in units of the samples."""
 
-_BATCH = 32, 200
-"""Minimum and maximum number of samples whose statistics are matched together."""
+_BATCH, _VALUES = (32, 200), 2**20
+"""Samples whose statistics are matched together: at least 32, at most 200, between them as many as have this number of
+values. Matched samples depend on it, so it is the same on every device."""
 
 _SHIFT = 2
 """Largest random shift of images and signals in a step, in positions: patterns of single pixels do not survive it."""
@@ -44,7 +44,9 @@ class MatchedSource(SyntheticSource):
         self.source = source
         self.share = share
         self.multiple, self.candidates, self.input_shape = source.multiple, source.candidates, source.input_shape
-        self.needs_generators = source.needs_generators
+        self.needs_generators, self.teacher_passes = source.needs_generators, source.teacher_passes
+        if stored_norms(teacher):
+            self.teacher_passes += STEPS * share
         self._teacher = (teacher,)  # in a tuple, so that it is not registered
 
     def sample(self, n: int, seed: int) -> Tensor:
@@ -63,15 +65,15 @@ def match_share(x: Tensor, teacher: nn.Module, share: float, seed: int = 0) -> T
 
 @torch.inference_mode(mode=False)  # gradients are needed
 def match_statistics(x: Tensor, teacher: nn.Module, seed: int = 0) -> Tensor:
-    """Change samples until the inputs of the teacher's batch norm have the statistics of its training data.
+    """Change samples so that the inputs of the teacher's batch norm come closer to the statistics of its training data.
 
-    Samples start as they are. Steps of Adam lower the divergence of their mean and variance in every channel of all
-    batch-norm layers from the stored ones (:class:`StatisticsLoss`), averaged over the layers. Values stay within the
-    range of their channel. Without batch norm with stored statistics, or if the teacher passes no gradients to its
+    Samples start as they are. Twenty steps of Adam lower the divergence of their mean and variance in every channel of
+    all batch-norm layers from the stored ones (:class:`StatisticsLoss`), averaged over the layers. Values stay within
+    the range of their channel. Without batch norm with stored statistics, or if the teacher passes no gradients to its
     input, samples are returned unchanged.
 
     Args:
-        x: Samples ``(N, *input_shape)``, on the teacher's device.
+        x: Samples ``(N, *input_shape)``, on any device; they stay there.
         teacher: Any classifier; it is not changed.
         seed: Seed of the random shifts.
 
@@ -85,29 +87,27 @@ def match_statistics(x: Tensor, teacher: nn.Module, seed: int = 0) -> Tensor:
     layers = find_matched_layers(teacher, x)
     if not layers or not len(x):
         return x
-    network = prefer_channels_last(freeze(move(copy_network(teacher), torch.float32)), x.shape[1:])
+    network = prefer_channels_last(freeze(move(to_float32(copy_network(teacher)), x.device)), x.shape[1:])
     moments = BatchNormMoments(network, layers)
     dims = [dim for dim in range(x.dim()) if dim != 1]
     low, high = x.float().amin(dims, keepdim=True), x.float().amax(dims, keepdim=True)
     least, most = _BATCH
-    parts = x.tensor_split(max(round(len(x) / min(max(chunk_size(x.shape[1:], x.device), least), most)), 1))
+    parts = x.tensor_split(max(round(len(x) / min(max(_VALUES // x[0].numel(), least), most)), 1))
 
     def match(index: int) -> Tensor:
-        matched = _match(parts[index].float(), moments, low, high, stream(seed, "shifts", index)).to(x.dtype)
-        report_progress((index + 1) / len(parts))
-        return matched
+        return _match(parts[index].float(), moments, low, high, stream(seed, "shifts", index)).to(x.dtype)
 
     with eval_mode(network):
-        return concatenate(match, [len(part) for part in parts], x.device)
+        return concatenate(match, [len(part) for part in parts], x.device, report=True)
 
 
 def find_matched_layers(teacher: nn.Module, x: Tensor) -> list[str]:
     """Return the names of the batch-norm layers with stored statistics that a network calls for samples."""
-    stored = {name: layer for name, layer in norm_layers(teacher).items() if layer.running_mean is not None}
+    stored = stored_norms(teacher)
     if not stored:
         return []
     with eval_mode(teacher), torch.no_grad():
-        return find_calls(stored, lambda: teacher(x[:2].clone()))
+        return find_calls(stored, lambda: teacher(x[:2].to(first_weight(teacher), copy=True)))
 
 
 def _match(start: Tensor, moments: BatchNormMoments, low: Tensor, high: Tensor, rng: torch.Generator) -> Tensor:

@@ -29,7 +29,7 @@ class SelectedSource(SyntheticSource):
         if isinstance(oversampling, bool) or not isinstance(oversampling, int) or oversampling < 1:
             raise ValueError(f"Expected `oversampling` to be a whole number of at least 1, but got {oversampling!r}.")
         self.source = source
-        self.candidates = oversampling
+        self.candidates = self.teacher_passes = oversampling
         self.input_shape = source.input_shape
         self.multiple = source.multiple
         self.needs_generators = source.needs_generators
@@ -125,7 +125,7 @@ class MixedSource(SyntheticSource):
         self.source = source
         self.share = share
         self.multiple, self.candidates, self.input_shape = source.multiple, source.candidates, source.input_shape
-        self.needs_generators = source.needs_generators
+        self.needs_generators, self.teacher_passes = source.needs_generators, source.teacher_passes
 
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> Tensor:

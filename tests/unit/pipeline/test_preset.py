@@ -120,6 +120,16 @@ def test_the_estimate_names_the_stages() -> None:
     )
 
 
+def test_noise_and_real_data_are_not_matched() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10)).eval()
+    given = ["student.samples=1000", "student.matching=1", "compression.fit=weights", "student.optimizer.lr=0.001"]
+    seconds = estimate_seconds(_settings("sources=[procedural,normal,real]", *given), network, CPU)
+    assert seconds["Procedural"] > 3 * max(seconds["Normal"], seconds["Real"])
+    many = [*given, "student.samples=10000000"]
+    assert fit_to_budget(_settings("sources=[normal,procedural]", *many), network, CPU) == ["student.samples=1427720"]
+    assert fit_to_budget(_settings("sources=[normal]", *many), network, CPU) == []
+
+
 def test_the_estimate_is_described() -> None:
     shorter = "For less time, add 'sources=[procedural]' student.epochs=2 student.samples=1000."
     expected = "Expected time on this machine: about 3.0 h (generators 60 min, Normal 2.0 h)."

@@ -7,12 +7,24 @@ import torch
 from torch import Tensor, nn
 
 import kegnet_pl
+from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.losses.base import NormStatistics
 from kegnet_pl.losses.statistics import divergence_of_statistics
 from kegnet_pl.networks import BatchNormMoments
-from kegnet_pl.networks.handling import copy_network
+from kegnet_pl.networks.handling import copy_network, to_float32
+from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.progress import listen_to_progress
-from kegnet_pl.sources import MatchedSource, NormalNoise, Procedural, match_statistics
+from kegnet_pl.sources import (
+    MatchedSource,
+    MixedSource,
+    NormalNoise,
+    Procedural,
+    SelectedSource,
+    match_statistics,
+)
+from kegnet_pl.sources import (
+    matching as matching_module,
+)
 from kegnet_pl.sources.matching import find_matched_layers, match_share
 
 SHAPES = [(6,), (2, 24), (3, 12, 12), (2, 6, 6, 6)]
@@ -126,6 +138,54 @@ def test_half_precision_is_matched_in_float32() -> None:
     found = match_statistics(x.bfloat16(), copy_network(network).bfloat16())
     assert found.dtype == torch.bfloat16
     assert divergence(network, found.float()) < 0.5 * divergence(network, x)
+
+
+def test_samples_of_another_precision_are_matched_too() -> None:
+    network, x = make_network((3, 12, 12)), NormalNoise((3, 12, 12)).sample(64, 0)
+    half = copy_network(network).bfloat16()
+    assert find_matched_layers(half, x) == ["1", "4"]
+    found = match_statistics(x, half)
+    assert found.dtype == torch.float32 and divergence(network, found) < 0.5 * divergence(network, x)
+
+
+class _Complex(nn.Module):
+    """Multiplies the spectrum of a signal by complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectrum = nn.Parameter(1j * torch.ones(13, dtype=torch.complex64))
+        self.body = make_network((2, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(torch.fft.irfft(torch.fft.rfft(x) * self.spectrum, n=24))
+        return logits
+
+
+def test_complex_weights_keep_their_imaginary_parts() -> None:
+    network, x = _Complex().eval(), NormalNoise((2, 24)).sample(64, 0)
+    assert divergence(network, match_statistics(x, network)) < 0.6 * divergence(network, x)
+    assert to_float32(copy_network(network).double()).spectrum.imag.all()
+
+
+def test_the_batch_depends_on_the_shape_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    monkeypatch.setattr(matching_module, "_match", lambda x, *_: lengths.append(len(x)) or x)  # type: ignore[func-returns-value]
+    for shape in ((6,), (3, 256, 256)):
+        network = make_network(shape) if len(shape) == 1 else nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()).eval()
+        match_statistics(torch.zeros(400, *shape) if len(shape) == 1 else torch.zeros(64, *shape), network)
+    assert lengths == [200, 200, 32, 32]
+
+
+def test_forward_passes_of_the_teacher_are_counted() -> None:
+    network, plain = make_network((6,)), NormalNoise((6,))
+    selected = SelectedSource(plain, network, 4)
+    assert [plain.teacher_passes, selected.teacher_passes] == [0, 4]
+    assert MatchedSource(selected, network, 0.5).teacher_passes == 4 + 0.5 * 20
+    assert MatchedSource(plain, nn.Linear(6, 2)).teacher_passes == 0
+    mixed = MixedSource(MatchedSource(selected, network), 0.5)
+    costs = StageCosts()
+    SyntheticDataModule(mixed, network, samples=10, costs=costs).setup()
+    assert (costs.samples_made, costs.teacher_forwards) == (40, 10 * (20 + 4 + 1))
 
 
 class _NoGradients(nn.Module):

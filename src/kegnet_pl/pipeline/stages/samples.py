@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from kegnet_pl.api.checkpoints import load_network
+from kegnet_pl.api.checkpoints import damaged_stage, load_network
 from kegnet_pl.data import SyntheticDataModule
 from kegnet_pl.data.synthetic import divide_draw
 from kegnet_pl.networks.handling import copy_network, move
@@ -19,6 +19,7 @@ from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.costs import StageCosts
 from kegnet_pl.runtime.distributed import rank
+from kegnet_pl.runtime.manifests import DamagedError, check_parts
 from kegnet_pl.runtime.progress import listen_to_progress
 from kegnet_pl.runtime.storage import StorageLimits
 from kegnet_pl.settings import RunSettings, StudentSettings
@@ -95,7 +96,15 @@ def samples_stage(context: RunContext, source: SourceInfo, teacher: Stage, gener
 
 
 def load_samples(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return samples ``(N, *input_shape)`` and the teacher's logits ``(N, C)`` of a stage, by split."""
+    """Return samples ``(N, *input_shape)`` and the teacher's logits ``(N, C)`` of a stage, by split.
+
+    Raises:
+        WeightsError: If the file differs from the stage's manifest.
+    """
+    try:
+        check_parts(folder, [FILE_NAME])
+    except DamagedError as error:
+        raise damaged_stage(folder, error) from error
     tensors = load_file(folder / FILE_NAME)
     return {
         split: (tensors[f"{split}/x"], tensors[f"{split}/logits"])
