@@ -158,12 +158,27 @@ def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path:
         (["data=shuttle", "teacher=mlp", "generator=dense", "compression=option1", "data.root=here"], "shuttle.trn"),
         (["store=/proc/nowhere"], "Expected to write to the store /proc/nowhere"),
         (["trainer.precision=16-mixed"], "bf16-mixed on a CPU"),
-        (["seed=0,1"], "add --multirun to your command line"),
+        (["seed=0,1"], "seed=0,1 has several values. Add -m to run one job for each"),
+        (["data=none", "data.input_shape=[32,32]", "data.classes=10", "teacher=lenet5", "teacher.weights=w.pt"],
+         "Expected the teacher LeNet5 to accept samples of shape (32, 32)"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_a_clear_line(refused: Refused, arguments: list[str], answer: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").touch()
     assert answer in refused(*arguments)
     assert not (tmp_path / "outputs" / "runs").exists(), "a refused command leaves no folder of a run"
+
+
+def test_an_option_that_does_not_exist(command: Command) -> None:
+    done = command("--epochs", "3", expect=2)
+    assert done.stderr.strip().startswith("Error: There is no option --epochs. Settings have no dashes")
+
+
+@pytest.mark.parametrize(("more", "said"), [([], True), (["data=digits"], False), (["experiment=digits_lenet"], False)])
+def test_a_command_without_data_is_named(refused: Refused, tmp_path: Path, more: list[str], said: bool) -> None:
+    (tmp_path / "w.pt").touch()
+    printed = refused("teacher.weights=w.pt", *more)
+    assert ("The command names no data, so the test data are the digits" in printed) is said
 
 
 def test_a_failed_command_prints_one_line(command: Command) -> None:

@@ -35,6 +35,19 @@ def _compose(*overrides: str) -> dict[str, Any]:
         return to_plain(compose("config", overrides=list(overrides)))
 
 
+@pytest.mark.parametrize(
+    ("given", "title"),
+    [
+        (["teacher=file", "teacher.path=models/net.py", "teacher.factory=make_net"], "make_net"),
+        (["teacher=file", "teacher.path=models/net.pt2", "student=lenet5"], "net"),
+        (["teacher=file", "teacher.path=net.py", "teacher.factory=make", "teacher.name=mine"], "mine"),
+        (["teacher=lenet5"], "lenet5"),
+    ],
+)
+def test_a_network_of_a_file_has_its_name(given: list[str], title: str) -> None:
+    assert RunSettings.from_config(configure(*given)).teacher.title == title
+
+
 def _config(changes: dict[str, Any]) -> dict[str, Any]:
     """Return the default configuration with some values changed, by dotted names."""
     config = copy.deepcopy(_compose())

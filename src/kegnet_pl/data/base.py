@@ -155,13 +155,16 @@ class RealDataModule(LightningDataModule):
                 raise ValueError(f"Expected samples in the {part} split of {self.name!r}, but got none.")
             if tuple(split.x.shape[1:]) != self.input_shape:
                 *lengths, channels = shape = tuple(split.x.shape[1:])
-                raise ValueError(
-                    f"Expected samples of shape {self.input_shape} in data set {self.name!r}, but got {shape}. "
-                    + (
-                        "Channels come first: write the file again with numpy.moveaxis(x, -1, 1)."
-                        if len(shape) > 1 and (channels, *lengths) == self.input_shape
-                        else f"Set {override('data.input_shape', shape)}."
+                remedy = f"Set {override('data.input_shape', shape)}."
+                if len(shape) > 1 and (channels, *lengths) == self.input_shape:
+                    remedy = "Channels come first: write the file again with numpy.moveaxis(x, -1, 1)."
+                elif len(shape) == 2:
+                    remedy = (
+                        f"For images of one channel, write the file again with x[:, None], of shape {(1, *shape)}. For "
+                        f"signals of {shape[0]} channels, set {override('data.input_shape', shape)}."
                     )
+                raise ValueError(
+                    f"Expected samples of shape {self.input_shape} in data set {self.name!r}, but got {shape}. {remedy}"
                 )
             if split.x.dtype != torch.float32 or not bool(split.x.isfinite().all()):
                 raise ValueError(

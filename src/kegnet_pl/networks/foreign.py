@@ -4,6 +4,7 @@ A run writes the recipe of its networks to ``network.json``. The recipe has no p
 a file of the run, and nothing is downloaded again.
 """
 
+import ast
 import importlib.util
 import json
 import sys
@@ -33,6 +34,16 @@ def executed_file(recipe: Mapping[str, Any]) -> str | None:
     path = recipe.get("path")
     executes = str(recipe.get("_target_")).startswith(f"{__name__}.")
     return path if executes and isinstance(path, str) else None
+
+
+def _list_definitions(file: Path) -> list[str]:
+    """Return the names of the public classes and functions of a Python file, which is not executed."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return []
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return [node.name for node in body if isinstance(node, kinds) and not node.name.startswith("_")]
 
 
 def _remember(network: nn.Module, function: str, **arguments: Any) -> nn.Module:
@@ -220,8 +231,10 @@ def from_file(path: str, factory: str | None = None, **options: Any) -> nn.Modul
             )
         return from_program(path)
     if factory is None:
+        names = _list_definitions(file)
         raise ConfigError(
             f"Expected `teacher.factory`, a class or function of {file.name} that returns the network, but got null."
+            + (f" The file defines {', '.join(names)}." if names else "")
         )
     name = f"{FILE_MODULE}{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)

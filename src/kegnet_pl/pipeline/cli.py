@@ -22,7 +22,7 @@ import kegnet_pl
 from kegnet_pl.pipeline import sweep
 from kegnet_pl.pipeline.configuration import as_written, conceal_hydra_files, to_plain
 from kegnet_pl.pipeline.provenance import versions
-from kegnet_pl.pipeline.suggestions import accept_old_spellings, refuse_old_names, suggest
+from kegnet_pl.pipeline.suggestions import accept_old_spellings, explain_options, refuse_old_names, suggest
 from kegnet_pl.pipeline.teacher_card import expand_card
 from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.runtime import held
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 _TRIAL_STEPS = 1000
 """Number of steps of a generator. Up to this number, a run counts as short as the demo."""
+
+_NO_DATA = (
+    "The command names no data, so the test data are the digits of the demo. For another network, set data=none "
+    "'data.input_shape=[...]' data.classes=..., or data=files data.test=FILE."
+)
 
 _DEMO = "digits_lenet"
 """The preset that runs by default."""
@@ -123,6 +128,8 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
         raise ConfigError(sweep.NO_ACCURACY)
     if not sweep.in_sweep() and global_rank() == 0:
         print(_introduce(settings), flush=True)  # noqa: T201  # torch is not imported yet
+        if settings.teacher.is_given and not _names("data=", "experiment="):
+            print(_NO_DATA, flush=True)  # noqa: T201
     from kegnet_pl.pipeline.gpus import one_gpu
     from kegnet_pl.pipeline.run import run
     from kegnet_pl.training.progress import make_console
@@ -146,19 +153,19 @@ def _introduce(settings: "RunSettings") -> str:
     sources = "" if _chooses_preset(settings) else f"sources {mixtures}, "  # a preset chooses others
     devices = f"{trainer.processes} x {trainer.accelerator}" if trainer.processes > 1 else trainer.accelerator
     return (
-        f"kegnet_pl {kegnet_pl.__version__}: data {settings.data.name}, teacher {settings.teacher.name}, student "
+        f"kegnet_pl {kegnet_pl.__version__}: data {settings.data.name}, teacher {settings.teacher.title}, student "
         f"{smaller}, {sources}seed {settings.seed}, device {devices}"
     )
 
 
 def _chooses_preset(settings: "RunSettings") -> bool:
     """Return True if the run chooses a preset for its teacher."""
-    return settings.preset == "auto" and settings.teacher.is_given and not _names_experiment()
+    return settings.preset == "auto" and settings.teacher.is_given and not _names("experiment=")
 
 
-def _names_experiment() -> bool:
-    """Return True if the command line names an experiment."""
-    return any(override.startswith("experiment=") for override in HydraConfig.get().overrides.task)
+def _names(*starts: str) -> bool:
+    """Return True if an override of the command line begins with one of these texts."""
+    return any(override.startswith(starts) for override in HydraConfig.get().overrides.task)
 
 
 def _apply_preset(
@@ -286,6 +293,8 @@ def main() -> None:
         hints = []
         if stop.code == 1 and not _entered and (sweep.started is None or not any(sweep.started.glob("*/.hydra"))):
             hints = list(suggest(sys.argv[1:]))
+        if stop.code == 2 and not _entered:
+            hints = list(explain_options(sys.argv[1:]))
         held.release(show=not hints or "HYDRA_FULL_ERROR" in os.environ)
         for hint in hints:
             print(f"\nError: {hint}", file=sys.stderr)  # noqa: T201

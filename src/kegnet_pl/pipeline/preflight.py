@@ -82,7 +82,8 @@ def check_before(context: RunContext, sources: Sequence[SourceInfo], others: Seq
         _check_optimizer("student", settings.student.optimizer)
     if any(source.needs_generators for source in sources):
         _check_optimizer("generator", settings.generator.optimizer)
-        _check_generator(settings.generator, context.input_shape, context.classes)
+        if not settings.teacher.is_given:  # else check_inputs, after the check of the teacher's own shape
+            _check_generator(settings.generator, context.input_shape, context.classes)
 
 
 def _check_optimizer(part: str, settings: OptimizerSettings) -> None:
@@ -134,9 +135,11 @@ def check_inputs(context: RunContext, teacher: nn.Module, *, generators: bool) -
     """Print and return signs that synthetic samples do not have the range of the teacher's inputs.
 
     Raises:
-        ConfigError: If the teacher returns the same logits for all samples, or generators are to be trained and no
-            gradient reaches its input.
+        ConfigError: If the teacher returns the same logits for all samples, or generators are to be trained and do not
+            fit the data, or no gradient reaches the input of the teacher.
     """
+    if generators and context.settings.teacher.is_given:
+        _check_generator(context.settings.generator, context.input_shape, context.classes)
     name = next(iter(DEFAULT_SOURCE))
     source = build_source(DEFAULT_SOURCE, source_definitions(context.settings, [name]), input_shape=context.input_shape)
     try:
@@ -147,6 +150,14 @@ def check_inputs(context: RunContext, teacher: nn.Module, *, generators: bool) -
         raise ConfigError(str(error)) from error
     for sentence in sentences:
         context.console.print(f"Warning: {sentence}", soft_wrap=True)
+    data = context.settings.data
+    unknown = data.value_range is None and (data.model_extra or {}).get("mean") is None
+    if context.settings.teacher.is_given and len(context.input_shape) in (3, 4) and unknown:
+        context.console.print(
+            "data.mean and data.std are not set, so procedural images have mean 0 and standard deviation 1 in each "
+            "channel. If inputs of the teacher are normalised pixels, set both, for pixels in [0, 1].",
+            soft_wrap=True,
+        )
     return sentences
 
 

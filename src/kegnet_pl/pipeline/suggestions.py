@@ -145,6 +145,10 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
             f"\"{key}='{value}'\""
         )
     overrides = [override for override in overrides if override not in unreadable]
+    several = [override for override in overrides if _has_several(override)]
+    if several and not {"-m", "--multirun"} & set(arguments):
+        yield f"{several[0]} has several values. Add -m to run one job for each: python -m kegnet_pl -m ..."
+        overrides = [override for override in overrides if override not in several]
     experiment = [override for override in overrides if override.startswith("experiment=") and "," not in override]
     GlobalHydra.instance().clear()
     with initialize_config_module("kegnet_pl.conf", version_base="1.3"):
@@ -187,6 +191,13 @@ def _is_readable(override: str) -> bool:
     except HydraException:
         return False
     return True
+
+
+def _has_several(override: str) -> bool:
+    """Return True if an override that Hydra accepts has several values, for a sweep."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override).is_sweep_override()
 
 
 def _finds_optuna() -> bool:
@@ -255,8 +266,31 @@ def _setting_hint(
         commands = " or ".join(shlex.join([f"{parent}={one}", override]) for one in having)
         return f"{belongs}. Use {commands}.\n{names}"
     close = difflib.get_close_matches(rest[0], list(node) if isinstance(node, dict) else [], n=1)
-    hint = f" Did you mean {'.'.join([*found, *close, *rest[1:]])}?" if close else ""
+    meant = [".".join([*found, *close, *rest[1:]])] if close else [] if found else _find_settings(cfg, key)
+    hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
     return f"{key!r} does not exist.{hint}\n{names}"
+
+
+def _find_settings(cfg: DictConfig, name: str) -> list[str]:
+    """Return the settings in groups, of at most two levels, whose path ends with a name."""
+    content: Any = OmegaConf.to_container(cfg)
+    return [f"{group}.{name}" for group, values in content.items() if isinstance(values, dict) and name in values]
+
+
+def explain_options(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield a hint for every argument with dashes, after the parser has refused one."""
+    known = {
+        "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
+        "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
+    }  # fmt: skip
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option.startswith("--") and option not in known:
+            name = option[2:].replace("-", "_")
+            yield (
+                f"There is no option {option}. Settings have no dashes: write KEY=VALUE, such as "
+                f"{name if '.' in name else f'student.{name}'}={value or '...'}. docs/settings.md lists all settings."
+            )
 
 
 def _has_setting(group: str, option: str, name: str) -> bool:

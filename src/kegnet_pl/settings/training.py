@@ -1,6 +1,7 @@
 """Settings of the teacher, of Lightning's trainer, and of all trainings."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -79,6 +80,13 @@ class TeacherSettings(TrainingSettings):
 
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimiser of the teacher."""
+
+    @property
+    def title(self) -> str:
+        """Name of the network in tables: of the factory, file or folder if ``name`` is that of the group."""
+        if self.name not in ("file", "huggingface") or self.path is None:
+            return self.name
+        return self.factory or Path(self.path).stem
 
     @property
     def is_program(self) -> bool:

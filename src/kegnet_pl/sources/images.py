@@ -125,9 +125,11 @@ class _Pixels:
                 f"mean={mean!r} and std={std!r}."
             ) from error
         if not all(0 < m < 1 and 0 < s < math.sqrt(m * (1 - m)) for m, s in zip(*given, strict=True)):
+            of_bytes = any(m > 1 for m in given[0])
+            remedy = "If these are of pixels in [0, 255], divide both by 255." if of_bytes else "Set both."
             raise ValueError(
                 f"Expected `mean` in (0, 1) and `std` in (0, sqrt(mean (1 - mean))), of pixels in [0, 1], but got "
-                f"mean={mean!r} and std={std!r}. Set both. If inputs are not normalised pixels, set neither (None, "
+                f"mean={mean!r} and std={std!r}. {remedy} If inputs are not normalised pixels, set neither (None, "
                 f"null): values are then from N(0, 1)."
             )
         total = [m * (1 - m) / s**2 - 1 for m, s in zip(*given, strict=True)]

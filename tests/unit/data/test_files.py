@@ -91,6 +91,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (lambda x, y: (x * float("nan"), y), "finite samples in float32 in the test split"),
         (lambda x, y: (x, y + 1), "classes 0 to 2 in data set 'mine', but got 1 to 3"),
         (lambda x, y: (x.movedim(1, -1), y), r"got \(5, 4, 2\)\. Channels come first: .*moveaxis\(x, -1, 1\)"),
+        (
+            lambda x, y: (x[:, 0], y),
+            r"got \(5, 4\)\. For images of one channel, .* x\[:, None\], of shape \(1, 5, 4\)",
+        ),
         (lambda x, y: (x[:, :1], y), r"samples of shape \(2, 5, 4\) in data set 'mine', but got \(1, 5, 4\)"),
         (lambda x, y: (x[:0], y[:0]), "samples in the test split of 'mine', but got none"),
         (lambda x, y: (x, y[:4]), "as many samples as labels"),

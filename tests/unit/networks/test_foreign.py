@@ -121,6 +121,7 @@ def test_a_network_of_a_file(file: str) -> None:
     ("call", "message"),
     [
         (lambda file: from_file("nowhere.py", "Net"), "`teacher.path` to be a file, but found none at 'nowhere.py'"),
+        (lambda file: from_file(file), r"returns the network, but got null\. The file defines Net, number\.$"),
         (lambda file: from_file(file, "Nett"), r"class or function of net\.py \(Net, number\), but got 'Nett'"),
         (lambda file: from_file(file, "number"), r"number of net\.py to return a torch\.nn\.Module, but got 3"),
         (lambda file: from_torchvision("resnet19"), "one of torchvision's .*resnet18.* but got 'resnet19'"),

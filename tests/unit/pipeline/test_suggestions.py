@@ -7,7 +7,14 @@ from omegaconf import OmegaConf
 
 from kegnet_pl.pipeline import suggestions
 from kegnet_pl.pipeline.configuration import to_plain
-from kegnet_pl.pipeline.suggestions import RENAMED, accept_old_spellings, refuse_old_names, rename, suggest
+from kegnet_pl.pipeline.suggestions import (
+    RENAMED,
+    accept_old_spellings,
+    explain_options,
+    refuse_old_names,
+    rename,
+    suggest,
+)
 from kegnet_pl.runtime.errors import ConfigError
 
 
@@ -92,6 +99,9 @@ def test_old_names_answer_with_the_new_ones() -> None:
         ("generator=imgae", "There is no generator=imgae. Did you mean generator=image?"),
         ("teacher=mine", "There is no teacher=mine."),
         ("hydra/launcher=joblib", "pip install '.[joblib]'"),
+        ("target=4", "'target' does not exist. Did you mean compression.target?"),
+        ("epochs=4", "Did you mean teacher.epochs or generator.epochs or student.epochs?"),
+        ("compression.target=2,4", "compression.target=2,4 has several values. Add -m to run one job for each"),
     ],
 )
 def test_a_typo_lists_what_exists(typo: str, answer: str) -> None:
@@ -102,6 +112,18 @@ def test_a_typo_lists_what_exists(typo: str, answer: str) -> None:
 def test_a_wrong_option_does_not_hide_the_others() -> None:
     (hint,) = suggest(["teacher=torchvision", "teacher.arch=resnet18", "compression=prunning"])
     assert "There is no compression=prunning. Did you mean compression=pruning?" in hint
+
+
+def test_several_values_are_accepted_in_a_sweep() -> None:
+    assert list(suggest(["-m", "compression.target=2,4", "sources=[normal,kegnet]"])) == []
+    assert list(suggest(["sources=[normal,kegnet]"])) == []
+
+
+def test_dashes_in_front_of_a_setting_are_named() -> None:
+    assert list(explain_options(["-m", "--config-dir", "x", "seed=1"])) == []
+    first, second = explain_options(["--epochs", "3", "--compression.target=4"])
+    assert first.startswith("There is no option --epochs. Settings have no dashes: write KEY=VALUE, such as student.ep")
+    assert "such as compression.target=4." in second
 
 
 def test_a_file_in_place_of_settings_is_named() -> None:

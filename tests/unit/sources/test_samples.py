@@ -195,6 +195,11 @@ def test_what_cannot_be_the_mean_of_pixels_is_named(arguments: dict[str, float])
         Leaves((1, 8, 8), **arguments)
 
 
+def test_the_mean_of_bytes_is_named() -> None:
+    with pytest.raises(ValueError, match=r"If these are of pixels in \[0, 255\], divide both by 255\."):
+        Leaves((1, 8, 8), mean=72.9, std=90.0)
+
+
 @pytest.mark.parametrize("mean", [[0.5, 0.5], "a"])
 def test_the_mean_is_a_number_or_one_for_each_channel(mean: Any) -> None:
     with pytest.raises(ValueError, match="one number, or one for each of 1 channels, but got mean="):
