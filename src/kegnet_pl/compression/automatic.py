@@ -94,7 +94,8 @@ class AutomaticPlan:
                 if len(self.plans) == 1:
                     raise
                 compared[name] = first_line(error)
-                out_of_reach |= {name: error} if isinstance(error, TargetError) else {}
+                if isinstance(error, TargetError):
+                    out_of_reach[name], compared[name] = error, f"at most {error.most:g}x by {error.by}"
         if len(out_of_reach) == len(self.plans):
             raise _join(out_of_reach)
         if not found:

@@ -119,6 +119,14 @@ def lower_round_to(round_to: int) -> str:
     return " or `round_to`" if round_to > 1 else ""
 
 
+def _advise(round_to: int = 1) -> str:
+    """Return the remedy for a target that factorisation does not reach."""
+    return (
+        f"Lower the target{lower_round_to(round_to)}, prune (method='pruning', on the command line "
+        f"compression=pruning), or name more layers if you have set `rules`."
+    )
+
+
 @dataclass(frozen=True)
 class RankChoice:
     """Chooses the ranks for a :class:`CompressionPlan`; the arguments are those of the plan."""
@@ -198,7 +206,7 @@ class RankChoice:
                 unseen = [name for name in layers if name not in called]
                 without = f" Layers without gradients or a batch cannot be used: {', '.join(unseen)}." if unseen else ""
                 most = cost.total / max(rest + error.smallest, 1e-9 * cost.total)
-                reason = f"Layers have at least one rank.{without} Name more layers in `rules`, or lower the target."
+                reason = f"Layers have at least one rank.{without} {_advise()}"
                 raise TargetError(most, self.target, self.by, reason) from error
             budget = error.smallest
         if isinstance(cost, LatencyCost):
@@ -238,7 +246,7 @@ class RankChoice:
             sum(map(cost.of_layer, cost.layers)),
             allocate,
             measure,
-            f"Name more layers in `rules`, or lower the target{lower_round_to(self.round_to)}.",
+            _advise(self.round_to),
         )
 
     def by_weights(self, candidates: Sequence[Candidate], cost: Cost) -> dict[str, Ranks]:
@@ -267,7 +275,7 @@ class RankChoice:
         if bound < self.target:
             if not free:
                 raise ValueError(_NO_CANDIDATES.format(self.target))
-            reason = "Every rank 'target' is then 1. Name more layers in `rules`, or lower the target."
+            reason = f"Every rank 'target' is then 1. {_advise()}"
             raise TargetError(bound, self.target, self.by, reason)
         reached = bisect.bisect_right(shares, -self.target, key=lambda share: -ratio(at(share)))
         chosen = at(shares[reached - 1])

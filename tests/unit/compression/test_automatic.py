@@ -65,13 +65,15 @@ def test_the_network_that_agrees_more_is_chosen(results: dict[str, float | str |
     assert (found.method, found.compared, shares) == (chosen, results, middles)
     assert not isinstance(results[chosen], str) and found.agreement == results[chosen]
     said = describe_comparison(found.method, found.compared, 1_250)
-    assert said.startswith(f"Compression by {chosen}. Agreement on 1,250 held-out synthetic samples: pruning ")
+    assert said.startswith(f"Compression by {chosen}. Agreement before training, on 1,250 held-out samples: pruning ")
     assert ("failed (Expected" in said) == any(isinstance(result, str) for result in results.values())
 
 
 def test_all_reasons_of_a_failure_are_given() -> None:
     with pytest.raises(ValueError, match=r"^By pruning: Expected less. By tucker: Expected more.$"):
         _apply(pruning="Expected less.", tucker="Expected more.")
+    found, _ = _apply(pruning=0.5, tucker=TargetError(9, 60.0, "parameters", "Why."))
+    assert found.compared == {"pruning": 0.5, "tucker": "at most 9x by parameters"}
     with pytest.raises(TargetError) as error:
         _apply(pruning=TargetError(27.808, 60.0, "parameters", "Why."), tucker=TargetError(9, 60.0, "parameters", "."))
     assert str(error.value) == (

@@ -252,7 +252,7 @@ def test_a_target_out_of_reach_is_named() -> None:
     fields = RandomFields((1, 32, 32))
     calibration = Calibration(fields.sample(20, 0), fields.sample(10, 1))
     with pytest.raises(
-        ValueError, match=r"at most .* by parameters, but got 1000\.0\. Layers have at least .*lower the target"
+        ValueError, match=r"at most .* by parameters, but got 1000\.0\. Layers have at least .*Lower the target, prune"
     ):
         CompressionPlan([Rule("*", "target")], 1000.0).apply(LeNet5(), (1, 32, 32), calibration)
 
