@@ -109,8 +109,8 @@ def export_run(
             f"Expected a separate folder for the files, but {display_path(out)} has another README.md, which the "
             f"model card would overwrite. Choose another folder with --out FOLDER."
         )
-    out.mkdir(parents=True, exist_ok=True)
     network, logits = (load_network(folder, logits=logits, trust=trust) for logits in (False, True))
+    out.mkdir(parents=True, exist_ok=True)
     shape = to_shape(stages.config["data"].get("input_shape"))
     files = export_network(
         network, out, shape, [name for name in formats if name in NETWORK_FORMATS], batch_size=batch_size,

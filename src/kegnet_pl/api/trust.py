@@ -73,6 +73,21 @@ def check_code(specification: Any, where: Path, trust: Collection[str] = ()) -> 
             check_code(value, where, trust)
 
 
+def list_own_code(specification: Any) -> list[str]:
+    """Return modules and Python files, within plain values, that load only with ``trust`` in a new program."""
+    found: dict[str, None] = {}
+    if isinstance(specification, Mapping):
+        target, path = specification.get("_target_"), executed_file(specification)
+        if path is not None:
+            found[path] = None
+        elif isinstance(target, str) and not any(_is_within(target, one) for one in (*_CLASSES, _FOREIGN, "timm")):
+            found[target.rpartition(".")[0]] = None
+        specification = list(specification.values())
+    if isinstance(specification, list | tuple):
+        found |= dict.fromkeys(name for value in specification for name in list_own_code(value))
+    return list(found)
+
+
 def _is_allowed(specification: Mapping[str, Any], trust: Collection[str]) -> bool:
     target, path = specification["_target_"], executed_file(specification)
     if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target) or "\0" in (path or ""):

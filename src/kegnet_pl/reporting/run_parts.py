@@ -1,5 +1,7 @@
 """Parts of the page of one run that come from its stages; a part whose files are damaged is left out."""
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 from pydantic import Field, TypeAdapter
 
+from kegnet_pl.api.trust import list_own_code
 from kegnet_pl.compression import CompressionReport
 from kegnet_pl.reporting import figures
 from kegnet_pl.reporting.classes import MOST_CLASSES, ClassCounts, shown_classes
@@ -209,10 +212,18 @@ def _origin(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:
     commit = _COMMIT.validate_python(git.get("commit"))
     if commit and git.get("dirty"):
         commit += ", with changes that are not committed"
-    place = printable(display_path(folder), _MOST_TEXT)
-    found = exists(folder / "network.json")
-    line = f'network = kegnet_pl.load_network("{place}")' if found else None
+    line = None
+    if exists(folder / "network.json"):
+        place, trust = printable(display_path(folder), _MOST_TEXT), write_trust(folder)
+        line = f'network = kegnet_pl.load_network("{place}"{f", {trust}" if trust else ""})'
     return {"commit": commit, "finished": printable(str(made.get("finished", "")), 40), "load_line": line}
+
+
+def write_trust(folder: Path) -> str:
+    """Return the argument ``trust=[...]`` with which the network of a stage loads; empty if it needs none."""
+    recipe = read_json(folder / "network.json", folder).get("network")
+    names = [str(display_path(Path(name))) if os.sep in name else name for name in list_own_code(recipe)]
+    return printable(f"trust={json.dumps(names)}", _MOST_TEXT) if names else ""
 
 
 def _config(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:  # noqa: ARG001

@@ -12,7 +12,7 @@ from torch import nn
 
 from kegnet_pl import load_network
 from kegnet_pl.api.checkpoints import save_network
-from kegnet_pl.api.trust import UntrustedCodeError, check_code, read_recipe
+from kegnet_pl.api.trust import UntrustedCodeError, check_code, list_own_code, read_recipe
 from kegnet_pl.runtime.errors import WeightsError
 
 NET = """
@@ -102,6 +102,14 @@ def test_a_file_is_trusted_by_its_path(tmp_path: Path, module: Path) -> None:
     assert not module.exists()
     assert load_network(folder, trust=[str(path)]).weight.shape == (3, 2)
     assert load_network(folder).weight.shape == (3, 2), "executed by now"
+
+
+def test_code_that_needs_trust_is_listed(tmp_path: Path) -> None:
+    path = str(tmp_path / "net.py")
+    file = {"_target_": "kegnet_pl.networks.foreign.from_file", "path": path, "factory": "make"}
+    assert list_own_code(file) == [path]
+    assert list_own_code([{"_target_": "mine.nets.MyNet", "body": {"_target_": "mine.Body"}}]) == ["mine.nets", "mine"]
+    assert list_own_code([LINEAR, {"_target_": "timm.create_model"}, {"path": "x"}]) == []
 
 
 def test_own_imported_classes_and_the_allow_list(tmp_path: Path) -> None:
