@@ -5,11 +5,6 @@ from collections.abc import Sequence
 from kegnet_pl.reporting.estimates import describe_estimate
 from kegnet_pl.reporting.results import Row, find_last
 
-_OTHER = (
-    "The agreement that the compression prints is another number. It is that of the untrained network, on held-out "
-    "samples of its own source, over all classes together."
-)
-
 _FEW = 1_000
 """With fewer samples, an agreement is printed with their number: an error of a point or more is then likely."""
 
@@ -21,9 +16,8 @@ def explain_agreement(rows: Sequence[Row]) -> list[str]:
         return []
     last = find_last(rows)
     return [
-        f"Agreement is not accuracy: it is the share of synthetic samples to which a network and its teacher give the "
-        f"same class, mean over the teacher's classes and over {describe_sources(last)}.",
-        *([_OTHER] if last.compression_source is not None else []),
+        f"Agreement is not accuracy: it is the share of synthetic samples to which a network gives the teacher's "
+        f"class, mean over classes. Samples: {describe_sources(last)}.",
         *describe_agreement(last),
         *warn_of_samples(last),
     ]
@@ -35,7 +29,7 @@ def describe_sources(row: Row) -> str:
         return "no source, since samples of all sources were used to make the network (add one to agreement.sources)"
     over = row.agreement["over"]
     left_out = [name for name in row.agreement["sources"] if name not in over]
-    reason = f" ({join(left_out)} left out: their samples were used to make a network of this run)" if left_out else ""
+    reason = f" ({join(left_out)} left out, since they made a network of this run)" if left_out else ""
     return join(over) + reason
 
 

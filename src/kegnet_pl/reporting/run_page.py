@@ -137,7 +137,7 @@ def write_run_page(run: FinishedRun) -> Path:
     return write_page(
         "run.html",
         run.folder / PAGE,
-        f"{first.teacher}{'' if first.dataset == 'none' else f' on {first.dataset}'}: "
+        f"{first.teacher}{'' if first.dataset in ('none', 'files') else f' on {first.dataset}'}: "
         f"{find_last(rows).compression_ratio:.2f} times smaller, without its data",
         [(key, name) for key, name in sections.items() if name],
         rows=rows,
@@ -150,6 +150,7 @@ def write_run_page(run: FinishedRun) -> Path:
         story=write_story(rows, stages.config),
         facts=_facts(rows, parts["classes"]),
         machine=_machine(rows),
+        has_int8=any(row.quantization is not None for row in rows),
         batch_sizes=list(find_last(rows).speedups),
         description=describe_results(rows),
         notes=notes,

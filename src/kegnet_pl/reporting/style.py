@@ -172,8 +172,8 @@ def shift(axis: Axes, points: Sequence[tuple[float, float, float | None]], index
 
 
 def percent_axis(axis: Axes) -> None:
-    """Show accuracies in [0, 1] as percent on a vertical axis."""
-    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    """Show accuracies in [0, 1] as percent on a vertical axis; ticks of its margin above 100 % have no label."""
+    axis.yaxis.set_major_formatter(lambda value, _: "" if value > 1 + 1e-9 else f"{100 * value:g} %")
 
 
 def short_number(value: float) -> str:

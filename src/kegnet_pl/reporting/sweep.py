@@ -39,6 +39,7 @@ from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.environment import display_path
 from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.runtime.safe_files import exists, printable
+from kegnet_pl.runtime.timing import explain_noise
 from kegnet_pl.training.progress import make_console
 
 _MOST_POINTS = 1_000
@@ -95,7 +96,7 @@ def report(runs: Sequence[FinishedRun], out: Path, console: Console) -> None:
     console.print(f"{len(finished)} of {len(runs)} runs finished, {describe(runs)}", soft_wrap=True)
     console.print(make_summary_table(points))
     rows = [point.row for point in points]
-    for line in [*explain_validity(rows), *explain_names(rows), *explain_warnings(runs)]:
+    for line in [*explain_validity(rows), *explain_names(rows), *explain_warnings(runs), *explain_noisy_runs(runs)]:
         console.print(line, soft_wrap=True)
     print_failures(runs, console)
     for path in files:
@@ -173,7 +174,8 @@ def write_sweep_page(runs: Sequence[FinishedRun], points: Sequence[Point], out: 
         front=draw(
             "accuracy against size on disk, and against speed", draw_front, drawn if can_draw_front(drawn) else []
         ),
-        warnings=explain_warnings(runs),
+        has_int8=any(row.quantization is not None for row in rows),
+        warnings=[*explain_warnings(runs), *explain_noisy_runs(runs)],
         names=explain_names(rows),
         columns=make_columns(points),
         front_columns=make_front_columns(points) if can_draw_front(points) else {},
@@ -231,7 +233,7 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         if not students or not teachers:
             text += _describe_agreement(dataset, of_dataset)
             continue
-        best = max(students, key=lambda point: point.mean)
+        best = max(students, key=lambda point: (point.mean, point.average("compression_ratio")))
         smallest = max(students, key=lambda point: point.average("compression_ratio"))
         sentence = (
             f"On {dataset}, the teacher has an accuracy of {format_mean(teachers[0])}. The best network is "
@@ -274,6 +276,16 @@ def explain_warnings(runs: Sequence[FinishedRun]) -> list[str]:
     return lines[:_MOST_WARNINGS] + (more if len(lines) > _MOST_WARNINGS else [])
 
 
+def explain_noisy_runs(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return a sentence on runs whose speed-ups are not reliable; none if there are none."""
+    finished = [run for run in runs if run.rows]
+    noisy = [run for run in finished if any(row.noisy_sizes for row in run.rows)]
+    sizes = sorted({size for run in noisy for row in run.rows for size in row.noisy_sizes})
+    if not noisy:
+        return []
+    return [f"{explain_noise(sizes)} This holds for {len(noisy)} of {len(finished)} runs."]
+
+
 def can_be_drawn(points: Sequence[Point]) -> bool:
     """Return True unless there are too many networks, or data sets, for a plot."""
     return len(points) <= _MOST_POINTS and len({point.row.dataset for point in points}) <= _MOST_DATASETS
@@ -281,10 +293,10 @@ def can_be_drawn(points: Sequence[Point]) -> bool:
 
 def _describe_agreement(dataset: str, points: Sequence[Point]) -> list[str]:
     """Return a sentence on the student that agrees most with its teacher, where no accuracy was measured."""
-    agreements = {point.agreement: point for point in points if point.agreement is not None}
-    if not agreements or any(point.accuracies for point in points):
+    measured = [point for point in points if point.agreement is not None]
+    if not measured or any(point.accuracies for point in points):
         return []
-    best = agreements[max(agreements)]
+    best = max(measured, key=lambda point: (point.agreement, point.average("compression_ratio")))
     where = "" if dataset == "none" else f" on {dataset}"
     return [
         f"Accuracy was not measured{where}. The student with the highest agreement with its teacher is "

@@ -10,7 +10,7 @@ from kegnet_pl.reporting import figures
 from kegnet_pl.reporting.classes import ClassCounts
 from kegnet_pl.reporting.run_page import StageFolders
 from kegnet_pl.reporting.run_parts import make_parts
-from kegnet_pl.reporting.style import looks_of, short_number
+from kegnet_pl.reporting.style import looks_of, new_figure, percent_axis, short_number
 from kegnet_pl.sources import GeneratorSource, RealSource
 from tests.unit.reporting.rows import TEACHER, student
 
@@ -133,3 +133,9 @@ def test_clock(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(12, "12"), (416_520, "417 k"), (2_000_000, "2 M"), (3.1e9, "3.1 G")])
 def test_short_numbers(value: float, text: str) -> None:
     assert short_number(value) == text
+
+
+def test_no_accuracy_is_above_100_percent() -> None:
+    axis = new_figure(3.0, False).subplots()
+    percent_axis(axis)
+    assert [axis.yaxis.get_major_formatter()(value, 0) for value in (0.98, 1.0, 1.02)] == ["98 %", "100 %", ""]

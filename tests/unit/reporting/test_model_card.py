@@ -84,6 +84,20 @@ def test_the_output_is_described(
     assert said in _write(tmp_path / "README.md", {}, answers=answers, output_shape=shape)
 
 
+def test_unreliable_times_are_named(tmp_path: Path) -> None:
+    def measured(spread: float) -> dict[str, Any]:
+        return {"device": "cpu", "threads": 1, "batches": {"1": {"ms": 1.0, "spread": spread, "speedup": 2.0}}}
+
+    for of_student, of_teacher, said in ((0.1, 0.1, False), (0.6, 0.1, True), (0.1, 0.6, True)):
+        rows = [
+            dataclasses.replace(row, latency=measured(spread))
+            for row, spread in ((ROW, of_student), (TEACHER, of_teacher))
+        ]
+        stages = StageFolders({"data": {"classes": 2, "input_shape": [6]}, "compression": {}}, {ROW.method: {}})
+        write_model_card(tmp_path / "README.md", *rows, stages, [])
+        assert ("; not reliable, since the measured times vary" in (tmp_path / "README.md").read_text()) is said
+
+
 def test_the_accuracy_has_an_interval(tmp_path: Path) -> None:
     folder = tmp_path / "evaluation-0123456789abcdef"
     folder.mkdir()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from kegnet_pl.reporting.results import Row
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.style import house_style, to_svg
 from kegnet_pl.reporting.summary import Point, make_columns, summarize
-from kegnet_pl.reporting.sweep import describe_sweep
+from kegnet_pl.reporting.sweep import describe_sweep, explain_noisy_runs
 from kegnet_pl.reporting.tradeoff import draw_accuracy, draw_bars, draw_tradeoff
 from kegnet_pl.sources import RealSource
 from tests.unit.reporting.rows import TEACHER, quantized, student
@@ -135,6 +136,29 @@ def test_a_sweep_names_the_smallest_network_where_another_is_better() -> None:
             FinishedRun(HERE, {}, (TEACHER, student(0.7, compression_ratio=ratio), student(0.8, method="T+Leaves")))
         ]
         assert ("; the smallest, option1 student (KegNet)" in describe_sweep(runs, summarize(runs))[1]) == told
+
+
+def test_of_equal_networks_the_smallest_is_the_best() -> None:
+    rows = (TEACHER, student(0.7), student(0.7, method="T+Leaves", compression_ratio=4.0))
+    runs = [FinishedRun(HERE, {}, rows)]
+    assert "The best network is option1 student (Leaves): 70.00 %" in describe_sweep(runs, summarize(runs))[1]
+    agreement = {"mean": 0.9, "over": [], "sources": {}, "worst": None, "unreached": [], "unreached_classes": 0}
+    runs = [
+        FinishedRun(HERE, {}, tuple(dataclasses.replace(row, accuracy=None, agreement=agreement) for row in rows[1:]))
+    ]
+    assert "highest agreement with its teacher is option1 student (Leaves)" in describe_sweep(runs, summarize(runs))[1]
+
+
+def test_unreliable_speed_ups_of_a_sweep_are_named() -> None:
+    def measured(spread: float) -> Row:
+        batches = {size: {"ms": 1.0, "spread": spread, "speedup": 2.0} for size in ("1", "64")}
+        return student(0.7, latency={"device": "cpu", "threads": 1, "batches": batches})
+
+    calm, noisy = (FinishedRun(HERE, {}, (TEACHER, measured(spread))) for spread in (0.1, 0.6))
+    assert explain_noisy_runs([calm, FinishedRun(HERE)]) == []
+    (line,) = explain_noisy_runs([calm, noisy])
+    assert line.startswith("Speed-ups at batch size 1 and 64 are not reliable")
+    assert line.endswith("This holds for 1 of 2 runs.")
 
 
 def test_a_sweep_names_a_ceiling_and_compares_nothing_with_it() -> None:
