@@ -1,5 +1,6 @@
 """The stages in a row, and what the store finds again."""
 
+import html
 import importlib
 import json
 import os
@@ -28,6 +29,7 @@ from kegnet_pl.compression import TuckerLayer
 from kegnet_pl.compression.automatic import THREE_LAYERS
 from kegnet_pl.data import DigitsDataModule, FilesDataModule, Split
 from kegnet_pl.networks import LeNet5
+from kegnet_pl.networks.foreign import FILE_MODULE
 from kegnet_pl.pipeline.context import run_fingerprint
 from kegnet_pl.pipeline.run import run
 from kegnet_pl.pipeline.sample_monitor import SAMPLES
@@ -842,7 +844,9 @@ def test_a_teacher_of_one_class_is_named_at_every_run(
            "compression.samples=20", "sources=[]", train=False)  # fmt: skip
         out = " ".join(capsys.readouterr().out.split())
         assert "gives the same class to all held-out synthetic samples" in out
-        assert "teacher: The output of LeNet5 is read as logits." in out
+        assert "[1/3] teacher: The output of LeNet5 is read as logits." in out
+        assert "[1/3] teacher: accuracy" in out and "Warning: The teacher's accuracy on the test data is" in out
+        assert "Expected" not in out and "data.mean and data.std" not in out, "the data set has them"
 
 
 def test_samples_are_selected_and_mixed_and_the_student_is_reconstructed(tmp_path: Path, prepared: Prepared) -> None:
@@ -1340,7 +1344,9 @@ def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "`method` to be one of teacher, T, T+Normal, but got 'T+Real'" in capsys.readouterr().err
 
 
-def test_the_output_that_a_run_used_is_exported(tmp_path: Path) -> None:
+def test_the_output_that_a_run_used_is_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from kegnet_pl.export import main
 
     (tmp_path / "net.py").write_text(
@@ -1350,9 +1356,17 @@ def test_the_output_that_a_run_used_is_exported(tmp_path: Path) -> None:
     )
     given = ["teacher=file", f"teacher.path={tmp_path / 'net.py'}", "teacher.factory=Net", "teacher.pretrained=true"]
     given += ["teacher.output_key=out", "data=none", "data.input_shape=[6]", "data.classes=3", "sources=[]"]
-    go(tmp_path, *given, "compression.target=1.2")
-    assert main([str(tmp_path / "run"), "--format", "torch_export", "--out", str(tmp_path / "out")]) == 0
+    go(tmp_path, *given, "compression.target=1.2", draw=True)
     (folder,) = (tmp_path / "store").glob("compression-*")
+    said = f'(kegnet_pl.load_network reads it, with trust=["{tmp_path / "net.py"}"])'
+    assert said in capsys.readouterr().out
+    line = f'kegnet_pl.load_network("{folder}", trust=["{tmp_path / "net.py"}"])'
+    assert line in html.unescape((tmp_path / "run" / "report.html").read_text())
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.modules", {name: one for name, one in sys.modules.items() if FILE_MODULE not in name})
+        assert main([str(tmp_path / "run")]) == 1
+    assert not (tmp_path / "run" / "export").exists(), "a refused export leaves no folder"
+    assert main([str(tmp_path / "run"), "--format", "torch_export", "--out", str(tmp_path / "out")]) == 0
     x = torch.randn(4, 6)
     found = torch.export.load(tmp_path / "out" / "model.pt2").module()(x)
     torch.testing.assert_close(found, load_network(folder)(x)["out"])
@@ -1521,6 +1535,9 @@ def test_networks_are_quantised_beside_those_in_float32(tmp_path: Path, capsys: 
     before = stages(tmp_path)
     capsys.readouterr()
     rows = go(tmp_path, *INT8, *latency, draw=True)
+    out = capsys.readouterr().out
+    (file,) = re.findall(r"^int8 +(\S+)$", out, flags=re.MULTILINE)
+    assert Path(file).parent.name == f"quantization-{rows[-1]['fingerprint']}" and Path(file).is_file()
     assert [row["method"] for row in rows] == ["teacher", "T", "T+Normal", "teacher int8", "T+Normal int8"]
     kept = ("accuracy", "fingerprint", "latency", "quantization", "size")
     assert [[row[key] for key in kept] for row in rows[:3]] == [[row[key] for key in kept] for row in plain]
@@ -1541,7 +1558,6 @@ def test_networks_are_quantised_beside_those_in_float32(tmp_path: Path, capsys: 
     assert teacher["agreement"]["mean"] > 0.9 and abs(student["agreement"]["mean"] - rows[2]["agreement"]["mean"]) < 0.1
     assert teacher["latency"]["batches"]["3"]["speedup"] != 1, "its baseline is the teacher in float32"
     assert teacher["size"] < 0.4 * rows[0]["size"] and rows[0]["size"] > 4 * rows[0]["parameters"]
-    out = capsys.readouterr().out
     assert "int8: weights and activations, calibrated on 20 samples of Procedural" in out and "MB" in out
     assert out.count("found (") == 3, "teacher, compression and student are those of the run in float32"
     new = set(stages(tmp_path)) - set(before)
@@ -1729,8 +1745,9 @@ def test_methods_of_compression_are_compared(tmp_path: Path, capsys: pytest.Capt
     assert metrics["compared"].keys() == {"pruning", "tucker", THREE_LAYERS}
     assert metrics["compared"][metrics["method"]] == metrics["agreement"]
     assert [row["compression"] for row in rows] == [None, metrics["method"], metrics["method"]]
-    assert f"Compression by {metrics['method']}. Agreement on 16 held-out synthetic samples: pruning" in " ".join(
-        out.split()
+    assert (
+        f"Compression by {metrics['method']}. Agreement before training, on 16 held-out samples: pruning"
+        in " ".join(out.split())
     )
     compressed = load_network(manifest.parent)
     factorised = any(isinstance(layer, TuckerLayer) for layer in compressed.modules())

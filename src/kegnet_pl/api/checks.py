@@ -219,7 +219,7 @@ def describe_comparison(method: str, compared: Mapping[str, float | str | None],
         for name, one in compared.items()
     ]
     number = f"{held_out:,} " if held_out else ""  # stages of older versions lack it
-    return f"Compression by {method}. Agreement on {number}held-out synthetic samples: {', '.join(parts)}."
+    return f"Compression by {method}. Agreement before training, on {number}held-out samples: {', '.join(parts)}."
 
 
 def describe_agreement(agreement: float | None, method: str) -> str | None:

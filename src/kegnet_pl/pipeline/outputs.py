@@ -31,7 +31,7 @@ from kegnet_pl.reporting.agreement import explain_agreement
 from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.reporting.results import TRIAL, Row, explain_validity, find_last, list_warnings, summarize, write_results
 from kegnet_pl.reporting.run_page import StageFolders, write_run_page
-from kegnet_pl.reporting.run_parts import read_compression_report
+from kegnet_pl.reporting.run_parts import read_compression_report, write_trust
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.tables import (
     describe_job,
@@ -152,7 +152,7 @@ def _describe(
     return Row(
         dataset=settings.data.name,
         test_set=network.evaluation.metrics["test_set"] if network.evaluation is not None else None,
-        teacher=settings.teacher.name,
+        teacher=settings.teacher.title,
         student=None if is_teacher else student_name(settings),
         method=network.method,
         source=network.source.to_dict() if network.source is not None else None,
@@ -213,7 +213,10 @@ def _warn(settings: RunSettings, network: Network, row: Row, last: Row, start: R
             settings, made, generators, mixed=network.source is not None and len(network.source.shares) > 1
         )
         regression = warn_of_regression(row, start)
-        return found + (regression or warn_of_student(row.agreement, row.accuracy, row.teacher_accuracy, classes))
+        return found + (
+            regression
+            or warn_of_student(row.agreement, row.accuracy, row.teacher_accuracy, classes, compressed=start is not None)
+        )
     return found
 
 
@@ -293,18 +296,24 @@ def _print_paths(
 ) -> None:
     """Print the paths of stages, results and report; ``last`` is the method of the student whose path is printed."""
     folder = page.parent
-    (student,) = (one.stages[-1].folder for one in networks if one.method == last)
-    lines = [
-        "",
-        f"teacher       {display_path(networks[0].stages[0].folder)}",
-        f"student       {display_path(student)}  (kegnet_pl.load_network reads it)",
+    paths = {one.method: one.stages[-1].folder for one in networks}
+    lines = ["", f"teacher       {display_path(paths['teacher'])}"]
+    if generators is not None:
+        lines.append(f"generators    {display_path(generators.folder)}  (kegnet_pl.load_generators reads them)")
+    if "T" in paths and last != "T":
+        lines.append(f"untrained     {display_path(paths['T'])}")
+    trust = write_trust(paths[last])
+    reads = f"kegnet_pl.load_network reads it{f', with {trust}' if trust else ''}"
+    lines.append(f"student       {display_path(paths[last])}  ({reads})")
+    if f"{last} int8" in paths:
+        lines.append(f"int8          {display_path(paths[f'{last} int8'] / QUANTIZED)}")
+    if generators is not None:
+        lines.append(f"sample sheet  {display_path(folder / 'samples.png')}")
+    lines += [
         f"teacher card  {display_path(folder / FILE_NAME)}",
         f"results       {display_path(folder / 'results.json')}",
         f"report        {display_path(page)}  (open it in a browser)",
     ]
-    if generators is not None:
-        lines.insert(2, f"generators    {display_path(generators.folder)}  (kegnet_pl.load_generators reads them)")
-        lines.insert(4, f"sample sheet  {display_path(folder / 'samples.png')}")
     if (folder / TENSORBOARD).is_dir():
         lines.append(f"TensorBoard   tensorboard --logdir {display_path(folder / TENSORBOARD)}")
     context.console.print("\n".join(lines), soft_wrap=True)

@@ -23,6 +23,8 @@ from kegnet_pl.pipeline.stages.quantization import (
 from kegnet_pl.pipeline.stages.samples import are_kept, describe_student_source, samples_stage, samples_title
 from kegnet_pl.pipeline.stages.student import student_stage, student_title
 from kegnet_pl.pipeline.stages.teacher import teacher_stage
+from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.pipeline.warnings import warn_of_teacher
 from kegnet_pl.reporting.results import Row, find_last
 from kegnet_pl.runtime.distributed import rank
 from kegnet_pl.runtime.errors import ConfigError
@@ -89,6 +91,8 @@ def _run_stages(
     """Run the stages, write the outputs, and return the rows of results."""
     settings, needs_generators = context.settings, any(source.needs_generators for source in sources)
     teacher = teacher_stage(context)
+    if settings.teacher.is_given:
+        _say_accuracy(context, teacher)
     input_warnings = check_inputs(context, context.network(teacher), generators=needs_generators)
     if estimate and rank() == 0:
         stored = any(Path(settings.store).glob("compression-*"))
@@ -130,6 +134,17 @@ def _run_stages(
     if rank() == 0:
         write_outputs(context, rows, [*networks, *quantized])
     return rows
+
+
+def _say_accuracy(context: RunContext, teacher: Stage) -> None:
+    """Print the test accuracy of a given teacher before the long stages, with a warning if it is that of chance."""
+    found = evaluation_stage(context, teacher, "teacher", teacher)
+    if found is None or rank():
+        return
+    accuracy = found.metrics["test/accuracy"]
+    context.console.print(f"{context.label('teacher')}: accuracy {100 * accuracy:.2f} % ({found.metrics['test_set']})")
+    for sentence in warn_of_teacher(accuracy, context.classes):
+        context.console.print(f"Warning: {sentence}", soft_wrap=True)
 
 
 def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None:

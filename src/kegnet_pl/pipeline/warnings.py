@@ -20,6 +20,17 @@ _LOSS = 0.03
 """Accuracy that a network may lose before it counts as worse than its teacher, as in results/NETWORKS.md."""
 
 
+def warn_before_training(settings: RunSettings, compression: Stage) -> list[str]:
+    """Return a sentence for the terminal if a compressed network agrees little with the teacher before training."""
+    agreement = compression.metrics.get("agreement")
+    if agreement is None or not warn_of_compression(settings, compression):
+        return []
+    return [
+        f"Warning: the compressed network gives the teacher's class to only {agreement:.0%} of held-out samples before "
+        f"training. Training does not always recover the loss. A lower compression.target loses less."
+    ]
+
+
 def warn_of_teacher(accuracy: float | None, classes: int) -> list[str]:
     """Return a warning if the accuracy of the teacher on the test data is about that of chance."""
     if accuracy is None or accuracy >= _chance(classes):
@@ -97,13 +108,23 @@ def is_worse(agreement: dict[str, Any] | None, accuracy: float | None, teacher_a
 
 
 def warn_of_student(
-    agreement: dict[str, Any] | None, accuracy: float | None, teacher_accuracy: float | None, classes: int
+    agreement: dict[str, Any] | None,
+    accuracy: float | None,
+    teacher_accuracy: float | None,
+    classes: int,
+    *,
+    compressed: bool = True,
 ) -> list[str]:
-    """Return a warning if a trained student is worse than its teacher."""
+    """Return a warning if a trained student is worse than its teacher.
+
+    ``compressed`` is False for a student that is not the compressed teacher.
+    """
     by_chance = warn_of_agreement(agreement, classes)
     if by_chance or not is_worse(agreement, accuracy, teacher_accuracy):
         return by_chance
-    remedy = "Train longer (student.epochs), use other sources, or a larger student."
+    remedy = "Lower compression.target, train longer (student.epochs), or use other sources."
+    if not compressed:
+        remedy = "Use a larger student, train longer (student.epochs), or use other sources."
     if accuracy is not None and teacher_accuracy is not None:
         return [
             f"The student's accuracy is {100 * (teacher_accuracy - accuracy):.1f} points below the teacher's. {remedy}"

@@ -10,6 +10,7 @@ import pytest
 from kegnet_pl.pipeline.store import Stage
 from kegnet_pl.pipeline.warnings import (
     is_worse,
+    warn_before_training,
     warn_of_agreement,
     warn_of_compression,
     warn_of_quantization,
@@ -105,7 +106,9 @@ def test_a_student_that_is_worse_than_its_teacher_is_a_warning() -> None:
     assert line.startswith("The student gives the teacher's class to only 80% of synthetic samples of other sources")
     assert warn_of_student(_agreement(0.8), 0.88, 0.9, 10) == [], "the accuracy is known, and as good as the teacher's"
     (line,) = warn_of_student(_agreement(0.95), 0.5, 0.9, 10)
-    assert line.startswith("The student's accuracy is 40.0 points below the teacher's.")
+    assert line.startswith("The student's accuracy is 40.0 points below the teacher's. Lower compression.target, train")
+    (line,) = warn_of_student(None, 0.5, 0.9, 10, compressed=False)
+    assert line.startswith("The student's accuracy is 40.0 points below the teacher's. Use a larger student, train")
     (line,) = warn_of_student(_agreement(0.12), 0.5, 0.9, 10)
     assert line.startswith("The network gives the teacher's class to only 12%"), "one sentence, the stronger"
     assert warn_of_student(None, None, None, 10) == []
@@ -132,5 +135,9 @@ def test_training_that_makes_a_network_worse_is_a_warning() -> None:
 def test_the_warning_about_t_is_left_out_where_the_student_recovered() -> None:
     stage = _stage("compression", agreement=0.5)
     assert warn_of_compression(SETTINGS, stage, recovered=True) == [] != warn_of_compression(SETTINGS, stage)
+    (line,) = warn_before_training(SETTINGS, stage)
+    assert line.startswith("Warning: the compressed network gives the teacher's class to only 50% of held-out samples")
+    assert warn_before_training(SETTINGS, _stage("compression", agreement=0.95)) == []
+    assert warn_before_training(SETTINGS, _stage("compression")) == [], "the teacher gives one class"
     assert is_worse(_agreement(0.95), None, None) is False and is_worse(_agreement(0.5), None, None) is True
     assert is_worse(_agreement(1.0, same_class=True), None, None) is None, "one class for all samples tells nothing"

@@ -15,6 +15,7 @@ from kegnet_pl.pipeline.context import RunContext
 from kegnet_pl.pipeline.objects import build, code_of, make_plan, source_definitions
 from kegnet_pl.pipeline.preflight import check_network
 from kegnet_pl.pipeline.store import Stage
+from kegnet_pl.pipeline.warnings import warn_before_training
 from kegnet_pl.reporting.wandb import compression_table
 from kegnet_pl.runtime.atomic_files import atomic_write
 from kegnet_pl.runtime.costs import StageCosts
@@ -58,7 +59,11 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
     stage = context.get_or_build("compression", settings, [teacher], make, title="compression")
     if "compared" in stage.metrics:
         found = stage.metrics
-        context.console.print(describe_comparison(found["method"], found["compared"], found.get("held_out", 0)))
+        line = describe_comparison(found["method"], found["compared"], found.get("held_out", 0))
+        context.console.print(line, soft_wrap=True)
+    if context.settings.sources:
+        for sentence in warn_before_training(context.settings, stage):
+            context.console.print(sentence, soft_wrap=True)
     return stage
 
 

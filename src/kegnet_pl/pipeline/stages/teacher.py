@@ -72,7 +72,8 @@ def _read_teacher(context: RunContext, weights: Path | None) -> Stage:
 
     def make(folder: Path, costs: StageCosts) -> dict[str, Any]:  # noqa: ARG001
         save_network(network, folder, "network", recipe_of(network, teacher.network))
-        context.console.print(f"teacher: read from {teacher.path or teacher.name if weights is None else weights}")
+        origin = teacher.path or teacher.name if weights is None else weights
+        context.console.print(f"{context.label('teacher')}: read from {origin}")
         return {}
 
     return context.get_or_build("teacher", settings, [], make, title="teacher")
@@ -84,11 +85,11 @@ def _build_teacher(context: RunContext, weights: Path | None = None) -> nn.Modul
     Raises:
         ConfigError: If it does not accept the data, or does not return logits of this number of classes.
     """
-    teacher = context.settings.teacher
+    teacher, title = context.settings.teacher, context.label("teacher")
     network: nn.Module = build(teacher.network)
     dtype = first_weight(network).dtype
     if dtype != torch.float32:
-        context.console.print(f"teacher: weights are converted from {str(dtype).removeprefix('torch.')} to float32")
+        context.console.print(f"{title}: weights are converted from {str(dtype).removeprefix('torch.')} to float32")
         to_float32(network)
     check = functools.partial(check_network, network, "teacher", context, teacher.outputs, teacher.output_key)
     if weights is not None:
@@ -96,7 +97,7 @@ def _build_teacher(context: RunContext, weights: Path | None = None) -> nn.Modul
         load_weights(network, weights)
     network = check()
     if teacher.is_given or answers_of(network) is not None:
-        context.console.print(f"teacher: {explain_answers(network)} If this is wrong, set teacher.outputs.")
+        context.console.print(f"{title}: {explain_answers(network)} If this is wrong, set teacher.outputs.")
     return network
 
 
