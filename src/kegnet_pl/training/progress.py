@@ -161,7 +161,12 @@ class StageProgress(Callback):
             self._bar.update(self._bar.task_ids[0], completed=self._done, losses=self._losses)
 
     def move_to(self, share: float) -> None:
-        """Show the finished share, in [0, 1], of a stage without a trainer."""
+        """Show the finished share, in [0, 1], of a stage without a trainer.
+
+        The time left is estimated from the second call on: work before the first call is not part of the rate.
+        """
+        if self._first is None:
+            self._training_start, self._first = time.monotonic(), share
         self._show(lambda: share)
 
     @contextmanager
