@@ -32,6 +32,7 @@ test-all: $(READY) ## Run all tests, those that need a GPU too
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check src tests benchmarks examples reproduction docs/hooks.py
 	$(BIN)/ruff format --check src tests benchmarks examples reproduction docs/hooks.py
+	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; fi
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix src tests benchmarks examples reproduction docs/hooks.py
