@@ -1359,7 +1359,9 @@ def test_the_output_that_a_run_used_is_exported(
     go(tmp_path, *given, "compression.target=1.2", draw=True)
     (folder,) = (tmp_path / "store").glob("compression-*")
     said = f'(kegnet_pl.load_network reads it, with trust=["{tmp_path / "net.py"}"])'
-    assert said in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert said in out
+    assert f"export        python -m kegnet_pl.export {tmp_path / 'run'} --trust {tmp_path / 'net.py'}\n" in out
     line = f'kegnet_pl.load_network("{folder}", trust=["{tmp_path / "net.py"}"])'
     assert line in html.unescape((tmp_path / "run" / "report.html").read_text())
     with monkeypatch.context() as patched:

@@ -1,6 +1,8 @@
 """Outputs of a run: rows of results, the report, and the summary on the terminal."""
 
 import functools
+import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +33,7 @@ from kegnet_pl.reporting.agreement import explain_agreement
 from kegnet_pl.reporting.names import name_compression
 from kegnet_pl.reporting.results import TRIAL, Row, explain_validity, find_last, list_warnings, summarize, write_results
 from kegnet_pl.reporting.run_page import StageFolders, write_run_page
-from kegnet_pl.reporting.run_parts import read_compression_report, write_trust
+from kegnet_pl.reporting.run_parts import list_trusted, read_compression_report
 from kegnet_pl.reporting.runs import FinishedRun
 from kegnet_pl.reporting.tables import (
     describe_job,
@@ -302,17 +304,19 @@ def _print_paths(
         lines.append(f"generators    {display_path(generators.folder)}  (kegnet_pl.load_generators reads them)")
     if "T" in paths and last != "T":
         lines.append(f"untrained     {display_path(paths['T'])}")
-    trust = write_trust(paths[last])
-    reads = f"kegnet_pl.load_network reads it{f', with {trust}' if trust else ''}"
+    trust = list_trusted(paths[last])
+    reads = f"kegnet_pl.load_network reads it{f', with trust={json.dumps(trust)}' if trust else ''}"
     lines.append(f"student       {display_path(paths[last])}  ({reads})")
     if f"{last} int8" in paths:
         lines.append(f"int8          {display_path(paths[f'{last} int8'] / QUANTIZED)}")
     if generators is not None:
         lines.append(f"sample sheet  {display_path(folder / 'samples.png')}")
+    options = ["--trust", *trust] if trust else []
     lines += [
         f"teacher card  {display_path(folder / FILE_NAME)}",
         f"results       {display_path(folder / 'results.json')}",
         f"report        {display_path(page)}  (open it in a browser)",
+        f"export        {shlex.join(['python', '-m', 'kegnet_pl.export', str(display_path(folder)), *options])}",
     ]
     if (folder / TENSORBOARD).is_dir():
         lines.append(f"TensorBoard   tensorboard --logdir {display_path(folder / TENSORBOARD)}")

@@ -214,16 +214,16 @@ def _origin(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:
         commit += ", with changes that are not committed"
     line = None
     if exists(folder / "network.json"):
-        place, trust = printable(display_path(folder), _MOST_TEXT), write_trust(folder)
-        line = f'network = kegnet_pl.load_network("{place}"{f", {trust}" if trust else ""})'
+        place, trust = printable(display_path(folder), _MOST_TEXT), list_trusted(folder)
+        line = f'network = kegnet_pl.load_network("{place}"{f", trust={json.dumps(trust)}" if trust else ""})'
     return {"commit": commit, "finished": printable(str(made.get("finished", "")), 40), "load_line": line}
 
 
-def write_trust(folder: Path) -> str:
-    """Return the argument ``trust=[...]`` with which the network of a stage loads; empty if it needs none."""
+def list_trusted(folder: Path) -> list[str]:
+    """Return the modules and files that must be trusted to load the network of a stage in a new program."""
     recipe = read_json(folder / "network.json", folder).get("network")
     names = [str(display_path(Path(name))) if os.sep in name else name for name in list_own_code(recipe)]
-    return printable(f"trust={json.dumps(names)}", _MOST_TEXT) if names else ""
+    return [printable(name, _MOST_TEXT) for name in names]
 
 
 def _config(stages: "StageFolders", rows: Sequence[Row]) -> dict[str, Any]:  # noqa: ARG001
