@@ -72,14 +72,14 @@ def export_run(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise UserError(f"Expected formats among {', '.join(FORMATS)}, but got {', '.join(unknown)}.")
-    rows = [row for row in read_runs(run)[0].rows if row.quantization is None]
-    row = find_last(rows) if method is None else find_named(rows, method)
-    stages = StageFolders.read(run)
+    found, stages = read_runs(run)[0].rows, StageFolders.read(run)
     if stages is None:
         raise UserError(
             f"Expected stages.json in {display_path(run)}, but found none. Give the folder of one run, such as "
             f"outputs/runs/..., not of a sweep."
         )
+    rows = [row for row in found if row.quantization is None]
+    row = find_last(rows) if method is None else find_named(rows, method)
     if row is None:
         raise UserError(f"Expected `method` to be one of {', '.join(one.method for one in rows)}, but got {method!r}.")
     folders = stages.networks.get(row.method, {})
@@ -286,6 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{file.difference:.1e}"
             )
         lines += [_describe(file) for file in quantized]
+        lines += [f"  Warning: {sentence}" for sentence in row.warnings or []]
         folder = options.out or options.folder / "export"
         lines.append(f"  {display_path(folder / 'README.md')}  model card")
         if options.samples is not None:

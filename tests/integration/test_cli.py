@@ -158,6 +158,7 @@ def test_a_plan_of_the_paper_is_for_its_own_networks(refused: Refused, tmp_path:
         (["data=shuttle", "teacher=mlp", "generator=dense", "compression=option1", "data.root=here"], "shuttle.trn"),
         (["store=/proc/nowhere"], "Expected to write to the store /proc/nowhere"),
         (["trainer.precision=16-mixed"], "bf16-mixed on a CPU"),
+        (["teacher=torchvision"], "Expected a value for `teacher.arch`, but got none. Add teacher.arch=... to the"),
         (["seed=0,1"], "seed=0,1 has several values. Add -m to run one job for each"),
         (["data=none", "data.input_shape=[32,32]", "data.classes=10", "teacher=lenet5", "teacher.weights=w.pt"],
          "Expected the teacher LeNet5 to accept samples of shape (32, 32)"),

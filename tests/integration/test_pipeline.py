@@ -1368,6 +1368,8 @@ def test_the_output_that_a_run_used_is_exported(
         patched.setattr("sys.modules", {name: one for name, one in sys.modules.items() if FILE_MODULE not in name})
         assert main([str(tmp_path / "run")]) == 1
     assert not (tmp_path / "run" / "export").exists(), "a refused export leaves no folder"
+    assert main([str(tmp_path)]) == 1
+    assert "Expected stages.json in" in capsys.readouterr().err, "a folder above a run"
     assert main([str(tmp_path / "run"), "--format", "torch_export", "--out", str(tmp_path / "out")]) == 0
     x = torch.randn(4, 6)
     found = torch.export.load(tmp_path / "out" / "model.pt2").module()(x)

@@ -90,6 +90,7 @@ def list_own_code(specification: Any) -> list[str]:
 
 def _is_allowed(specification: Mapping[str, Any], trust: Collection[str]) -> bool:
     target, path = specification["_target_"], executed_file(specification)
+    trust = [trust] if isinstance(trust, str) else trust
     if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target) or "\0" in (path or ""):
         return False
     if _is_within(target, _FOREIGN):  # some of them execute a file

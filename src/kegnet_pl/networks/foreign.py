@@ -245,6 +245,11 @@ def from_file(path: str, factory: str | None = None, **options: Any) -> nn.Modul
     try:
         with no_exit(file.name):
             spec.loader.exec_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"Expected to import {file.name}, but it failed: {first_line(error)}. Install the missing package, or put "
+            f"the missing module into the folder of {file.name}."
+        ) from error
     finally:
         sys.path.remove(str(file.parent))
     make = getattr(module, factory, None)

@@ -147,14 +147,16 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
 
 def _introduce(settings: "RunSettings") -> str:
     """Return the first line of a run: version, data, networks, sources, seed and device."""
-    student, trainer = settings.student.network, settings.trainer
-    smaller = name_compression(settings.compression.name) if student is None else student["_target_"].rpartition(".")[2]
+    network, trainer = settings.student.network, settings.trainer
+    smaller = name_compression(settings.compression.name) if network is None else network["_target_"].rpartition(".")[2]
     mixtures = ", ".join(" + ".join(mixture) for mixture in settings.sources) or "none"
-    sources = "" if _chooses_preset(settings) else f"sources {mixtures}, "  # a preset chooses others
+    chosen = _chooses_preset(settings)  # a preset has other sources and another target
+    sources = "" if chosen else f"sources {mixtures}, "
+    student = "" if chosen and not _names("compression", "student") else f"student {smaller}, "
     devices = f"{trainer.processes} x {trainer.accelerator}" if trainer.processes > 1 else trainer.accelerator
     return (
-        f"kegnet_pl {kegnet_pl.__version__}: data {settings.data.name}, teacher {settings.teacher.title}, student "
-        f"{smaller}, {sources}seed {settings.seed}, device {devices}"
+        f"kegnet_pl {kegnet_pl.__version__}: data {settings.data.name}, teacher {settings.teacher.title}, "
+        f"{student}{sources}seed {settings.seed}, device {devices}"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from kegnet_pl.runtime.atomic_files import atomic_write
@@ -33,6 +33,9 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(
             f"Expected a value for `{error.full_key}`, but got none. Add {error.full_key}=... to the command."
         ) from error
+    except InterpolationToMissingValueError as error:
+        name = first_line(error).rpartition(": ")[2].strip("'. ")
+        raise ConfigError(f"Expected a value for `{name}`, but got none. Add {name}=... to the command.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"Expected every setting to resolve, but got: {first_line(error)}") from error
     return {str(key): _in_home(value) for key, value in plain.items()} if isinstance(plain, dict) else {}

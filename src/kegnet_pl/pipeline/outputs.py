@@ -214,7 +214,7 @@ def _warn(settings: RunSettings, network: Network, row: Row, last: Row, start: R
         found += warn_of_training(
             settings, made, generators, mixed=network.source is not None and len(network.source.shares) > 1
         )
-        regression = warn_of_regression(row, start)
+        regression = warn_of_regression(row, start, chosen="lr" in made.metrics)
         return found + (
             regression
             or warn_of_student(row.agreement, row.accuracy, row.teacher_accuracy, classes, compressed=start is not None)
@@ -288,7 +288,7 @@ def _print_tables(context: RunContext, rows: Sequence[Row], networks: Sequence[N
     for row in (row for row in rows if row.samples is not None and row.quantization is None):
         spent |= {f"{name} of {row.name}": row.stage_seconds[name] for name in own[:1] if name in row.stage_seconds}
         spent[row.name] = row.seconds
-    for name in ("evaluation", *(["quantization"] if "quantization" in spent else [])):
+    for name in (name for name in ("evaluation", "quantization") if name in spent):
         spent[name] = sum(row.stage_seconds.get(name, 0.0) for row in rows)
     say("Seconds of each stage: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
 

@@ -28,8 +28,8 @@ from kegnet_pl.sources.matching import STEPS, find_matched_layers
 BUDGETS = {"cpu": 1e14, "cuda": 1e16}
 """Type of device -> multiply-accumulates of a run: about an hour on two cores or on one GPU."""
 
-_GENERATORS, _PART = 0.7, 0.5
-"""Maximum shares of the budget: for the generators; for the compression, or for each student."""
+_PART = 0.5
+"""Maximum share of the budget for the compression, and for each student."""
 
 _LEAST_SAMPLES = {"student.samples": 1000, "compression.samples": 200}
 
@@ -114,16 +114,13 @@ def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.devic
     """
     shape = tuple(settings.data.input_shape)
     macs, budget = measure_size(network, shape).macs, BUDGETS[device.type]
-    generator, student, compression = settings.generator, settings.student, settings.compression
+    student, compression = settings.student, settings.compression
     overrides = []
-    generated = any("kegnet" in mixture for mixture in settings.sources)
     # A backward pass takes twice the forward pass.
-    if generated and 3 * macs * _count_generated(generator) > _GENERATORS * budget:
-        overrides.append("sources=[procedural]")
     matched = 3 * STEPS if find_matched_layers(network, samples_for_trial(shape, 2)) else 0
     drawn = student.samples * (student.epochs if student.resample_each_epoch else 1)
     infos = [describe_mixture(mixture, settings.source) for mixture in settings.sources]
-    matching = max(settings_for(student, info).matching for info in infos)
+    matching = max((settings_for(student, info).matching for info in infos), default=0.0)
     work = {"student.samples": macs * drawn * (4 + matched * matching)}
     if compression.fit == "function" and student.network is None:
         fitting = _count_methods(compression) * _FITTING * len(fittable_layers(network))
@@ -132,7 +129,7 @@ def fit_to_budget(settings: RunSettings, network: nn.Module, device: torch.devic
         if amount > _PART * budget:
             now = student.samples if name == "student.samples" else compression.samples
             fewer = max(int(now * _PART * budget / amount), _LEAST_SAMPLES[name])
-            step = math.lcm(generator.count, 10)
+            step = math.lcm(settings.generator.count, 10)
             overrides.append(f"{name}={max(fewer // step * step, step)}")
     return overrides
 

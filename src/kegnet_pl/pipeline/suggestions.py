@@ -146,6 +146,11 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
         )
     overrides = [override for override in overrides if override not in unreadable]
     several = [override for override in overrides if _has_several(override)]
+    lists = [override for override in several if re.match(r"data\.(input_shape|mean|std)=", override)]
+    for override in lists:
+        key, _, value = override.partition("=")
+        yield f"Hydra writes a list in square brackets. Use {shlex.quote(f'{key}=[{value}]')}."
+    several, overrides = ([one for one in found if one not in lists] for found in (several, overrides))
     if several and not {"-m", "--multirun"} & set(arguments):
         yield f"{several[0]} has several values. Add -m to run one job for each: python -m kegnet_pl -m ..."
         overrides = [override for override in overrides if override not in several]
@@ -287,9 +292,11 @@ def explain_options(arguments: Sequence[str]) -> Iterator[str]:
         option, _, value = argument.partition("=")
         if option.startswith("--") and option not in known:
             name = option[2:].replace("-", "_")
+            similar = re.search(r"Did you mean (\S+?)[? ]", next(suggest([f"{name}=0"]), ""))
+            name = name if "." in name else similar[1] if similar else "student.epochs"
             yield (
-                f"There is no option {option}. Settings have no dashes: write KEY=VALUE, such as "
-                f"{name if '.' in name else f'student.{name}'}={value or '...'}. docs/settings.md lists all settings."
+                f"There is no option {option}. Settings have no dashes: write KEY=VALUE, such as {name}="
+                f"{value or '...'}. docs/settings.md lists all settings."
             )
 
 

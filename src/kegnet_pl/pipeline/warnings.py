@@ -49,7 +49,8 @@ def warn_of_compression(settings: RunSettings, compression: Stage, *, recovered:
     """
     if settings.student.network is not None or settings.compression.fit == "weights" or recovered:
         return []
-    sentence = describe_agreement(compression.metrics.get("agreement"), compression.metrics.get("method", "tucker"))
+    method = compression.metrics.get("method", settings.compression.method)
+    sentence = describe_agreement(compression.metrics.get("agreement"), method)
     return [] if sentence is None else [sentence]
 
 
@@ -137,12 +138,13 @@ def warn_of_student(
     ]
 
 
-def warn_of_regression(row: Row, start: Row | None) -> list[str]:
+def warn_of_regression(row: Row, start: Row | None, *, chosen: bool = False) -> list[str]:
     """Return a warning if training made a network worse: by test accuracy, else by agreement with the teacher.
 
     Args:
         row: The student.
         start: The compressed teacher that it was initialised with; None for a student of another structure.
+        chosen: True if the learning rate was chosen by short trainings.
     """
     if start is None:
         return []
@@ -155,10 +157,11 @@ def warn_of_regression(row: Row, start: Row | None) -> list[str]:
     if before - after <= _LOSS:
         return []
     lower = "a lower number" if row.learning_rate is None else f"a number below {row.learning_rate:g}"
+    remedy = "" if chosen else f" Or set student.optimizer.lr=auto or {lower}."
     return [
         f"Training made the network worse: the {name} is {after:.1%}, and was {before:.1%} before training. Use the "
         f"{start.name} network: 'sources=[]' trains no student, and python -m kegnet_pl.export RUN --method "
-        f"{start.method} exports this network. Or set student.optimizer.lr=auto or {lower}."
+        f"{start.method} exports this network.{remedy}"
     ]
 
 

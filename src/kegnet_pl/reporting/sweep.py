@@ -228,7 +228,7 @@ def describe_sweep(runs: Sequence[FinishedRun], points: Sequence[Point]) -> list
         plain = [point for point in points if point.row.quantization is None and not point.row.is_ceiling]
         of_dataset = [point for point in plain if point.row.dataset == dataset]
         measured = [point for point in of_dataset if point.accuracies]
-        students = [point for point in measured if point.row.source_prior not in ("", "none")]
+        students = [point for point in measured if point.row.prior not in ("", "none")]
         teachers = [point for point in measured if point.row.method == "teacher"]
         if not students or not teachers:
             text += _describe_agreement(dataset, of_dataset)

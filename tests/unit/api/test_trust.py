@@ -87,7 +87,7 @@ def test_what_the_user_trusts_runs(tmp_path: Path, module: Path) -> None:
     with pytest.raises(UntrustedCodeError, match=r"their_net\.MyNet: .*--trust their_net .*trust=\['their_net'\]"):
         load_network(folder)
     assert not module.exists()
-    assert load_network(folder, trust=["their_net"])(torch.zeros(1, 2)).shape == (1, 3)
+    assert load_network(folder, trust="their_net")(torch.zeros(1, 2)).shape == (1, 3)
     assert module.exists()
     assert load_network(folder).weight.shape == (3, 2), "imported by now"
 

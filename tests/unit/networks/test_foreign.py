@@ -109,6 +109,12 @@ PRETRAINED: dict[str, dict[str, Any]] = {  # arguments that the weights of torch
 }
 
 
+def _write_import(file: str) -> str:
+    path = Path(file).with_name("broken.py")
+    path.write_text("import a_package_that_does_not_exist\n")
+    return str(path)
+
+
 def test_a_network_of_a_file(file: str) -> None:
     network = from_file(file, "Net", classes=4)
     assert network(torch.zeros(2, 6)).shape == (2, 4)
@@ -122,6 +128,7 @@ def test_a_network_of_a_file(file: str) -> None:
     [
         (lambda file: from_file("nowhere.py", "Net"), "`teacher.path` to be a file, but found none at 'nowhere.py'"),
         (lambda file: from_file(file), r"returns the network, but got null\. The file defines Net, number\.$"),
+        (lambda file: from_file(_write_import(file), "Net"), r"to import broken\.py, but it failed: No module named"),
         (lambda file: from_file(file, "Nett"), r"class or function of net\.py \(Net, number\), but got 'Nett'"),
         (lambda file: from_file(file, "number"), r"number of net\.py to return a torch\.nn\.Module, but got 3"),
         (lambda file: from_torchvision("resnet19"), "one of torchvision's .*resnet18.* but got 'resnet19'"),

@@ -101,6 +101,7 @@ def test_old_names_answer_with_the_new_ones() -> None:
         ("hydra/launcher=joblib", "pip install '.[joblib]'"),
         ("target=4", "'target' does not exist. Did you mean compression.target?"),
         ("epochs=4", "Did you mean teacher.epochs or generator.epochs or student.epochs?"),
+        ("data.input_shape=3,32,32", "Hydra writes a list in square brackets. Use 'data.input_shape=[3,32,32]'."),
         ("compression.target=2,4", "compression.target=2,4 has several values. Add -m to run one job for each"),
     ],
 )
@@ -121,9 +122,10 @@ def test_several_values_are_accepted_in_a_sweep() -> None:
 
 def test_dashes_in_front_of_a_setting_are_named() -> None:
     assert list(explain_options(["-m", "--config-dir", "x", "seed=1"])) == []
-    first, second = explain_options(["--epochs", "3", "--compression.target=4"])
-    assert first.startswith("There is no option --epochs. Settings have no dashes: write KEY=VALUE, such as student.ep")
-    assert "such as compression.target=4." in second
+    first, second, third, fourth = explain_options(["--epochs", "3", "--compression.target=4", "--target", "--foo=2"])
+    assert first.startswith("There is no option --epochs. Settings have no dashes: write KEY=VALUE, such as teacher.ep")
+    assert "such as compression.target=4." in second and "such as compression.target=...." in third
+    assert "such as student.epochs=2." in fourth
 
 
 def test_a_file_in_place_of_settings_is_named() -> None:

@@ -125,6 +125,7 @@ def test_training_that_makes_a_network_worse_is_a_warning() -> None:
     (line,) = warn_of_regression(student(0.6), start)
     assert line.startswith("Training made the network worse: the accuracy is 60.0%, and was 90.0% before training.")
     assert "'sources=[]'" in line and "student.optimizer.lr=auto" in line
+    assert "student.optimizer" not in warn_of_regression(student(0.6), start, chosen=True)[0]
     start = dataclasses.replace(start, accuracy=None)
     (line,) = warn_of_regression(student(None, agreement=_agreement(0.8)), start)
     assert "the agreement with the teacher is 80.0%, and was 97.0%" in line
@@ -135,6 +136,9 @@ def test_training_that_makes_a_network_worse_is_a_warning() -> None:
 def test_the_warning_about_t_is_left_out_where_the_student_recovered() -> None:
     stage = _stage("compression", agreement=0.5)
     assert warn_of_compression(SETTINGS, stage, recovered=True) == [] != warn_of_compression(SETTINGS, stage)
+    compression = SETTINGS.compression.model_copy(update={"method": "pruning"})
+    pruned, good = SETTINGS.model_copy(update={"compression": compression}), _stage("compression", agreement=0.84)
+    assert warn_of_compression(pruned, good) == [] != warn_of_compression(SETTINGS, good), "its level is 80 %"
     (line,) = warn_before_training(SETTINGS, stage)
     assert line.startswith("Warning: the compressed network gives the teacher's class to only 50% of held-out samples")
     assert warn_before_training(SETTINGS, _stage("compression", agreement=0.95)) == []

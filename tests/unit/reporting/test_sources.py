@@ -11,6 +11,8 @@ import pytest
 from matplotlib.colors import to_hex
 from rich.console import Console
 
+from kegnet_pl.compression.automatic import plans_to_compare
+from kegnet_pl.compression.rules import Rule
 from kegnet_pl.report import main
 from kegnet_pl.reporting.results import Row, write_results
 from kegnet_pl.reporting.runs import FinishedRun, read_runs
@@ -96,6 +98,8 @@ def test_results_follow_the_schema_and_are_read_again(specifications: dict[str, 
     write_results(rows, tmp_path / "results.json")
     records = json.loads((tmp_path / "results.json").read_text())
     jsonschema.validate(records, SCHEMA)
+    methods = plans_to_compare([Rule("*", "target")], 2.0)
+    assert set(SCHEMA["items"]["properties"]["compression"]["enum"]) == {None, *methods}
     assert [record["source"] and record["source"]["title"] for record in records] == [
         None, None, "Normal", "Stripes", "Stripes 50 % + Normal 50 %",
     ]  # fmt: skip

@@ -138,6 +138,14 @@ def test_a_sweep_names_the_smallest_network_where_another_is_better() -> None:
         assert ("; the smallest, option1 student (KegNet)" in describe_sweep(runs, summarize(runs))[1]) == told
 
 
+def test_an_untrained_network_can_be_the_best() -> None:
+    source = {"prior": "procedural"}
+    rows = (TEACHER, student(0.8, method="T", compression_source=source), student(0.7, compression_source=source))
+    runs = [FinishedRun(HERE, {}, rows)]
+    told = describe_sweep(runs, summarize(runs))
+    assert "The best network is option1 compressed, untrained: 80.00 %" in told[1] and "Without prior" not in str(told)
+
+
 def test_of_equal_networks_the_smallest_is_the_best() -> None:
     rows = (TEACHER, student(0.7), student(0.7, method="T+Leaves", compression_ratio=4.0))
     runs = [FinishedRun(HERE, {}, rows)]
