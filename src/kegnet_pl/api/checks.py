@@ -159,6 +159,28 @@ def explain_inputs(network: nn.Module, x: Tensor) -> list[str]:
     return sentences
 
 
+def explain_pixels(x: Tensor, mean: float | Sequence[float], std: float | Sequence[float]) -> list[str]:
+    """Return a sentence if images do not have the range of pixels that are normalised with a mean and deviation.
+
+    Args:
+        x: Images ``(N, C, ...)``.
+        mean: Mean of the pixels in [0, 1], one number or one for each channel.
+        std: Their standard deviation.
+    """
+    means, deviations = torch.as_tensor(mean).flatten(), torch.as_tensor(std).flatten()
+    low, high = float((-means / deviations).min()), float(((1 - means) / deviations).max())
+    least, most = float(x.amin()), float(x.amax())
+    margin = _BEYOND * (high - low)
+    outside = least < low - margin or most > high + margin
+    if not outside and not (least >= 0 and low < -margin):
+        return []
+    return [
+        f"The test samples have values from {least:.3g} to {most:.3g}. Pixels in [0, 1] that are normalised with "
+        f"data.mean and data.std have values from {low:.3g} to {high:.3g}. Normalise the test samples as the training "
+        f"data, or correct data.mean and data.std."
+    ]
+
+
 def explain_scale(network: nn.Module, x: Tensor) -> list[str]:
     """Return a sentence if samples ``(N, *input_shape)`` have another scale than the training data of a network."""
     found = measure_scale(network, x)
@@ -207,6 +229,9 @@ def _suggest_range(scale: float) -> str:
             return f" If the network takes pixels, set 'data.value_range=[{low},{high}]'."
     return ""
 
+
+_BEYOND = 0.1
+"""Share of the range of normalised pixels by which values may exceed it."""
 
 TRY_PRUNING = "Pruning often gives a higher agreement: pip install 'kegnet_pl[pruning]'."
 """Advice if a factorised network agrees too little and pruning was not tried."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from kegnet_pl.api.checks import TRIAL_SAMPLES, check_student, explain_inputs
+from kegnet_pl.api.checks import TRIAL_SAMPLES, check_student, explain_inputs, explain_pixels
 from kegnet_pl.networks import OutputKey, as_classifier, count_classes, value_range_of
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.networks.validation import check_generator, check_gradient
@@ -148,11 +148,15 @@ def check_inputs(context: RunContext, teacher: nn.Module, *, generators: bool) -
             check_gradient(teacher, context.input_shape)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    data, is_image = context.settings.data, len(context.input_shape) in (3, 4)
+    extra = data.model_extra or {}
+    mean, std = extra.get("mean"), extra.get("std")
+    test = None if context.data is None else context.data.splits.get("test")
+    if is_image and data.value_range is None and mean is not None and std is not None and test is not None:
+        sentences += explain_pixels(test.x, mean, std)
     for sentence in sentences:
         context.console.print(f"Warning: {sentence}", soft_wrap=True)
-    data = context.settings.data
-    unknown = data.value_range is None and (data.model_extra or {}).get("mean") is None
-    if context.settings.teacher.is_given and len(context.input_shape) in (3, 4) and unknown:
+    if context.settings.teacher.is_given and is_image and data.value_range is None and mean is None:
         context.console.print(
             "data.mean and data.std are not set, so procedural images have mean 0 and standard deviation 1 in each "
             "channel. If inputs of the teacher are normalised pixels, set both, for pixels in [0, 1].",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.api.checks import explain_inputs, measure_scale
+from kegnet_pl.api.checks import explain_inputs, explain_pixels, measure_scale
 from kegnet_pl.api.weights import load_weights
 from kegnet_pl.networks import CifarResNet, ResNet14
 from kegnet_pl.sources import Procedural
@@ -48,6 +48,18 @@ def test_another_scale_is_named(deviation: float, suggestion: str | None) -> Non
 @pytest.mark.parametrize("deviation", [0.5, 1.0, 2.0])
 def test_the_right_scale_is_silent(deviation: float) -> None:
     assert explain_inputs(Net(deviation), X) == []
+
+
+def test_test_samples_of_another_range_are_named() -> None:
+    pixels = torch.rand(50, 3, 8, 8)
+    mean, std = [0.5, 0.4, 0.45], [0.25, 0.2, 0.3]
+    shape = (1, 3, 1, 1)
+    normalised = (pixels - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    assert explain_pixels(normalised, mean, std) == [] == explain_pixels((pixels - 0.5) / 0.5, 0.5, 0.5)
+    assert explain_pixels(normalised.abs().clamp(max=1), [0.01], [0.5]) == [], "pixels near black"
+    for wrong in (pixels, 255 * pixels, 2 * normalised):
+        (sentence,) = explain_pixels(wrong, mean, std)
+        assert "normalised with data.mean and data.std have values from -2 to 3." in sentence
 
 
 def test_a_network_without_statistics_is_silent() -> None:
