@@ -9,7 +9,7 @@ import os
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,12 @@ work on the machine).
 """
 
 
-def load_cases(folder: Path) -> Iterator[tuple[str, str, Callable[[Split], nn.Module], dict[str, Any], Split, Split]]:
-    """Yield data set, network, its training, the mean and deviation of pixels, training data and validation data."""
+Case = tuple[str, str, Callable[[Split], nn.Module], dict[str, Any], Split, Split]
+"""Data set, network, its training, the mean and deviation of pixels, training data and validation data."""
+
+
+def load_cases(folder: Path) -> Iterator[Case]:
+    """Yield the cases: networks with batch norm."""
     for data, kind, mean, std in (("MNIST", MNIST, 0.1307, 0.3081), ("Fashion", FashionMNIST, 0.2860, 0.3530)):
         module = kind(root=folder, download=False, mean=[mean], std=[std], validation=1)
         module.setup()
@@ -79,10 +83,16 @@ Measure = Callable[[nn.Module, Split, Split, float, dict[str, Any]], dict[str, A
 """Takes the teacher, training and validation data, the target, and mean and deviation of pixels; returns a row."""
 
 
-def measure_cases(stored: StoredRows, measure: Measure, targets: Sequence[float], only: str = "") -> None:
-    """Measure the networks whose names begin with ``only``, for the targets that have no stored row."""
+def measure_cases(
+    stored: StoredRows, measure: Measure, targets: Sequence[float], only: str = "", cases: Iterable[Case] | None = None
+) -> None:
+    """Measure the networks whose names begin with ``only``, for the targets that have no stored row.
+
+    ``cases`` are those of :func:`load_cases` if they are None.
+    """
     done = {(row["data"], row["network"], row["target"]) for row in stored.rows}
-    for data, network, make, pixels, train, validation in load_cases(Path(os.environ.get("KEGNET_DATA_DIR", "data"))):
+    every = load_cases(Path(os.environ.get("KEGNET_DATA_DIR", "data"))) if cases is None else cases
+    for data, network, make, pixels, train, validation in every:
         left = [target for target in targets if (data, network, target) not in done]
         if not left or not network.startswith(only):
             continue

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import jsonschema
@@ -27,7 +28,22 @@ from kegnet_pl.networks import MLP
 from kegnet_pl.pipeline.provenance import versions
 from kegnet_pl.pipeline.suggestions import RECIPES
 from kegnet_pl.reporting.estimates import RECORD, to_content
-from reproduction import agreement_levels, estimates, int8, matching, networks, pages, presets, rounding, speed, zoo
+from kegnet_pl.settings import RunSettings
+from kegnet_pl.sources import NormalNoise
+from reproduction import (
+    agreement_levels,
+    cifar10,
+    estimates,
+    image_sources,
+    int8,
+    matching,
+    networks,
+    pages,
+    presets,
+    rounding,
+    speed,
+    zoo,
+)
 from reproduction.__main__ import main as reproduction_main
 from reproduction.best import render as render_best
 from reproduction.best import write_best
@@ -904,6 +920,53 @@ def test_the_page_of_presets_is_that_of_the_stored_rows() -> None:
     rows = json.loads((RESULTS / "presets.json").read_text())
     assert (RESULTS / "PRESETS.md").read_text() == presets.render(rows)
     assert all(set(row) >= {"T", "ceiling", *presets.STUDENTS} for row in rows)
+
+
+def test_the_page_of_image_sources_is_that_of_the_stored_rows() -> None:
+    rows = json.loads((RESULTS / "image_sources.json").read_text())
+    assert (RESULTS / "IMAGE_SOURCES.md").read_text() == image_sources.render(rows)
+    assert all(set(row) >= {"T", "ceiling", *image_sources.SOURCES} for row in rows)
+    assert {row["network"] for row in rows} <= set(image_sources.NETWORKS)
+
+
+def test_sources_of_images_are_measured() -> None:
+    torch.manual_seed(0)
+    data = Split(torch.randn(40, 1, 8, 8), torch.arange(40) % 3)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    few = {"SAMPLES": 20, "EPOCHS": 1, "BATCH": 10}
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in few.items():
+            patched.setattr(image_sources, name, value)
+        noise = SimpleNamespace(source=lambda: NormalNoise((1, 8, 8)))
+        patched.setattr(image_sources, "train_generators", lambda *_: noise)
+        row = image_sources.measure(teacher, data, data, 1.5, {"mean": 0.5, "std": 0.25})
+    assert set(row) == {"method", "T", "generators", "ceiling", *image_sources.SOURCES}
+    assert all(0 <= row[name]["accuracy"] <= 1 for name in image_sources.SOURCES)
+
+
+def test_the_page_of_cifar10_is_that_of_the_stored_rows() -> None:
+    rows = json.loads((RESULTS / "cifar10.json").read_text())
+    page = (RESULTS / "CIFAR10.md").read_text()
+    assert page == cifar10.render(rows)
+    assert page.count("not run") == len(cifar10.make_runs()) - len(rows)
+    for run in cifar10.make_runs().values():
+        RunSettings.from_config(configure(*run.overrides))
+
+
+def test_a_finished_run_of_cifar10_becomes_a_row() -> None:
+    def row(method: str, accuracy: float) -> dict[str, Any]:
+        return {
+            "method": method, "accuracy": accuracy, "compression_ratio": 2.0, "agreement": {"mean": 0.5},
+            "learning_rate": 1e-3, "stage_seconds": {"teacher": 1.0, "student": 59.0, "evaluation": 9.0},
+            "command": "python -m kegnet_pl experiment=cifar10_resnet20 compression.target=2",
+        }  # fmt: skip
+
+    rows = [row("teacher", 0.9), row("T", 0.7), row(cifar10.STUDENT, 0.8), row(cifar10.CEILING, 0.85)]
+    found = cifar10.to_row(rows)
+    assert (found["minutes"], found["accuracy"][cifar10.CEILING], found["ratio"]) == (1.0, 0.85, 2.0)
+    assert "| ResNet20 | 2x | 2.00x | 90.0 | 70.0 | 80.0 | 85.0 | 1 |" in cifar10.render(
+        [{"depth": 20, "target": 2, **found}]
+    )
 
 
 def test_the_page_of_rounding_is_that_of_the_stored_rows() -> None:
