@@ -10,16 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from kegnet_pl.networks.foreign import FILE_MODULE, executed_file
+from kegnet_pl.networks.foreign import FILE_MODULE, PACKAGES, executed_file, is_within
 from kegnet_pl.runtime.errors import UserError
 from kegnet_pl.runtime.safe_files import printable
 from kegnet_pl.runtime.secrets import remember
-
-_CLASSES = (
-    "kegnet_pl.networks", "kegnet_pl.compression", "kegnet_pl.sources", "torch.nn", "torchvision.models",
-    "torchvision.ops", "timm.models", "timm.layers", "transformers",
-)  # fmt: skip
-"""Packages with classes of networks and sources that files may name."""
 
 _LOADERS = re.compile(r"pretrained|weights|checkpoint|auto_map|trust_remote_code|hub_id|url", re.IGNORECASE)
 """Arguments of networks that read or download files, which a stored network does not need."""
@@ -73,38 +67,23 @@ def check_code(specification: Any, where: Path, trust: Collection[str] = ()) -> 
             check_code(value, where, trust)
 
 
-def list_own_code(specification: Any) -> list[str]:
-    """Return modules and Python files, within plain values, that load only with ``trust`` in a new program."""
-    found: dict[str, None] = {}
-    if isinstance(specification, Mapping):
-        target, path = specification.get("_target_"), executed_file(specification)
-        if path is not None:
-            found[path] = None
-        elif isinstance(target, str) and not any(_is_within(target, one) for one in (*_CLASSES, _FOREIGN, "timm")):
-            found[target.rpartition(".")[0]] = None
-        specification = list(specification.values())
-    if isinstance(specification, list | tuple):
-        found |= dict.fromkeys(name for value in specification for name in list_own_code(value))
-    return list(found)
-
-
 def _is_allowed(specification: Mapping[str, Any], trust: Collection[str]) -> bool:
     target, path = specification["_target_"], executed_file(specification)
     trust = [trust] if isinstance(trust, str) else trust
     if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target) or "\0" in (path or ""):
         return False
-    if _is_within(target, _FOREIGN):  # some of them execute a file
+    if is_within(target, _FOREIGN):  # some of them execute a file
         files = {os.path.realpath(entry) for entry in trust if os.sep in entry or "." in entry}
         executed = [module for name, module in list(sys.modules.items()) if name.startswith(FILE_MODULE)]
         files |= {os.path.realpath(str(module.__file__)) for module in executed}
         if target in _FACTORIES:
             return not _reads_files(specification)
         return path is not None and os.path.realpath(path) in files
-    if any(_is_within(target, entry) for entry in trust):
+    if any(is_within(target, entry) for entry in trust):
         return True
     if target == "timm.create_model":
         return not _reads_files(specification) and _is_name_of_timm(specification.get("model_name"))
-    if any(_is_within(target, package) for package in _CLASSES):
+    if any(is_within(target, package) for package in PACKAGES):
         return not _reads_files(specification) and _is_network(_find(target))
     return _is_imported(target)
 
@@ -123,10 +102,6 @@ def _is_name_of_timm(name: Any) -> bool:
     return isinstance(name, str) and bool(re.fullmatch(r"\w+", name)) and bool(timm.is_model(name))
 
 
-def _is_within(target: str, package: str) -> bool:
-    return target == package or target.startswith(f"{package}.")
-
-
 def _find(target: str) -> Any:
     try:
         return pydoc.locate(target)
@@ -138,18 +113,18 @@ def _is_network(found: Any) -> bool:
     """Return True for a class of networks or sources, or a function that makes networks, defined in the allow-list."""
     module = str(getattr(found, "__module__", ""))
     if isinstance(found, type):
-        return _makes_samples_or_answers(found) and any(_is_within(module, one) for one in _CLASSES)
+        return _makes_samples_or_answers(found) and any(is_within(module, one) for one in PACKAGES)
     return _is_builder(found, module)
 
 
 def _is_builder(found: Any, module: str) -> bool:
     """Return True for a function that torchvision or timm has registered as the builder of an architecture."""
     name = str(getattr(found, "__name__", ""))
-    if _is_within(module, "torchvision.models"):
+    if is_within(module, "torchvision.models"):
         from torchvision.models import get_model_builder, list_models
 
         return name in list_models() and get_model_builder(name) is found
-    if _is_within(module, "timm.models"):
+    if is_within(module, "timm.models"):
         import timm
 
         return timm.is_model(name) and timm.model_entrypoint(name) is found

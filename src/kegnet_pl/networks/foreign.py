@@ -20,6 +20,12 @@ from kegnet_pl.runtime.errors import ConfigError, first_line, no_exit
 
 _RECIPE = "_kegnet_recipe"
 
+PACKAGES = (
+    "kegnet_pl.networks", "kegnet_pl.compression", "kegnet_pl.sources", "torch.nn", "torchvision.models",
+    "torchvision.ops", "timm.models", "timm.layers", "transformers",
+)  # fmt: skip
+"""Packages with classes of networks and sources that files may name."""
+
 FILE_MODULE = "_kegnet_file_"
 """Prefix of the module names of executed files."""
 
@@ -34,6 +40,26 @@ def executed_file(recipe: Mapping[str, Any]) -> str | None:
     path = recipe.get("path")
     executes = str(recipe.get("_target_")).startswith(f"{__name__}.")
     return path if executes and isinstance(path, str) else None
+
+
+def is_within(target: str, package: str) -> bool:
+    """Return True if a dotted name is a package, or is within it."""
+    return target == package or target.startswith(f"{package}.")
+
+
+def list_own_code(specification: Any) -> list[str]:
+    """Return modules and Python files, within plain values, that load only with ``trust`` in a new program."""
+    found: dict[str, None] = {}
+    if isinstance(specification, Mapping):
+        target, path = specification.get("_target_"), executed_file(specification)
+        if path is not None:
+            found[path] = None
+        elif isinstance(target, str) and not any(is_within(target, one) for one in (*PACKAGES, __name__, "timm")):
+            found[target.rpartition(".")[0]] = None
+        specification = list(specification.values())
+    if isinstance(specification, list | tuple):
+        found |= dict.fromkeys(name for value in specification for name in list_own_code(value))
+    return list(found)
 
 
 def _list_definitions(file: Path) -> list[str]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 from pydantic import Field, TypeAdapter
 
-from kegnet_pl.api.trust import list_own_code
 from kegnet_pl.compression import CompressionReport
+from kegnet_pl.networks.foreign import list_own_code
 from kegnet_pl.reporting import figures
 from kegnet_pl.reporting.classes import MOST_CLASSES, ClassCounts, shown_classes
 from kegnet_pl.reporting.html import draw, embed

@@ -12,7 +12,8 @@ from torch import nn
 
 from kegnet_pl import load_network
 from kegnet_pl.api.checkpoints import save_network
-from kegnet_pl.api.trust import UntrustedCodeError, check_code, list_own_code, read_recipe
+from kegnet_pl.api.trust import UntrustedCodeError, check_code, read_recipe
+from kegnet_pl.networks.foreign import list_own_code
 from kegnet_pl.runtime.errors import WeightsError
 
 NET = """
