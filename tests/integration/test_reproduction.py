@@ -944,7 +944,9 @@ def test_sources_of_images_are_measured() -> None:
     assert all(0 <= row[name]["accuracy"] <= 1 for name in image_sources.SOURCES)
 
 
-def test_the_page_of_cifar10_is_that_of_the_stored_rows() -> None:
+def test_the_page_of_cifar10_is_that_of_the_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KEGNET_DATA_DIR", "KEGNET_REFERENCE_DIR"):
+        monkeypatch.setenv(name, "here")
     rows = json.loads((RESULTS / "cifar10.json").read_text())
     page = (RESULTS / "CIFAR10.md").read_text()
     assert page == cifar10.render(rows)
