@@ -10,7 +10,7 @@ RUN pip install --no-cache-dir "build>=1.2" && python -m build --wheel --outdir 
 FROM python:3.11-slim
 COPY --from=wheel /dist /dist
 RUN pip install --no-cache-dir /dist/*.whl && rm -r /dist
-# nobody: the host may have no user of this name
+# nobody, as a number: Kubernetes can check that it is not root
 USER 65534
 WORKDIR /kegnet
 # A folder that any user of the container may write

@@ -41,6 +41,7 @@ def _compose(*overrides: str) -> dict[str, Any]:
         (["teacher=file", "teacher.path=models/net.py", "teacher.factory=make_net"], "make_net"),
         (["teacher=file", "teacher.path=models/net.pt2", "student=lenet5"], "net"),
         (["teacher=file", "teacher.path=net.py", "teacher.factory=make", "teacher.name=mine"], "mine"),
+        (["teacher=huggingface", "teacher.path=models/resnet-1.5"], "resnet-1.5"),
         (["teacher=lenet5"], "lenet5"),
     ],
 )

@@ -154,9 +154,9 @@ class RealDataModule(LightningDataModule):
             if len(split) == 0:
                 raise ValueError(f"Expected samples in the {part} split of {self.name!r}, but got none.")
             if tuple(split.x.shape[1:]) != self.input_shape:
-                *lengths, channels = shape = tuple(split.x.shape[1:])
+                shape = tuple(split.x.shape[1:])
                 remedy = f"Set {override('data.input_shape', shape)}."
-                if len(shape) > 1 and (channels, *lengths) == self.input_shape:
+                if len(shape) > 1 and (*shape[-1:], *shape[:-1]) == self.input_shape:
                     remedy = "Channels come first: write the file again with numpy.moveaxis(x, -1, 1)."
                 elif len(shape) == 2:
                     remedy = (

@@ -152,7 +152,7 @@ def _introduce(settings: "RunSettings") -> str:
     mixtures = ", ".join(" + ".join(mixture) for mixture in settings.sources) or "none"
     chosen = _chooses_preset(settings)  # a preset has other sources and another target
     sources = "" if chosen else f"sources {mixtures}, "
-    student = "" if chosen and not _names("compression", "student") else f"student {smaller}, "
+    student = "" if chosen and network is None else f"student {smaller}, "
     devices = f"{trainer.processes} x {trainer.accelerator}" if trainer.processes > 1 else trainer.accelerator
     return (
         f"kegnet_pl {kegnet_pl.__version__}: data {settings.data.name}, teacher {settings.teacher.title}, "

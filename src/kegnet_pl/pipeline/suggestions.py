@@ -292,11 +292,14 @@ def explain_options(arguments: Sequence[str]) -> Iterator[str]:
         option, _, value = argument.partition("=")
         if option.startswith("--") and option not in known:
             name = option[2:].replace("-", "_")
-            similar = re.search(r"Did you mean (\S+?)[? ]", next(suggest([f"{name}=0"]), ""))
-            name = name if "." in name else similar[1] if similar else "student.epochs"
+            hint = next(suggest([f"{name}=0"]), "")
+            similar = re.findall(r"[\w.]+", hint.partition("Did you mean ")[2].partition("?")[0].replace(" or ", " "))
+            exists = not hint or hint.startswith("There is no")  # the value is wrong, the name of the group is right
+            meant = [name] if exists else sorted(similar, key=lambda one: not one.startswith("student."))
+            example = f"{meant[0]}={value or '...'}" if meant else "student.epochs=20"
             yield (
-                f"There is no option {option}. Settings have no dashes: write KEY=VALUE, such as {name}="
-                f"{value or '...'}. docs/settings.md lists all settings."
+                f"There is no option {option}. Settings have no dashes: write KEY=VALUE, such as {example}. "
+                f"docs/settings.md lists all settings."
             )
 
 

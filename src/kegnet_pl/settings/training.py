@@ -86,7 +86,8 @@ class TeacherSettings(TrainingSettings):
         """Name of the network in tables: of the factory, file or folder if ``name`` is that of the group."""
         if self.name not in ("file", "huggingface") or self.path is None:
             return self.name
-        return self.factory or Path(self.path).stem
+        path = Path(self.path)
+        return self.factory or (path.stem if self.name == "file" else path.name) or self.name
 
     @property
     def is_program(self) -> bool:

@@ -95,6 +95,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
             lambda x, y: (x[:, 0], y),
             r"got \(5, 4\)\. For images of one channel, .* x\[:, None\], of shape \(1, 5, 4\)",
         ),
+        (lambda x, y: (x[:, 0, 0, 0], y), r"samples of shape \(2, 5, 4\) in data set 'mine', but got \(\)"),
         (lambda x, y: (x[:, :1], y), r"samples of shape \(2, 5, 4\) in data set 'mine', but got \(1, 5, 4\)"),
         (lambda x, y: (x[:0], y[:0]), "samples in the test split of 'mine', but got none"),
         (lambda x, y: (x, y[:4]), "as many samples as labels"),

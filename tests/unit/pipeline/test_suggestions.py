@@ -123,9 +123,12 @@ def test_several_values_are_accepted_in_a_sweep() -> None:
 def test_dashes_in_front_of_a_setting_are_named() -> None:
     assert list(explain_options(["-m", "--config-dir", "x", "seed=1"])) == []
     first, second, third, fourth = explain_options(["--epochs", "3", "--compression.target=4", "--target", "--foo=2"])
-    assert first.startswith("There is no option --epochs. Settings have no dashes: write KEY=VALUE, such as teacher.ep")
+    assert first.startswith("There is no option --epochs. Settings have no dashes: write KEY=VALUE, such as student.ep")
     assert "such as compression.target=4." in second and "such as compression.target=...." in third
-    assert "such as student.epochs=2." in fourth
+    assert "such as student.epochs=20." in fourth
+    for given, example in (("--compression=pruning", "compression=pruning"), ("--seed=3", "seed=3")):
+        (hint,) = explain_options([given])
+        assert f"such as {example}." in hint
 
 
 def test_a_file_in_place_of_settings_is_named() -> None:
