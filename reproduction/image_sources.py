@@ -3,20 +3,18 @@
 ``python -m reproduction.image_sources`` writes ``results/IMAGE_SOURCES.md``. No test data is used.
 """
 
-import argparse
 import os
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import kegnet_pl
-from kegnet_pl.data import MNIST, FashionMNIST, Split
+from kegnet_pl.data import Split
 from kegnet_pl.losses import ClassifierLoss, DecoderLoss, GeneratorObjective
 from kegnet_pl.networks import Decoder, LeNet5, as_classifier
 from kegnet_pl.sources import (
@@ -28,9 +26,9 @@ from kegnet_pl.sources import (
     SyntheticSource,
 )
 from reproduction.agreement_levels import SEED, TRAINING_SAMPLES, VALIDATION_SAMPLES
-from reproduction.matching import Case, measure_cases
-from reproduction.networks import IMAGE_NETWORKS, train_teacher
-from reproduction.pages import StoredRows
+from reproduction.matching import IMAGES, load_image_cases, run_study
+from reproduction.networks import IMAGE_NETWORKS
+from reproduction.pages import StoredRows, list_missing
 
 COMMAND = "python -m reproduction.image_sources"
 SAMPLES, EPOCHS, BATCH = 16_000, 8, 256
@@ -53,18 +51,6 @@ Teachers of seed {SEED} have {TRAINING_SAMPLES:,} training samples; the accuracy
 training samples. One seed per row: differences of two points may be chance. Seconds: training of the generators, and
 samples and training of the student *KegNet + procedural* (one thread, with other work on the machine).
 """
-
-
-def load_cases(folder: Path) -> Iterator[Case]:
-    """Yield the cases: networks without batch norm for MNIST and Fashion-MNIST."""
-    for data, kind, mean, std in (("MNIST", MNIST, 0.1307, 0.3081), ("Fashion", FashionMNIST, 0.2860, 0.3530)):
-        module = kind(root=folder, download=False, mean=[mean], std=[std], validation=1)
-        module.setup()
-        train = module.splits["train"]
-        parts = train[:TRAINING_SAMPLES], train[TRAINING_SAMPLES:][:VALIDATION_SAMPLES]
-        for name, network in NETWORKS.items():
-            make = partial(train_teacher, network, seed=SEED)
-            yield data, name, make, {"mean": mean, "std": std}, *parts
 
 
 def train_generators(teacher: nn.Module, shape: tuple[int, ...]) -> kegnet_pl.Generators:
@@ -122,24 +108,15 @@ def render(rows: list[dict[str, Any]]) -> str:
         cells += [f"{100 * row[name]['accuracy']:.1f}" for name in ("T", *SOURCES, "ceiling")]
         cells.append(f"{row['generators']['seconds']:.0f}, {row[SOURCES[-1]]['seconds']:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
-    done = {(row["data"], row["network"], row["target"]) for row in rows}
-    wanted = [(data, name, target) for data in ("MNIST", "Fashion") for name in NETWORKS for target in TARGETS]
-    missing = [f"{data}, {name}, {target:g}x" for data, name, target in wanted if (data, name, target) not in done]
-    lines += ["", f"Not run: {'; '.join(missing)}."] if missing else []
+    lines += list_missing(rows, [(data, name) for data in IMAGES for name in NETWORKS], TARGETS)
     return "\n".join([*lines, "", f"Command: `{COMMAND}`"]) + "\n"
 
 
 def main() -> int:
     """Measure networks that are not measured yet, and write the page."""
-    parser = argparse.ArgumentParser(description="Sources of samples for images without batch norm.")
-    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="default: 8")
-    parser.add_argument("--only", default="", help="only networks whose name begins like this")
-    options = parser.parse_args()
     stored = StoredRows("image_sources", COMMAND, SEED)
-    cases = load_cases(Path(os.environ.get("KEGNET_DATA_DIR", "data")))
-    measure_cases(stored, measure, options.targets, options.only, cases)
-    stored.finish(render)
-    return 0
+    cases = load_image_cases(Path(os.environ.get("KEGNET_DATA_DIR", "data")), NETWORKS)
+    return run_study(stored, "Sources of samples for images without batch norm.", TARGETS, measure, render, cases)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,20 @@ from typing import Any
 from torch import nn
 
 import kegnet_pl
-from kegnet_pl.data import MNIST, FashionMNIST, Split
+from kegnet_pl.data import Split
 from kegnet_pl.networks import as_classifier
 from kegnet_pl.sources import MatchedSource, Procedural, RealSource, SelectedSource
 from reproduction.agreement_levels import SEED, TRAINING_SAMPLES, VALIDATION_SAMPLES
-from reproduction.networks import EPOCHS, IMAGE_NETWORKS, SAMPLES, CifarFiles, published, train_teacher
+from reproduction.networks import EPOCHS, IMAGE_NETWORKS, SAMPLES, CifarFiles, load_data, published, train_teacher
 from reproduction.pages import StoredRows
 from reproduction.zoo import make_signal_network, read_signals
 
 COMMAND = "python -m reproduction.matching"
 SHARES = ((0.0, 0.0), (1.0, 0.0), (1.0, 0.3), (1.0, 1.0))
 """Shares of matched samples in the compression and in the training of the student."""
+
+IMAGES = ("MNIST", "Fashion")
+"""Data sets of images, by their name in :func:`load_data`."""
 
 CIFAR_TRAINING = 8_000
 """Of the 10,000 stored training images of CIFAR-10, those that train the ceiling. The others are for the accuracy."""
@@ -53,13 +56,9 @@ Case = tuple[str, str, Callable[[Split], nn.Module], dict[str, Any], Split, Spli
 
 def load_cases(folder: Path) -> Iterator[Case]:
     """Yield the cases: networks with batch norm."""
-    for data, kind, mean, std in (("MNIST", MNIST, 0.1307, 0.3081), ("Fashion", FashionMNIST, 0.2860, 0.3530)):
-        module = kind(root=folder, download=False, mean=[mean], std=[std], validation=1)
-        module.setup()
-        train = module.splits["train"]
-        for name in ("CNN, batch norm", "ResNet, batch norm"):
-            make = partial(train_teacher, IMAGE_NETWORKS[name], seed=SEED)
-            yield data, name, make, {"mean": mean, "std": std}, *_divide(train)
+    yield from load_image_cases(
+        folder, {name: IMAGE_NETWORKS[name] for name in ("CNN, batch norm", "ResNet, batch norm")}
+    )
     train = read_signals(folder)["train"]
     half = len(train) - VALIDATION_SAMPLES
     make = partial(train_teacher, make_signal_network, seed=SEED, epochs=8)
@@ -75,8 +74,15 @@ def load_cases(folder: Path) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def _divide(train: Split) -> tuple[Split, Split]:
-    return train[:TRAINING_SAMPLES], train[TRAINING_SAMPLES:][:VALIDATION_SAMPLES]
+def load_image_cases(folder: Path, networks: Mapping[str, Callable[[], nn.Module]]) -> Iterator[Case]:
+    """Yield the cases of networks, by name, for MNIST and Fashion-MNIST."""
+    for data, module, pixels in load_data(folder):
+        if data in IMAGES:
+            module.setup()
+            train = module.splits["train"]
+            parts = train[:TRAINING_SAMPLES], train[TRAINING_SAMPLES:][:VALIDATION_SAMPLES]
+            for name, network in networks.items():
+                yield data, name, partial(train_teacher, network, seed=SEED), pixels, *parts
 
 
 Measure = Callable[[nn.Module, Split, Split, float, dict[str, Any]], dict[str, Any]]
@@ -156,14 +162,29 @@ def render(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"Command: `{COMMAND}`"]) + "\n"
 
 
-def main() -> int:
-    """Measure networks that are not measured yet, and write the page."""
-    parser = argparse.ArgumentParser(description="Shares of samples that are matched to batch norm.")
-    parser.add_argument("--targets", type=float, nargs="+", default=[4.0, 8.0], help="default: 4 8")
-    stored = StoredRows("matching", COMMAND, SEED)
-    measure_cases(stored, measure, parser.parse_args().targets)
+def run_study(
+    stored: StoredRows,
+    description: str,
+    targets: Sequence[float],
+    measure: Measure,
+    render: Callable[[list[dict[str, Any]]], str],
+    cases: Iterable[Case] | None = None,
+) -> int:
+    """Run the command line of a study: measure networks that are not measured yet, and write the page."""
+    parser = argparse.ArgumentParser(description=description)
+    default = " ".join(f"{target:g}" for target in targets)
+    parser.add_argument("--targets", type=float, nargs="+", default=targets, help=f"default: {default}")
+    parser.add_argument("--only", default="", help="only networks whose name begins like this")
+    options = parser.parse_args()
+    measure_cases(stored, measure, options.targets, options.only, cases)
     stored.finish(render)
     return 0
+
+
+def main() -> int:
+    """Measure networks that are not measured yet, and write the page."""
+    stored = StoredRows("matching", COMMAND, SEED)
+    return run_study(stored, "Shares of samples that are matched to batch norm.", (4.0, 8.0), measure, render)
 
 
 if __name__ == "__main__":

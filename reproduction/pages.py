@@ -1,7 +1,7 @@
 """Stored results of a command: a JSON file in ``results/``, and the page of the same name in capital letters."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,16 @@ class StoredRows:
         """Write the JSON file and its page, if there are rows."""
         if self.rows:
             write_record(self.path, self.rows, render(self.rows))
-        say(f"Written: {display_path(self.path)}")
+            say(f"Written: {display_path(self.path)}")
+
+
+def list_missing(
+    rows: Iterable[Mapping[str, Any]], networks: Iterable[tuple[str, str]], targets: Sequence[float]
+) -> list[str]:
+    """Return a line on the networks, given as data and name, and targets that have no row; none if all have one."""
+    done = {(row["data"], row["network"], row["target"]) for row in rows}
+    missing = [f"{data}, {name}, {t:g}x" for data, name in networks for t in targets if (data, name, t) not in done]
+    return ["", f"Not run: {'; '.join(missing)}."] if missing else []
 
 
 def read_record(path: Path, default: Any) -> Any:

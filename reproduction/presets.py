@@ -4,7 +4,6 @@ The networks, teachers and validation data are those of :mod:`reproduction.match
 shows validation accuracies. No test data is used.
 """
 
-import argparse
 import textwrap
 import time
 import warnings
@@ -18,8 +17,8 @@ from kegnet_pl.networks import as_classifier
 from kegnet_pl.networks.batch_norm import norm_layers
 from kegnet_pl.sources import MatchedSource, MixedSource, Procedural, RealSource, SelectedSource
 from reproduction.agreement_levels import SEED
-from reproduction.matching import measure_cases
-from reproduction.pages import StoredRows
+from reproduction.matching import run_study
+from reproduction.pages import StoredRows, list_missing
 
 COMMAND = "python -m reproduction.presets"
 SAMPLES, EPOCHS, BATCH = 8_000, 5, 64
@@ -90,25 +89,14 @@ def render(rows: list[dict[str, Any]]) -> str:
         cells += [f"{100 * row[name]['accuracy']:.1f}" for name in ("T", *STUDENTS, "ceiling")]
         cells.append(", ".join(f"{row[name]['seconds']:.0f}" for name in list(STUDENTS)[-2:]))
         lines.append(f"| {' | '.join(cells)} |")
-    done = {(row["data"], row["network"], row["target"]) for row in rows}
-    networks = dict.fromkeys((data, network) for data, network, _ in done)
-    missing = [
-        f"{data}, {network}, {t:g}x" for data, network in networks for t in TARGETS if (data, network, t) not in done
-    ]
-    lines += ["", f"Not run: {'; '.join(missing)}."] if missing else []
+    lines += list_missing(rows, dict.fromkeys((row["data"], row["network"]) for row in rows), TARGETS)
     return "\n".join([*lines, "", f"Command: `{COMMAND}`"]) + "\n"
 
 
 def main() -> int:
     """Measure networks that are not measured yet, and write the page."""
-    parser = argparse.ArgumentParser(description="Settings of students of networks with batch norm.")
-    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="default: 8 4")
-    parser.add_argument("--only", default="", help="only networks whose name begins like this")
-    options = parser.parse_args()
     stored = StoredRows("presets", COMMAND, SEED)
-    measure_cases(stored, measure, options.targets, options.only)
-    stored.finish(render)
-    return 0
+    return run_study(stored, "Settings of students of networks with batch norm.", TARGETS, measure, render)
 
 
 if __name__ == "__main__":
