@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from kegnet_pl.networks.hooks import FORWARD_HOOKS, find_calls, foreign_hooks
@@ -91,11 +92,14 @@ def move(network: Module, *place: Any, **options: Any) -> Module:
 
 
 def to_float32(network: Module) -> Module:
-    """Convert the real floating-point weights and buffers of a network to float32, and return it.
+    """Convert the weights and buffers of a network to float32, complex ones to complex64, and return it.
 
-    ``network.to(torch.float32)`` would also discard the imaginary parts of complex weights.
+    ``network.to(torch.float32)`` would discard the imaginary parts of complex weights.
     """
     network.float()
+    for value in (*network.parameters(), *network.buffers()):
+        if value.is_complex():
+            value.data = value.data.to(torch.complex64)
     return network
 
 

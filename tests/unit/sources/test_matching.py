@@ -165,6 +165,10 @@ def test_complex_weights_keep_their_imaginary_parts() -> None:
     network, x = _Complex().eval(), NormalNoise((2, 24)).sample(64, 0)
     assert divergence(network, match_statistics(x, network)) < 0.6 * divergence(network, x)
     assert to_float32(copy_network(network).double()).spectrum.imag.all()
+    double = copy_network(network).double()
+    double.spectrum.data = double.spectrum.data.to(torch.complex128)
+    assert torch.equal(to_float32(copy_network(double))(x), network(x))
+    assert torch.equal(match_statistics(x, double), match_statistics(x, network))
 
 
 def test_the_batch_depends_on_the_shape_alone(monkeypatch: pytest.MonkeyPatch) -> None:
