@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,11 @@ class RunContext:
     def progress(self, title: str) -> StageProgress:
         """Return the progress of a stage, with its number among the stages of the run."""
         return StageProgress(self.label(title), self.console, self.terminal)
+
+    def warn(self, sentences: Iterable[str]) -> None:
+        """Print warnings."""
+        for sentence in sentences:
+            self.console.print(f"Warning: {sentence}", soft_wrap=True)
 
     def label(self, title: str) -> str:
         """Return the title of a stage with its number, such as ``[3/6] generators``."""

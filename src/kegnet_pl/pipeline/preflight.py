@@ -154,8 +154,7 @@ def check_inputs(context: RunContext, teacher: nn.Module, *, generators: bool) -
     test = None if context.data is None else context.data.splits.get("test")
     if is_image and data.value_range is None and mean is not None and std is not None and test is not None:
         sentences += explain_pixels(test.x, mean, std)
-    for sentence in sentences:
-        context.console.print(f"Warning: {sentence}", soft_wrap=True)
+    context.warn(sentences)
     if context.settings.teacher.is_given and is_image and data.value_range is None and mean is None:
         context.console.print(
             "data.mean and data.std are not set, so procedural images have mean 0 and standard deviation 1 in each "

@@ -143,8 +143,7 @@ def _say_accuracy(context: RunContext, teacher: Stage) -> None:
         return
     accuracy = found.metrics["test/accuracy"]
     context.console.print(f"{context.label('teacher')}: accuracy {100 * accuracy:.2f} % ({found.metrics['test_set']})")
-    for sentence in warn_of_teacher(accuracy, context.classes):
-        context.console.print(f"Warning: {sentence}", soft_wrap=True)
+    context.warn(warn_of_teacher(accuracy, context.classes))
 
 
 def find_objective(row: Row, objective: str) -> float | tuple[float, ...] | None:

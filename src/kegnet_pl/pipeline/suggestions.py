@@ -134,10 +134,10 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
                 f"myconf/experiment/NAME.yaml, and run: python -m kegnet_pl --config-dir myconf experiment=NAME"
             )
     overrides = [text for text in arguments if re.match(r"[\w.@/]+=", text) and not text.startswith("hydra.")]
-    unreadable = [override for override in overrides if not _is_readable(override)]
+    unreadable = [override for override in overrides if _parse(override) is None]
     for override in unreadable:
         key, _, value = override.partition("=")
-        if value.startswith("(") and _is_readable(f"{key}=[{value[1:-1]}]"):
+        if value.startswith("(") and _parse(f"{key}=[{value[1:-1]}]") is not None:
             yield f"Hydra writes a list in square brackets. Use {shlex.quote(f'{key}=[{value[1:-1]}]')}."
             continue
         yield (
@@ -145,7 +145,7 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
             f"\"{key}='{value}'\""
         )
     overrides = [override for override in overrides if override not in unreadable]
-    several = [override for override in overrides if _has_several(override)]
+    several = [override for override in overrides if _parse(override).is_sweep_override()]
     lists = [override for override in several if re.match(r"data\.(input_shape|mean|std)=", override)]
     for override in lists:
         key, _, value = override.partition("=")
@@ -186,23 +186,15 @@ def suggest(arguments: Sequence[str]) -> Iterator[str]:
             yield hint
 
 
-def _is_readable(override: str) -> bool:
-    """Return True if Hydra's grammar accepts an override."""
+def _parse(override: str) -> Any:
+    """Return the ``Override`` of Hydra, None if its grammar does not accept the text."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        OverridesParser.create().parse_override(override)
+        return OverridesParser.create().parse_override(override)
     except HydraException:
-        return False
-    return True
-
-
-def _has_several(override: str) -> bool:
-    """Return True if an override that Hydra accepts has several values, for a sweep."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create().parse_override(override).is_sweep_override()
+        return None
 
 
 def _finds_optuna() -> bool:

@@ -26,7 +26,7 @@ def warn_before_training(settings: RunSettings, compression: Stage) -> list[str]
     if agreement is None or not warn_of_compression(settings, compression):
         return []
     return [
-        f"Warning: the compressed network gives the teacher's class to only {agreement:.0%} of held-out samples before "
+        f"The compressed network gives the teacher's class to only {agreement:.0%} of held-out samples before "
         f"training. Training does not always recover the loss. A lower compression.target loses less."
     ]
 

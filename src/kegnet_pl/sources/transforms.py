@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kegnet_pl.networks import norm_layers
+from kegnet_pl.networks.batch_norm import stored_norms
 from kegnet_pl.networks.execution import chunk_size, eval_mode
 from kegnet_pl.networks.hooks import LayerRecorder
 from kegnet_pl.runtime.distributed import concatenate
@@ -77,8 +77,8 @@ def _distances_and_logits(x: Tensor, teacher: nn.Module) -> tuple[Tensor, Tensor
     """Return the distance of each sample from the stored statistics ``(N,)``, and the logits, on the CPU."""
     stored = {
         name: (layer.running_mean, layer.running_var + layer.eps)
-        for name, layer in norm_layers(teacher).items()
-        if layer.running_mean is not None and layer.running_var is not None
+        for name, layer in stored_norms(teacher).items()
+        if layer.running_mean is not None and layer.running_var is not None  # for the type
     }
 
     def distance(name: str, inputs: Tensor) -> Tensor:

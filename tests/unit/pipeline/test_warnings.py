@@ -140,7 +140,7 @@ def test_the_warning_about_t_is_left_out_where_the_student_recovered() -> None:
     pruned, good = SETTINGS.model_copy(update={"compression": compression}), _stage("compression", agreement=0.84)
     assert warn_of_compression(pruned, good) == [] != warn_of_compression(SETTINGS, good), "its level is 80 %"
     (line,) = warn_before_training(SETTINGS, stage)
-    assert line.startswith("Warning: the compressed network gives the teacher's class to only 50% of held-out samples")
+    assert line.startswith("The compressed network gives the teacher's class to only 50% of held-out samples")
     assert warn_before_training(SETTINGS, _stage("compression", agreement=0.95)) == []
     assert warn_before_training(SETTINGS, _stage("compression")) == [], "the teacher gives one class"
     assert is_worse(_agreement(0.95), None, None) is False and is_worse(_agreement(0.5), None, None) is True

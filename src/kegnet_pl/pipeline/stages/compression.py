@@ -62,8 +62,7 @@ def compression_stage(context: RunContext, teacher: Stage) -> Stage:
         line = describe_comparison(found["method"], found["compared"], found.get("held_out", 0))
         context.console.print(line, soft_wrap=True)
     if context.settings.sources:
-        for sentence in warn_before_training(context.settings, stage):
-            context.console.print(sentence, soft_wrap=True)
+        context.warn(warn_before_training(context.settings, stage))
     return stage
 
 
